@@ -1,0 +1,51 @@
+//! What the proxy is to do to connections now.
+
+use std::time::Duration;
+
+use super::Direction;
+
+/// One of the two directions of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    ToServer,
+    ToClient,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Fault {
+    #[default]
+    None,
+    BlackHole,
+    Delay(Duration),
+}
+
+impl Fault {
+    pub(super) fn delay(self) -> Duration {
+        if let Self::Delay(by) = self { by } else { Duration::ZERO }
+    }
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Plan {
+    pub(super) cut: bool,
+    to_server: Fault,
+    to_client: Fault,
+}
+
+impl Plan {
+    pub(super) fn fault(&self, way: Way) -> Fault {
+        match way {
+            Way::ToServer => self.to_server,
+            Way::ToClient => self.to_client,
+        }
+    }
+
+    pub(super) fn set(&mut self, direction: Direction, fault: Fault) {
+        if direction != Direction::ToClient {
+            self.to_server = fault;
+        }
+        if direction != Direction::ToServer {
+            self.to_client = fault;
+        }
+    }
+}

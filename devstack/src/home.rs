@@ -1,0 +1,38 @@
+//! The directory of a server: named by the caller and kept, or our own and removed with the server.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf, absolute};
+
+use nix::sys::signal::Signal;
+
+use crate::Error;
+use crate::watchdog::Watchdog;
+
+/// A directory and the watchdog that removes it, if it is to be removed.
+pub(crate) struct Home {
+    pub(crate) dir: PathBuf,
+    /// The signal by which the server is stopped at the end, by us or by the watchdog.
+    pub(crate) farewell: Signal,
+    pub(crate) watchdog: Watchdog,
+}
+
+impl Home {
+    /// `dir`, which is created when missing and kept.
+    pub(crate) fn kept(dir: &Path, farewell: Signal) -> Result<Self, Error> {
+        let dir = absolute(dir).map_err(Error::io(format!("find {}", dir.display())))?;
+        fs::create_dir_all(&dir).map_err(Error::io(format!("create {}", dir.display())))?;
+        Ok(Self { watchdog: Watchdog::start(farewell, None)?, farewell, dir })
+    }
+
+    /// A new directory in `parent`, gone when the watchdog ends.
+    pub(crate) fn temporary(parent: &Path, farewell: Signal) -> Result<Self, Error> {
+        let guard = tempfile::Builder::new()
+            .prefix("devstack-")
+            .permissions(Permissions::from_mode(0o755))
+            .tempdir_in(parent)
+            .map_err(Error::io(format!("create a directory in {}", parent.display())))?;
+        let watchdog = Watchdog::start(farewell, Some(guard.path()))?;
+        Ok(Self { dir: guard.keep(), farewell, watchdog })
+    }
+}

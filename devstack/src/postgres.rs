@@ -1,0 +1,183 @@
+//! A private PostgreSQL.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use nix::sys::signal::Signal;
+
+use crate::Error;
+use crate::home::Home;
+use crate::ports;
+use crate::process::{Process, gated};
+
+mod install;
+mod template;
+
+use install::Install;
+
+/// How to start a [`Postgres`].
+#[derive(Debug, Clone)]
+pub struct PostgresOptions {
+    /// Where the data and the log live. `None`: a temporary directory that goes with the server. `Some`: kept, and its data used again.
+    pub dir: Option<PathBuf>,
+    /// Whether commits survive a power cut. Without it, commits do not wait for the disk: much faster, and a killed server still loses
+    /// at most the commits of the last moments.
+    pub durable: bool,
+    /// Too low: a test with many nodes cannot connect. Too high: each one costs memory.
+    pub max_connections: u32,
+}
+
+impl Default for PostgresOptions {
+    fn default() -> Self {
+        Self { dir: None, durable: false, max_connections: 200 }
+    }
+}
+
+/// A PostgreSQL server with a superuser `hotshelf`, no password, and a database `hotshelf`.
+///
+/// `pg_stat_statements` is preloaded where it is installed; `CREATE EXTENSION pg_stat_statements` makes its view.
+pub struct Postgres {
+    process: Process,
+    install: Install,
+    options: PostgresOptions,
+    port: u16,
+}
+
+impl Postgres {
+    /// Starts a server on a free port and waits until it takes connections.
+    pub fn start(options: PostgresOptions) -> Result<Self, Error> {
+        let install = Install::find()?;
+        // A kept directory deserves a checkpoint; a temporary one only has to go quickly.
+        let home = match &options.dir {
+            Some(dir) => Home::kept(dir, Signal::SIGINT)?,
+            None => Home::temporary(&install.temporary_parent()?, Signal::SIGQUIT)?,
+        };
+        install.check_reach(&home.dir)?;
+        let mut server =
+            Self { process: Process::new("postgres", home), install, options, port: 0 };
+        server.prepare_data()?;
+        server.launch_on_a_free_port()?;
+        Ok(server)
+    }
+
+    /// The address of the database `hotshelf`.
+    #[must_use]
+    pub fn url(&self) -> String {
+        self.url_of(template::DATABASE)
+    }
+
+    /// The address of another database on this server.
+    #[must_use]
+    pub fn url_of(&self, database: &str) -> String {
+        format!("postgres://{}@127.0.0.1:{}/{database}", template::SUPERUSER, self.port)
+    }
+
+    /// The port on 127.0.0.1; the same for the whole life of this value.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The postmaster's pid, or `None` when the server does not run.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.process.pid()
+    }
+
+    /// The directory with the data and `postgres.log`.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        self.process.dir()
+    }
+
+    /// Freezes the postmaster and every backend: connections stay open and nothing answers.
+    pub fn pause(&self) {
+        self.process.pause();
+    }
+
+    /// Ends a [`pause`](Self::pause).
+    pub fn resume(&self) {
+        self.process.resume();
+    }
+
+    /// A fast shutdown: connections are closed, then a checkpoint is written.
+    pub fn stop(&self) {
+        self.process.end(Signal::SIGINT);
+    }
+
+    /// SIGKILL for the postmaster and every backend, as if the machine had stopped.
+    pub fn kill(&self) {
+        self.process.kill();
+    }
+
+    /// Starts a stopped or killed server on the same port and data. Does nothing when it runs.
+    pub fn start_again(&self) -> Result<(), Error> {
+        if self.pid().is_some() { Ok(()) } else { self.launch() }
+    }
+
+    fn launch_on_a_free_port(&mut self) -> Result<(), Error> {
+        for _ in 1..ports::START_ATTEMPTS {
+            self.port = ports::free()?;
+            match self.launch() {
+                Err(error) if error.is_port_taken() => {}
+                outcome => return outcome,
+            }
+        }
+        self.port = ports::free()?;
+        self.launch()
+    }
+
+    fn launch(&self) -> Result<(), Error> {
+        let data = self.data();
+        self.process.launch(self.command(), |pid| is_ready(&data, pid))
+    }
+
+    fn command(&self) -> Command {
+        let mut command = gated(&self.install.program("postgres"));
+        self.install.run_as_owner(&mut command);
+        command.arg("-D").arg(self.data());
+        for setting in self.settings() {
+            command.arg("-c").arg(setting);
+        }
+        command
+    }
+
+    fn settings(&self) -> Vec<String> {
+        let mut settings = vec![
+            "listen_addresses=127.0.0.1".to_owned(),
+            format!("port={}", self.port),
+            // A socket's path is 107 bytes at most, and temporary directories can be deep.
+            "unix_socket_directories=".to_owned(),
+            format!("max_connections={}", self.options.max_connections),
+        ];
+        if !self.options.durable {
+            settings.extend(
+                ["fsync=off", "synchronous_commit=off", "full_page_writes=off"].map(str::to_owned),
+            );
+        }
+        settings
+    }
+
+    fn prepare_data(&self) -> Result<(), Error> {
+        if self.data().join("PG_VERSION").exists() {
+            return Ok(());
+        }
+        template::copy_to(&self.data(), &self.install)?;
+        if self.options.durable { template::sync(&self.data(), &self.install) } else { Ok(()) }
+    }
+
+    fn data(&self) -> PathBuf {
+        self.process.dir().join("data")
+    }
+}
+
+/// The postmaster writes its state into its pid file, as `pg_ctl` reads it. A connection would prove less: somebody else's server may have
+/// taken the port.
+fn is_ready(data: &Path, pid: u32) -> bool {
+    let Ok(pid_file) = fs::read_to_string(data.join("postmaster.pid")) else { return false };
+    let mut lines = pid_file.lines();
+    let is_ours = lines.next().is_some_and(|line| line.trim() == pid.to_string());
+    const STATUS_AFTER_PID: usize = 6;
+    is_ours && lines.nth(STATUS_AFTER_PID).is_some_and(|line| line.trim() == "ready")
+}

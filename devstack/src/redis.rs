@@ -1,0 +1,173 @@
+//! A private Redis.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use nix::sys::signal::Signal;
+
+use crate::Error;
+use crate::home::Home;
+use crate::ports;
+use crate::process::{Process, gated};
+
+mod cluster;
+mod install;
+mod resp;
+
+pub use cluster::{ClusterOptions, RedisCluster};
+
+/// How to start a [`Redis`].
+#[derive(Debug, Clone, Default)]
+pub struct RedisOptions {
+    /// Where the data and the log live. `None`: a temporary directory that goes with the server.
+    pub dir: Option<PathBuf>,
+    /// Whether data outlives the server, in an append-only file. Without it Redis is empty at each start.
+    pub persist: bool,
+    /// More of redis.conf, for instance `("maxmemory", "64mb")`.
+    pub settings: Vec<(String, String)>,
+}
+
+/// What a Redis is to the others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Takes writes.
+    Master,
+    /// Follows a master.
+    Replica,
+}
+
+/// A Redis server: on its own, or a node of a [`RedisCluster`].
+pub struct Redis {
+    process: Process,
+    program: PathBuf,
+    options: RedisOptions,
+    port: u16,
+}
+
+impl Redis {
+    /// Starts a server on a free port and waits until it answers.
+    pub fn start(options: RedisOptions) -> Result<Self, Error> {
+        Self::start_on(options, ports::free)
+    }
+
+    fn start_on(
+        options: RedisOptions,
+        choose_port: fn() -> Result<u16, Error>,
+    ) -> Result<Self, Error> {
+        let program = install::find()?;
+        let farewell = if options.persist { Signal::SIGTERM } else { Signal::SIGKILL };
+        let home = match &options.dir {
+            Some(dir) => Home::kept(dir, farewell)?,
+            None => Home::temporary(&std::env::temp_dir(), farewell)?,
+        };
+        let mut server = Self { process: Process::new("redis", home), program, options, port: 0 };
+        server.launch_on_a_free_port(choose_port)?;
+        Ok(server)
+    }
+
+    /// The address, `redis://127.0.0.1:PORT`.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// The port on 127.0.0.1; the same for the whole life of this value.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The pid, or `None` when the server does not run.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.process.pid()
+    }
+
+    /// The directory with the data and `redis.log`.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        self.process.dir()
+    }
+
+    /// Runs one command on a connection of its own and gives the reply as text: an array's elements on a line each, nothing as `(nil)`.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] for an error reply; [`Error::Io`] when there is no answer within five seconds.
+    pub fn command(&self, words: &[&str]) -> Result<String, Error> {
+        resp::command(self.port, words)
+    }
+
+    /// What this server says it is.
+    pub fn role(&self) -> Result<Role, Error> {
+        let reply = self.command(&["ROLE"])?;
+        Ok(if reply.starts_with("master") { Role::Master } else { Role::Replica })
+    }
+
+    /// Freezes the server: connections stay open and nothing answers.
+    pub fn pause(&self) {
+        self.process.pause();
+    }
+
+    /// Ends a [`pause`](Self::pause).
+    pub fn resume(&self) {
+        self.process.resume();
+    }
+
+    /// Asks the server to end, and waits for it.
+    pub fn stop(&self) {
+        self.process.end(Signal::SIGTERM);
+    }
+
+    /// SIGKILL.
+    pub fn kill(&self) {
+        self.process.kill();
+    }
+
+    /// Starts a stopped or killed server on the same port: empty, unless it persists. Does nothing when it runs.
+    pub fn start_again(&self) -> Result<(), Error> {
+        if self.pid().is_some() { Ok(()) } else { self.launch() }
+    }
+
+    fn launch_on_a_free_port(
+        &mut self,
+        choose_port: fn() -> Result<u16, Error>,
+    ) -> Result<(), Error> {
+        for _ in 1..ports::START_ATTEMPTS {
+            self.port = choose_port()?;
+            match self.launch() {
+                Err(error) if error.is_port_taken() => {}
+                outcome => return outcome,
+            }
+        }
+        self.port = choose_port()?;
+        self.launch()
+    }
+
+    fn launch(&self) -> Result<(), Error> {
+        self.process.launch(self.arguments(), |pid| self.answers_as(pid))
+    }
+
+    fn arguments(&self) -> Command {
+        let mut command = gated(&self.program);
+        command.args(["--bind", "127.0.0.1", "--port", &self.port.to_string()]);
+        command.arg("--dir").arg(self.process.dir());
+        command.args([
+            "--save",
+            "",
+            "--appendonly",
+            if self.options.persist { "yes" } else { "no" },
+        ]);
+        for (name, value) in &self.options.settings {
+            command.arg(format!("--{name}")).arg(value);
+        }
+        command
+    }
+
+    /// Asks for the pid, because somebody else's Redis may have taken the port; and whether it has read its data, because until then it answers
+    /// other commands with an error.
+    fn answers_as(&self, pid: u32) -> bool {
+        let process = format!("\r\nprocess_id:{pid}\r\n");
+        self.command(&["INFO"])
+            .is_ok_and(|info| info.contains(&process) && info.contains("\r\nloading:0\r\n"))
+    }
+}

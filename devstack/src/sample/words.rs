@@ -1,0 +1,78 @@
+//! What the products are made of.
+
+pub(super) const MATERIALS: [&str; 16] = [
+    "Walnut",
+    "Oak",
+    "Birch",
+    "Bamboo",
+    "Linen",
+    "Wool",
+    "Cotton",
+    "Leather",
+    "Brass",
+    "Steel",
+    "Copper",
+    "Stoneware",
+    "Glass",
+    "Marble",
+    "Rattan",
+    "Felt",
+];
+
+pub(super) const ITEMS: [&str; 24] = [
+    "desk lamp",
+    "floor lamp",
+    "coffee table",
+    "bookshelf",
+    "armchair",
+    "bar stool",
+    "picture frame",
+    "wall clock",
+    "serving tray",
+    "cutting board",
+    "fruit bowl",
+    "teapot",
+    "mug",
+    "carafe",
+    "throw blanket",
+    "cushion",
+    "rug",
+    "laundry basket",
+    "plant pot",
+    "candle holder",
+    "coat rack",
+    "mirror",
+    "pen holder",
+    "storage box",
+];
+
+pub(super) const EDITIONS: [&str; 8] = [
+    "set of 2",
+    "set of 4",
+    "left-handed",
+    "second edition",
+    "natural finish",
+    "the \"Fjord\" series",
+    "12\" model",
+    "large",
+];
+
+/// About 140 bytes each. Some have commas or quotes, which a reader of CSV has to get right.
+pub(super) const SENTENCES: [&str; 16] = [
+    "Made by hand in a small workshop from a single piece of carefully dried material, so that no two of them ever look exactly alike.",
+    "The surface is sealed with three thin coats of plant oil, which keeps out water, wine and coffee, and can be renewed at home in minutes.",
+    "Our customers call it \"the one thing we would take along\", and we have not found a reason to disagree with them in all these years.",
+    "It ships flat in a recycled box together with the only tool that is needed, and two people put it together in a quarter of an hour.",
+    "Light enough to be carried around the house with one hand, yet heavy enough to stay where it is when the cat has other plans for it.",
+    "The proportions follow a Danish design from 1958 that was found in the estate of a retired teacher, redrawn for the rooms of today.",
+    "Wipe it with a damp cloth, let it dry in the shade, and it will look as good in ten years as it does on the day it leaves our shop.",
+    "Every part that can wear out is held by a screw instead of glue, can be ordered on its own, and is kept in stock for twenty years.",
+    "A quiet piece for people who like to look twice: the joints are invisible from the front and a pleasure to find from behind.",
+    "Please allow for small differences in colour and grain between the pictures and what arrives; they are what makes it yours.",
+    "Tested for 40,000 cycles by an independent laboratory, which is about six times a day for the next eighteen years and a bit.",
+    "The inner rim is 2\" wide and softly rounded, so that it feels good in the hand and leaves no mark on the table underneath it.",
+    "Goes well with the rest of the series, and even better with the odd thing that you brought home from a flea market long ago.",
+    "The raw material comes from a forest less than eighty kilometres away, where two trees are planted for each one that is cut.",
+    "Returns are free for one hundred days, no questions asked, and whatever comes back is repaired and sold at a reduced price.",
+    "Designed with the help of people who do not see well: the edges have contrast, and each control can be told apart by touch.",
+];

@@ -1,0 +1,165 @@
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::pg::Connection;
+use crate::{eventually, refuses};
+
+/// A devstack that runs, and is killed when the test is over.
+struct Devstack {
+    child: Child,
+    output: BufReader<ChildStdout>,
+}
+
+impl Devstack {
+    fn start(arguments: &[&str]) -> Self {
+        Self::spawn(command(arguments))
+    }
+
+    fn spawn(mut command: Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let output = BufReader::new(child.stdout.take().unwrap());
+        Self { child, output }
+    }
+
+    fn read_line(&mut self) -> String {
+        let mut line = String::new();
+        self.output.read_line(&mut line).unwrap();
+        line
+    }
+
+    /// From two lines like `export REDIS_URL='redis://127.0.0.1:10007'`.
+    fn read_ports(&mut self) -> [u16; 2] {
+        [(); 2].map(|()| {
+            let line = self.read_line();
+            let (_, after) = line.split_once("127.0.0.1:").unwrap();
+            let digits: String = after.chars().take_while(char::is_ascii_digit).collect();
+            digits.parse().unwrap()
+        })
+    }
+
+    fn send(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id().cast_signed()), signal).unwrap();
+    }
+
+    fn wait(&mut self) -> ExitStatus {
+        let mut status = None;
+        eventually("devstack ends", || {
+            status = self.child.try_wait().unwrap();
+            status.is_some()
+        });
+        status.unwrap()
+    }
+}
+
+impl Drop for Devstack {
+    fn drop(&mut self) {
+        // It has ended already, unless the test failed.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn command(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_devstack"));
+    command.args(arguments).stdin(Stdio::null());
+    command
+}
+
+/// Gone, or a zombie where nobody reaps orphans, as in a container without an init.
+fn is_gone(pid: &str) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| stat.contains(") Z "))
+}
+
+#[test]
+fn a_sigkilled_parent_takes_its_servers_and_their_directories_along() {
+    let scratch = tempfile::Builder::new().permissions(crate::readable()).tempdir().unwrap();
+    let mut up = command(&["up"]);
+    up.env("TMPDIR", scratch.path());
+    let mut up = Devstack::spawn(up);
+    let ports = up.read_ports();
+    assert!(!ports.into_iter().any(refuses));
+    // The worst case for a server that has to go: frozen, with a client.
+    let mut client = Connection::open(ports[0], "hotshelf").unwrap();
+    let backend = client.query("SELECT pg_backend_pid()").unwrap();
+    let postmaster = client.query("SELECT pg_read_file('postmaster.pid')").unwrap();
+    let processes = [postmaster.lines().next().unwrap(), &backend];
+    for pid in processes {
+        kill(Pid::from_raw(pid.parse().unwrap()), Signal::SIGSTOP).unwrap();
+    }
+    up.send(Signal::SIGKILL);
+    up.wait();
+    eventually("the ports refuse", || ports.into_iter().all(refuses));
+    eventually("the directories are gone", || scratch.path().read_dir().unwrap().next().is_none());
+    eventually("the processes are gone", || processes.into_iter().all(is_gone));
+}
+
+#[test]
+fn up_ends_on_sigterm() {
+    let mut up = Devstack::start(&["up"]);
+    let ports = up.read_ports();
+    up.send(Signal::SIGTERM);
+    assert!(up.wait().success());
+    assert!(ports.into_iter().all(refuses));
+}
+
+#[test]
+fn exec_gives_the_command_its_servers_and_ends_as_it_ends() {
+    let script = r#"echo "$DATABASE_URL"; echo "$REDIS_URL"; exit 7"#;
+    let mut exec = Devstack::start(&["exec", "--", "sh", "-c", script]);
+    let ports = exec.read_ports();
+    assert_eq!(exec.wait().code(), Some(7));
+    assert!(ports.into_iter().all(refuses));
+}
+
+#[test]
+fn exec_keeps_the_servers_until_an_interrupted_command_has_ended() {
+    // The command hears of the signal once, and still finds its Redis afterwards.
+    let script = r#"
+        trap 'count=$((count + 1))' INT
+        echo ready
+        until [ "$count" ]; do sleep 0.05; done
+        sleep 0.2
+        exec 3<>"/dev/tcp/127.0.0.1/${REDIS_URL##*:}" && echo "heard $count, Redis is there"
+        exit 42"#;
+    let mut exec = Devstack::start(&["exec", "--", "bash", "-c", script]);
+    assert_eq!(exec.read_line(), "ready\n");
+    exec.send(Signal::SIGINT);
+    assert_eq!(exec.read_line(), "heard 1, Redis is there\n");
+    assert_eq!(exec.wait().code(), Some(42));
+}
+
+#[test]
+fn a_second_signal_kills_a_stubborn_command() {
+    let script = "trap '' TERM; echo ready; while :; do sleep 0.05; done";
+    let mut exec = Devstack::start(&["exec", "--", "sh", "-c", script]);
+    assert_eq!(exec.read_line(), "ready\n");
+    let killed = 128 + Signal::SIGKILL as i32;
+    eventually("the command was killed", || {
+        // Again and again, because two signals in a row can become one.
+        exec.send(Signal::SIGTERM);
+        exec.child.try_wait().unwrap().is_some_and(|status| status.code() == Some(killed))
+    });
+}
+
+#[test]
+fn a_command_that_is_not_there_is_127() {
+    let output = command(&["exec", "--", "/no/such/command"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(127));
+    assert!(String::from_utf8(output.stderr).unwrap().starts_with("devstack: /no/such/command: "));
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_failure() {
+    let mut sample = command(&["sample-products", "--count", "100000"]);
+    sample.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = sample.spawn().unwrap();
+    let mut output = child.stdout.take().unwrap();
+    output.read_exact(&mut [0; 100]).unwrap();
+    drop(output);
+    let ended = child.wait_with_output().unwrap();
+    assert!(ended.status.success());
+    assert!(ended.stderr.is_empty());
+}
