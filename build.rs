@@ -1,0 +1,70 @@
+//! Compiles the protos with protox, so that nobody needs protoc.
+
+#![expect(
+    clippy::disallowed_methods,
+    reason = "cargo speaks to build scripts through the environment"
+)]
+
+use std::error::Error;
+use std::path::PathBuf;
+
+use tonic_build::manual::{Builder, Method, Service};
+
+const PROTO: &str = "hotshelf/v1/product_service.proto";
+
+fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo:rerun-if-changed=proto");
+    // sqlx::migrate! embeds the files but cannot tell cargo that one was added.
+    println!("cargo:rerun-if-changed=migrations");
+
+    let mut compiler = protox::Compiler::new(["proto"])?;
+    compiler.include_imports(true).include_source_info(true).open_files([PROTO])?;
+    let out = PathBuf::from(std::env::var("OUT_DIR")?);
+    std::fs::write(out.join("descriptors.bin"), compiler.encode_file_descriptor_set())?;
+
+    tonic_prost_build::configure()
+        .build_server(false)
+        .build_transport(false)
+        .compile_well_known_types(false)
+        .compile_fds(compiler.file_descriptor_set())?;
+    Builder::new().build_client(false).compile(&[product_service()]);
+    Ok(())
+}
+
+/// The server side, by hand: answers that carry products are bytes that were encoded when the product
+/// was loaded, so their methods have a codec of ours.
+fn product_service() -> Service {
+    let unary = |name: &str, route: &str, stored: bool| {
+        let message = |suffix: &str| format!("crate::proto::{route}{suffix}");
+        let (output, codec) = match stored {
+            true => ("crate::rpc::codec::Stored".to_owned(), "crate::rpc::codec::StoredCodec"),
+            false => ("crate::proto::Empty".to_owned(), "tonic_prost::ProstCodec"),
+        };
+        Method::builder()
+            .name(name)
+            .route_name(route)
+            .input_type(message("Request"))
+            .output_type(output)
+            .codec_path(codec)
+            .build()
+    };
+    let stream_hot_keys = Method::builder()
+        .name("stream_hot_keys")
+        .route_name("StreamHotKeys")
+        .input_type("crate::proto::StreamHotKeysRequest")
+        .output_type("crate::proto::StreamHotKeysResponse")
+        .codec_path("tonic_prost::ProstCodec")
+        .server_streaming()
+        .build();
+    Service::builder()
+        .name("ProductService")
+        .package("hotshelf.v1")
+        .comment("Serves products: see `proto/hotshelf/v1/product_service.proto`.")
+        .method(unary("get_product", "GetProduct", true))
+        .method(unary("batch_get_products", "BatchGetProducts", true))
+        .method(unary("update_product", "UpdateProduct", true))
+        .method(unary("create_product", "CreateProduct", true))
+        .method(unary("delete_product", "DeleteProduct", false))
+        .method(stream_hot_keys)
+        .build()
+}

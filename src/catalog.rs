@@ -1,0 +1,438 @@
+//! Reading and writing products: where every decision of both paths is made.
+//!
+//! A read goes memory, Redis, Postgres (`load.rs`); of many readers of one product one loads
+//! (`flight.rs`). A write goes to Postgres, and once it is committed nothing can turn it into a failure.
+
+mod flight;
+mod load;
+mod refresh;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+
+use crate::drain::Drain;
+use crate::entry::{Entry, Freshness, Ttl};
+use crate::hot_cache::HotCache;
+use crate::hot_keys::{HotKey, HotKeys, two_deviations};
+use crate::metrics::{Lookup, Metrics, ServedBy};
+use crate::pause::{PausePoints, Point};
+use crate::postgres::{self, Postgres};
+use crate::product::{NewProduct, Patch, Product, ProductId, Version};
+use crate::redis::{Publish, Redis};
+use flight::{Flights, Seat};
+use load::Patience;
+use refresh::RefreshQueue;
+
+/// A caller who asks for more than the flight it joined can promise boards the next one, this often.
+const MAX_FLIGHTS: usize = 16;
+
+/// How long things are kept and waited for.
+#[derive(Clone, Copy, Debug)]
+pub struct CatalogOptions {
+    /// After this long a cached product is refreshed in the background.
+    pub soft_ttl: Duration,
+    /// For this long past its soft TTL a cached product may still be served.
+    pub stale_if_error: Duration,
+    /// How long the absence of a product is cached.
+    pub tombstone_ttl: Duration,
+    /// How long to wait for another instance's load before asking Postgres without its lease.
+    pub lease_wait: Duration,
+    /// How often the fleet's hottest products are looked at, to refresh them ahead of their soft TTL.
+    pub refresh_interval: Duration,
+    /// How many of them are kept warm.
+    pub refresh_keys: usize,
+}
+
+impl CatalogOptions {
+    /// Jittered by a tenth, so that what was loaded together does not expire together.
+    fn product_ttl(&self) -> Ttl {
+        let soft = self.soft_ttl.mul_f64(rand::random_range(0.9..1.1));
+        Ttl { soft, hard: soft + self.stale_if_error }
+    }
+
+    fn tombstone_ttl(&self) -> Ttl {
+        let ttl = self.tombstone_ttl.mul_f64(rand::random_range(0.9..1.0));
+        Ttl { soft: ttl, hard: ttl }
+    }
+}
+
+/// The parts that a catalogue is made of.
+#[derive(Debug)]
+pub struct Parts {
+    /// The hot tier.
+    pub hot: Arc<HotCache>,
+    /// What is read most.
+    pub hot_keys: Arc<HotKeys>,
+    /// The Redis tier.
+    pub redis: Arc<Redis>,
+    /// The truth.
+    pub postgres: Arc<Postgres>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// The life of this instance.
+    pub drain: Drain,
+    /// Where tests may hold it.
+    pub pauses: PausePoints,
+}
+
+/// The products, read through three tiers.
+#[derive(Debug)]
+pub struct Catalog {
+    hot: Arc<HotCache>,
+    hot_keys: Arc<HotKeys>,
+    redis: Arc<Redis>,
+    postgres: Arc<Postgres>,
+    metrics: Arc<Metrics>,
+    drain: Drain,
+    pauses: PausePoints,
+    flights: Arc<Flights>,
+    refresh_queue: RefreshQueue,
+    options: CatalogOptions,
+}
+
+/// What a load brought.
+#[derive(Clone, Debug)]
+struct Loaded {
+    entry: Entry,
+    from: ServedBy,
+}
+
+/// The answer to a read.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// The product, or the knowledge that there is none.
+    pub entry: Entry,
+    /// The tier that gave it.
+    pub from: ServedBy,
+    /// Whether it is past its time.
+    pub stale: bool,
+}
+
+/// Why a read or a write failed. There is no variant for Redis, which is never the caller's error.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    /// No such product.
+    #[error("no such product")]
+    NotFound,
+    /// The product has another version than the caller expected.
+    #[error("the product is at version {current}")]
+    VersionMismatch {
+        /// The version it has.
+        current: Version,
+    },
+    /// Postgres itself has not reached the version that the caller asks for.
+    #[error("the product is only at version {current}")]
+    VersionNotReached {
+        /// The version it has.
+        current: Version,
+    },
+    /// Postgres cannot be reached, and nothing cached may be served.
+    #[error("the database is not available: {0}")]
+    Unavailable(String),
+    /// This instance asks as much of Postgres as it may already.
+    #[error("the database budget is exhausted")]
+    OverBudget,
+    /// The connection broke during a write, which may have been committed.
+    #[error("the outcome of the write is unknown: {0}")]
+    OutcomeUnknown(String),
+    /// A fault of ours.
+    #[error("internal: {0}")]
+    Internal(String),
+}
+
+impl From<postgres::Error> for Error {
+    fn from(error: postgres::Error) -> Self {
+        match error {
+            postgres::Error::NotFound => Self::NotFound,
+            postgres::Error::VersionMismatch { current } => Self::VersionMismatch { current },
+            postgres::Error::Unavailable(why) => Self::Unavailable(why),
+            postgres::Error::OverBudget => Self::OverBudget,
+            postgres::Error::OutcomeUnknown(why) => Self::OutcomeUnknown(why),
+            postgres::Error::Unexpected(why) => Self::Internal(why),
+        }
+    }
+}
+
+impl Catalog {
+    /// A catalogue of these parts, its refreshers at work.
+    #[must_use]
+    pub fn start(parts: Parts, options: CatalogOptions) -> Arc<Self> {
+        let Parts { hot, hot_keys, redis, postgres, metrics, drain, pauses } = parts;
+        let (refresh_queue, requests) = RefreshQueue::new(Arc::clone(&metrics));
+        let flights = Flights::new();
+        let catalog = Arc::new(Self {
+            hot,
+            hot_keys,
+            redis,
+            postgres,
+            metrics,
+            drain,
+            pauses,
+            flights,
+            refresh_queue,
+            options,
+        });
+        catalog.start_refreshing(requests);
+        catalog
+    }
+
+    /// Reads one product.
+    ///
+    /// # Errors
+    /// [`Error::VersionNotReached`], [`Error::Unavailable`], [`Error::OverBudget`]. A product that does not
+    /// exist is an answer: a tombstone.
+    pub async fn get(
+        self: &Arc<Self>,
+        id: ProductId,
+        freshness: Freshness,
+    ) -> Result<Answer, Error> {
+        self.hot_keys.record(id);
+        if let Some(answer) = self.get_hot(id, &freshness) {
+            return Ok(answer);
+        }
+        let mut joined = self.join(&[id], freshness);
+        let seat = joined.pop().expect("one seat for each id");
+        self.arrive(id, seat, freshness).await
+    }
+
+    /// Reads several products, one answer for each, in the order of `ids`, which must not repeat.
+    ///
+    /// # Errors
+    /// As those of [`get`](Self::get): one product that cannot be read fails them all.
+    pub async fn get_many(
+        self: &Arc<Self>,
+        ids: &[ProductId],
+        freshness: Freshness,
+    ) -> Result<Vec<Answer>, Error> {
+        let mut answers: Vec<Option<Answer>> = Vec::with_capacity(ids.len());
+        for id in ids {
+            self.hot_keys.record(*id);
+            answers.push(self.get_hot(*id, &freshness));
+        }
+        let missing: Vec<ProductId> = ids
+            .iter()
+            .zip(&answers)
+            .filter(|(_, answer)| answer.is_none())
+            .map(|(id, _)| *id)
+            .collect();
+        let seats = self.join(&missing, freshness);
+        let arrivals =
+            missing.iter().zip(seats).map(|(id, seat)| self.arrive(*id, seat, freshness));
+        let mut arrived = join_all(arrivals).await.into_iter();
+        answers
+            .into_iter()
+            .map(|answer| match answer {
+                Some(answer) => Ok(answer),
+                None => arrived.next().expect("one arrival for each missing id"),
+            })
+            .collect()
+    }
+
+    /// Changes a product.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::VersionMismatch`], [`Error::Unavailable`] when nothing was changed,
+    /// [`Error::OutcomeUnknown`] when it may have been.
+    pub async fn update(
+        self: &Arc<Self>,
+        id: ProductId,
+        patch: Patch,
+        expected: Option<Version>,
+    ) -> Result<Entry, Error> {
+        let catalog = Arc::clone(self);
+        self.detached(async move {
+            let known_at = Instant::now();
+            let product = catalog.postgres.update(id, &patch, expected).await?;
+            Ok(catalog.publish_product(&product, known_at).await)
+        })
+        .await
+    }
+
+    /// Creates a product.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] when nothing was changed, [`Error::OutcomeUnknown`] when it may have been.
+    pub async fn create(self: &Arc<Self>, product: NewProduct) -> Result<Entry, Error> {
+        let catalog = Arc::clone(self);
+        self.detached(async move {
+            let known_at = Instant::now();
+            let product = catalog.postgres.create(&product).await?;
+            Ok(catalog.publish_product(&product, known_at).await)
+        })
+        .await
+    }
+
+    /// Deletes a product.
+    ///
+    /// # Errors
+    /// As those of [`update`](Self::update).
+    pub async fn delete(
+        self: &Arc<Self>,
+        id: ProductId,
+        expected: Option<Version>,
+    ) -> Result<(), Error> {
+        let catalog = Arc::clone(self);
+        self.detached(async move {
+            let known_at = Instant::now();
+            let version = catalog.postgres.delete(id, expected).await?;
+            let tombstone = Entry::tombstone(version, known_at, catalog.options.tombstone_ttl());
+            catalog.publish(id, &tombstone).await;
+            Ok(())
+        })
+        .await
+    }
+
+    /// What this instance is asked for most.
+    #[must_use]
+    pub fn hot_keys(&self, limit: usize) -> Vec<HotKey> {
+        self.hot_keys.top(limit)
+    }
+
+    /// What the fleet is asked for most; nothing while Redis cannot be asked.
+    pub async fn fleet_hot_keys(&self, limit: usize) -> Vec<HotKey> {
+        let ranked = self.redis.ranking(limit).await.unwrap_or_default();
+        let window = self.redis.ranking_window().as_secs_f64();
+        let key = |(id, per_second): (ProductId, f64)| {
+            let error_bound = two_deviations(per_second * window) / window;
+            HotKey { id, per_second, error_bound }
+        };
+        ranked.into_iter().map(key).collect()
+    }
+
+    /// What memory may answer. Past the soft TTL it answers, and the refresher is told.
+    fn get_hot(&self, id: ProductId, freshness: &Freshness) -> Option<Answer> {
+        let now = Instant::now();
+        let Some(held) = self.hot.get(id) else {
+            self.metrics.lookups.inc(Lookup::HotMiss);
+            return None;
+        };
+        if !self.hot.serves(&held, freshness, now) {
+            self.metrics.lookups.inc(Lookup::HotStale);
+            return None;
+        }
+        self.metrics.lookups.inc(Lookup::HotHit);
+        Some(self.answer(id, held.entry.clone(), ServedBy::Hot, now))
+    }
+
+    fn answer(&self, id: ProductId, entry: Entry, from: ServedBy, now: Instant) -> Answer {
+        self.metrics.reads.inc(from);
+        let stale = entry.past_soft(now);
+        if stale {
+            self.refresh_queue.ask(id);
+        }
+        Answer { entry, from, stale }
+    }
+
+    /// Boards the flights of `ids`, and sends off those that nobody had begun.
+    fn join(self: &Arc<Self>, ids: &[ProductId], freshness: Freshness) -> Vec<Seat> {
+        let patience = match freshness {
+            Freshness::Cached => Patience::WaitForOthers,
+            Freshness::MinVersion { .. } | Freshness::KnownSince(_) => Patience::AskPostgres,
+        };
+        self.join_with(ids, freshness, patience)
+    }
+
+    fn join_with(
+        self: &Arc<Self>,
+        ids: &[ProductId],
+        freshness: Freshness,
+        patience: Patience,
+    ) -> Vec<Seat> {
+        let (mut seats, mut loads) = (Vec::with_capacity(ids.len()), Vec::new());
+        for id in ids {
+            let (seat, pilot) = self.flights.join(*id);
+            seats.push(seat);
+            match pilot {
+                Some(pilot) => loads.push(self.begin(pilot, freshness, patience)),
+                None => self.metrics.singleflight_joined.inc(()),
+            }
+        }
+        if !loads.is_empty() {
+            let catalog = Arc::clone(self);
+            // Detached: no caller's deadline bounds a load that others wait for.
+            drop(self.drain.spawn(async move { catalog.load(loads).await }));
+        }
+        seats
+    }
+
+    /// Waits for the landing, and boards again if what came is not fresh enough for this caller.
+    async fn arrive(
+        self: &Arc<Self>,
+        id: ProductId,
+        mut seat: Seat,
+        freshness: Freshness,
+    ) -> Result<Answer, Error> {
+        for _ in 0..MAX_FLIGHTS {
+            let loaded = match seat.landed().await {
+                Ok(loaded) => loaded,
+                Err(error) => return self.stale_or(id, freshness, &error),
+            };
+            if freshness.accepts(&loaded.entry) {
+                reached(&loaded.entry, &freshness)?;
+                return Ok(self.answer(id, loaded.entry, loaded.from, Instant::now()));
+            }
+            seat = self.join(&[id], freshness).pop().expect("one seat for each id");
+        }
+        Err(Error::Unavailable("every load in flight was older than this read asks for".to_owned()))
+    }
+
+    /// With Postgres down or at its limit, memory past its trust is better than nothing, if the caller did not
+    /// ask for more and it is within `stale_if_error`.
+    fn stale_or(
+        &self,
+        id: ProductId,
+        freshness: Freshness,
+        error: &Error,
+    ) -> Result<Answer, Error> {
+        let excusable = matches!(error, Error::Unavailable(_) | Error::OverBudget);
+        let held = self.hot.get(id).filter(|held| !held.entry.past_hard(Instant::now()));
+        match held {
+            Some(held) if excusable && freshness == Freshness::Cached => {
+                self.metrics.reads.inc(ServedBy::Hot);
+                self.metrics.served_stale.inc(());
+                Ok(Answer { entry: held.entry.clone(), from: ServedBy::Hot, stale: true })
+            }
+            _ => Err(error.clone()),
+        }
+    }
+
+    async fn publish_product(&self, product: &Product, known_at: Instant) -> Entry {
+        let entry = Entry::live(product, known_at, self.options.product_ttl());
+        self.publish(product.id, &entry).await;
+        entry
+    }
+
+    /// Makes a committed write known. Nothing here can fail it: what Redis did not take is counted there.
+    async fn publish(&self, id: ProductId, entry: &Entry) {
+        self.pauses.reach(Point::Committed).await;
+        self.hot.offer(id, entry.clone());
+        if self.redis.publish(id, entry, Publish::Written).await.is_err() {
+            tracing::warn!(%id, version = %entry.revision.version, "Redis did not take a committed write");
+        }
+    }
+
+    /// Runs a write to its end, whether or not its caller stays.
+    async fn detached<T: Send + 'static>(
+        &self,
+        write: impl Future<Output = Result<T, Error>> + Send + 'static,
+    ) -> Result<T, Error> {
+        let outcome = self.drain.spawn(write).await;
+        outcome
+            .unwrap_or_else(|panic| Err(Error::Internal(format!("a write ended early: {panic}"))))
+    }
+}
+
+/// What Postgres said after the caller asked is as new as it gets. If that is older than `min_version`, the
+/// caller has a version that was never committed here.
+fn reached(entry: &Entry, freshness: &Freshness) -> Result<(), Error> {
+    match *freshness {
+        Freshness::MinVersion { version, .. }
+            if !entry.revision.deleted && entry.revision.version < version =>
+        {
+            Err(Error::VersionNotReached { current: entry.revision.version })
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,249 @@
+//! One load: Redis, and on a miss, under a lease, Postgres. For one product and for a thousand it is the
+//! same code, and a product is landed as soon as it is known.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use futures_util::future::join_all;
+
+use super::flight::Pilot;
+use super::{Catalog, Error, Loaded};
+use crate::entry::{Entry, Freshness};
+use crate::hot_cache::LoadTicket;
+use crate::metrics::{LeaseOutcome, Lookup, ServedBy};
+use crate::pause::Point;
+use crate::product::{ProductId, Version};
+use crate::redis::{Filled, Lease, Publish};
+
+/// A load that comes back older than what was committed meanwhile is done again this often; then the answer
+/// is given, and not kept.
+const MAX_ROUNDS: usize = 3;
+
+/// What to do when another instance is loading the same product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Patience {
+    /// Wait for its fill.
+    WaitForOthers,
+    /// Ask Postgres all the same: what another began to load before may be too old for this caller.
+    AskPostgres,
+}
+
+/// A product on its way in.
+pub(super) struct Load {
+    pilot: Pilot,
+    ticket: LoadTicket,
+    freshness: Freshness,
+    patience: Patience,
+    /// The newest version that Redis was seen to hold.
+    seen: Version,
+}
+
+impl Catalog {
+    pub(super) fn begin(&self, pilot: Pilot, freshness: Freshness, patience: Patience) -> Load {
+        let ticket = self.hot.begin_load(pilot.id());
+        Load { pilot, ticket, freshness, patience, seen: Version::default() }
+    }
+
+    /// Lands every one of `loads`.
+    pub(super) async fn load(&self, loads: Vec<Load>) {
+        let Some(mut missing) = self.land_from_redis(loads).await else { return };
+        for _ in 0..MAX_ROUNDS {
+            if missing.is_empty() {
+                return;
+            }
+            missing = self.load_under_leases(missing).await;
+        }
+        self.load_without_lease(missing, None).await;
+    }
+
+    /// Lands what Redis holds fresh enough, and returns the rest. `None` when Redis is down: then
+    /// everything was landed from Postgres.
+    async fn land_from_redis(&self, loads: Vec<Load>) -> Option<Vec<Load>> {
+        let Ok(entries) = self.redis.get_many(&ids(&loads)).await else {
+            self.metrics.lookups.add(Lookup::RedisError, loads.len() as u64);
+            self.load_without_lease(loads, None).await;
+            return None;
+        };
+        let mut missing = Vec::new();
+        for (load, entry) in loads.into_iter().zip(entries) {
+            missing.extend(self.land_if_good(load, entry));
+        }
+        Some(missing)
+    }
+
+    /// Lands a load with what Redis holds, or returns it when that is not good enough.
+    fn land_if_good(&self, mut load: Load, entry: Option<Entry>) -> Option<Load> {
+        let Some(entry) = entry else {
+            self.metrics.lookups.inc(Lookup::RedisMiss);
+            return Some(load);
+        };
+        load.seen = load.seen.max(entry.revision.version);
+        let good = !entry.past_hard(Instant::now()) && load.freshness.accepts(&entry);
+        if !good || entry.revision < load.ticket.floor() {
+            self.metrics.lookups.inc(Lookup::RedisStale);
+            return Some(load);
+        }
+        let missed = self.land(load, entry, ServedBy::Redis);
+        self.metrics.lookups.inc(if missed.is_none() {
+            Lookup::RedisHit
+        } else {
+            Lookup::RedisStale
+        });
+        missed
+    }
+
+    /// Loads what we get the lease for, waits for what others load, and returns what has to be loaded again.
+    async fn load_under_leases(&self, loads: Vec<Load>) -> Vec<Load> {
+        let waiting_since = Instant::now();
+        let mut waiting = loads;
+        let mut again = Vec::new();
+        for attempt in 0.. {
+            let Ok(asked) = self.redis.try_leases(&ids(&waiting)).await else {
+                self.load_without_lease(waiting, None).await;
+                return again;
+            };
+            let (mut ours, mut leases, mut theirs) = (Vec::new(), Vec::new(), Vec::new());
+            for (load, asked) in waiting.into_iter().zip(asked) {
+                let lease = asked.lease;
+                match (self.land_if_good(load, asked.entry), lease) {
+                    (Some(load), Some(lease)) => {
+                        ours.push(load);
+                        leases.push(lease);
+                    }
+                    (Some(load), None) => theirs.push(load),
+                    (None, Some(lease)) => self.redis.release(&[lease]).await,
+                    (None, None) => {}
+                }
+            }
+            again.extend(self.load_and_fill(ours, leases).await);
+            let (patient, impatient) =
+                theirs.into_iter().partition(|load| load.patience == Patience::WaitForOthers);
+            waiting = patient;
+            self.load_without_lease(impatient, Some(Publish::Read)).await;
+            if waiting.is_empty() {
+                break;
+            }
+            if waiting_since.elapsed() >= self.options.lease_wait {
+                self.metrics.leases.add(LeaseOutcome::WaitedOut, waiting.len() as u64);
+                self.load_without_lease(waiting, Some(Publish::Read)).await;
+                break;
+            }
+            tokio::time::sleep(self.redis.poll_pause(attempt)).await;
+        }
+        again
+    }
+
+    /// Reads Postgres under leases, fills Redis, and returns what has to be loaded again.
+    async fn load_and_fill(&self, loads: Vec<Load>, leases: Vec<Lease>) -> Vec<Load> {
+        if loads.is_empty() {
+            return Vec::new();
+        }
+        let loaded = tokio::select! {
+            loaded = self.read_postgres(&loads) => loaded,
+            never = self.redis.keep_renewing(&leases) => match never {},
+        };
+        let entries = match loaded {
+            Ok(entries) => entries,
+            Err(error) => {
+                self.redis.release(&leases).await;
+                self.fail(loads, &error);
+                return Vec::new();
+            }
+        };
+        self.pauses.reach(Point::LoadedFromPostgres).await;
+        let fills = leases.iter().zip(&entries).map(|(lease, entry)| self.redis.fill(lease, entry));
+        let filled = join_all(fills).await;
+        self.pauses.reach(Point::FilledRedis).await;
+        let mut again = Vec::new();
+        for ((load, entry), filled) in loads.into_iter().zip(entries).zip(filled) {
+            again.extend(self.land_filled(load, entry, filled.ok()));
+        }
+        again
+    }
+
+    /// Lands what was loaded under a lease. If the lease was broken something was committed since, and
+    /// what was read may be old: then it is loaded again.
+    fn land_filled(&self, load: Load, entry: Entry, filled: Option<Filled>) -> Option<Load> {
+        match filled {
+            Some(Filled::Older(newer)) => self.land(load, newer, ServedBy::Redis),
+            Some(Filled::Lost(held)) => match held {
+                Some(newer) if newer.revision > entry.revision => {
+                    self.land(load, newer, ServedBy::Redis)
+                }
+                _ => Some(load),
+            },
+            // Redis did not answer: the load's floor is what protects memory.
+            Some(Filled::Stored) | None => self.land(load, entry, ServedBy::Postgres),
+        }
+    }
+
+    /// Reads Postgres without a lease and so without filling Redis; at most what is older there is replaced.
+    async fn load_without_lease(&self, loads: Vec<Load>, publish: Option<Publish>) {
+        if loads.is_empty() {
+            return;
+        }
+        let entries = match self.read_postgres(&loads).await {
+            Ok(entries) => entries,
+            Err(error) => return self.fail(loads, &error),
+        };
+        if let Some(why) = publish {
+            let publishes = loads.iter().zip(&entries);
+            let publishes =
+                publishes.map(|(load, entry)| self.redis.publish(load.pilot.id(), entry, why));
+            // What Redis did not take is counted there, and found again by the next load.
+            let _ = join_all(publishes).await;
+        }
+        for (load, entry) in loads.into_iter().zip(entries) {
+            let answer = entry.clone();
+            if let Some(load) = self.land(load, entry, ServedBy::Postgres) {
+                // It was current when it was asked for. Something newer is in memory, or will be.
+                load.pilot.land(Ok(Loaded { entry: answer, from: ServedBy::Postgres }));
+            }
+        }
+    }
+
+    /// Reads Postgres; one entry for each load, a tombstone for a product that is not there.
+    async fn read_postgres(&self, loads: &[Load]) -> Result<Vec<Entry>, Error> {
+        // A product that is gone was gone after every version that was heard of before the read.
+        let floors: Vec<Version> =
+            loads.iter().map(|load| load.ticket.floor().version.max(load.seen)).collect();
+        let loaded = self.postgres.load(&ids(loads)).await?;
+        let mut entries: Vec<Entry> = floors
+            .into_iter()
+            .map(|floor| Entry::tombstone(floor, loaded.known_at, self.options.tombstone_ttl()))
+            .collect();
+        let places: HashMap<_, _> =
+            loads.iter().enumerate().map(|(place, load)| (load.pilot.id(), place)).collect();
+        for product in loaded.products {
+            if let Some(place) = places.get(&product.id) {
+                entries[*place] =
+                    Entry::live(&product, loaded.known_at, self.options.product_ttl());
+            }
+        }
+        Ok(entries)
+    }
+
+    /// Keeps `entry` in memory and lands the load with the newest that memory holds, or returns the load
+    /// when something newer was committed since it began.
+    fn land(&self, load: Load, entry: Entry, from: ServedBy) -> Option<Load> {
+        match load.ticket.finish(entry) {
+            Ok(held) => {
+                load.pilot.land(Ok(Loaded { entry: held.entry.clone(), from }));
+                None
+            }
+            Err(_floor) => Some(load),
+        }
+    }
+
+    fn fail(&self, loads: Vec<Load>, error: &Error) {
+        let error = Arc::new(error.clone());
+        for load in loads {
+            load.pilot.land(Err(Arc::clone(&error)));
+        }
+    }
+}
+
+fn ids(loads: &[Load]) -> Vec<ProductId> {
+    loads.iter().map(|load| load.pilot.id()).collect()
+}

@@ -1,0 +1,157 @@
+//! Refreshing in the background: what a read found past its soft TTL, and ahead of it what the fleet reads
+//! most. Both are loads like any other, under the lease, so the fleet does each once.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+
+use super::load::Patience;
+use super::{Catalog, Error};
+use crate::entry::Freshness;
+use crate::metrics::{Metrics, RefreshRequest};
+use crate::product::ProductId;
+
+/// Refreshes that may wait. What does not fit is dropped: the next read of that product asks again.
+const QUEUE: usize = 1_024;
+/// Products that are loaded together.
+const BATCH: usize = 100;
+/// A hot product is refreshed once this part of its soft TTL has passed.
+const AHEAD: f64 = 0.8;
+/// With Redis or Postgres in trouble, the refresher waits this long between tries.
+const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(500);
+
+/// Where reads ask for a refresh.
+#[derive(Debug)]
+pub(super) struct RefreshQueue {
+    requests: mpsc::Sender<ProductId>,
+    metrics: Arc<Metrics>,
+}
+
+impl RefreshQueue {
+    pub(super) fn new(metrics: Arc<Metrics>) -> (Self, mpsc::Receiver<ProductId>) {
+        let (requests, receiver) = mpsc::channel(QUEUE);
+        (Self { requests, metrics }, receiver)
+    }
+
+    pub(super) fn ask(&self, id: ProductId) {
+        let outcome = match self.requests.try_send(id) {
+            Ok(()) => RefreshRequest::Queued,
+            Err(_) => RefreshRequest::Dropped,
+        };
+        self.metrics.refresh_requests.inc(outcome);
+    }
+}
+
+impl Catalog {
+    pub(super) fn start_refreshing(self: &Arc<Self>, requests: mpsc::Receiver<ProductId>) {
+        let catalog = Arc::clone(self);
+        self.drain.spawn_loop("refresh on request", async move {
+            catalog.refresh_on_request(requests).await
+        });
+        let catalog = Arc::clone(self);
+        self.drain.spawn_loop("refresh ahead", async move { catalog.refresh_ahead().await });
+    }
+
+    async fn refresh_on_request(
+        self: Arc<Self>,
+        mut requests: mpsc::Receiver<ProductId>,
+    ) -> Result<Infallible, &'static str> {
+        let mut ids = Vec::with_capacity(BATCH);
+        while requests.recv_many(&mut ids, BATCH).await > 0 {
+            ids.sort_unstable();
+            ids.dedup();
+            // Due when it was asked for; meanwhile another request or instance may have done it.
+            let due = |id: &ProductId| {
+                self.hot.get(*id).is_none_or(|held| held.entry.past_soft(Instant::now()))
+            };
+            ids.retain(due);
+            let since = Instant::now().checked_sub(self.options.soft_ttl);
+            if self.refresh(&ids, since).await.is_err() {
+                tokio::time::sleep(PAUSE_AFTER_FAILURE).await;
+            }
+            ids.clear();
+        }
+        Err("the queue was closed")
+    }
+
+    async fn refresh_ahead(self: Arc<Self>) -> Result<Infallible, Infallible> {
+        let mut tick = tokio::time::interval(self.options.refresh_interval);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            let counts = self.hot_keys.take_new_counts();
+            // Both are tried again at the next tick; failures are counted where they happen.
+            let _ = self.redis.add_to_ranking(&counts).await;
+            if let Ok(ranking) = self.redis.ranking(self.options.refresh_keys).await {
+                let hottest: Vec<ProductId> = ranking.into_iter().map(|(id, _)| id).collect();
+                self.keep_warm(&hottest).await;
+            }
+        }
+    }
+
+    /// Loads what memory lacks of the fleet's hottest products, at most `patience` long: for an instance
+    /// that starts.
+    pub async fn warm(self: &Arc<Self>, patience: Duration) {
+        let warming = async {
+            let ranking = self.redis.ranking(self.options.refresh_keys).await.unwrap_or_default();
+            let hottest: Vec<ProductId> = ranking.into_iter().map(|(id, _)| id).collect();
+            for batch in hottest.chunks(BATCH) {
+                // Whatever the caches may serve is warm enough to begin with.
+                self.settle(batch, Freshness::Cached).await?;
+            }
+            Ok::<usize, Error>(hottest.len())
+        };
+        match tokio::time::timeout(patience, warming).await {
+            Ok(Ok(products)) => tracing::info!(products, "warm"),
+            Ok(Err(error)) => tracing::warn!(%error, "starting without all hot products"),
+            Err(_) => tracing::warn!(?patience, "starting without all hot products: out of time"),
+        }
+    }
+
+    /// Brings the hottest products into memory, and refreshes those that are nearly due.
+    async fn keep_warm(self: &Arc<Self>, hottest: &[ProductId]) {
+        let now = Instant::now();
+        let nearly_due = self.options.soft_ttl.mul_f64(AHEAD);
+        let due: Vec<ProductId> = hottest
+            .iter()
+            .copied()
+            .filter(|id| {
+                let held = self.hot.get(*id);
+                held.is_none_or(|held| {
+                    now.saturating_duration_since(held.entry.known_at)
+                        > held.entry.ttl.soft.mul_f64(AHEAD)
+                })
+            })
+            .collect();
+        for batch in due.chunks(BATCH) {
+            if self.refresh(batch, now.checked_sub(nearly_due)).await.is_err() {
+                return;
+            }
+            self.metrics.refreshed.add((), batch.len() as u64);
+        }
+    }
+
+    /// Loads `ids` unless Redis has them from after `since`.
+    async fn refresh(
+        self: &Arc<Self>,
+        ids: &[ProductId],
+        since: Option<Instant>,
+    ) -> Result<(), Error> {
+        // Before the clock began everything is new enough.
+        let freshness = since.map_or(Freshness::Cached, Freshness::KnownSince);
+        self.settle(ids, freshness).await
+    }
+
+    async fn settle(
+        self: &Arc<Self>,
+        ids: &[ProductId],
+        freshness: Freshness,
+    ) -> Result<(), Error> {
+        for seat in self.join_with(ids, freshness, Patience::WaitForOthers) {
+            seat.landed().await.map_err(|error| (*error).clone())?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,370 @@
+//! Every knob, and the only reader of the environment. Each part gets its own options, never the whole.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::builder::BoolishValueParser;
+use clap::{Args, Parser, Subcommand};
+use humantime::parse_duration;
+
+use crate::catalog::CatalogOptions;
+use crate::hot_cache::HotCacheOptions;
+use crate::postgres::PostgresOptions;
+use crate::redis::RedisOptions;
+use crate::rpc::{EdgeOptions, RpcOptions};
+
+/// A gRPC product catalogue that is read through memory, Redis and PostgreSQL.
+///
+/// Every option can also be given in the environment, or in a file named .env in the working directory.
+/// Durations are written like 250ms, 5s, 1m 30s.
+#[derive(Debug, Parser)]
+#[command(name = "hotshelf", version, max_term_width = 100)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// The options of `serve`, which is what happens without a command.
+    #[command(flatten)]
+    pub serve: ServeArgs,
+}
+
+/// What the program can do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serves products. This is what happens without a command.
+    Serve(Box<ServeArgs>),
+    /// Brings the database schema up to date, and ends. `serve` does so too, when it starts.
+    Migrate(DatabaseArgs),
+    /// Imports products from a CSV file in one transaction: all of them, or none.
+    ///
+    /// The file begins with a line that names its columns: name and price, and optionally id, currency
+    /// (USD if it is left out) and description, in any order. A product whose id exists is changed to what
+    /// the file says; one that is the same already is left alone.
+    Import(ImportArgs),
+}
+
+/// Where PostgreSQL is.
+#[derive(Args, Clone, Debug)]
+pub struct DatabaseArgs {
+    /// PostgreSQL, the truth: postgres://USER:PASSWORD@HOST:PORT/DATABASE.
+    ///
+    /// Must be the primary: a lagging replica would fill the caches with old versions.
+    #[arg(long, env, hide_env_values = true, value_name = "URL")]
+    #[arg(default_value = "postgres://hotshelf:hotshelf@localhost:5432/hotshelf")]
+    pub database_url: String,
+}
+
+/// The options of `import`.
+#[derive(Args, Clone, Debug)]
+pub struct ImportArgs {
+    /// Where to.
+    #[command(flatten)]
+    pub database: DatabaseArgs,
+    /// The file; - reads standard input.
+    pub file: PathBuf,
+    /// Leaves bad rows out and says which, instead of importing nothing.
+    #[arg(long)]
+    pub skip_bad: bool,
+    /// Does nothing when there are products already.
+    #[arg(long)]
+    pub if_empty: bool,
+}
+
+/// The options of `serve`.
+#[derive(Args, Clone, Debug)]
+pub struct ServeArgs {
+    /// Where PostgreSQL is.
+    #[command(flatten)]
+    pub database: DatabaseArgs,
+    /// Connections, limits and deadlines of PostgreSQL.
+    #[command(flatten, next_help_heading = "PostgreSQL")]
+    pub postgres: PostgresArgs,
+    /// Redis.
+    #[command(flatten, next_help_heading = "Redis")]
+    pub redis: RedisArgs,
+    /// What is kept, and for how long.
+    #[command(flatten, next_help_heading = "Caching")]
+    pub caching: CachingArgs,
+    /// The gRPC port.
+    #[command(flatten, next_help_heading = "Serving")]
+    pub serving: ServingArgs,
+}
+
+/// Connections, limits and deadlines of PostgreSQL.
+#[derive(Args, Clone, Debug)]
+pub struct PostgresArgs {
+    /// Connections of this instance.
+    ///
+    /// Too high: many instances exhaust max_connections. Too low: writes wait for reads.
+    #[arg(long, env, default_value_t = 10, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub database_connections: u32,
+    /// How long to wait for a free connection.
+    ///
+    /// Too high: callers pile up behind a slow database. Too low: short bursts are refused.
+    #[arg(long, env, default_value = "500ms", value_name = "DURATION", value_parser = parse_duration)]
+    pub database_acquire_timeout: Duration,
+    /// How long a statement may take; the server ends it then.
+    ///
+    /// Too high: a hung statement holds its connection. Too low: a busy database fails writes.
+    #[arg(long, env, default_value = "2s", value_name = "DURATION", value_parser = parse_duration)]
+    pub database_statement_timeout: Duration,
+    /// Loads for the caches that may run at once; leave some connections to writes.
+    #[arg(long, env, default_value_t = 8, value_name = "N", value_parser = at_least_one)]
+    pub database_loads: usize,
+    /// Loads that may wait for their turn; more are refused with RESOURCE_EXHAUSTED.
+    ///
+    /// Too high: overload becomes timeouts. Too low: a cold start is refused needlessly.
+    #[arg(long, env, default_value_t = 256, value_name = "N")]
+    pub database_queued_loads: usize,
+    /// How long `serve` waits for PostgreSQL when it starts, alive and not ready, before it gives up.
+    #[arg(long, env, default_value = "30s", value_name = "DURATION", value_parser = parse_duration)]
+    pub startup_timeout: Duration,
+}
+
+/// Redis.
+#[derive(Args, Clone, Debug)]
+pub struct RedisArgs {
+    /// Redis: redis://USER:PASSWORD@HOST:PORT/DB, rediss:// for TLS, or
+    /// redis-cluster://HOST:PORT?node=HOST:PORT&node=HOST:PORT.
+    #[arg(
+        long,
+        env,
+        hide_env_values = true,
+        default_value = "redis://localhost:6379",
+        value_name = "URL"
+    )]
+    pub redis_url: String,
+    /// Treats REDIS_URL as a node of a Redis Cluster, whatever its scheme.
+    #[arg(long, env, default_value_t = false, num_args = 0..=1, default_missing_value = "true")]
+    #[arg(value_name = "BOOL", value_parser = BoolishValueParser::new())]
+    pub redis_cluster: bool,
+    /// The first part of every key, so that several catalogues can share one Redis.
+    #[arg(long, env, default_value = "hotshelf", value_name = "NAME", value_parser = namespace)]
+    pub redis_namespace: String,
+    /// Connections to Redis, or to each node of a cluster; each is pipelined.
+    #[arg(long, env, default_value_t = 4, value_name = "N", value_parser = at_least_one)]
+    pub redis_connections: usize,
+    /// How long a command may take before the read goes on without Redis.
+    ///
+    /// Too high: a frozen Redis slows every miss. Too low: a busy one sends needless load to PostgreSQL.
+    #[arg(long, env, default_value = "100ms", value_name = "DURATION", value_parser = parse_duration)]
+    pub redis_timeout: Duration,
+    /// How long the lease of an instance that died in the middle of a load keeps others from loading.
+    ///
+    /// It is renewed while the load runs. Too high: readers wait longer after a crash. Too low: an
+    /// instance that pauses loses its lease, and the load is done twice.
+    #[arg(long, env, default_value = "2s", value_name = "DURATION", value_parser = parse_duration)]
+    pub lease_ttl: Duration,
+    /// How long to wait for another instance's load before asking PostgreSQL without the lease.
+    ///
+    /// Should be above the lease TTL, so that a dead holder's lease is taken over instead.
+    #[arg(long, env, default_value = "3s", value_name = "DURATION", value_parser = parse_duration)]
+    pub lease_wait: Duration,
+}
+
+/// What is kept, and for how long.
+#[derive(Args, Clone, Debug)]
+pub struct CachingArgs {
+    /// Products that are kept in this process' memory.
+    ///
+    /// Too high: memory; each costs its encoded size and some 250 bytes. Too low: more reads go to Redis.
+    #[arg(long, env, default_value_t = 100_000, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub hot_capacity: u64,
+    /// For how long memory is trusted before it is compared with Redis again.
+    ///
+    /// Too high: changes made through other instances are seen later. Too low: more reads go to Redis.
+    #[arg(long, env, default_value = "5s", value_name = "DURATION", value_parser = parse_duration)]
+    pub max_staleness: Duration,
+    /// After this long a cached product is loaded again in the background, and served meanwhile.
+    ///
+    /// Too high: what no write made known is seen later. Too low: more load on PostgreSQL.
+    #[arg(long, env, default_value = "1m", value_name = "DURATION", value_parser = parse_duration)]
+    pub soft_ttl: Duration,
+    /// For how long past its soft TTL a cached product may be served, marked stale, when it cannot be
+    /// loaded again.
+    ///
+    /// Too high: memory of Redis. Too low: an outage of PostgreSQL is felt sooner.
+    #[arg(long, env, default_value = "1h", value_name = "DURATION", value_parser = parse_duration)]
+    pub stale_if_error: Duration,
+    /// How long the absence of a product is cached.
+    #[arg(long, env, default_value = "30s", value_name = "DURATION", value_parser = parse_duration)]
+    pub tombstone_ttl: Duration,
+    /// How often the fleet's ranking of hot products is updated, and the hottest refreshed ahead of time.
+    #[arg(long, env, default_value = "1s", value_name = "DURATION", value_parser = parse_duration)]
+    pub refresh_interval: Duration,
+    /// How many of the fleet's hottest products are kept warm; 0 for none.
+    #[arg(long, env, default_value_t = 100, value_name = "N", value_parser = clap::value_parser!(u16).range(0..=1000))]
+    pub refresh_keys: u16,
+    /// How long an instance that starts may take to load the fleet's hottest products before it reports
+    /// that it is ready.
+    #[arg(long, env, default_value = "5s", value_name = "DURATION", value_parser = parse_duration)]
+    pub warm_timeout: Duration,
+}
+
+/// The ports.
+#[derive(Args, Clone, Debug)]
+pub struct ServingArgs {
+    /// Where gRPC is served.
+    #[arg(long, env, default_value = "0.0.0.0:50051", value_name = "ADDRESS")]
+    pub grpc_addr: SocketAddr,
+    /// Where /metrics, /livez and /readyz are served.
+    #[arg(long, env, default_value = "0.0.0.0:9464", value_name = "ADDRESS")]
+    pub admin_addr: SocketAddr,
+    /// Connections at once; more are closed as they come. Leave file descriptors for Redis and PostgreSQL.
+    #[arg(long, env, default_value_t = 10_000, value_name = "N", value_parser = at_least_one)]
+    pub max_connections: usize,
+    /// Calls at once on one connection (HTTP/2 SETTINGS_MAX_CONCURRENT_STREAMS).
+    #[arg(long, env, default_value_t = 1_024, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_streams_per_connection: u32,
+    /// Unary calls at once; more are refused with RESOURCE_EXHAUSTED.
+    ///
+    /// Too high: overload becomes latency and memory. Too low: bursts are refused needlessly.
+    #[arg(long, env, default_value_t = 10_000, value_name = "N", value_parser = at_least_one)]
+    pub max_calls: usize,
+    /// The longest that a unary call may take, whatever the caller allows.
+    #[arg(long, env, default_value = "10s", value_name = "DURATION", value_parser = parse_duration)]
+    pub max_call_time: Duration,
+    /// Largest request in bytes; larger ones are refused. A product is at most about 70 kB.
+    #[arg(long, env, default_value_t = 262_144, value_name = "BYTES", value_parser = at_least_one)]
+    pub max_request_bytes: usize,
+    /// Streams of hot keys at once; more are refused.
+    #[arg(long, env, default_value_t = 100, value_name = "N")]
+    pub max_watchers: usize,
+    /// After this long without a sign of life a peer is pinged.
+    #[arg(long, env, default_value = "30s", value_name = "DURATION", value_parser = parse_duration)]
+    pub keepalive_interval: Duration,
+    /// A peer that does not answer a ping for this long is gone.
+    #[arg(long, env, default_value = "20s", value_name = "DURATION", value_parser = parse_duration)]
+    pub keepalive_timeout: Duration,
+    /// On SIGTERM, how long to report NOT_SERVING and serve on, so that load balancers notice.
+    #[arg(long, env, default_value = "0s", value_name = "DURATION", value_parser = parse_duration)]
+    pub drain_delay: Duration,
+    /// After that, how long calls in flight may take to finish.
+    #[arg(long, env, default_value = "20s", value_name = "DURATION", value_parser = parse_duration)]
+    pub drain_grace: Duration,
+}
+
+impl ServeArgs {
+    /// The options of Postgres.
+    #[must_use]
+    pub fn postgres(&self) -> PostgresOptions {
+        PostgresOptions {
+            url: self.database.database_url.clone(),
+            connections: self.postgres.database_connections,
+            acquire_timeout: self.postgres.database_acquire_timeout,
+            statement_timeout: self.postgres.database_statement_timeout,
+            loads: self.postgres.database_loads,
+            queued_loads: self.postgres.database_queued_loads,
+        }
+    }
+
+    /// The options of Redis.
+    #[must_use]
+    pub fn redis(&self) -> RedisOptions {
+        RedisOptions {
+            url: self.redis.redis_url.clone(),
+            cluster: self.redis.redis_cluster,
+            namespace: self.redis.redis_namespace.clone(),
+            connections: self.redis.redis_connections,
+            command_timeout: self.redis.redis_timeout,
+            lease_ttl: self.redis.lease_ttl,
+        }
+    }
+
+    /// The options of the hot tier.
+    #[must_use]
+    pub fn hot_cache(&self) -> HotCacheOptions {
+        HotCacheOptions { capacity: self.caching.hot_capacity, trust: self.caching.max_staleness }
+    }
+
+    /// The options of the catalogue.
+    #[must_use]
+    pub fn catalog(&self) -> CatalogOptions {
+        CatalogOptions {
+            soft_ttl: self.caching.soft_ttl,
+            stale_if_error: self.caching.stale_if_error,
+            tombstone_ttl: self.caching.tombstone_ttl,
+            lease_wait: self.redis.lease_wait,
+            refresh_interval: self.caching.refresh_interval,
+            refresh_keys: self.caching.refresh_keys.into(),
+        }
+    }
+
+    /// The options of the edge.
+    #[must_use]
+    pub fn rpc(&self) -> RpcOptions {
+        let serving = &self.serving;
+        RpcOptions {
+            edge: EdgeOptions {
+                max_connections: serving.max_connections,
+                max_streams: serving.max_streams_per_connection,
+                keepalive_interval: serving.keepalive_interval,
+                keepalive_timeout: serving.keepalive_timeout,
+            },
+            max_calls: serving.max_calls,
+            max_call_time: serving.max_call_time,
+            max_request_bytes: serving.max_request_bytes,
+            max_watchers: serving.max_watchers,
+        }
+    }
+}
+
+impl DatabaseArgs {
+    /// Options for one command that does one thing after the other.
+    #[must_use]
+    pub fn one_connection(&self) -> PostgresOptions {
+        PostgresOptions {
+            url: self.database_url.clone(),
+            connections: 1,
+            acquire_timeout: Duration::from_secs(10),
+            statement_timeout: Duration::ZERO,
+            loads: 1,
+            queued_loads: 0,
+        }
+    }
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("must be 1 or more".to_owned()),
+        Ok(number) => Ok(number),
+        Err(error) => Err(format!("{error}")),
+    }
+}
+
+/// Braces would move the hash tag of a cluster's keys.
+fn namespace(text: &str) -> Result<String, String> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte);
+    if text.is_empty() || !text.bytes().all(plain) {
+        return Err("use letters, digits, '-', '_', '.' and ':'".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn serve_is_what_happens_without_a_command() {
+        let cli = Cli::try_parse_from(["hotshelf", "--soft-ttl", "7s"]).expect("valid");
+        assert!(cli.command.is_none());
+        assert_eq!(cli.serve.caching.soft_ttl, Duration::from_secs(7));
+    }
+
+    #[test]
+    fn every_knob_says_what_it_is_for() {
+        let command = Cli::command();
+        for argument in command.get_arguments() {
+            assert!(argument.get_help().is_some(), "{} has no help", argument.get_id());
+        }
+    }
+}

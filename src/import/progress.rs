@@ -1,0 +1,88 @@
+//! What somebody at a terminal sees of an import, and the bad rows for everybody.
+
+use std::io::{self, Write};
+use std::time::{Duration, Instant};
+
+use indicatif::{HumanCount, ProgressBar, ProgressStyle};
+
+/// Bad rows that are printed; the others are only counted.
+const PRINTED: u64 = 20;
+/// Rows between two looks at the clock.
+const STRIDE: u64 = 1024;
+
+/// A progress bar on standard error, which shows only on a terminal.
+pub(super) struct Progress {
+    bar: ProgressBar,
+    started: Instant,
+    rows: u64,
+    left_out: u64,
+}
+
+impl Progress {
+    /// Of a file with `size` bytes.
+    pub(super) fn start(size: Option<u64>) -> Self {
+        let bar = match size {
+            Some(size) => ProgressBar::new(size)
+                .with_style(style("{wide_bar} {percent:>3}%  {msg}  {eta} left")),
+            None => ProgressBar::new_spinner().with_style(style("{spinner} {bytes}  {msg}")),
+        };
+        Self { bar, started: Instant::now(), rows: 0, left_out: 0 }
+    }
+
+    /// A row was read, and `bytes` of the file so far.
+    pub(super) fn row(&mut self, bytes: u64) {
+        self.rows += 1;
+        if self.rows.is_multiple_of(STRIDE) {
+            let rate = per_second(self.rows, self.elapsed());
+            self.bar.set_message(format!("{} rows, {rate}/s", HumanCount(self.rows)));
+            self.bar.set_position(bytes);
+        }
+    }
+
+    /// A bad row was left out.
+    pub(super) fn left_out(&mut self, why: &str) {
+        self.left_out += 1;
+        if self.left_out <= PRINTED {
+            self.print(&format!("hotshelf: left out: {why}"));
+        } else if self.left_out == PRINTED + 1 {
+            self.print("hotshelf: more bad rows are left out, and only counted");
+        }
+    }
+
+    /// All rows were read, and Postgres is at work.
+    pub(super) fn merging(&self) {
+        let good = HumanCount(self.rows - self.left_out);
+        self.bar.set_style(style("{spinner} {msg}  {elapsed}"));
+        self.bar.set_message(format!("writing {good} rows to products"));
+        self.bar.enable_steady_tick(Duration::from_millis(100));
+    }
+
+    /// Rows that were read, bad ones included.
+    pub(super) fn rows(&self) -> u64 {
+        self.rows
+    }
+
+    /// Bad rows that were left out.
+    pub(super) fn rows_left_out(&self) -> u64 {
+        self.left_out
+    }
+
+    /// How long it takes already.
+    pub(super) fn elapsed(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    fn print(&self, line: &str) {
+        // Whoever closed standard error does not want to know, and the import goes on.
+        self.bar.suspend(|| writeln!(io::stderr(), "{line}").ok());
+    }
+}
+
+/// A rate for people.
+pub(super) fn per_second(rows: u64, elapsed: Duration) -> HumanCount {
+    HumanCount((rows as f64 / elapsed.as_secs_f64().max(0.001)).round() as u64)
+}
+
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).expect("the templates above are valid")
+}

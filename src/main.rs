@@ -1,0 +1,119 @@
+//! The program: reads the configuration, starts, waits for a signal, drains.
+
+use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
+
+use clap::Parser;
+use hotshelf::app::App;
+use hotshelf::config::{Cli, Command, DatabaseArgs, ImportArgs, ServeArgs};
+use hotshelf::import;
+use hotshelf::metrics::Metrics;
+use hotshelf::postgres::{self, Postgres};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(line) => {
+            // Nobody is left to tell when standard error is gone.
+            let _ = writeln!(std::io::stderr(), "hotshelf: {line}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<(), String> {
+    match dotenvy::dotenv() {
+        Err(error) if !error.not_found() => return Err(format!(".env cannot be read: {error}")),
+        _ => {}
+    }
+    let Cli { command, serve: without_command } = Cli::parse();
+    let filter = EnvFilter::builder()
+        .with_default_directive(tracing::Level::INFO.into())
+        .from_env()
+        .map_err(|error| {
+            format!("RUST_LOG cannot be read: {error}; use a level such as info or hotshelf=debug")
+        })?;
+    let terminal = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(terminal)
+        .with_writer(std::io::stderr)
+        .init();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| format!("the runtime cannot be started: {error}"))?;
+    runtime.block_on(async {
+        match command {
+            None => serve(&without_command).await,
+            Some(Command::Serve(args)) => serve(&args).await,
+            Some(Command::Migrate(args)) => migrate(&args).await,
+            Some(Command::Import(args)) => import(&args).await,
+        }
+    })
+}
+
+async fn serve(args: &ServeArgs) -> Result<(), String> {
+    let mut terminate = listen(SignalKind::terminate())?;
+    let mut interrupt = listen(SignalKind::interrupt())?;
+    let mut stop = async || {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    let app = tokio::select! {
+        app = App::start(args) => app.map_err(|error| error.to_string())?,
+        () = stop() => return Ok(()),
+    };
+    stop().await;
+    tracing::info!("draining");
+    tokio::select! {
+        in_time = app.stop() => tracing::info!(in_time, "stopped"),
+        () = stop() => tracing::warn!("stopped at once by a second signal"),
+    }
+    Ok(())
+}
+
+async fn migrate(args: &DatabaseArgs) -> Result<(), String> {
+    let postgres = connect(args).await?;
+    postgres.close().await;
+    say("the schema is up to date");
+    Ok(())
+}
+
+async fn import(args: &ImportArgs) -> Result<(), String> {
+    let postgres = connect(&args.database).await?;
+    if args.if_empty && postgres.has_products().await.map_err(|error| error.to_string())? {
+        say("there are products already; nothing was imported");
+        return Ok(());
+    }
+    let options = import::ImportOptions { file: args.file.clone(), skip_bad: args.skip_bad };
+    let summary = import::run(&postgres, &options).await.map_err(|error| error.to_string())?;
+    postgres.close().await;
+    say(&summary.to_string());
+    Ok(())
+}
+
+/// A connection for one command, to a schema that is up to date.
+async fn connect(args: &DatabaseArgs) -> Result<Postgres, String> {
+    let postgres = Postgres::new(&args.one_connection(), Metrics::new())?;
+    match postgres.migrate().await {
+        Ok(()) => Ok(postgres),
+        Err(postgres::Error::Unavailable(why)) => Err(format!(
+            "PostgreSQL cannot be reached ({why}); check DATABASE_URL, and that the server runs"
+        )),
+        Err(error) => Err(format!("DATABASE_URL: {error}")),
+    }
+}
+
+fn listen(kind: SignalKind) -> Result<tokio::signal::unix::Signal, String> {
+    signal(kind).map_err(|error| format!("signals cannot be received: {error}"))
+}
+
+fn say(line: &str) {
+    // Nobody is left to tell when standard error is gone.
+    let _ = writeln!(std::io::stderr(), "hotshelf: {line}");
+}

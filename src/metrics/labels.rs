@@ -1,0 +1,200 @@
+//! The label values of every metric: closed sets, so that nobody can make one up from outside.
+
+/// A closed set of label values.
+pub(super) trait LabelSet: Copy + 'static {
+    /// The names of the labels.
+    const LABELS: &'static [&'static str];
+    /// Every member, in the order of `index`.
+    const ALL: &'static [Self];
+    /// The place in `ALL`.
+    fn index(self) -> usize;
+    /// The values, in the order of `LABELS`.
+    fn values(self) -> Vec<&'static str>;
+}
+
+/// Declares an enum whose members carry label values.
+macro_rules! label_set {
+    ($(#[$doc:meta])* $name:ident { $($label:literal),* } [$($(#[$member_doc:meta])* $member:ident = [$($value:literal),*],)+]) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum $name { $($(#[$member_doc])* $member,)+ }
+
+        impl LabelSet for $name {
+            const LABELS: &'static [&'static str] = &[$($label),*];
+            const ALL: &'static [Self] = &[$(Self::$member),+];
+
+            fn index(self) -> usize {
+                self as usize
+            }
+
+            fn values(self) -> Vec<&'static str> {
+                match self { $(Self::$member => vec![$($value),*],)+ }
+            }
+        }
+    };
+}
+
+label_set! {
+    /// What asking a cache tier came to.
+    Lookup { "tier", "result" } [
+        /// Memory served it.
+        HotHit = ["hot", "hit"],
+        /// Memory did not hold it.
+        HotMiss = ["hot", "miss"],
+        /// Memory held it, but not fresh enough for this read.
+        HotStale = ["hot", "stale"],
+        /// Redis served it.
+        RedisHit = ["redis", "hit"],
+        /// Redis did not hold it.
+        RedisMiss = ["redis", "miss"],
+        /// Redis held it, but not fresh enough for this read.
+        RedisStale = ["redis", "stale"],
+        /// Redis did not answer, or with bytes that cannot be read.
+        RedisError = ["redis", "error"],
+    ]
+}
+
+label_set! {
+    /// Where a read's answer came from.
+    ServedBy { "served_by" } [
+        /// This process' memory.
+        Hot = ["hot"],
+        /// Redis.
+        Redis = ["redis"],
+        /// Postgres.
+        Postgres = ["postgres"],
+    ]
+}
+
+label_set! {
+    /// What became of asking for a lease, or of holding one.
+    LeaseOutcome { "outcome" } [
+        /// It was taken, and the load is ours.
+        Acquired = ["acquired"],
+        /// Another instance holds it: we wait for its fill.
+        Held = ["held"],
+        /// It was broken or had expired when the load came to fill.
+        Lost = ["lost"],
+        /// Its holder took longer than we wait: read without it.
+        WaitedOut = ["waited_out"],
+    ]
+}
+
+label_set! {
+    /// Why a fill was not kept.
+    FillRejection { "tier", "reason" } [
+        /// Redis held something newer.
+        RedisOlder = ["redis", "older"],
+        /// The lease was not ours any more.
+        RedisLeaseLost = ["redis", "lease_lost"],
+        /// Memory held something newer.
+        HotOlder = ["hot", "older"],
+        /// Something newer was committed while the load ran.
+        HotBelowFloor = ["hot", "below_floor"],
+    ]
+}
+
+label_set! {
+    /// What became of a refresh that a read asked for.
+    RefreshRequest { "outcome" } [
+        /// It waits for the refresher.
+        Queued = ["queued"],
+        /// The queue was full; the next read asks again.
+        Dropped = ["dropped"],
+    ]
+}
+
+label_set! {
+    /// A command or script that Redis was sent.
+    RedisOperation { "operation" } [
+        /// Reading entries.
+        Get = ["get"],
+        /// Taking leases.
+        Lease = ["lease"],
+        /// Filling under a lease.
+        Fill = ["fill"],
+        /// Writing through after a commit.
+        Publish = ["publish"],
+        /// The fleet's ranking of hot keys.
+        Ranking = ["ranking"],
+    ]
+}
+
+label_set! {
+    /// Why a call was refused before it was begun.
+    Shed { "reason" } [
+        /// Too many calls in flight.
+        Calls = ["calls"],
+        /// Too many connections.
+        Connections = ["connections"],
+        /// Too many watchers of hot keys.
+        Streams = ["streams"],
+    ]
+}
+
+label_set! {
+    /// The methods that are served. What is called by another name counts as `Other`.
+    Method { "grpc_type", "grpc_service", "grpc_method" } [
+        /// GetProduct
+        GetProduct = ["unary", "hotshelf.v1.ProductService", "GetProduct"],
+        /// BatchGetProducts
+        BatchGetProducts = ["unary", "hotshelf.v1.ProductService", "BatchGetProducts"],
+        /// UpdateProduct
+        UpdateProduct = ["unary", "hotshelf.v1.ProductService", "UpdateProduct"],
+        /// CreateProduct
+        CreateProduct = ["unary", "hotshelf.v1.ProductService", "CreateProduct"],
+        /// DeleteProduct
+        DeleteProduct = ["unary", "hotshelf.v1.ProductService", "DeleteProduct"],
+        /// StreamHotKeys
+        StreamHotKeys = ["server_stream", "hotshelf.v1.ProductService", "StreamHotKeys"],
+        /// Health.Check
+        HealthCheck = ["unary", "grpc.health.v1.Health", "Check"],
+        /// Health.Watch
+        HealthWatch = ["server_stream", "grpc.health.v1.Health", "Watch"],
+        /// Reflection, either version.
+        Reflection = ["bidi_stream", "grpc.reflection", "ServerReflectionInfo"],
+        /// Anything else.
+        Other = ["unknown", "unknown", "unknown"],
+    ]
+}
+
+impl Method {
+    /// The method that a request's path names.
+    #[must_use]
+    pub fn of_path(path: &str) -> Self {
+        match path {
+            "/hotshelf.v1.ProductService/GetProduct" => Self::GetProduct,
+            "/hotshelf.v1.ProductService/BatchGetProducts" => Self::BatchGetProducts,
+            "/hotshelf.v1.ProductService/UpdateProduct" => Self::UpdateProduct,
+            "/hotshelf.v1.ProductService/CreateProduct" => Self::CreateProduct,
+            "/hotshelf.v1.ProductService/DeleteProduct" => Self::DeleteProduct,
+            "/hotshelf.v1.ProductService/StreamHotKeys" => Self::StreamHotKeys,
+            "/grpc.health.v1.Health/Check" => Self::HealthCheck,
+            "/grpc.health.v1.Health/Watch" => Self::HealthWatch,
+            "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
+            | "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo" => Self::Reflection,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// The names of the gRPC status codes, by number.
+pub(super) const CODES: [&str; 17] = [
+    "OK",
+    "CANCELLED",
+    "UNKNOWN",
+    "INVALID_ARGUMENT",
+    "DEADLINE_EXCEEDED",
+    "NOT_FOUND",
+    "ALREADY_EXISTS",
+    "PERMISSION_DENIED",
+    "RESOURCE_EXHAUSTED",
+    "FAILED_PRECONDITION",
+    "ABORTED",
+    "OUT_OF_RANGE",
+    "UNIMPLEMENTED",
+    "INTERNAL",
+    "UNAVAILABLE",
+    "DATA_LOSS",
+    "UNAUTHENTICATED",
+];

@@ -1,0 +1,69 @@
+//! Named places where a test may hold the program, so that races are played out step by step.
+//!
+//! Only with the feature `pause-points`; without it [`PausePoints`] is empty and reaching a point is
+//! nothing.
+
+#[cfg(feature = "pause-points")]
+use std::{collections::HashMap, sync::Arc};
+
+#[cfg(feature = "pause-points")]
+use parking_lot::Mutex;
+#[cfg(feature = "pause-points")]
+use tokio::sync::{mpsc, oneshot};
+
+/// A place where a test may hold the program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Point {
+    /// A load has read Postgres and not yet filled Redis.
+    LoadedFromPostgres,
+    /// A load has filled Redis, or tried to, and memory does not hold its result yet.
+    FilledRedis,
+    /// A write is committed, and no cache knows.
+    Committed,
+}
+
+/// The points of one instance.
+#[derive(Clone, Debug, Default)]
+pub struct PausePoints {
+    #[cfg(feature = "pause-points")]
+    armed: Arc<Mutex<HashMap<Point, mpsc::UnboundedSender<Paused>>>>,
+}
+
+/// Somebody is held at a point until this is dropped.
+#[cfg(feature = "pause-points")]
+#[derive(Debug)]
+pub struct Paused(
+    #[expect(dead_code, reason = "dropping it is what it is for")] oneshot::Sender<()>,
+);
+
+#[cfg(feature = "pause-points")]
+impl PausePoints {
+    /// Holds whoever reaches `point` from now on, until [`release`](Self::release); what was held comes out
+    /// of the receiver.
+    #[must_use]
+    pub fn arm(&self, point: Point) -> mpsc::UnboundedReceiver<Paused> {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        self.armed.lock().insert(point, sender);
+        receiver
+    }
+
+    /// Lets everybody pass `point` again. Those already held stay so until their [`Paused`] is dropped.
+    pub fn release(&self, point: Point) {
+        self.armed.lock().remove(&point);
+    }
+
+    pub(crate) async fn reach(&self, point: Point) {
+        let Some(held) = self.armed.lock().get(&point).cloned() else { return };
+        let (release, released) = oneshot::channel();
+        if held.send(Paused(release)).is_ok() {
+            // An error is the release: the test dropped its end.
+            let _ = released.await;
+        }
+    }
+}
+
+#[cfg(not(feature = "pause-points"))]
+impl PausePoints {
+    #[expect(clippy::unused_async, clippy::unused_self, reason = "the twin of the one that waits")]
+    pub(crate) async fn reach(&self, _point: Point) {}
+}

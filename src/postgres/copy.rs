@@ -1,0 +1,231 @@
+//! Bulk imports: rows are copied into a temporary table, and go from there into `products`, in one
+//! transaction.
+
+use std::borrow::Cow;
+
+use sqlx::{Postgres as Db, Transaction};
+
+use super::{Error, Postgres, read_error, write_error};
+use crate::product::{NewProduct, ProductId};
+
+/// The staging table takes the types of its columns from `products`, but not their constraints: an id may
+/// be missing.
+const BEGIN: &str = "SET LOCAL statement_timeout = 0; \
+    CREATE TEMP TABLE import_rows ON COMMIT DROP AS \
+    SELECT 0::bigint AS line, id, name, price, currency, description FROM products WITH NO DATA";
+
+const COPY: &str =
+    "COPY pg_temp.import_rows (line, id, name, price, currency, description) FROM STDIN";
+
+const DUPLICATE: &str = "SELECT id, min(line), max(line) FROM pg_temp.import_rows \
+    WHERE id IS NOT NULL GROUP BY id HAVING count(*) > 1 ORDER BY 2 LIMIT 1";
+
+/// Moves the sequence of the ids past the highest one, before a row is inserted: a product that somebody
+/// creates meanwhile must not take an id of the file, and then wait for this transaction only to fail.
+///
+/// The sequence never goes back. `setval` would take it back behind a `nextval` that runs at the same time,
+/// so it is only for leaps that nobody else can make meanwhile; short ways are walked.
+const ADVANCE_IDS: &str = "WITH highest AS (SELECT greatest( \
+        (SELECT max(id) FROM pg_temp.import_rows), (SELECT max(id) FROM products)) AS id) \
+    SELECT CASE WHEN highest.id - last_value > 10000 THEN setval('products_id_seq', highest.id) \
+        ELSE (SELECT max(nextval('products_id_seq')) \
+              FROM generate_series(last_value + is_called::int, highest.id)) END \
+    FROM highest, products_id_seq WHERE (last_value, is_called) < (highest.id, true)";
+
+/// Rows that change nothing are left out before the insert: there they would be locked, and take a version.
+/// `ON CONFLICT` asks once more, because somebody may have written since. Every import takes its locks in
+/// the order of the ids, so two imports cannot deadlock.
+///
+/// `create_time` is left to its default, the start of this transaction, which no older row has.
+const MERGE: &str = "WITH written AS ( \
+        INSERT INTO products AS p (id, name, price, currency, description) \
+        SELECT i.id, i.name, i.price, i.currency, i.description \
+        FROM pg_temp.import_rows AS i LEFT JOIN products AS old ON old.id = i.id \
+        WHERE i.id IS NOT NULL AND (old.id IS NULL \
+            OR (i.name, i.price, i.currency) <> (old.name, old.price, old.currency) \
+            OR $1 AND i.description <> old.description) \
+        ORDER BY i.id \
+        ON CONFLICT (id) DO UPDATE SET \
+            name = excluded.name, price = excluded.price, currency = excluded.currency, \
+            description = CASE WHEN $1 THEN excluded.description ELSE p.description END \
+        WHERE (p.name, p.price, p.currency) <> (excluded.name, excluded.price, excluded.currency) \
+            OR $1 AND p.description <> excluded.description \
+        RETURNING create_time = now() AS inserted) \
+    SELECT count(*) FILTER (WHERE inserted), count(*) FILTER (WHERE NOT inserted) FROM written";
+
+const INSERT_NEW: &str = "INSERT INTO products (name, price, currency, description) \
+    SELECT name, price, currency, description FROM pg_temp.import_rows \
+    WHERE id IS NULL ORDER BY line";
+
+/// Bytes of one COPY. Too low: more round trips. Too high: more memory, here and in the driver.
+const CHUNK_BYTES: usize = 1 << 20;
+
+/// An import under way. Dropping it leaves `products` as it was.
+#[derive(Debug)]
+pub struct Import {
+    transaction: Transaction<'static, Db>,
+    chunk: String,
+    rows_with_id: u64,
+}
+
+/// What an import did to `products`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Merged {
+    /// Rows that are products now.
+    pub inserted: u64,
+    /// Rows that changed a product.
+    pub updated: u64,
+    /// Rows that said what was there already.
+    pub unchanged: u64,
+}
+
+/// An id that more than one row has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DuplicateId {
+    /// The id.
+    pub id: i64,
+    /// The line of the first row that has it.
+    pub first_line: u64,
+    /// The line of the last one.
+    pub last_line: u64,
+}
+
+impl Import {
+    /// Takes a connection of the pool for as long as the import lasts.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn begin(postgres: &Postgres) -> Result<Self, Error> {
+        let mut transaction = postgres.pool.begin().await.map_err(|error| read_error(&error))?;
+        sqlx::raw_sql(BEGIN)
+            .execute(&mut *transaction)
+            .await
+            .map_err(|error| read_error(&error))?;
+        Ok(Self { transaction, chunk: String::with_capacity(CHUNK_BYTES), rows_with_id: 0 })
+    }
+
+    /// Adds a row, which began on `line` of its file. Without an id it becomes a new product.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn push(
+        &mut self,
+        line: u64,
+        id: Option<ProductId>,
+        product: &NewProduct,
+    ) -> Result<(), Error> {
+        self.rows_with_id += u64::from(id.is_some());
+        self.chunk.push_str(&copy_line(line, id, product));
+        if self.chunk.len() >= CHUNK_BYTES { self.send().await } else { Ok(()) }
+    }
+
+    /// The first id that more than one of the rows has. [`finish`](Self::finish) fails when there is one.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn duplicate_id(&mut self) -> Result<Option<DuplicateId>, Error> {
+        self.send().await?;
+        let found: Option<(i64, i64, i64)> = sqlx::query_as(DUPLICATE)
+            .fetch_optional(&mut *self.transaction)
+            .await
+            .map_err(|error| read_error(&error))?;
+        Ok(found.map(|(id, first, last)| DuplicateId {
+            id,
+            first_line: first.unsigned_abs(),
+            last_line: last.unsigned_abs(),
+        }))
+    }
+
+    /// Writes the rows to `products` and commits. Existing products keep their descriptions unless
+    /// `with_descriptions`.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] when nothing was changed, [`Error::OutcomeUnknown`] when the connection broke
+    /// during the commit.
+    pub async fn finish(mut self, with_descriptions: bool) -> Result<Merged, Error> {
+        self.send().await?;
+        let merged = self.merge(with_descriptions).await.map_err(|error| read_error(&error))?;
+        self.transaction.commit().await.map_err(|error| write_error(&error))?;
+        Ok(merged)
+    }
+
+    async fn merge(&mut self, with_descriptions: bool) -> Result<Merged, sqlx::Error> {
+        sqlx::query(ADVANCE_IDS).execute(&mut *self.transaction).await?;
+        let (inserted, updated): (i64, i64) =
+            sqlx::query_as(MERGE).bind(with_descriptions).fetch_one(&mut *self.transaction).await?;
+        let (inserted, updated) = (inserted.unsigned_abs(), updated.unsigned_abs());
+        let new = sqlx::query(INSERT_NEW).execute(&mut *self.transaction).await?.rows_affected();
+        Ok(Merged {
+            inserted: inserted + new,
+            updated,
+            unchanged: self.rows_with_id - inserted - updated,
+        })
+    }
+
+    /// A COPY for each chunk, because one for all of them would borrow the connection for the whole import.
+    async fn send(&mut self) -> Result<(), Error> {
+        if self.chunk.is_empty() {
+            return Ok(());
+        }
+        let sent = copy(&mut self.transaction, self.chunk.as_bytes()).await;
+        self.chunk.clear();
+        sent.map_err(|error| read_error(&error))
+    }
+}
+
+async fn copy(connection: &mut sqlx::PgConnection, chunk: &[u8]) -> Result<(), sqlx::Error> {
+    let mut copy = connection.copy_in_raw(COPY).await?;
+    copy.send(chunk).await?;
+    copy.finish().await?;
+    Ok(())
+}
+
+/// A row in the text format of COPY.
+fn copy_line(line: u64, id: Option<ProductId>, product: &NewProduct) -> String {
+    let id = id.map_or_else(|| "\\N".to_owned(), |id| id.to_string());
+    let (units, hundredths) = (product.price.hundredths() / 100, product.price.hundredths() % 100);
+    let currency = product.price.currency();
+    format!(
+        "{line}\t{id}\t{}\t{units}.{hundredths:02}\t{}\t{}\n",
+        escape(product.name.as_str()),
+        currency.code(),
+        escape(product.description.as_str()),
+    )
+}
+
+fn escape(text: &str) -> Cow<'_, str> {
+    if !text.contains(['\\', '\t', '\n', '\r']) {
+        return Cow::Borrowed(text);
+    }
+    let text = text.replace('\\', "\\\\").replace('\t', "\\t");
+    text.replace('\n', "\\n").replace('\r', "\\r").into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::product::Price;
+
+    fn product(name: &str, price: &str, description: &str) -> NewProduct {
+        let currency = "EUR".parse().unwrap();
+        NewProduct {
+            name: name.to_owned().try_into().unwrap(),
+            price: Price::parse(price, currency).unwrap(),
+            description: description.to_owned().try_into().unwrap(),
+        }
+    }
+
+    #[test]
+    fn a_row_is_one_line_of_six_columns_whatever_it_holds() {
+        let product = product("a\tb\\N", "7.05", "one\r\ntwo\n\\.\n");
+        assert_eq!(
+            copy_line(3, ProductId::new(42), &product),
+            "3\t42\ta\\tb\\\\N\t7.05\tEUR\tone\\r\\ntwo\\n\\\\.\\n\n"
+        );
+    }
+
+    #[test]
+    fn a_missing_id_is_null_and_an_empty_description_is_not() {
+        assert_eq!(copy_line(2, None, &product("a", "0", "")), "2\t\\N\ta\t0.00\tEUR\t\n");
+    }
+}

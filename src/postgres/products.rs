@@ -1,0 +1,194 @@
+//! Reading and writing products.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use sqlx::{FromRow, Postgres as Db};
+
+use super::{Error, Postgres, read_error, write_error};
+use crate::product::{Currency, NewProduct, Patch, Price, Product, ProductId, Version};
+
+/// Times as microseconds and prices as hundredths: exact, and no crates for dates and decimals.
+macro_rules! columns {
+    () => {
+        "id, name, (price * 100)::bigint AS hundredths, currency, description, version, \
+         (extract(epoch FROM create_time) * 1000000)::bigint AS create_micros, \
+         (extract(epoch FROM update_time) * 1000000)::bigint AS update_micros"
+    };
+}
+
+const LOAD: &str = concat!("SELECT ", columns!(), " FROM products WHERE id = ANY($1)");
+const UPDATE: &str = concat!(
+    "UPDATE products SET name = coalesce($3, name), \
+     price = coalesce($4::bigint / 100::numeric, price), currency = coalesce($5, currency), \
+     description = coalesce($6, description) \
+     WHERE id = $1 AND ($2::bigint IS NULL OR version = $2) RETURNING ",
+    columns!()
+);
+const CREATE: &str = concat!(
+    "INSERT INTO products (name, price, currency, description) \
+     VALUES ($1, $2::bigint / 100::numeric, $3, $4) RETURNING ",
+    columns!()
+);
+const DELETE: &str =
+    "DELETE FROM products WHERE id = $1 AND ($2::bigint IS NULL OR version = $2) RETURNING version";
+const ANY: &str = "SELECT EXISTS (SELECT FROM products)";
+const VERSION: &str = "SELECT version FROM products WHERE id = $1";
+
+/// What a load found.
+#[derive(Debug)]
+pub(crate) struct Loaded {
+    /// The products that exist.
+    pub(crate) products: Vec<Product>,
+    /// What was found was current at this moment, or later.
+    pub(crate) known_at: Instant,
+}
+
+#[derive(FromRow)]
+struct Row {
+    id: i64,
+    name: String,
+    hundredths: i64,
+    currency: String,
+    description: String,
+    version: i64,
+    create_micros: i64,
+    update_micros: i64,
+}
+
+impl TryFrom<Row> for Product {
+    type Error = Error;
+
+    fn try_from(row: Row) -> Result<Self, Error> {
+        let broken =
+            || Error::Unexpected(format!("product {} breaks the checks of its table", row.id));
+        let currency = Currency::stored(&row.currency).ok_or_else(broken)?;
+        Ok(Self {
+            id: ProductId::new(row.id).ok_or_else(broken)?,
+            price: Price::new(row.hundredths, currency).map_err(|_| broken())?,
+            version: Version(row.version),
+            create_time: unix(row.create_micros),
+            update_time: unix(row.update_micros),
+            name: row.name,
+            description: row.description,
+        })
+    }
+}
+
+fn unix(micros: i64) -> SystemTime {
+    let distance = Duration::from_micros(micros.unsigned_abs());
+    if micros < 0 { UNIX_EPOCH - distance } else { UNIX_EPOCH + distance }
+}
+
+impl Postgres {
+    /// Reads products for the caches, within the budget.
+    ///
+    /// # Errors
+    /// [`Error::OverBudget`] and [`Error::Unavailable`].
+    pub(crate) async fn load(&self, ids: &[ProductId]) -> Result<Loaded, Error> {
+        let _turn = self.budget.turn().await?;
+        self.metrics.postgres_loads.add((), ids.len() as u64);
+        let ids: Vec<i64> = ids.iter().map(|id| id.get()).collect();
+        let mut connection = self.pool.acquire().await.map_err(|error| read_error(&error))?;
+        let known_at = Instant::now();
+        let rows: Vec<Row> = sqlx::query_as(LOAD)
+            .bind(ids)
+            .fetch_all(&mut *connection)
+            .await
+            .map_err(|error| read_error(&error))?;
+        let products: Result<_, _> = rows.into_iter().map(Product::try_from).collect();
+        Ok(Loaded { products: products?, known_at })
+    }
+
+    /// Whether there are any products.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn has_products(&self) -> Result<bool, Error> {
+        let found: Result<(bool,), _> = sqlx::query_as(ANY).fetch_one(&self.pool).await;
+        found.map(|(any,)| any).map_err(|error| read_error(&error))
+    }
+
+    /// Changes a product, if it has the expected version.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::VersionMismatch`], [`Error::Unavailable`] and
+    /// [`Error::OutcomeUnknown`].
+    pub(crate) async fn update(
+        &self,
+        id: ProductId,
+        patch: &Patch,
+        expected: Option<Version>,
+    ) -> Result<Product, Error> {
+        let query = sqlx::query_as::<Db, Row>(UPDATE)
+            .bind(id.get())
+            .bind(expected.map(|version| version.0))
+            .bind(patch.name.as_ref().map(|name| name.as_str()))
+            .bind(patch.price.map(Price::hundredths))
+            .bind(patch.price.map(|price| price.currency().code().to_owned()))
+            .bind(patch.description.as_ref().map(|text| text.as_str()));
+        let mut connection = self.pool.acquire().await.map_err(|error| read_error(&error))?;
+        let row =
+            query.fetch_optional(&mut *connection).await.map_err(|error| write_error(&error))?;
+        match row {
+            Some(row) => row.try_into(),
+            None => Err(why_untouched(&mut connection, id, expected).await),
+        }
+    }
+
+    /// Creates a product; Postgres assigns its id.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] and [`Error::OutcomeUnknown`].
+    pub(crate) async fn create(&self, product: &NewProduct) -> Result<Product, Error> {
+        let mut connection = self.pool.acquire().await.map_err(|error| read_error(&error))?;
+        let row: Row = sqlx::query_as(CREATE)
+            .bind(product.name.as_str())
+            .bind(product.price.hundredths())
+            .bind(product.price.currency().code().to_owned())
+            .bind(product.description.as_str())
+            .fetch_one(&mut *connection)
+            .await
+            .map_err(|error| write_error(&error))?;
+        row.try_into()
+    }
+
+    /// Deletes a product, if it has the expected version. Returns the version that it had.
+    ///
+    /// # Errors
+    /// As those of [`update`](Self::update).
+    pub(crate) async fn delete(
+        &self,
+        id: ProductId,
+        expected: Option<Version>,
+    ) -> Result<Version, Error> {
+        let mut connection = self.pool.acquire().await.map_err(|error| read_error(&error))?;
+        let deleted: Option<(i64,)> = sqlx::query_as(DELETE)
+            .bind(id.get())
+            .bind(expected.map(|version| version.0))
+            .fetch_optional(&mut *connection)
+            .await
+            .map_err(|error| write_error(&error))?;
+        match deleted {
+            Some((version,)) => Ok(Version(version)),
+            None => Err(why_untouched(&mut connection, id, expected).await),
+        }
+    }
+}
+
+/// A write that touched no row changed nothing; this only finds the words for it.
+async fn why_untouched(
+    connection: &mut sqlx::PgConnection,
+    id: ProductId,
+    expected: Option<Version>,
+) -> Error {
+    if expected.is_none() {
+        return Error::NotFound;
+    }
+    let current: Result<Option<(i64,)>, _> =
+        sqlx::query_as(VERSION).bind(id.get()).fetch_optional(connection).await;
+    match current {
+        Ok(Some((version,))) => Error::VersionMismatch { current: Version(version) },
+        Ok(None) => Error::NotFound,
+        Err(error) => read_error(&error),
+    }
+}

@@ -1,0 +1,118 @@
+//! Entries as Redis holds them: a small head, then the frame of the encoded product.
+//!
+//! ```text
+//! 0      1      2        10        18        22        26     30
+//! format flags  version  known_at  soft TTL  hard TTL  crc32  frame ...
+//! ```
+//! All numbers big endian; `known_at` in milliseconds of Unix time, TTLs in milliseconds, the checksum over
+//! everything else. The scripts read the first ten bytes.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use crate::entry::{Entry, Ttl, instant_of, wall_of};
+use crate::product::{Revision, Version};
+
+const FORMAT: u8 = 1;
+const DELETED: u8 = 1;
+const CRC_AT: usize = 26;
+pub(super) const HEAD: usize = 30;
+
+/// Clocks of other machines may be ahead of ours by this much. An entry from further in the future was
+/// stamped by a clock that is wrong, or ours is: nobody knows its age.
+const MAX_CLOCK_SKEW: Duration = Duration::from_secs(1);
+
+pub(super) fn encode(entry: &Entry) -> Bytes {
+    let mut bytes = BytesMut::with_capacity(HEAD + entry.frame().len());
+    bytes.put_u8(FORMAT);
+    bytes.put_u8(if entry.revision.deleted { DELETED } else { 0 });
+    bytes.put_i64(entry.revision.version.0);
+    let known_at = wall_of(entry.known_at).duration_since(UNIX_EPOCH).unwrap_or_default();
+    bytes.put_u64(millis(known_at));
+    bytes.put_u32(u32::try_from(entry.ttl.soft.as_millis()).unwrap_or(u32::MAX));
+    bytes.put_u32(u32::try_from(entry.ttl.hard.as_millis()).unwrap_or(u32::MAX));
+    let checksum = checksum(&bytes, entry.frame());
+    bytes.put_u32(checksum);
+    bytes.put_slice(entry.frame());
+    bytes.freeze()
+}
+
+/// `None` when these bytes are not an entry.
+pub(super) fn decode(bytes: &Bytes) -> Option<Entry> {
+    let head: &[u8; HEAD] = bytes.first_chunk()?;
+    let frame = bytes.slice(HEAD..);
+    let number = |range: std::ops::Range<usize>| {
+        head[range].iter().fold(0_u64, |number, byte| number << 8 | u64::from(*byte))
+    };
+    if head[0] != FORMAT || head[1] & !DELETED != 0 {
+        return None;
+    }
+    if number(CRC_AT..HEAD) != u64::from(checksum(&head[..CRC_AT], &frame)) {
+        return None;
+    }
+    let revision = Revision {
+        version: Version(i64::try_from(number(2..10)).ok()?),
+        deleted: head[1] == DELETED,
+    };
+    let ttl = Ttl {
+        soft: Duration::from_millis(number(18..22)),
+        hard: Duration::from_millis(number(22..26)),
+    };
+    let known_at = known_at(UNIX_EPOCH.checked_add(Duration::from_millis(number(10..18)))?, ttl)?;
+    Entry::from_frame(revision, known_at, ttl, frame)
+}
+
+/// An entry from the future counts as past its soft TTL: it is served, and refreshed.
+fn known_at(wall: SystemTime, ttl: Ttl) -> Option<Instant> {
+    match wall.duration_since(SystemTime::now()) {
+        Ok(ahead) if ahead > MAX_CLOCK_SKEW => Instant::now().checked_sub(ttl.soft),
+        _ => instant_of(wall),
+    }
+}
+
+fn checksum(head: &[u8], frame: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(head);
+    hasher.update(frame);
+    hasher.finalize()
+}
+
+pub(super) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ttl() -> Ttl {
+        Ttl { soft: Duration::from_secs(60), hard: Duration::from_secs(3600) }
+    }
+
+    #[test]
+    fn an_entry_comes_back_as_it_went() {
+        let entry = Entry::tombstone(Version(i64::MAX), Instant::now(), ttl());
+        let back = decode(&encode(&entry)).expect("an entry");
+        assert_eq!((back.revision, back.ttl), (entry.revision, entry.ttl));
+        assert!(back.known_at.duration_since(entry.known_at) < Duration::from_millis(100));
+    }
+
+    #[test]
+    fn no_single_changed_or_missing_byte_goes_unnoticed() {
+        let bytes = encode(&Entry::tombstone(Version(7), Instant::now(), ttl()));
+        for at in 0..bytes.len() {
+            let mut changed = bytes.to_vec();
+            changed[at] ^= 0x40;
+            assert!(decode(&Bytes::from(changed)).is_none(), "byte {at} changed");
+            assert!(decode(&bytes.slice(..at)).is_none(), "cut after {at} bytes");
+        }
+    }
+
+    #[test]
+    fn an_entry_from_the_future_is_due_for_refresh() {
+        let ahead = SystemTime::now() + Duration::from_secs(3600);
+        let known_at = known_at(ahead, ttl()).expect("within this clock");
+        assert!(known_at.elapsed() >= ttl().soft);
+    }
+}

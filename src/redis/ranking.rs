@@ -1,0 +1,56 @@
+//! The fleet's hot keys: a sorted set of decaying counts that every instance adds to.
+
+use std::time::Duration;
+
+use fred::interfaces::{ClientLike, SortedSetsInterface};
+use fred::types::Value;
+
+use super::entry_bytes::millis;
+use super::lease::number;
+use super::{Redis, Unavailable};
+use crate::metrics::RedisOperation;
+use crate::product::ProductId;
+
+/// After this long without reads a count has halved.
+pub(crate) const HALF_LIFE: Duration = Duration::from_secs(10);
+/// How many products the ranking keeps.
+const KEPT: u64 = 2_000;
+
+impl Redis {
+    /// Adds what this instance counted since it last did.
+    pub(crate) async fn add_to_ranking(
+        &self,
+        counts: &[(ProductId, u64)],
+    ) -> Result<(), Unavailable> {
+        let mut args =
+            vec![number(millis(HALF_LIFE)), number(KEPT), number(millis(HALF_LIFE * 30))];
+        for (id, count) in counts {
+            args.push(number(*count));
+            args.push(Value::Integer(id.get()));
+        }
+        let reply = self.run(&self.scripts.ranking, self.keys.ranking(), args).await;
+        let _: Value = self.counted(RedisOperation::Ranking, reply)?;
+        Ok(())
+    }
+
+    /// The window of plain counting that would be as exact as the decaying counts are: 2h / ln 2 for a
+    /// half-life of h.
+    #[must_use]
+    pub(crate) fn ranking_window(&self) -> Duration {
+        HALF_LIFE.mul_f64(2.0 / std::f64::consts::LN_2)
+    }
+
+    /// The hottest products of the fleet with their requests per second, hottest first.
+    pub(crate) async fn ranking(&self, limit: usize) -> Result<Vec<(ProductId, f64)>, Unavailable> {
+        let last = i64::try_from(limit).unwrap_or(i64::MAX) - 1;
+        let [ranking, _] = self.keys.ranking().try_into().expect("two keys");
+        let client = self.pool.next_connected().with_options(&self.command);
+        let reply = client.zrevrange(ranking, 0, last, true).await;
+        let members: Vec<(i64, f64)> = self.counted(RedisOperation::Ranking, reply)?;
+        // A count that decays with half-life h, fed at rate r, comes to rest at r h / ln 2.
+        let per_second = std::f64::consts::LN_2 / HALF_LIFE.as_secs_f64();
+        let ranked =
+            members.into_iter().filter_map(|(id, count)| Some((ProductId::new(id)?, count)));
+        Ok(ranked.map(|(id, count)| (id, count * per_second)).collect())
+    }
+}

@@ -1,0 +1,128 @@
+//! The edge: gRPC in, domain types onward, statuses out. With `app` the only place that knows tonic.
+
+pub mod codec;
+mod convert;
+mod deadline;
+mod edge;
+mod hot_keys;
+mod observe;
+mod service;
+mod shed;
+mod status;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tonic::service::Routes;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
+use tower::ServiceBuilder;
+
+use crate::catalog::Catalog;
+use crate::drain::Drain;
+use crate::metrics::Metrics;
+use crate::proto::DESCRIPTORS;
+use crate::proto::server::ProductServiceServer;
+use deadline::{DeadlineLayer, DeadlineService};
+use edge::Edge;
+pub use edge::EdgeOptions;
+use hot_keys::Watchers;
+use observe::{ObserveLayer, ObserveService};
+use service::Products;
+use shed::{ShedLayer, ShedService};
+
+/// Limits of calls.
+#[derive(Clone, Copy, Debug)]
+pub struct RpcOptions {
+    /// Limits of connections.
+    pub edge: EdgeOptions,
+    /// Unary calls at once; more are refused.
+    pub max_calls: usize,
+    /// The longest that a unary call may take, whatever the caller allows.
+    pub max_call_time: Duration,
+    /// Largest request.
+    pub max_request_bytes: usize,
+    /// Streams of hot keys at once; more are refused.
+    pub max_watchers: usize,
+}
+
+/// Everything that a call passes: counted, shed, bounded in time, routed.
+type Service = ObserveService<ShedService<DeadlineService<Routes>>>;
+
+/// What the health service says.
+#[derive(Clone)]
+pub struct Health(HealthReporter);
+
+impl std::fmt::Debug for Health {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Health").finish()
+    }
+}
+
+impl Health {
+    const SERVICES: [&str; 2] = ["", "hotshelf.v1.ProductService"];
+
+    /// Tells health checks whether this instance wants calls.
+    pub async fn set(&self, serving: bool) {
+        let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
+        for service in Self::SERVICES {
+            self.0.set_service_status(service, status).await;
+        }
+    }
+
+    /// Ends the streams of those who watch, who would hold up the drain.
+    pub async fn end_watches(&mut self) {
+        for service in Self::SERVICES {
+            self.0.clear_service_status(service).await;
+        }
+    }
+}
+
+/// Serves `catalog` on `listener` until the drain begins. Health says NOT_SERVING until it is told otherwise.
+pub async fn serve(
+    listener: TcpListener,
+    catalog: Arc<Catalog>,
+    options: RpcOptions,
+    drain: &Drain,
+    metrics: &Arc<Metrics>,
+) -> Health {
+    let reporter = HealthReporter::new();
+    let health = Health(reporter.clone());
+    health.set(false).await;
+    let routes = routes(catalog, reporter, &options, drain, metrics);
+    let service = ServiceBuilder::new()
+        .layer(ObserveLayer(Arc::clone(metrics)))
+        .layer(ShedLayer::new(options.max_calls, Arc::clone(metrics)))
+        .layer(DeadlineLayer { longest: options.max_call_time })
+        .service(routes);
+    let edge = Edge::new(options.edge, drain.clone(), Arc::clone(metrics));
+    drop(drain.spawn(edge.accept(listener, service)));
+    health
+}
+
+fn routes(
+    catalog: Arc<Catalog>,
+    reporter: HealthReporter,
+    options: &RpcOptions,
+    drain: &Drain,
+    metrics: &Arc<Metrics>,
+) -> Routes {
+    let watchers = Watchers::new(options.max_watchers, drain.clone(), Arc::clone(metrics));
+    let products = ProductServiceServer::new(Products { catalog, watchers })
+        .max_decoding_message_size(options.max_request_bytes);
+    let health = tonic_health::pb::health_server::HealthServer::new(
+        tonic_health::server::HealthService::from_health_reporter(reporter),
+    );
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    const VALID: &str = "build.rs made the descriptors";
+    Routes::new(products)
+        .add_service(health)
+        .add_service(reflection().build_v1().expect(VALID))
+        .add_service(reflection().build_v1alpha().expect(VALID))
+        .prepare()
+}

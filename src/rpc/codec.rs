@@ -1,0 +1,71 @@
+//! The codec of answers that carry products: bytes that were encoded when the product was loaded.
+
+use std::marker::PhantomData;
+
+use bytes::{BufMut, Bytes};
+use prost::Message;
+use tonic::Status;
+use tonic::codec::{BufferSettings, Codec, EncodeBuf, Encoder};
+use tonic_prost::ProstDecoder;
+
+/// An answer that is already encoded: the parts, one after the other.
+#[derive(Debug)]
+pub enum Stored {
+    /// One product.
+    One(Bytes),
+    /// The frames of several products, then the rest of the message.
+    Many(Vec<Bytes>),
+}
+
+/// Decodes requests as usual and sends stored bytes as they are.
+#[derive(Debug)]
+pub struct StoredCodec<T, U>(PhantomData<(T, U)>);
+
+impl<T, U> Default for StoredCodec<T, U> {
+    fn default() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<U: Message + Default + Send + 'static> Codec for StoredCodec<Stored, U> {
+    type Encode = Stored;
+    type Decode = U;
+    type Encoder = StoredEncoder;
+    type Decoder = ProstDecoder<U>;
+
+    fn encoder(&mut self) -> StoredEncoder {
+        StoredEncoder
+    }
+
+    fn decoder(&mut self) -> ProstDecoder<U> {
+        ProstDecoder::new(BufferSettings::default())
+    }
+}
+
+/// Copies stored bytes into the response.
+#[derive(Debug)]
+pub struct StoredEncoder;
+
+impl Encoder for StoredEncoder {
+    type Item = Stored;
+    type Error = Status;
+
+    fn encode(&mut self, item: Stored, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        match item {
+            Stored::One(bytes) => {
+                buffer.reserve(bytes.len());
+                buffer.put(bytes);
+            }
+            Stored::Many(parts) => {
+                buffer.reserve(parts.iter().map(Bytes::len).sum());
+                parts.into_iter().for_each(|part| buffer.put(part));
+            }
+        }
+        Ok(())
+    }
+
+    fn buffer_settings(&self) -> BufferSettings {
+        // Most products fit; the default of 8 KiB would be allocated for each call.
+        BufferSettings::new(512, 32 * 1024)
+    }
+}

@@ -1,0 +1,191 @@
+//! Requests become domain types here, once; whatever breaks a rule is refused by the name of its field.
+
+use std::time::{Duration, Instant};
+
+use tonic::Status;
+
+use super::status::invalid;
+use crate::entry::Freshness;
+use crate::product::{Currency, Description, Name, NewProduct, Patch, Price, ProductId, Version};
+use crate::proto::get_product_request::Freshness as AskedFreshness;
+use crate::proto::{CreateProductRequest, Money, Product, UpdateProductRequest};
+
+/// Most ids of a batch.
+pub(super) const MAX_BATCH: usize = 1_000;
+/// The nanos of a hundredth.
+const HUNDREDTH: i32 = 10_000_000;
+
+pub(super) fn id(field: &str, id: i64) -> Result<ProductId, Status> {
+    ProductId::new(id).ok_or_else(|| invalid(field, "must be 1 or more"))
+}
+
+/// The ids of a batch in the order of the request, duplicates collapsed.
+pub(super) fn ids(ids: &[i64]) -> Result<Vec<ProductId>, Status> {
+    if ids.is_empty() || ids.len() > MAX_BATCH {
+        return Err(invalid(
+            "ids",
+            format!("must have 1 to {MAX_BATCH} elements, not {}", ids.len()),
+        ));
+    }
+    let mut seen = std::collections::HashSet::with_capacity(ids.len());
+    let mut unique = Vec::with_capacity(ids.len());
+    for (place, number) in ids.iter().enumerate() {
+        let id = id(&format!("ids[{place}]"), *number)?;
+        if seen.insert(id) {
+            unique.push(id);
+        }
+    }
+    Ok(unique)
+}
+
+pub(super) fn freshness(asked: Option<AskedFreshness>, now: Instant) -> Result<Freshness, Status> {
+    match asked {
+        None | Some(AskedFreshness::Latest(false)) => Ok(Freshness::Cached),
+        Some(AskedFreshness::Latest(true)) => Ok(Freshness::KnownSince(now)),
+        Some(AskedFreshness::MaxStaleness(duration)) => known_since(duration, now),
+        Some(AskedFreshness::MinVersion(version)) => {
+            Ok(Freshness::MinVersion { version: positive("min_version", version)?, arrived: now })
+        }
+    }
+}
+
+pub(super) fn batch_freshness(
+    max_staleness: Option<prost_types::Duration>,
+    latest: bool,
+    now: Instant,
+) -> Result<Freshness, Status> {
+    match max_staleness {
+        _ if latest => Ok(Freshness::KnownSince(now)),
+        Some(duration) => known_since(duration, now),
+        None => Ok(Freshness::Cached),
+    }
+}
+
+fn known_since(duration: prost_types::Duration, now: Instant) -> Result<Freshness, Status> {
+    let age = positive_duration("max_staleness", duration)?;
+    // Further back than the clock reaches means that any age will do.
+    Ok(now.checked_sub(age).map_or(Freshness::Cached, Freshness::KnownSince))
+}
+
+/// A duration that is not negative.
+pub(super) fn positive_duration(
+    field: &str,
+    duration: prost_types::Duration,
+) -> Result<Duration, Status> {
+    Duration::try_from(duration).map_err(|_| invalid(field, "must be a duration of 0 or more"))
+}
+
+pub(super) fn expected_version(version: Option<i64>) -> Result<Option<Version>, Status> {
+    version.map(|version| positive("expected_version", version)).transpose()
+}
+
+fn positive(field: &str, version: i64) -> Result<Version, Status> {
+    if version < 1 {
+        return Err(invalid(field, "must be 1 or more"));
+    }
+    Ok(Version(version))
+}
+
+pub(super) fn new_product(request: CreateProductRequest) -> Result<NewProduct, Status> {
+    let product = request.product.ok_or_else(|| invalid("product", "must be given"))?;
+    if product.id != 0 {
+        return Err(invalid("product.id", "must not be given: the service assigns it"));
+    }
+    Ok(NewProduct {
+        name: name(product.name)?,
+        price: price(product.price)?,
+        description: description(product.description)?,
+    })
+}
+
+/// What to update, and to what.
+pub(super) fn patch(request: UpdateProductRequest) -> Result<(ProductId, Patch), Status> {
+    let product = request.product.ok_or_else(|| invalid("product", "must be given"))?;
+    let id = id("product.id", product.id)?;
+    let paths = request.update_mask.map(|mask| mask.paths).unwrap_or_default();
+    let wanted = if paths.is_empty() { populated(&product) } else { masked(&paths)? };
+    let patch = Patch {
+        name: wanted.name.then(|| name(product.name)).transpose()?,
+        price: wanted.price.then(|| price(product.price)).transpose()?,
+        description: wanted.description.then(|| description(product.description)).transpose()?,
+    };
+    if patch == Patch::default() {
+        return Err(invalid(
+            "update_mask",
+            "names nothing that can be changed: name, price, description",
+        ));
+    }
+    Ok((id, patch))
+}
+
+#[derive(Default)]
+struct Fields {
+    name: bool,
+    price: bool,
+    description: bool,
+}
+
+/// AIP-134: without a mask, the fields that are populated.
+fn populated(product: &Product) -> Fields {
+    Fields {
+        name: !product.name.is_empty(),
+        price: product.price.is_some(),
+        description: !product.description.is_empty(),
+    }
+}
+
+fn masked(paths: &[String]) -> Result<Fields, Status> {
+    let mut fields = Fields::default();
+    for path in paths {
+        match path.as_str() {
+            "*" if paths.len() == 1 => {
+                fields = Fields { name: true, price: true, description: true };
+            }
+            "name" => fields.name = true,
+            "price" => fields.price = true,
+            "description" => fields.description = true,
+            // AIP-203: what only the service sets is ignored.
+            "id" | "version" | "create_time" | "update_time" => {}
+            "*" => return Err(invalid("update_mask", "\"*\" must stand alone")),
+            other => {
+                let shown: String = other.chars().take(50).collect();
+                return Err(invalid(
+                    "update_mask",
+                    format!("\"{shown}\" is not a field of a product"),
+                ));
+            }
+        }
+    }
+    Ok(fields)
+}
+
+fn name(name: String) -> Result<Name, Status> {
+    Name::try_from(name).map_err(|why| invalid("product.name", why.to_string()))
+}
+
+fn description(text: String) -> Result<Description, Status> {
+    Description::try_from(text).map_err(|why| invalid("product.description", why.to_string()))
+}
+
+fn price(money: Option<Money>) -> Result<Price, Status> {
+    let money = money.ok_or_else(|| invalid("product.price", "must be given"))?;
+    let currency: Currency =
+        money.currency_code.parse().map_err(|why: crate::product::Invalid| {
+            invalid("product.price.currency_code", why.to_string())
+        })?;
+    if money.units < 0 || money.nanos < 0 {
+        return Err(invalid("product.price", "must not be negative"));
+    }
+    if money.nanos > 999_999_999 {
+        return Err(invalid("product.price.nanos", "must be 999999999 or less"));
+    }
+    if money.nanos % HUNDREDTH != 0 {
+        return Err(invalid("product.price.nanos", "must not have more than two decimals"));
+    }
+    let hundredths = money
+        .units
+        .checked_mul(100)
+        .and_then(|hundredths| hundredths.checked_add(i64::from(money.nanos / HUNDREDTH)))
+        .unwrap_or(i64::MAX);
+    Price::new(hundredths, currency).map_err(|why| invalid("product.price.units", why.to_string()))
+}

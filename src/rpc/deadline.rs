@@ -1,0 +1,129 @@
+//! Deadlines: the caller's `grpc-timeout`, and a maximum of ours. A call that passes its deadline is answered
+//! with DEADLINE_EXCEEDED; tonic's own timeout would say CANCELLED.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use http::{HeaderMap, Request, Response};
+use pin_project_lite::pin_project;
+use tonic::body::Body;
+use tower::{Layer, Service};
+
+use super::status;
+use crate::metrics::Method;
+
+/// When the caller stops waiting; among the extensions of a request that has a deadline.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Deadline(pub(super) Instant);
+
+/// Puts [`DeadlineService`] around a service.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct DeadlineLayer {
+    /// The longest that any unary call may take.
+    pub(super) longest: Duration,
+}
+
+impl<S> Layer<S> for DeadlineLayer {
+    type Service = DeadlineService<S>;
+
+    fn layer(&self, inner: S) -> DeadlineService<S> {
+        DeadlineService { inner, longest: self.longest }
+    }
+}
+
+/// Ends calls at their deadlines.
+#[derive(Clone, Debug)]
+pub(super) struct DeadlineService<S> {
+    inner: S,
+    longest: Duration,
+}
+
+impl<S, B> Service<Request<B>> for DeadlineService<S>
+where
+    S: Service<Request<B>, Response = Response<Body>, Error = Infallible>,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = DeadlineFuture<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<B>) -> DeadlineFuture<S::Future> {
+        let asked = timeout_of(request.headers());
+        let timeout = match Method::of_path(request.uri().path()) {
+            // Streams live until the caller has enough of them, and end by themselves at its deadline.
+            Method::StreamHotKeys | Method::HealthWatch | Method::Reflection => asked,
+            _ => Some(asked.map_or(self.longest, |asked| asked.min(self.longest))),
+        };
+        if let Some(deadline) = asked.and_then(|asked| Instant::now().checked_add(asked)) {
+            request.extensions_mut().insert(Deadline(deadline));
+        }
+        let future = self.inner.call(request);
+        // Far away enough for a timeout that does not fit the clock.
+        let timeout = timeout.unwrap_or(Duration::from_secs(u32::MAX.into()));
+        DeadlineFuture { call: tokio::time::timeout(timeout, future) }
+    }
+}
+
+pin_project! {
+    /// A call and its deadline.
+    pub(super) struct DeadlineFuture<F> {
+        #[pin]
+        call: tokio::time::Timeout<F>,
+    }
+}
+
+impl<F: Future<Output = Result<Response<Body>, Infallible>>> Future for DeadlineFuture<F> {
+    type Output = Result<Response<Body>, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.project().call.poll(cx).map(|in_time| match in_time {
+            Ok(response) => response,
+            Err(_) => Ok(status::deadline_exceeded().into_http()),
+        })
+    }
+}
+
+/// `grpc-timeout`: at most eight digits and a unit. What is malformed counts as absent.
+fn timeout_of(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get("grpc-timeout")?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let amount: u64 = digits.parse().ok()?;
+    match unit {
+        "H" => Some(Duration::from_secs(amount * 3_600)),
+        "M" => Some(Duration::from_secs(amount * 60)),
+        "S" => Some(Duration::from_secs(amount)),
+        "m" => Some(Duration::from_millis(amount)),
+        "u" => Some(Duration::from_micros(amount)),
+        "n" => Some(Duration::from_nanos(amount)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grpc_timeouts_are_read_as_the_protocol_writes_them() {
+        let read = |text: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("grpc-timeout", text.parse().expect("a header"));
+            timeout_of(&headers)
+        };
+        assert_eq!(read("20m"), Some(Duration::from_millis(20)));
+        assert_eq!(read("99999999H"), Some(Duration::from_secs(99_999_999 * 3_600)));
+        assert_eq!(read("7u"), Some(Duration::from_micros(7)));
+        for bad in ["", "S", "20", "-1S", "123456789S", "1.5S", "1s", "+1S"] {
+            assert_eq!(read(bad), None, "{bad:?}");
+        }
+    }
+}

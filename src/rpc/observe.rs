@@ -1,0 +1,146 @@
+//! The metrics layer: counts calls as they begin and end, and how they end. It records when the call's last
+//! part is dropped, so that a call which its caller gave up is counted too, as CANCELLED.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use pin_project_lite::pin_project;
+use tonic::body::Body;
+use tonic::{Code, Status};
+use tower::{Layer, Service};
+
+use crate::metrics::{Method, Metrics};
+
+/// Puts [`ObserveService`] around a service.
+#[derive(Clone, Debug)]
+pub(super) struct ObserveLayer(pub(super) Arc<Metrics>);
+
+impl<S> Layer<S> for ObserveLayer {
+    type Service = ObserveService<S>;
+
+    fn layer(&self, inner: S) -> ObserveService<S> {
+        ObserveService { inner, metrics: Arc::clone(&self.0) }
+    }
+}
+
+/// Counts calls.
+#[derive(Clone, Debug)]
+pub(super) struct ObserveService<S> {
+    inner: S,
+    metrics: Arc<Metrics>,
+}
+
+/// One call; counted when it is dropped.
+struct Observer {
+    metrics: Arc<Metrics>,
+    method: Method,
+    began: Instant,
+    code: Code,
+}
+
+impl Observer {
+    fn note_status(&mut self, headers: &HeaderMap) {
+        if let Some(status) = headers.get("grpc-status") {
+            self.code = Code::from_bytes(status.as_bytes());
+        }
+    }
+}
+
+impl Drop for Observer {
+    fn drop(&mut self) {
+        let code = u8::try_from(self.code as i32).unwrap_or(u8::MAX);
+        self.metrics.call_handled(self.method, code, self.began.elapsed());
+    }
+}
+
+impl<S, B> Service<Request<B>> for ObserveService<S>
+where
+    S: Service<Request<B>, Response = Response<Body>, Error = Infallible>,
+{
+    type Response = Response<ObservedBody>;
+    type Error = Infallible;
+    type Future = ObserveFuture<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<B>) -> ObserveFuture<S::Future> {
+        let method = Method::of_path(request.uri().path());
+        self.metrics.call_started(method);
+        let metrics = Arc::clone(&self.metrics);
+        let observer = Observer { metrics, method, began: Instant::now(), code: Code::Cancelled };
+        ObserveFuture { call: self.inner.call(request), observer: Some(observer) }
+    }
+}
+
+pin_project! {
+    /// A call that is counted.
+    pub(super) struct ObserveFuture<F> {
+        #[pin]
+        call: F,
+        observer: Option<Observer>,
+    }
+}
+
+impl<F: Future<Output = Result<Response<Body>, Infallible>>> Future for ObserveFuture<F> {
+    type Output = Result<Response<ObservedBody>, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let Ok(response) = ready!(this.call.poll(cx));
+        // An error before the first byte has its status in the headers.
+        if let Some(observer) = this.observer {
+            observer.note_status(response.headers());
+        }
+        let observer = this.observer.take();
+        Poll::Ready(Ok(response.map(|body| ObservedBody { body, observer })))
+    }
+}
+
+pin_project! {
+    /// A response whose trailers say how the call ended.
+    pub(super) struct ObservedBody {
+        #[pin]
+        body: Body,
+        observer: Option<Observer>,
+    }
+}
+
+impl HttpBody for ObservedBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = self.project();
+        let frame = ready!(this.body.poll_frame(cx));
+        match (&frame, &mut *this.observer) {
+            (Some(Ok(frame)), Some(observer)) => {
+                if let Some(trailers) = frame.trailers_ref() {
+                    observer.note_status(trailers);
+                }
+            }
+            (Some(Err(status)), Some(observer)) => observer.code = status.code(),
+            _ => {}
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

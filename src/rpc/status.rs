@@ -1,0 +1,111 @@
+//! The one place where an error becomes a gRPC status: its code, safe words, and `google.rpc` details.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+use crate::catalog::Error;
+use crate::product::Version;
+
+/// `ErrorInfo.domain` of every error.
+const DOMAIN: &str = "hotshelf";
+/// When a caller may try again what was refused or could not be done.
+const RETRY_AFTER: Duration = Duration::from_millis(500);
+
+/// The status of a failed read or write. `expected` is what the caller asked for.
+pub(super) fn of_error(error: &Error, expected: Option<Version>) -> Status {
+    match error {
+        Error::NotFound => not_found(),
+        Error::VersionMismatch { current } => {
+            let versions = versions(*current, "expected_version", expected);
+            let words = format!(
+                "the product is at version {current}, not the expected one; read it again and repeat the change"
+            );
+            status(Code::Aborted, words, "VERSION_MISMATCH", versions)
+        }
+        Error::VersionNotReached { current } => {
+            let versions = versions(*current, "min_version", expected);
+            let words = format!(
+                "the product is only at version {current}; min_version was never committed"
+            );
+            status(Code::FailedPrecondition, words, "VERSION_NOT_REACHED", versions)
+        }
+        Error::Unavailable(why) => {
+            tracing::warn!(%why, "the database is not available");
+            let words = "the database cannot be reached, and nothing cached may be served";
+            retry(Code::Unavailable, words, "DATABASE_UNAVAILABLE")
+        }
+        Error::OverBudget => {
+            let words = "too many reads are waiting for the database";
+            retry(Code::ResourceExhausted, words, "DATABASE_BUDGET_EXHAUSTED")
+        }
+        Error::OutcomeUnknown(why) => {
+            tracing::warn!(%why, "the outcome of a write is unknown");
+            let words = "the connection to the database broke during the write, which may have been committed; read before writing again";
+            retry(Code::Unavailable, words, "WRITE_OUTCOME_UNKNOWN")
+        }
+        Error::Internal(why) => {
+            tracing::error!(%why, "internal error");
+            status(Code::Internal, "internal error", "INTERNAL", HashMap::new())
+        }
+    }
+}
+
+pub(super) fn not_found() -> Status {
+    status(Code::NotFound, "no such product", "PRODUCT_NOT_FOUND", HashMap::new())
+}
+
+/// A field that breaks its rules. `field` is its path in the request, such as `product.price.nanos`.
+pub(super) fn invalid(field: impl Into<String>, why: impl Into<String>) -> Status {
+    let (field, why) = (field.into(), why.into());
+    let words = format!("{field}: {why}");
+    let mut details = info("INVALID_FIELD", HashMap::from([("field".to_owned(), field.clone())]));
+    details.add_bad_request_violation(field, why);
+    Status::with_error_details(Code::InvalidArgument, words, details)
+}
+
+pub(super) fn deadline_exceeded() -> Status {
+    let words = "the call took longer than its deadline";
+    status(Code::DeadlineExceeded, words, "DEADLINE_EXCEEDED", HashMap::new())
+}
+
+pub(super) fn too_many_requests() -> Status {
+    retry(Code::ResourceExhausted, "too many calls are in flight", "TOO_MANY_REQUESTS")
+}
+
+pub(super) fn too_many_streams() -> Status {
+    retry(Code::ResourceExhausted, "too many streams of hot keys are open", "TOO_MANY_STREAMS")
+}
+
+pub(super) fn draining() -> Status {
+    retry(Code::Unavailable, "this instance is shutting down", "DRAINING")
+}
+
+fn versions(current: Version, name: &str, asked: Option<Version>) -> HashMap<String, String> {
+    let mut metadata = HashMap::from([("current_version".to_owned(), current.to_string())]);
+    if let Some(asked) = asked {
+        metadata.insert(name.to_owned(), asked.to_string());
+    }
+    metadata
+}
+
+fn info(reason: &str, metadata: HashMap<String, String>) -> ErrorDetails {
+    ErrorDetails::with_error_info(reason, DOMAIN, metadata)
+}
+
+fn status(
+    code: Code,
+    words: impl Into<String>,
+    reason: &str,
+    metadata: HashMap<String, String>,
+) -> Status {
+    Status::with_error_details(code, words, info(reason, metadata))
+}
+
+fn retry(code: Code, words: &str, reason: &str) -> Status {
+    let mut details = info(reason, HashMap::new());
+    details.set_retry_info(Some(RETRY_AFTER));
+    Status::with_error_details(code, words, details)
+}
