@@ -1,0 +1,72 @@
+//! The servers that tests share. Each is started when the first test asks for it, and stopped at the end of the
+//! run; devstack stops them also when the run is killed.
+
+use std::sync::{Arc, Mutex};
+
+use devstack::{ClusterOptions, Postgres, PostgresOptions, Redis, RedisCluster, RedisOptions};
+use hotshelf::metrics::Metrics;
+
+/// The database that every test's database is a copy of.
+pub const TEMPLATE: &str = "template_hotshelf";
+
+/// The shared servers.
+#[derive(Clone, Default)]
+pub struct Servers {
+    postgres: Arc<Mutex<Option<Arc<Postgres>>>>,
+    redis: Arc<Mutex<Option<Arc<Redis>>>>,
+    cluster: Arc<Mutex<Option<Arc<RedisCluster>>>>,
+}
+
+impl Servers {
+    /// Postgres, with a migrated template database.
+    pub fn postgres(&self) -> Arc<Postgres> {
+        started(&self.postgres, || {
+            let options = PostgresOptions { max_connections: 400, ..PostgresOptions::default() };
+            let postgres = Postgres::start(options).unwrap();
+            make_template(&postgres);
+            postgres
+        })
+    }
+
+    pub fn redis(&self) -> Arc<Redis> {
+        started(&self.redis, || Redis::start(RedisOptions::default()).unwrap())
+    }
+
+    pub fn cluster(&self) -> Arc<RedisCluster> {
+        started(&self.cluster, || RedisCluster::start(&ClusterOptions::default()).unwrap())
+    }
+
+    /// Stops what was started.
+    pub fn stop(&self) {
+        self.postgres.lock().unwrap().take();
+        self.redis.lock().unwrap().take();
+        self.cluster.lock().unwrap().take();
+    }
+}
+
+fn started<T>(server: &Mutex<Option<Arc<T>>>, start: impl FnOnce() -> T) -> Arc<T> {
+    // A test that panics in here leaves `None`: the next one tries again.
+    let mut server = server.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    Arc::clone(server.get_or_insert_with(|| Arc::new(start())))
+}
+
+fn make_template(server: &Postgres) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let admin = super::stack::connect(&server.url(), 1);
+        sqlx::query(sqlx::AssertSqlSafe(format!("CREATE DATABASE {TEMPLATE}")))
+            .execute(&admin)
+            .await
+            .unwrap();
+        let url = server.url_of(TEMPLATE);
+        let template = super::stack::connect(&url, 1);
+        sqlx::query("CREATE EXTENSION pg_stat_statements").execute(&template).await.unwrap();
+        template.close().await;
+        let options = hotshelf::config::DatabaseArgs { database_url: url }.one_connection();
+        let hotshelf = hotshelf::postgres::Postgres::new(&options, Metrics::new()).unwrap();
+        hotshelf.migrate().await.unwrap();
+        // Nobody may be connected to a template that is copied.
+        hotshelf.close().await;
+        admin.close().await;
+    });
+}

@@ -1,0 +1,168 @@
+//! What one test has for itself: a database, and a key space in Redis.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use clap::Parser;
+use devstack::{Postgres, Redis, RedisCluster};
+use fred::interfaces::{ClientLike, KeysInterface};
+use fred::prelude::{Client, Config};
+use hotshelf::config::{Cli, ServeArgs};
+use sqlx::postgres::{PgPool, PgPoolOptions};
+use sqlx::{AssertSqlSafe, Executor};
+
+use super::servers::TEMPLATE;
+use super::{Node, Servers};
+
+static NEXT: AtomicU64 = AtomicU64::new(1);
+
+/// Which kind of Redis.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Topology {
+    Single,
+    Cluster,
+}
+
+impl Topology {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Single => "single",
+            Self::Cluster => "cluster",
+        }
+    }
+}
+
+/// The world of one test.
+pub struct Stack {
+    /// Its database, for SQL of the test's own.
+    pub sql: PgPool,
+    pub database_url: String,
+    pub redis_url: String,
+    pub namespace: String,
+    redis: Client,
+    // Kept, so that nobody stops them meanwhile.
+    _servers: (Arc<Postgres>, Option<Arc<Redis>>, Option<Arc<RedisCluster>>),
+}
+
+pub fn connect(url: &str, connections: u32) -> PgPool {
+    PgPoolOptions::new().max_connections(connections).connect_lazy(url).unwrap()
+}
+
+impl Stack {
+    pub async fn new(servers: &Servers, topology: Topology) -> Self {
+        let servers = servers.clone();
+        let (postgres, single, cluster) = tokio::task::spawn_blocking(move || match topology {
+            Topology::Single => (servers.postgres(), Some(servers.redis()), None),
+            Topology::Cluster => (servers.postgres(), None, Some(servers.cluster())),
+        })
+        .await
+        .unwrap();
+        let redis_url = single.as_ref().map(|redis| redis.url());
+        let redis_url = redis_url.or(cluster.as_ref().map(|cluster| cluster.url())).unwrap();
+        let namespace = format!("t{}", NEXT.fetch_add(1, Ordering::Relaxed));
+        let admin = connect(&postgres.url(), 1);
+        let create = format!("CREATE DATABASE {namespace} TEMPLATE {TEMPLATE}");
+        admin.execute(AssertSqlSafe(create)).await.unwrap();
+        admin.close().await;
+        let database_url = postgres.url_of(&namespace);
+        let redis = Client::new(Config::from_url(&redis_url).unwrap(), None, None, None);
+        redis.init().await.unwrap();
+        let sql = connect(&database_url, 5);
+        let servers = (postgres, single, cluster);
+        Self { sql, database_url, redis_url, namespace, redis, _servers: servers }
+    }
+
+    /// The program's own defaults, for this test's world, on free ports. Generous with Redis' deadline:
+    /// other tests share the machine.
+    pub fn args(&self) -> ServeArgs {
+        let cli = Cli::try_parse_from([
+            "hotshelf",
+            "--database-url",
+            &self.database_url,
+            "--redis-url",
+            &self.redis_url,
+            "--redis-namespace",
+            &self.namespace,
+            "--redis-timeout",
+            "2s",
+            "--database-acquire-timeout",
+            "10s",
+            "--database-statement-timeout",
+            "10s",
+            "--grpc-addr",
+            "127.0.0.1:0",
+            "--admin-addr",
+            "127.0.0.1:0",
+        ]);
+        cli.unwrap().serve
+    }
+
+    /// An instance with the program's defaults.
+    pub async fn node(&self) -> Node {
+        self.node_with(|_| {}).await
+    }
+
+    /// An instance with some of its options changed.
+    pub async fn node_with(&self, change: impl FnOnce(&mut ServeArgs)) -> Node {
+        let mut args = self.args();
+        change(&mut args);
+        Node::start(&args).await
+    }
+
+    /// Inserts a product by SQL and returns its id.
+    pub async fn insert(&self, name: &str) -> i64 {
+        sqlx::query_scalar("INSERT INTO products (name, price) VALUES ($1, 9.99) RETURNING id")
+            .bind(name)
+            .fetch_one(&self.sql)
+            .await
+            .unwrap()
+    }
+
+    /// How many times Postgres itself says that products were selected for the caches.
+    pub async fn loads(&self) -> i64 {
+        sqlx::query_scalar(
+            "SELECT coalesce(sum(calls), 0)::bigint FROM pg_stat_statements \
+             JOIN pg_database d ON d.oid = dbid WHERE datname = current_database() \
+             AND query LIKE 'SELECT id, name, %FROM products WHERE id = ANY%'",
+        )
+        .fetch_one(&self.sql)
+        .await
+        .unwrap()
+    }
+
+    fn entry_key(&self, id: i64) -> String {
+        format!("{}:{{{id}}}:p", self.namespace)
+    }
+
+    fn lock_key(&self, id: i64) -> String {
+        format!("{}:{{{id}}}:lock", self.namespace)
+    }
+
+    /// The version of the entry in Redis, and whether it is a tombstone.
+    pub async fn redis_revision(&self, id: i64) -> Option<(i64, bool)> {
+        let bytes: Option<Vec<u8>> = self.redis.get(self.entry_key(id)).await.unwrap();
+        let bytes = bytes?;
+        let version = i64::from_be_bytes(bytes[2..10].try_into().unwrap());
+        Some((version, bytes[1] & 1 == 1))
+    }
+
+    pub async fn redis_value(&self, id: i64) -> Option<Vec<u8>> {
+        self.redis.get(self.entry_key(id)).await.unwrap()
+    }
+
+    /// Puts any bytes where an entry should be.
+    pub async fn redis_put(&self, id: i64, bytes: &[u8]) {
+        let () = self.redis.set(self.entry_key(id), bytes, None, None, false).await.unwrap();
+    }
+
+    /// What memory pressure would do.
+    pub async fn redis_evict(&self, id: i64) {
+        let () = self.redis.del(self.entry_key(id)).await.unwrap();
+    }
+
+    /// Whether somebody holds the lease of `id`.
+    pub async fn is_leased(&self, id: i64) -> bool {
+        let found: i64 = self.redis.exists(self.lock_key(id)).await.unwrap();
+        found == 1
+    }
+}

@@ -1,0 +1,110 @@
+//! The list of tests, and how one is run.
+
+use std::panic::AssertUnwindSafe;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use libtest_mimic::{Arguments, Conclusion, Trial};
+
+use super::{Servers, Stack, Topology};
+
+/// Longer than any test takes that does not hang.
+const LIMIT: Duration = Duration::from_secs(120);
+/// Tests mostly wait, so more of them than there are cores.
+const THREADS: usize = 4;
+
+/// The tests.
+pub struct Suite<'a> {
+    servers: &'a Servers,
+    trials: Vec<Trial>,
+}
+
+impl<'a> Suite<'a> {
+    pub fn new(servers: &'a Servers) -> Self {
+        Self { servers, trials: Vec::new() }
+    }
+
+    /// A test that runs against one Redis, and again against a Redis Cluster.
+    pub fn both<F>(&mut self, name: &str, test: fn(Stack) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        for topology in [Topology::Single, Topology::Cluster] {
+            self.add(&format!("{name}::{}", topology.name()), topology, test);
+        }
+    }
+
+    /// A test to which Redis does not matter.
+    pub fn single<F>(&mut self, name: &str, test: fn(Stack) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        self.add(name, Topology::Single, test);
+    }
+
+    /// A test without servers, or with its own.
+    pub fn plain(&mut self, name: &str, test: fn()) {
+        self.trials.push(Trial::test(name, move || {
+            test();
+            Ok(())
+        }));
+    }
+
+    /// A test that takes minutes: only with `--ignored`.
+    pub fn long(&mut self, name: &str, test: fn()) {
+        let trial = Trial::test(name, move || {
+            test();
+            Ok(())
+        });
+        self.trials.push(trial.with_ignored_flag(true));
+    }
+
+    /// A test that this machine cannot run is reported as ignored, with the reason in its name.
+    pub fn single_if<F>(&mut self, name: &str, missing: Option<&str>, test: fn(Stack) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        match missing {
+            None => self.single(name, test),
+            Some(why) => {
+                let name = format!("{name} (skipped: {why})");
+                self.trials.push(Trial::test(name, || Ok(())).with_ignored_flag(true));
+            }
+        }
+    }
+
+    fn add<F>(&mut self, name: &str, topology: Topology, test: fn(Stack) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let servers = self.servers.clone();
+        self.trials.push(Trial::test(name, move || {
+            run(&servers, topology, test);
+            Ok(())
+        }));
+    }
+
+    pub fn run(self, mut arguments: Arguments) -> Conclusion {
+        arguments.test_threads.get_or_insert(THREADS);
+        libtest_mimic::run(&arguments, self.trials)
+    }
+}
+
+fn run<F>(servers: &Servers, topology: Topology, test: fn(Stack) -> F)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let outcome = runtime.block_on(async {
+        let stack = Stack::new(servers, topology).await;
+        let test = AssertUnwindSafe(tokio::time::timeout(LIMIT, test(stack))).catch_unwind();
+        test.await
+    });
+    // Instances that a failed test leaves behind must not hold up the others.
+    runtime.shutdown_background();
+    match outcome {
+        Ok(in_time) => assert!(in_time.is_ok(), "still running after {LIMIT:?}"),
+        Err(panic) => std::panic::resume_unwind(panic),
+    }
+}

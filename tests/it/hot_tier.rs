@@ -1,0 +1,93 @@
+//! The hot tier stays whole: mini-moka is used inside the part of it that is sound.
+
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use hotshelf::entry::{Entry, Ttl};
+use hotshelf::hot_cache::{HotCache, HotCacheOptions};
+use hotshelf::metrics::Metrics;
+use hotshelf::product::{ProductId, Version};
+use rand::RngExt;
+
+use crate::harness::{HANG, Suite};
+
+const CAPACITY: u64 = 1_000;
+const IDS: i64 = 10_000;
+const THREADS: i64 = 8;
+
+pub fn register(suite: &mut Suite<'_>) {
+    suite.plain("hot_tier::capacity_is_intact_after_two_million_mixed_operations", || {
+        soak(2_000_000)
+    });
+    suite.long(
+        "hot_tier::soak_capacity_is_intact_after_a_hundred_million_mixed_operations",
+        || {
+            soak(100_000_000);
+        },
+    );
+}
+
+fn cache() -> Arc<HotCache> {
+    let options = HotCacheOptions { capacity: CAPACITY, trust: Duration::from_secs(60) };
+    Arc::new(HotCache::new(options, Metrics::new()))
+}
+
+fn id(number: i64) -> ProductId {
+    ProductId::new(number).unwrap()
+}
+
+fn entry(version: i64) -> Entry {
+    let ttl = Ttl { soft: Duration::from_secs(60), hard: Duration::from_secs(60) };
+    Entry::tombstone(Version(version), Instant::now(), ttl)
+}
+
+/// Reads, loads, and writes that replace, on all threads at once, over ten times the capacity.
+fn soak(operations: i64) {
+    let hot = cache();
+    thread::scope(|scope| {
+        for thread in 0..THREADS {
+            let hot = Arc::clone(&hot);
+            scope.spawn(move || operate(&hot, thread, operations / THREADS));
+        }
+    });
+    fill_up(&hot);
+    let (live, count) = (hot.count_live(), hot.len());
+    assert_eq!(live, count, "live entries and the count");
+    assert_eq!(live, CAPACITY, "capacity");
+}
+
+fn operate(hot: &Arc<HotCache>, thread: i64, operations: i64) {
+    let mut random = rand::rng();
+    for n in 0..operations {
+        let id = id(random.random_range(1..=IDS));
+        let version = n * THREADS + thread;
+        match n % 4 {
+            0 => hot.offer(id, entry(version)),
+            1 => {
+                let load = hot.begin_load(id);
+                // Below the floor when another thread was newer: then it is not kept, as it should be.
+                let _ = load.finish(entry(version));
+            }
+            _ => {
+                if let Some(held) = hot.get(id) {
+                    assert!(held.entry.revision.version.0 <= operations * THREADS);
+                }
+            }
+        }
+    }
+}
+
+/// mini-moka admits and evicts in its housekeeping, some writes later; more ids than fit settle it.
+fn fill_up(hot: &Arc<HotCache>) {
+    let settled = || hot.len() == CAPACITY && hot.count_live() == CAPACITY;
+    let began = Instant::now();
+    while !settled() && began.elapsed() < HANG {
+        for number in 1..=IDS {
+            hot.offer(id(number), entry(i64::MAX - 1));
+            let _ = hot.get(id(number));
+        }
+        // Its own pause between two housekeepings is 300 ms.
+        thread::park_timeout(Duration::from_millis(350));
+    }
+}

@@ -1,0 +1,100 @@
+//! Leases: who loads, and what happens when the one who loads dies.
+
+use std::time::Duration;
+
+use hotshelf::pause::Point;
+use sqlx::Executor;
+
+use crate::harness::{Program, Stack, Suite, eventually, get};
+
+pub fn register(suite: &mut Suite<'_>) {
+    suite.both("lease::the_lease_of_a_killed_holder_is_taken_over", killed_holder);
+    suite.both("lease::a_holder_that_takes_long_keeps_its_lease", renewal);
+    suite.both(
+        "lease::who_has_waited_long_enough_reads_postgres_and_leaves_redis_alone",
+        waited_out,
+    );
+    suite.both("lease::a_load_that_fails_gives_its_lease_back", failed_load);
+}
+
+async fn killed_holder(stack: Stack) {
+    let id = stack.insert("walnut desk lamp").await;
+    let holder = Program::serve(&stack, &[]).await;
+    let node = stack.node().await;
+    // The holder's SELECT hangs behind this lock, and the holder holds the lease.
+    let mut lock = stack.sql.begin().await.unwrap();
+    lock.execute("LOCK TABLE products IN ACCESS EXCLUSIVE MODE").await.unwrap();
+    let mut client = holder.client().await;
+    let read = tokio::spawn(async move { client.get_product(get(id)).await });
+    eventually("the lease is taken", || stack.is_leased(id)).await;
+    holder.kill().await;
+    assert!(read.await.unwrap().is_err());
+    assert!(stack.is_leased(id).await, "nobody gave it back");
+    lock.rollback().await.unwrap();
+    let product = tokio::time::timeout(Duration::from_secs(15), node.product(id)).await.unwrap();
+    assert_eq!(product.id, id);
+    assert_eq!(
+        node.metric(r#"hotshelf_lease_total{outcome="waited_out"}"#).await,
+        0.0,
+        "taken over"
+    );
+    assert!(!stack.is_leased(id).await);
+    assert!(stack.redis_revision(id).await.is_some(), "and Redis was filled");
+}
+
+async fn renewal(stack: Stack) {
+    let id = stack.insert("walnut desk lamp").await;
+    let node = stack
+        .node_with(|args| {
+            args.redis.lease_ttl = Duration::from_millis(600);
+            args.database.database_url.clone_from(&stack.database_url);
+        })
+        .await;
+    let mut lock = stack.sql.begin().await.unwrap();
+    lock.execute("LOCK TABLE products IN ACCESS EXCLUSIVE MODE").await.unwrap();
+    let mut client = node.client.clone();
+    let read = tokio::spawn(async move { client.get_product(get(id)).await });
+    eventually("the lease is taken", || stack.is_leased(id)).await;
+    for _ in 0..20 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert!(stack.is_leased(id).await, "renewed");
+    }
+    lock.rollback().await.unwrap();
+    assert!(read.await.unwrap().is_ok());
+    assert!(stack.redis_revision(id).await.is_some(), "the fill was accepted");
+}
+
+async fn waited_out(stack: Stack) {
+    let id = stack.insert("walnut desk lamp").await;
+    let (slow, other) = tokio::join!(
+        stack.node(),
+        stack.node_with(|args| args.redis.lease_wait = Duration::from_millis(200))
+    );
+    let mut held = slow.pauses.arm(Point::LoadedFromPostgres);
+    let mut client = slow.client.clone();
+    let read = tokio::spawn(async move { client.get_product(get(id)).await });
+    let paused = held.recv().await.unwrap();
+    assert_eq!(other.product(id).await.id, id);
+    assert_eq!(other.metric(r#"hotshelf_lease_total{outcome="waited_out"}"#).await, 1.0);
+    assert_eq!(stack.redis_revision(id).await, None, "only the holder fills");
+    drop(paused);
+    assert!(read.await.unwrap().is_ok());
+    assert!(stack.redis_revision(id).await.is_some());
+}
+
+async fn failed_load(stack: Stack) {
+    let id = stack.insert("walnut desk lamp").await;
+    let node = stack
+        .node_with(|args| args.postgres.database_statement_timeout = Duration::from_millis(300))
+        .await;
+    let mut lock = stack.sql.begin().await.unwrap();
+    lock.execute("LOCK TABLE products IN ACCESS EXCLUSIVE MODE").await.unwrap();
+    let error = node.get(id).await.unwrap_err();
+    assert_eq!(error.code(), tonic::Code::Unavailable);
+    let details = tonic_types::StatusExt::get_error_details(&error);
+    assert_eq!(details.error_info().unwrap().reason, "DATABASE_UNAVAILABLE");
+    assert!(details.retry_info().unwrap().retry_delay.is_some());
+    assert!(!stack.is_leased(id).await);
+    lock.rollback().await.unwrap();
+    assert_eq!(node.product(id).await.id, id);
+}
