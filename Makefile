@@ -1,0 +1,52 @@
+# `make help` lists the targets.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+BUF_VERSION := 1.75.0
+BUF := npx --yes @bufbuild/buf@$(BUF_VERSION)
+
+SAMPLE_COUNT ?= 10000
+SAMPLE_FILE ?= sample-products.csv
+
+.PHONY: help
+help: ## Lists these targets.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: deps
+deps: ## Installs what is missing: PostgreSQL and Redis servers, a C compiler.
+	@scripts/install-deps.sh
+
+.PHONY: run
+run: deps ## Starts everything: a private Postgres and Redis, sample products, the service on port 50051.
+	cargo build --locked --release -p hotshelf -p devstack
+	target/release/devstack exec --dir .devstack -- scripts/run.sh
+
+.PHONY: test
+test: deps ## Runs every test against private, real servers.
+	cargo test --locked --workspace
+
+.PHONY: lint
+lint: ## Checks format, clippy, the fences between modules, and the protos.
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	scripts/check-fences.sh
+	@if $(BUF) --version >/dev/null 2>&1; then \
+		echo '$(BUF) lint'; $(BUF) lint; \
+	else \
+		echo 'buf lint: SKIPPED, because npx (Node.js) is missing or cannot fetch buf'; \
+	fi
+
+.PHONY: sample
+sample: ## Writes sample products to SAMPLE_FILE (SAMPLE_COUNT of them).
+	cargo run --locked --release -q -p devstack -- sample-products --count $(SAMPLE_COUNT) > $(SAMPLE_FILE)
+	@echo 'Wrote $(SAMPLE_FILE).'
+
+.PHONY: bench
+bench: deps ## Measures speed in release mode, as ratios against a bare server.
+	cargo test --locked --release --test it -- --ignored bench
+
+.PHONY: soak
+soak: deps ## Runs the long tests in release mode: minutes, not seconds.
+	cargo test --locked --release --test it -- --ignored soak

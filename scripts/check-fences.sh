@@ -1,0 +1,141 @@
+#!/usr/bin/env bash
+# Checks the fences between the modules (ARCHITECTURE.md) by reading the sources: prints `file:line: rule` for each
+# breach, and fails if there is one. `check-fences.sh DIRECTORY` checks another tree.
+set -euo pipefail
+cd "${1:-"$(dirname "$0")/.."}"
+
+perl - <<'PERL'
+use strict;
+use warnings;
+
+# Who may import whom (`*`: anybody). A module that is not listed is a breach: decide, then list it.
+# Everybody may import proto, the generated messages, unless `no_proto` says not.
+my $LEAVES = 'product entry metrics drain pause';
+my %imports = (
+    proto     => '',
+    product   => '',
+    entry     => 'product',
+    pause     => '',
+    metrics   => 'product',
+    drain     => 'metrics',
+    hot_cache => $LEAVES,
+    hot_keys  => $LEAVES,
+    redis     => $LEAVES,
+    postgres  => $LEAVES,
+    import    => "$LEAVES postgres",
+    catalog   => "$LEAVES hot_cache hot_keys redis postgres",
+    relay     => "$LEAVES redis postgres",
+    rpc       => "$LEAVES catalog",
+    admin     => $LEAVES,
+    # It fills in the options that each part declares; only app and main see the whole.
+    config    => "$LEAVES hot_cache hot_keys redis postgres import catalog relay rpc admin",
+    app       => '*',
+    lib       => '*',
+    main      => '*',
+);
+my %no_proto = map { $_ => 1 } qw(product pause metrics drain);
+
+# What only some modules may mention.
+my @fences = (
+    [qr/(?<!\w)tonic(?:_\w+)?\s*(?:::|;|\bas\b)/, 'rpc app proto', 'tonic is for rpc, app and the generated proto'],
+    [qr/(?<!\w)fred\s*(?:::|;|\bas\b)/,           'redis',         'fred is for redis'],
+    [qr/(?<!\w)sqlx\s*(?:::|;|\bas\b)/,           'postgres',      'sqlx is for postgres'],
+    [qr/(?<!\w)mini_moka\s*(?:::|;|\bas\b)/,      'hot_cache',     'mini_moka is for hot_cache'],
+    [qr/\bstd\s*::\s*(?:\{[^{};]*)?\benv\b|(?<![\w:])env\s*::|\bdotenvy\s*::|\bfrom_default_env\b/,
+     'config main', 'the environment is read by config and main only'],
+    [qr/\b(?:option_)?env!/, 'config main', 'env! is for config and main, but for CARGO_PKG_* and OUT_DIR'],
+    [qr/\bthread_local!/, 'metrics', 'thread_local! is for metrics'],
+    # NEXT_THREAD (metrics) only spreads threads over shards: two nodes that share it cannot tell.
+    [qr/(?<![\w'])static\s+(?:mut\s+|ref\s+)?(?!NEXT_THREAD\b)\w+\s*:|\b(?:OnceLock|LazyLock|once_cell|lazy_static)\b/,
+     '', 'no process-wide state: two nodes live in one test'],
+    [qr/\bsuper\s*::\s*super\b/, '', 'say crate::, so that this script can see it'],
+);
+
+my $LONGEST = 400;
+
+my $breaches = 0;
+
+sub breach {
+    my ($file, $line, $rule) = @_;
+    print "$file:$line: $rule\n";
+    $breaches++;
+}
+
+sub line_at { 1 + (substr($_[0], 0, $_[1]) =~ tr/\n//) }
+
+# The same text with comments and literals made blank, line by line as it was.
+sub code_of {
+    my ($text) = @_;
+    my $blank = sub { (my $same = shift) =~ s/[^\n]/ /g; $same };
+    # Facts about the package, not about the environment it runs in.
+    $text =~ s/\benv!\("(?:CARGO_PKG_\w+|OUT_DIR)"\)/$blank->($&)/ge;
+    $text =~ s{( //[^\n]*
+               | /\*.*?\*/
+               | \bb?r(\#*)".*?"\2
+               | "(?:\\.|[^"\\])*"
+               | '(?:\\[^\n']+|\\'|[^\\'\n])' )}{$blank->($1)}gesx;
+    return $text;
+}
+
+# [name of a module of this crate, offset] for each path that begins with `crate::`.
+sub crate_paths {
+    my ($code) = @_;
+    my @paths;
+    while ($code =~ /\bcrate\s*::\s*(?:(\w+)|(\{(?:[^{}]++|(?2))*\}))/g) {
+        my ($name, $group, $at) = ($1, $2, $-[0]);
+        if (defined $name) { push @paths, [$name, $at]; next }
+        $group = substr $group, 1, -1;
+        1 while $group =~ s/\{[^{}]*\}//g;
+        push @paths, map { [$_, $at] } $group =~ /(?:^|,)\s*(\w+)/g;
+    }
+    return @paths;
+}
+
+sub check_source {
+    my ($file, $text) = @_;
+    my ($module) = $file =~ m{^src/(\w+)};
+    my $code = code_of($text);
+
+    my $allowed = $imports{$module};
+    if (!defined $allowed) {
+        breach($file, 1, "module $module is not in the table of scripts/check-fences.sh: say there what it may import");
+        $allowed = '*';
+    }
+    my %may = map { $_ => 1 } split(' ', $allowed), $module;
+    $may{proto} = 1 unless $no_proto{$module};
+    for my $path (crate_paths($code)) {
+        my ($name, $at) = @$path;
+        # Only modules: a macro or a type at the crate's root is no layer.
+        next if $allowed eq '*' || $may{$name} || !(-e "src/$name.rs" || -d "src/$name" || $imports{$name});
+        my $rule = "$module must not import crate::$name (see the table in scripts/check-fences.sh)";
+        breach($file, line_at($code, $at), $rule);
+    }
+
+    # What thread_local! declares is not shared between threads; whether it may stand here has a rule of its own.
+    my $shared = $code;
+    $shared =~ s{thread_local!\s*\K(\{(?:[^{}]++|(?1))*\})}{(my $blank = $1) =~ s/[^\n]/ /g; $blank}ge;
+    for my $fence (@fences) {
+        my ($pattern, $modules, $rule) = @$fence;
+        next if grep { $_ eq $module } split ' ', $modules;
+        breach($file, line_at($shared, $-[0]), $rule) while $shared =~ /$pattern/g;
+    }
+}
+
+open my $find, '-|', 'find', grep({ -d } qw(src tests)), '-name', '*.rs', '-type', 'f' or die "find: $!";
+my @files = sort map { s/\n//r } <$find>;
+die "check-fences: no sources here\n" unless @files;
+for my $file (@files) {
+    open my $in, '<', $file or die "$file: $!";
+    my $text = do { local $/; <$in> } // '';
+    my $lines = ($text =~ tr/\n//);
+    if ($lines > $LONGEST) {
+        breach($file, $LONGEST + 1, "$lines lines, more than $LONGEST: think again about what belongs together");
+    }
+    check_source($file, $text) if $file =~ m{^src/};
+}
+if ($breaches) {
+    print STDERR "check-fences: $breaches breach(es)\n";
+    exit 1;
+}
+print "check-fences: ", scalar @files, " files, no breach\n";
+PERL
