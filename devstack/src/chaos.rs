@@ -32,10 +32,12 @@ pub enum Direction {
     Both,
 }
 
-/// A proxy in front of one server. Faults apply at once, to the connections that exist and to new ones; each direction has one fault at a
-/// time, and the newest counts. Dropping the proxy closes everything.
+/// A proxy in front of one server. Faults apply at once, to the connections that exist and to new
+/// ones; each direction has one fault at a time, and the newest counts. Dropping the proxy closes
+/// everything.
 ///
-/// It has a thread of its own, so that it works the same in synchronous code and in a test of any runtime, paused clocks included.
+/// It has a thread of its own, so that it works the same in synchronous code and in a test of any
+/// runtime, paused clocks included.
 pub struct ChaosProxy {
     addr: SocketAddr,
     plan: watch::Sender<Plan>,
@@ -77,13 +79,15 @@ impl ChaosProxy {
         self.plan.send_modify(|plan| plan.cut = true);
     }
 
-    /// Swallows bytes from now on: connections open and stay open, and nothing arrives. A connection that lost bytes is reset when the black
-    /// hole ends, because what follows would make no sense to the other side.
+    /// Swallows bytes from now on: connections open and stay open, and nothing arrives. A
+    /// connection that lost bytes is reset when the black hole ends, because what follows would
+    /// make no sense to the other side.
     pub fn black_hole(&self, direction: Direction) {
         self.set(direction, Fault::BlackHole);
     }
 
-    /// Delivers bytes this much later, in order and at full speed. Beyond 256 KiB under way, a sender has to wait.
+    /// Delivers bytes this much later, in order and at full speed. Beyond 256 KiB under way, a
+    /// sender has to wait.
     pub fn delay(&self, direction: Direction, by: Duration) {
         self.set(direction, Fault::Delay(by));
     }

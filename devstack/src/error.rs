@@ -14,7 +14,8 @@ pub enum Error {
         /// The commands that install it.
         hint: &'static str,
     },
-    /// PostgreSQL refuses to run as root, and the user it runs as instead cannot get at the directory.
+    /// PostgreSQL refuses to run as root, and the user it runs as instead cannot get at the
+    /// directory.
     #[error(
         "postgres does not run as root, and user {user} cannot reach {dir}; choose another directory"
     )]
@@ -80,7 +81,8 @@ impl Error {
         move |source| Self::Io { what, source }
     }
 
-    /// Somebody else took the port between the moment it was chosen and the moment the server bound it.
+    /// Somebody else took the port between the moment it was chosen and the moment the server bound
+    /// it.
     pub(crate) fn is_port_taken(&self) -> bool {
         matches!(self, Self::NotReady { log, .. } if log.contains("Address already in use"))
     }

@@ -1,4 +1,5 @@
-//! Private, real servers for tests, `make run` and drills, and a TCP proxy that breaks connections on demand.
+//! Private, real servers for tests, `make run` and drills, and a TCP proxy that breaks connections
+//! on demand.
 //!
 //! Read it in this order:
 //!
@@ -6,14 +7,18 @@
 //! - [`Redis`] and [`RedisCluster`]: one private Redis, or three masters with a replica each.
 //! - [`ChaosProxy`]: cuts, black holes and delays between a client and a server.
 //! - [`sample`]: plausible products as CSV, as many as wanted.
-//! - `process` and `watchdog`: how a server is started, frozen, killed, and never outlives its parent.
+//! - `process` and `watchdog`: how a server is started, frozen, killed, and never outlives its
+//!   parent.
 //!
 //! What is promised about the servers:
 //!
-//! - They listen on 127.0.0.1 only, on ports that were free; nothing is ever stopped or reached by name or by a well-known port.
-//! - None outlives the process that started it, however that process ends: a drop, a panic, Ctrl-C, `exit` or SIGKILL.
+//! - They listen on 127.0.0.1 only, on ports that were free; nothing is ever stopped or reached by
+//!   name or by a well-known port.
+//! - None outlives the process that started it, however that process ends: a drop, a panic, Ctrl-C,
+//!   `exit` or SIGKILL.
 //! - A directory that the caller did not name is removed with its server.
-//! - The API blocks and needs no async runtime. It can be called from one where a pause of a second does no harm.
+//! - The API blocks and needs no async runtime. It can be called from one where a pause of a second
+//!   does no harm.
 
 mod chaos;
 mod error;

@@ -1,14 +1,16 @@
 //! Free ports on 127.0.0.1.
 //!
-//! A port is only chosen here, and bound by the server a moment later: whoever starts a server tries another one if it was taken meanwhile.
+//! A port is only chosen here, and bound by the server a moment later: whoever starts a server
+//! tries another one if it was taken meanwhile.
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::ops::Range;
 
 use crate::Error;
 
-/// Below the ports that Linux and macOS give to outgoing connections, so that a killed server finds its port still free when it starts again;
-/// and low enough that a cluster bus, 10000 ports higher, is below them too.
+/// Below the ports that Linux and macOS give to outgoing connections, so that a killed server finds
+/// its port still free when it starts again; and low enough that a cluster bus, 10000 ports higher,
+/// is below them too.
 const PORTS: Range<u16> = 10_000..22_000;
 /// A Redis Cluster node listens for the other nodes this much higher.
 const BUS_OFFSET: u16 = 10_000;
@@ -27,7 +29,8 @@ pub(crate) fn free_with_bus() -> Result<u16, Error> {
     choose(|port| is_free(port) && is_free(port + BUS_OFFSET))
 }
 
-/// Random rather than in order: test binaries that run at the same time then hardly ever pick the same port.
+/// Random rather than in order: test binaries that run at the same time then hardly ever pick the
+/// same port.
 fn choose(fits: impl Fn(u16) -> bool) -> Result<u16, Error> {
     (0..ATTEMPTS)
         .map(|_| rand::random_range(PORTS))

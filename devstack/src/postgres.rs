@@ -19,10 +19,11 @@ use install::Install;
 /// How to start a [`Postgres`].
 #[derive(Debug, Clone)]
 pub struct PostgresOptions {
-    /// Where the data and the log live. `None`: a temporary directory that goes with the server. `Some`: kept, and its data used again.
+    /// Where the data and the log live. `None`: a temporary directory that goes with the server.
+    /// `Some`: kept, and its data used again.
     pub dir: Option<PathBuf>,
-    /// Whether commits survive a power cut. Without it, commits do not wait for the disk: much faster, and a killed server still loses
-    /// at most the commits of the last moments.
+    /// Whether a confirmed commit survives everything. Without it, commits do not wait for the disk:
+    /// much faster, but a killed server forgets the last moments, and a power cut may ruin the data.
     pub durable: bool,
     /// Too low: a test with many nodes cannot connect. Too high: each one costs memory.
     pub max_connections: u32,
@@ -36,7 +37,8 @@ impl Default for PostgresOptions {
 
 /// A PostgreSQL server with a superuser `hotshelf`, no password, and a database `hotshelf`.
 ///
-/// `pg_stat_statements` is preloaded where it is installed; `CREATE EXTENSION pg_stat_statements` makes its view.
+/// `pg_stat_statements` is preloaded where it is installed; `CREATE EXTENSION pg_stat_statements`
+/// makes its view.
 pub struct Postgres {
     process: Process,
     install: Install,
@@ -172,8 +174,8 @@ impl Postgres {
     }
 }
 
-/// The postmaster writes its state into its pid file, as `pg_ctl` reads it. A connection would prove less: somebody else's server may have
-/// taken the port.
+/// The postmaster writes its state into its pid file, as `pg_ctl` reads it. A connection would
+/// prove less: somebody else's server may have taken the port.
 fn is_ready(data: &Path, pid: u32) -> bool {
     let Ok(pid_file) = fs::read_to_string(data.join("postmaster.pid")) else { return false };
     let mut lines = pid_file.lines();

@@ -21,7 +21,8 @@ mod tree;
 pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(5);
 
-/// Waits for the word of [`Process::launch`], so that the server cannot be running before the watchdog knows its pid; `exec` keeps the pid.
+/// Waits for the word of [`Process::launch`], so that the server cannot be running before the
+/// watchdog knows its pid; `exec` keeps the pid.
 const GATE: &str = r#"read -r go && exec "$@""#;
 
 /// A command that becomes `program` once [`Process::launch`] lets it.
@@ -68,7 +69,8 @@ impl Process {
             File::create(&self.log).map_err(Error::io(format!("create {}", self.log.display())))?;
         let errors = log.try_clone().map_err(Error::io("share the log"))?;
         command.current_dir("/").stdin(Stdio::piped()).stdout(log).stderr(errors);
-        // Ctrl-C in a terminal must reach the parent only, which stops its clients first and then the servers.
+        // Ctrl-C in a terminal must reach the parent only, which stops its clients first and then
+        // the servers.
         command.process_group(0);
         let mut child = command.spawn().map_err(Error::io(format!("start {}", self.server)))?;
         let pid = child.id();
@@ -145,7 +147,8 @@ impl Process {
         self.home.watchdog.forget();
     }
 
-    /// Reaps the child if it has ended. The watchdog has to hear of it at once, because the pid is free from then on.
+    /// Reaps the child if it has ended. The watchdog has to hear of it at once, because the pid is
+    /// free from then on.
     fn exited(&self) -> Option<ExitStatus> {
         let mut child = lock(&self.child);
         let status = child.as_mut()?.try_wait().ok()??;
@@ -173,7 +176,8 @@ pub(crate) fn wait_until(what: &'static str, mut holds: impl FnMut() -> bool) ->
     Ok(())
 }
 
-/// A panic elsewhere does not make a process handle wrong, and servers must still be stopped after one.
+/// A panic elsewhere does not make a process handle wrong, and servers must still be stopped after
+/// one.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

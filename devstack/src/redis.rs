@@ -21,7 +21,8 @@ pub use cluster::{ClusterOptions, RedisCluster};
 pub struct RedisOptions {
     /// Where the data and the log live. `None`: a temporary directory that goes with the server.
     pub dir: Option<PathBuf>,
-    /// Whether data outlives the server, in an append-only file. Without it Redis is empty at each start.
+    /// Whether data outlives the server, in an append-only file. Without it Redis is empty at each
+    /// start.
     pub persist: bool,
     /// More of redis.conf, for instance `("maxmemory", "64mb")`.
     pub settings: Vec<(String, String)>,
@@ -89,10 +90,11 @@ impl Redis {
         self.process.dir()
     }
 
-    /// Runs one command on a connection of its own and gives the reply as text: an array's elements on a line each, nothing as `(nil)`.
+    /// Runs one command on a connection of its own and gives the reply as text: an array's elements
+    /// on a line each, nothing as `(nil)`.
     ///
-    /// # Errors
-    /// [`Error::Refused`] for an error reply; [`Error::Io`] when there is no answer within five seconds.
+    /// # Errors [`Error::Refused`] for an error reply; [`Error::Io`] when there is no answer within
+    /// five seconds.
     pub fn command(&self, words: &[&str]) -> Result<String, Error> {
         resp::command(self.port, words)
     }
@@ -123,7 +125,8 @@ impl Redis {
         self.process.kill();
     }
 
-    /// Starts a stopped or killed server on the same port: empty, unless it persists. Does nothing when it runs.
+    /// Starts a stopped or killed server on the same port: empty, unless it persists. Does nothing
+    /// when it runs.
     pub fn start_again(&self) -> Result<(), Error> {
         if self.pid().is_some() { Ok(()) } else { self.launch() }
     }
@@ -163,8 +166,8 @@ impl Redis {
         command
     }
 
-    /// Asks for the pid, because somebody else's Redis may have taken the port; and whether it has read its data, because until then it answers
-    /// other commands with an error.
+    /// Asks for the pid, because somebody else's Redis may have taken the port; and whether it has
+    /// read its data, because until then it answers other commands with an error.
     fn answers_as(&self, pid: u32) -> bool {
         let process = format!("\r\nprocess_id:{pid}\r\n");
         self.command(&["INFO"])

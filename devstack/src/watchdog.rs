@@ -1,7 +1,8 @@
 //! Stops a server and removes its directory when the owner is gone, however it went.
 //!
-//! A destructor does not run after SIGKILL, after `exit`, or for a static. So the last word has a small shell that waits for the end of a
-//! pipe: the kernel closes the other end when the owner dies, whatever killed it.
+//! A destructor does not run after SIGKILL, after `exit`, or for a static. So the last word has a
+//! small shell that waits for the end of a pipe: the kernel closes the other end when the owner
+//! dies, whatever killed it.
 
 use std::io::Write;
 use std::os::unix::process::CommandExt;
@@ -27,7 +28,8 @@ impl Watchdog {
             .args(["-c", SCRIPT, "devstack-watchdog", farewell.as_str().trim_start_matches("SIG")])
             .arg(scratch.unwrap_or(Path::new("")))
             .current_dir("/")
-            // Ctrl-C in a terminal goes to the whole foreground group, and must not take the watchdog first.
+            // Ctrl-C in a terminal goes to the whole foreground group, and must not take the
+            // watchdog first.
             .process_group(0)
             .stdin(Stdio::piped())
             // Nothing inherited: whoever reads our output to its end would wait for the watchdog.
@@ -61,7 +63,8 @@ impl Drop for Watchdog {
     fn drop(&mut self) {
         let mut shell = lock(&self.shell);
         shell.stdin = None;
-        // Waits until the directory is gone, so that a process which ends next leaves nothing behind.
+        // Waits until the directory is gone, so that a process which ends next leaves nothing
+        // behind.
         let _ = shell.wait();
     }
 }

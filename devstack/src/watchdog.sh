@@ -1,7 +1,9 @@
-# Outlives the process that started it by as long as it takes to stop one server and remove its directory.
+# Outlives the process that started it by as long as it takes to stop one server and remove its
+# directory.
 #
-# Standard input is a pipe whose other end only that process holds. Each line is the pid of the server to watch, or empty when it was
-# stopped; the end of the input means that the owner is done or dead.
+# Standard input is a pipe whose other end only that process holds. Each line is the pid of the
+# server to watch, or empty when it was stopped; the end of the input means that the owner is done
+# or dead.
 #
 # $1: the signal that stops the server; $2: the directory to remove, or empty.
 
@@ -10,7 +12,8 @@ PATH=$PATH:/usr/bin:/bin
 pid=
 while read -r line; do pid=$line; done
 
-# PostgreSQL's backends leave the process group of the postmaster, so they are found by their parent.
+# PostgreSQL's backends leave the process group of the postmaster, so they are found by their
+# parent.
 children() { cat "/proc/$pid/task/$pid/children" 2>/dev/null || pgrep -P "$pid"; }
 
 if [ -n "$pid" ]; then

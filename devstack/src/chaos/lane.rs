@@ -13,7 +13,8 @@ use super::plan::{Fault, Plan, Way};
 use super::tally::Tally;
 
 const CHUNK: usize = 16 * 1024;
-/// Bytes under way per direction and connection. At the bound the sender is no longer read from, as by a full network.
+/// Bytes under way per direction and connection. At the bound the sender is no longer read from, as
+/// by a full network.
 const UNDER_WAY: usize = 256 * 1024;
 
 pub(super) struct Lane<'a> {
@@ -41,7 +42,8 @@ impl<'a> Lane<'a> {
         }
     }
 
-    /// Carries bytes until the sender has ended and all is delivered; an error means that the connection is to be reset.
+    /// Carries bytes until the sender has ended and all is delivered; an error means that the
+    /// connection is to be reset.
     pub(super) async fn carry(
         mut self,
         mut from: ReadHalf<'_>,

@@ -9,7 +9,8 @@ use super::plan::Way;
 pub struct Counts {
     /// Connections accepted, refused ones included.
     pub accepted: u64,
-    /// Connections reset by a cut, or at the end of a black hole that had swallowed some of their bytes.
+    /// Connections reset by a cut, or at the end of a black hole that had swallowed some of their
+    /// bytes.
     pub cut: u64,
     /// New connections reset at once because of a cut.
     pub refused: u64,

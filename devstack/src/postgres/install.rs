@@ -13,7 +13,8 @@ use crate::Error;
 use crate::error::last_lines;
 
 const HINT: &str = "`apt-get install postgresql` or `brew install postgresql@17`";
-/// Parents of `<version>/bin` or `<name><version>/bin`, where packages put what they leave off PATH.
+/// Parents of `<version>/bin` or `<name><version>/bin`, where packages put what they leave off
+/// PATH.
 const PACKAGES: [(&str, &str); 4] = [
     ("/usr/lib/postgresql", ""),
     ("/opt/homebrew/opt", "postgresql@"),
@@ -45,13 +46,15 @@ impl Install {
         self.bin.join(name)
     }
 
-    /// The user that owns the data when it is not the user that runs us, because postgres refuses to run as root.
+    /// The user that owns the data when it is not the user that runs us, because postgres refuses
+    /// to run as root.
     pub(super) fn owner(&self) -> Option<&User> {
         self.owner.as_ref()
     }
 
     pub(super) fn run_as_owner(&self, command: &mut Command) {
-        // Messages in English, because some are recognised; and macOS refuses to start a postmaster without a locale.
+        // Messages in English, because some are recognised; and macOS refuses to start a postmaster
+        // without a locale.
         command.env("LC_ALL", "C").current_dir("/");
         if let Some(owner) = &self.owner {
             command.uid(owner.uid.as_raw()).gid(owner.gid.as_raw());

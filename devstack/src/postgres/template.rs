@@ -1,4 +1,5 @@
-//! A data directory made once per PostgreSQL version and user, and copied from then on: copying takes a tenth of the time of `initdb`.
+//! A data directory made once per PostgreSQL version and user, and copied from then on: copying
+//! takes a tenth of the time of `initdb`.
 
 use std::env;
 use std::fs;
@@ -57,7 +58,8 @@ fn find_or_make(install: &Install) -> Result<PathBuf, Error> {
     Ok(template)
 }
 
-/// Processes that start together may each make a template. The first rename wins, and the others use that one.
+/// Processes that start together may each make a template. The first rename wins, and the others
+/// use that one.
 fn publish(data: &Path, template: &Path) -> Result<(), Error> {
     match fs::rename(data, template) {
         Err(error)
@@ -93,7 +95,8 @@ fn make(data: &Path, install: &Install) -> Result<(), Error> {
     create_database(data, install)
 }
 
-/// In single-user mode, which needs no port and no client. Whether `pg_stat_statements` is installed is found out by loading it.
+/// In single-user mode, which needs no port and no client. Whether `pg_stat_statements` is
+/// installed is found out by loading it.
 fn create_database(data: &Path, install: &Install) -> Result<(), Error> {
     const PRELOAD: &str = "shared_preload_libraries=pg_stat_statements";
     let sql = data.with_extension("sql");

@@ -1,6 +1,7 @@
 //! Signals for a server and its children.
 //!
-//! A process group would be simpler, but PostgreSQL's backends each leave the postmaster's. Servers here have no grandchildren.
+//! A process group would be simpler, but PostgreSQL's backends each leave the postmaster's. Servers
+//! here have no grandchildren.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,7 +12,8 @@ use nix::unistd::Pid;
 
 use super::wait_until;
 
-/// Stops the parent first, and then its children until no new one turns up: it may have been forking when the signal was sent.
+/// Stops the parent first, and then its children until no new one turns up: it may have been
+/// forking when the signal was sent.
 pub(super) fn freeze(parent: Pid) {
     signal(parent, Signal::SIGSTOP);
     let mut frozen = BTreeSet::new();
@@ -31,18 +33,20 @@ pub(super) fn thaw(parent: Pid) {
     signal(parent, Signal::SIGCONT);
 }
 
-/// Frozen first: a postmaster that sees a backend die would otherwise restart the others. Afterwards all of them are dead, and what they
-/// shared can be had again.
+/// Frozen first: a postmaster that sees a backend die would otherwise restart the others.
+/// Afterwards all of them are dead, and what they shared can be had again.
 pub(super) fn kill(parent: Pid) {
     freeze(parent);
     let children = children(parent);
     children.iter().for_each(|child| signal(*child, Signal::SIGKILL));
     signal(parent, Signal::SIGKILL);
-    // Only the parent is ours to wait for. A child that the kernel holds on to for longer will show as an error at the next start.
+    // Only the parent is ours to wait for. A child that the kernel holds on to for longer will show
+    // as an error at the next start.
     let _ = wait_until("the end of killed processes", || !children.iter().copied().any(is_alive));
 }
 
-/// A zombie is not: it waits for somebody to take its exit code, and nobody may in a container without an init.
+/// A zombie is not: it waits for somebody to take its exit code, and nobody may in a container
+/// without an init.
 fn is_alive(pid: Pid) -> bool {
     let is_zombie =
         || fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains(") Z "));

@@ -48,7 +48,8 @@ impl RedisCluster {
         Ok(cluster)
     }
 
-    /// The address, with the masters of the beginning: `redis-cluster://127.0.0.1:P1?node=127.0.0.1:P2&node=127.0.0.1:P3`.
+    /// The address, with the masters of the beginning:
+    /// `redis-cluster://127.0.0.1:P1?node=127.0.0.1:P2&node=127.0.0.1:P3`.
     #[must_use]
     pub fn url(&self) -> String {
         let ports: Vec<u16> = self.nodes[..MASTERS].iter().map(Redis::port).collect();
@@ -58,14 +59,15 @@ impl RedisCluster {
         )
     }
 
-    /// The masters of the beginning, by ascending slots, and then the replica of each in the same order. A failover changes their
-    /// [`role`](Redis::role), not their place here.
+    /// The masters of the beginning, by ascending slots, and then the replica of each in the same
+    /// order. A failover changes their [`role`](Redis::role), not their place here.
     #[must_use]
     pub fn nodes(&self) -> &[Redis] {
         &self.nodes
     }
 
-    /// Waits until every node that runs finds all slots served and every replica follows its master. Not for use with a paused node.
+    /// Waits until every node that runs finds all slots served and every replica follows its
+    /// master. Not for use with a paused node.
     pub fn wait_until_sound(&self) -> Result<(), Error> {
         wait_until("a sound Redis Cluster", || self.running().all(is_sound))
     }

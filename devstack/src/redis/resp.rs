@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use crate::Error;
 
-/// For the connection and for each read: a paused server shows as an error, not as a test that hangs.
+/// For the connection and for each read: a paused server shows as an error, not as a test that
+/// hangs.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A reply, flattened to text.

@@ -1,5 +1,8 @@
 use std::io::{BufRead, BufReader, Read};
-use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, Receiver};
+use std::thread;
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -10,7 +13,7 @@ use crate::{eventually, refuses};
 /// A devstack that runs, and is killed when the test is over.
 struct Devstack {
     child: Child,
-    output: BufReader<ChildStdout>,
+    lines: Receiver<String>,
 }
 
 impl Devstack {
@@ -21,17 +24,20 @@ impl Devstack {
     fn spawn(mut command: Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let output = BufReader::new(child.stdout.take().unwrap());
-        Self { child, output }
+        let (sender, lines) = mpsc::channel();
+        // Ends with the output, or with nobody left to tell.
+        thread::spawn(move || {
+            output.lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
+        });
+        Self { child, lines }
     }
 
-    fn read_line(&mut self) -> String {
-        let mut line = String::new();
-        self.output.read_line(&mut line).unwrap();
-        line
+    fn read_line(&self) -> String {
+        self.lines.recv_timeout(Duration::from_secs(20)).unwrap()
     }
 
     /// From two lines like `export REDIS_URL='redis://127.0.0.1:10007'`.
-    fn read_ports(&mut self) -> [u16; 2] {
+    fn read_ports(&self) -> [u16; 2] {
         [(); 2].map(|()| {
             let line = self.read_line();
             let (_, after) = line.split_once("127.0.0.1:").unwrap();
@@ -125,9 +131,9 @@ fn exec_keeps_the_servers_until_an_interrupted_command_has_ended() {
         exec 3<>"/dev/tcp/127.0.0.1/${REDIS_URL##*:}" && echo "heard $count, Redis is there"
         exit 42"#;
     let mut exec = Devstack::start(&["exec", "--", "bash", "-c", script]);
-    assert_eq!(exec.read_line(), "ready\n");
+    assert_eq!(exec.read_line(), "ready");
     exec.send(Signal::SIGINT);
-    assert_eq!(exec.read_line(), "heard 1, Redis is there\n");
+    assert_eq!(exec.read_line(), "heard 1, Redis is there");
     assert_eq!(exec.wait().code(), Some(42));
 }
 
@@ -135,7 +141,7 @@ fn exec_keeps_the_servers_until_an_interrupted_command_has_ended() {
 fn a_second_signal_kills_a_stubborn_command() {
     let script = "trap '' TERM; echo ready; while :; do sleep 0.05; done";
     let mut exec = Devstack::start(&["exec", "--", "sh", "-c", script]);
-    assert_eq!(exec.read_line(), "ready\n");
+    assert_eq!(exec.read_line(), "ready");
     let killed = 128 + Signal::SIGKILL as i32;
     eventually("the command was killed", || {
         // Again and again, because two signals in a row can become one.

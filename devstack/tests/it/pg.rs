@@ -66,7 +66,8 @@ impl Connection {
     }
 }
 
-/// After the number of columns (2 bytes) and this one's length (4 bytes) come the columns; the tests ask for one.
+/// After the number of columns (2 bytes) and this one's length (4 bytes) come the columns; the
+/// tests ask for one.
 fn first_column(row: &[u8]) -> String {
     String::from_utf8_lossy(&row[6..]).into_owned()
 }

@@ -46,7 +46,8 @@ fn spawn(command: &[OsString], environment: [(&'static str, String); 2]) -> io::
         .spawn()
 }
 
-/// Waits for the command. The first signal is passed on as it is; whoever sends a second one is done waiting.
+/// Waits for the command. The first signal is passed on as it is; whoever sends a second one is
+/// done waiting.
 async fn see_through(child: &mut Child, signals: &mut Signals) -> io::Result<ExitStatus> {
     let group = child.id().map(|pid| Pid::from_raw(pid.cast_signed()));
     let mut passed_on = false;

@@ -15,7 +15,8 @@ use stack::{Stack, StackArgs};
 
 /// Private PostgreSQL and Redis on free loopback ports, and sample data.
 ///
-/// The servers are real ones, found on this machine, that nobody else uses. They end with devstack, however it ends.
+/// The servers are real ones, found on this machine, that nobody else uses. They end with devstack,
+/// however it ends.
 #[derive(Parser)]
 #[command(version)]
 struct Cli {
@@ -27,11 +28,13 @@ struct Cli {
 enum Task {
     /// Run a command with DATABASE_URL and REDIS_URL set, and stop the servers when it ends.
     ///
-    /// The command runs in a process group of its own. SIGINT (Ctrl-C) and SIGTERM are passed on to that group once, and the servers stay up
-    /// until the command has ended; a second signal kills it. It cannot read from the terminal. The exit code is the command's: 128 + N when
-    /// signal N ended it, 127 when it could not be started.
+    /// The command runs in a process group of its own. SIGINT (Ctrl-C) and SIGTERM are passed on to
+    /// that group once, and the servers stay up until the command has ended; a second signal kills
+    /// it. It cannot read from the terminal. The exit code is the command's: 128 + N when signal N
+    /// ended it, 127 when it could not be started.
     Exec(ExecArgs),
-    /// Start the servers, print `export DATABASE_URL=...` and `export REDIS_URL=...`, and wait for Ctrl-C or SIGTERM.
+    /// Start the servers, print `export DATABASE_URL=...` and `export REDIS_URL=...`, and wait for
+    /// Ctrl-C or SIGTERM.
     Up(StackArgs),
     /// Write plausible products as CSV: id, name, price, currency, description.
     SampleProducts(SampleArgs),

@@ -12,7 +12,8 @@ pub(crate) struct StackArgs {
     /// A Redis Cluster of three masters and three replicas instead of one Redis.
     #[arg(long)]
     cluster: bool,
-    /// Keep data and logs in this directory, and use them again next time. A cluster keeps its logs only. Without it, everything is temporary.
+    /// Keep data and logs in this directory, and use them again next time. A cluster keeps its logs
+    /// only. Without it, everything is temporary.
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
     /// Let PostgreSQL wait for the disk, so that what it confirms survives a power cut.
@@ -31,7 +32,8 @@ enum Cache {
 }
 
 impl Stack {
-    /// PostgreSQL first: it locks its directory, so that a second devstack with the same one stops here.
+    /// PostgreSQL first: it locks its directory, so that a second devstack with the same one stops
+    /// here.
     pub(crate) fn start(args: &StackArgs) -> Result<Self, Error> {
         let dir = |name| args.dir.as_deref().map(|dir: &Path| dir.join(name));
         let options = PostgresOptions {
