@@ -30,6 +30,16 @@ CREATE TABLE product_changes (
     change_time timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 
+-- Changes that were relayed, kept for a while: when Redis fails over it may have lost what it was told last,
+-- and they go back into the outbox.
+CREATE TABLE relayed_changes (
+    seq         bigserial   PRIMARY KEY,
+    product_id  bigint      NOT NULL,
+    version     bigint      NOT NULL,
+    deleted     boolean     NOT NULL,
+    relay_time  timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
 -- Versions are taken while the row is locked, so for each product they grow in the order of commits.
 CREATE FUNCTION products_assign_version() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN

@@ -18,6 +18,7 @@ use crate::metrics::Metrics;
 use crate::pause::PausePoints;
 use crate::postgres::{self, Postgres};
 use crate::redis::Redis;
+use crate::relay::Relay;
 use crate::rpc::{self, Health};
 
 /// How long a start waits for Redis before it goes on without.
@@ -90,7 +91,15 @@ impl App {
             pauses: pauses.clone(),
         };
         observe(&parts);
-        let catalog = Catalog::start(parts, args.catalog());
+        let catalog = Catalog::start(parts, args.catalog()).map_err(StartError)?;
+        Relay::start(
+            Arc::clone(&postgres),
+            Arc::clone(&redis),
+            Arc::clone(&metrics),
+            pauses.clone(),
+            args.relay(),
+            &drain,
+        );
         let health = rpc::serve(grpc, Arc::clone(&catalog), args.rpc(), &drain, &metrics).await;
         readiness.set_not_ready("loading the hottest products");
         catalog.warm(args.caching.warm_timeout).await;
@@ -130,6 +139,16 @@ impl App {
         self.redis.close().await;
         self.postgres.close().await;
         in_time
+    }
+}
+
+#[cfg(feature = "pause-points")]
+impl App {
+    /// Stops everything where it is, as near to SIGKILL as a test in one process comes: nothing is finished,
+    /// given back or said.
+    pub async fn crash(self) {
+        self.drain.abandon();
+        self.postgres.close().await;
     }
 }
 
@@ -188,6 +207,12 @@ fn observe(parts: &Parts) {
     metrics.build_info();
     let hot = Arc::clone(&parts.hot);
     metrics.gauge("hotshelf.hot.entries", "Entries in this process' memory.", move || hot.len());
+    let hot = Arc::clone(&parts.hot);
+    let help = "Whether the change stream has been followed to its end so recently that memory is trusted: 1 or 0.";
+    metrics.gauge("hotshelf.hot.lease.valid", help, move || hot.is_proven().into());
+    let hot = Arc::clone(&parts.hot);
+    let help = "How long ago the change stream had surely been followed to its end, in seconds.";
+    metrics.seconds("hotshelf.change.stream.lag", help, move || hot.proof_age());
     let redis = Arc::clone(&parts.redis);
     metrics.gauge("hotshelf.redis.connected", "Connections to Redis that stand.", move || {
         redis.connected()

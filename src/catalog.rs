@@ -1,11 +1,14 @@
 //! Reading and writing products: where every decision of both paths is made.
 //!
 //! A read goes memory, Redis, Postgres (`load.rs`); of many readers of one product one loads
-//! (`flight.rs`). A write goes to Postgres, and once it is committed nothing can turn it into a failure.
+//! (`flight.rs`). A write goes to Postgres, and once it is committed nothing can turn it into a failure
+//! (`write.rs`). Memory hears of every change (`invalidation.rs`), and is kept warm (`refresh.rs`).
 
 mod flight;
+mod invalidation;
 mod load;
 mod refresh;
+mod write;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,14 +16,14 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 
 use crate::drain::Drain;
-use crate::entry::{Entry, Freshness, Ttl};
+use crate::entry::{Entry, Freshness, TtlPolicy};
 use crate::hot_cache::HotCache;
 use crate::hot_keys::{HotKey, HotKeys, two_deviations};
 use crate::metrics::{Lookup, Metrics, ServedBy};
-use crate::pause::{PausePoints, Point};
+use crate::pause::PausePoints;
 use crate::postgres::{self, Postgres};
-use crate::product::{NewProduct, Patch, Product, ProductId, Version};
-use crate::redis::{Publish, Redis};
+use crate::product::{ProductId, Version};
+use crate::redis::Redis;
 use flight::{Flights, Seat};
 use load::Patience;
 use refresh::RefreshQueue;
@@ -31,31 +34,16 @@ const MAX_FLIGHTS: usize = 16;
 /// How long things are kept and waited for.
 #[derive(Clone, Copy, Debug)]
 pub struct CatalogOptions {
-    /// After this long a cached product is refreshed in the background.
-    pub soft_ttl: Duration,
-    /// For this long past its soft TTL a cached product may still be served.
-    pub stale_if_error: Duration,
-    /// How long the absence of a product is cached.
-    pub tombstone_ttl: Duration,
+    /// How long entries may be used.
+    pub ttl: TtlPolicy,
+    /// How far back changes are relayed again when Redis may have lost them.
+    pub replay_window: Duration,
     /// How long to wait for another instance's load before asking Postgres without its lease.
     pub lease_wait: Duration,
     /// How often the fleet's hottest products are looked at, to refresh them ahead of their soft TTL.
     pub refresh_interval: Duration,
     /// How many of them are kept warm.
     pub refresh_keys: usize,
-}
-
-impl CatalogOptions {
-    /// Jittered by a tenth, so that what was loaded together does not expire together.
-    fn product_ttl(&self) -> Ttl {
-        let soft = self.soft_ttl.mul_f64(rand::random_range(0.9..1.1));
-        Ttl { soft, hard: soft + self.stale_if_error }
-    }
-
-    fn tombstone_ttl(&self) -> Ttl {
-        let ttl = self.tombstone_ttl.mul_f64(rand::random_range(0.9..1.0));
-        Ttl { soft: ttl, hard: ttl }
-    }
 }
 
 /// The parts that a catalogue is made of.
@@ -156,9 +144,11 @@ impl From<postgres::Error> for Error {
 }
 
 impl Catalog {
-    /// A catalogue of these parts, its refreshers at work.
-    #[must_use]
-    pub fn start(parts: Parts, options: CatalogOptions) -> Arc<Self> {
+    /// A catalogue of these parts, which follows the change stream and refreshes what is due.
+    ///
+    /// # Errors
+    /// When the URL of Redis cannot be used, in words for the operator.
+    pub fn start(parts: Parts, options: CatalogOptions) -> Result<Arc<Self>, String> {
         let Parts { hot, hot_keys, redis, postgres, metrics, drain, pauses } = parts;
         let (refresh_queue, requests) = RefreshQueue::new(Arc::clone(&metrics));
         let flights = Flights::new();
@@ -175,7 +165,8 @@ impl Catalog {
             options,
         });
         catalog.start_refreshing(requests);
-        catalog
+        catalog.start_following(catalog.redis.follow_changes()?);
+        Ok(catalog)
     }
 
     /// Reads one product.
@@ -228,60 +219,6 @@ impl Catalog {
                 None => arrived.next().expect("one arrival for each missing id"),
             })
             .collect()
-    }
-
-    /// Changes a product.
-    ///
-    /// # Errors
-    /// [`Error::NotFound`], [`Error::VersionMismatch`], [`Error::Unavailable`] when nothing was changed,
-    /// [`Error::OutcomeUnknown`] when it may have been.
-    pub async fn update(
-        self: &Arc<Self>,
-        id: ProductId,
-        patch: Patch,
-        expected: Option<Version>,
-    ) -> Result<Entry, Error> {
-        let catalog = Arc::clone(self);
-        self.detached(async move {
-            let known_at = Instant::now();
-            let product = catalog.postgres.update(id, &patch, expected).await?;
-            Ok(catalog.publish_product(&product, known_at).await)
-        })
-        .await
-    }
-
-    /// Creates a product.
-    ///
-    /// # Errors
-    /// [`Error::Unavailable`] when nothing was changed, [`Error::OutcomeUnknown`] when it may have been.
-    pub async fn create(self: &Arc<Self>, product: NewProduct) -> Result<Entry, Error> {
-        let catalog = Arc::clone(self);
-        self.detached(async move {
-            let known_at = Instant::now();
-            let product = catalog.postgres.create(&product).await?;
-            Ok(catalog.publish_product(&product, known_at).await)
-        })
-        .await
-    }
-
-    /// Deletes a product.
-    ///
-    /// # Errors
-    /// As those of [`update`](Self::update).
-    pub async fn delete(
-        self: &Arc<Self>,
-        id: ProductId,
-        expected: Option<Version>,
-    ) -> Result<(), Error> {
-        let catalog = Arc::clone(self);
-        self.detached(async move {
-            let known_at = Instant::now();
-            let version = catalog.postgres.delete(id, expected).await?;
-            let tombstone = Entry::tombstone(version, known_at, catalog.options.tombstone_ttl());
-            catalog.publish(id, &tombstone).await;
-            Ok(())
-        })
-        .await
     }
 
     /// What this instance is asked for most.
@@ -387,7 +324,8 @@ impl Catalog {
         error: &Error,
     ) -> Result<Answer, Error> {
         let excusable = matches!(error, Error::Unavailable(_) | Error::OverBudget);
-        let held = self.hot.get(id).filter(|held| !held.entry.past_hard(Instant::now()));
+        let held = self.hot.get(id);
+        let held = held.filter(|held| !held.is_void() && !held.entry.past_hard(Instant::now()));
         match held {
             Some(held) if excusable && freshness == Freshness::Cached => {
                 self.metrics.reads.inc(ServedBy::Hot);
@@ -396,31 +334,6 @@ impl Catalog {
             }
             _ => Err(error.clone()),
         }
-    }
-
-    async fn publish_product(&self, product: &Product, known_at: Instant) -> Entry {
-        let entry = Entry::live(product, known_at, self.options.product_ttl());
-        self.publish(product.id, &entry).await;
-        entry
-    }
-
-    /// Makes a committed write known. Nothing here can fail it: what Redis did not take is counted there.
-    async fn publish(&self, id: ProductId, entry: &Entry) {
-        self.pauses.reach(Point::Committed).await;
-        self.hot.offer(id, entry.clone());
-        if self.redis.publish(id, entry, Publish::Written).await.is_err() {
-            tracing::warn!(%id, version = %entry.revision.version, "Redis did not take a committed write");
-        }
-    }
-
-    /// Runs a write to its end, whether or not its caller stays.
-    async fn detached<T: Send + 'static>(
-        &self,
-        write: impl Future<Output = Result<T, Error>> + Send + 'static,
-    ) -> Result<T, Error> {
-        let outcome = self.drain.spawn(write).await;
-        outcome
-            .unwrap_or_else(|panic| Err(Error::Internal(format!("a write ended early: {panic}"))))
     }
 }
 

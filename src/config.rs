@@ -1,5 +1,7 @@
 //! Every knob, and the only reader of the environment. Each part gets its own options, never the whole.
 
+mod options;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -7,12 +9,6 @@ use std::time::Duration;
 use clap::builder::BoolishValueParser;
 use clap::{Args, Parser, Subcommand};
 use humantime::parse_duration;
-
-use crate::catalog::CatalogOptions;
-use crate::hot_cache::HotCacheOptions;
-use crate::postgres::PostgresOptions;
-use crate::redis::RedisOptions;
-use crate::rpc::{EdgeOptions, RpcOptions};
 
 /// A gRPC product catalogue that is read through memory, Redis and PostgreSQL.
 ///
@@ -172,11 +168,17 @@ pub struct CachingArgs {
     /// Too high: memory; each costs its encoded size and some 250 bytes. Too low: more reads go to Redis.
     #[arg(long, env, default_value_t = 100_000, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub hot_capacity: u64,
-    /// For how long memory is trusted before it is compared with Redis again.
+    /// For how long memory is trusted without proof: how long after it was compared with Redis or PostgreSQL
+    /// it may be served while the change stream cannot be followed.
     ///
-    /// Too high: changes made through other instances are seen later. Too low: more reads go to Redis.
+    /// Too high: prices are older after a fault. Too low: more reads go to Redis during one.
     #[arg(long, env, default_value = "5s", value_name = "DURATION", value_parser = parse_duration)]
     pub max_staleness: Duration,
+    /// For how long a proof that the change stream has been followed to its end lets memory be trusted.
+    ///
+    /// Too high: changes are seen later when the stream stops. Too low: a pause of Redis sends reads there.
+    #[arg(long, env, default_value = "2s", value_name = "DURATION", value_parser = parse_duration)]
+    pub hot_lease: Duration,
     /// After this long a cached product is loaded again in the background, and served meanwhile.
     ///
     /// Too high: what no write made known is seen later. Too low: more load on PostgreSQL.
@@ -191,6 +193,16 @@ pub struct CachingArgs {
     /// How long the absence of a product is cached.
     #[arg(long, env, default_value = "30s", value_name = "DURATION", value_parser = parse_duration)]
     pub tombstone_ttl: Duration,
+    /// How often the relay looks into an empty outbox.
+    ///
+    /// Too high: changes by plain SQL are seen later. Too low: idle queries on PostgreSQL.
+    #[arg(long, env, default_value = "100ms", value_name = "DURATION", value_parser = parse_duration)]
+    pub relay_interval: Duration,
+    /// For how long relayed changes are kept, to be relayed again when Redis lost its last writes.
+    ///
+    /// Too high: a failover repeats more work. Too low: what a failover lost stays old until its soft TTL.
+    #[arg(long, env, default_value = "1m", value_name = "DURATION", value_parser = parse_duration)]
+    pub replay_window: Duration,
     /// How often the fleet's ranking of hot products is updated, and the hottest refreshed ahead of time.
     #[arg(long, env, default_value = "1s", value_name = "DURATION", value_parser = parse_duration)]
     pub refresh_interval: Duration,
@@ -244,86 +256,6 @@ pub struct ServingArgs {
     /// After that, how long calls in flight may take to finish.
     #[arg(long, env, default_value = "20s", value_name = "DURATION", value_parser = parse_duration)]
     pub drain_grace: Duration,
-}
-
-impl ServeArgs {
-    /// The options of Postgres.
-    #[must_use]
-    pub fn postgres(&self) -> PostgresOptions {
-        PostgresOptions {
-            url: self.database.database_url.clone(),
-            connections: self.postgres.database_connections,
-            acquire_timeout: self.postgres.database_acquire_timeout,
-            statement_timeout: self.postgres.database_statement_timeout,
-            loads: self.postgres.database_loads,
-            queued_loads: self.postgres.database_queued_loads,
-        }
-    }
-
-    /// The options of Redis.
-    #[must_use]
-    pub fn redis(&self) -> RedisOptions {
-        RedisOptions {
-            url: self.redis.redis_url.clone(),
-            cluster: self.redis.redis_cluster,
-            namespace: self.redis.redis_namespace.clone(),
-            connections: self.redis.redis_connections,
-            command_timeout: self.redis.redis_timeout,
-            lease_ttl: self.redis.lease_ttl,
-        }
-    }
-
-    /// The options of the hot tier.
-    #[must_use]
-    pub fn hot_cache(&self) -> HotCacheOptions {
-        HotCacheOptions { capacity: self.caching.hot_capacity, trust: self.caching.max_staleness }
-    }
-
-    /// The options of the catalogue.
-    #[must_use]
-    pub fn catalog(&self) -> CatalogOptions {
-        CatalogOptions {
-            soft_ttl: self.caching.soft_ttl,
-            stale_if_error: self.caching.stale_if_error,
-            tombstone_ttl: self.caching.tombstone_ttl,
-            lease_wait: self.redis.lease_wait,
-            refresh_interval: self.caching.refresh_interval,
-            refresh_keys: self.caching.refresh_keys.into(),
-        }
-    }
-
-    /// The options of the edge.
-    #[must_use]
-    pub fn rpc(&self) -> RpcOptions {
-        let serving = &self.serving;
-        RpcOptions {
-            edge: EdgeOptions {
-                max_connections: serving.max_connections,
-                max_streams: serving.max_streams_per_connection,
-                keepalive_interval: serving.keepalive_interval,
-                keepalive_timeout: serving.keepalive_timeout,
-            },
-            max_calls: serving.max_calls,
-            max_call_time: serving.max_call_time,
-            max_request_bytes: serving.max_request_bytes,
-            max_watchers: serving.max_watchers,
-        }
-    }
-}
-
-impl DatabaseArgs {
-    /// Options for one command that does one thing after the other.
-    #[must_use]
-    pub fn one_connection(&self) -> PostgresOptions {
-        PostgresOptions {
-            url: self.database_url.clone(),
-            connections: 1,
-            acquire_timeout: Duration::from_secs(10),
-            statement_timeout: Duration::ZERO,
-            loads: 1,
-            queued_loads: 0,
-        }
-    }
 }
 
 fn at_least_one(text: &str) -> Result<usize, String> {

@@ -66,6 +66,13 @@ impl Drain {
         }));
     }
 
+    /// Ends everything where it is, without waiting.
+    #[cfg(feature = "pause-points")]
+    pub fn abandon(&self) {
+        self.announce();
+        self.ended.cancel();
+    }
+
     /// Waits until the calls have ended, at most `grace`, then ends the loops. Returns whether all calls
     /// ended by themselves.
     pub async fn finish(&self, grace: Duration) -> bool {

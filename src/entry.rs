@@ -34,6 +34,33 @@ pub struct Ttl {
     pub hard: Duration,
 }
 
+/// How long entries may be used, before jitter.
+#[derive(Clone, Copy, Debug)]
+pub struct TtlPolicy {
+    /// After this long a cached product is refreshed in the background.
+    pub soft: Duration,
+    /// For this long past its soft TTL a cached product may still be served.
+    pub stale_if_error: Duration,
+    /// How long the absence of a product is cached.
+    pub tombstone: Duration,
+}
+
+impl TtlPolicy {
+    /// Of a product; jittered by a tenth, so that what was loaded together does not expire together.
+    #[must_use]
+    pub fn product(&self) -> Ttl {
+        let soft = self.soft.mul_f64(rand::random_range(0.9..1.1));
+        Ttl { soft, hard: soft + self.stale_if_error }
+    }
+
+    /// Of the absence of one.
+    #[must_use]
+    pub fn tombstone(&self) -> Ttl {
+        let ttl = self.tombstone.mul_f64(rand::random_range(0.9..1.0));
+        Ttl { soft: ttl, hard: ttl }
+    }
+}
+
 impl Entry {
     /// The answer that `product` exists.
     #[must_use]

@@ -12,6 +12,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as MapEntry;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -20,7 +21,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use crate::entry::{Entry, Freshness};
 use crate::metrics::{FillRejection, Metrics};
-use crate::product::{ProductId, Revision};
+use crate::product::{Change, ProductId, Revision};
 
 /// Enough that two cores rarely meet in one; each costs 48 bytes.
 const STRIPES: usize = 256;
@@ -30,8 +31,11 @@ const STRIPES: usize = 256;
 pub struct HotCacheOptions {
     /// How many entries are kept.
     pub capacity: u64,
-    /// For how long memory is trusted after it was last compared with Redis or Postgres.
+    /// For how long memory is trusted after it was last compared with Redis or Postgres, while the change
+    /// stream cannot be followed.
     pub trust: Duration,
+    /// For how long a proof that the change stream has been followed to its end lets memory be trusted.
+    pub lease: Duration,
 }
 
 /// The hot tier of one instance.
@@ -39,8 +43,19 @@ pub struct HotCacheOptions {
 pub struct HotCache {
     slots: Cache<ProductId, Arc<Slot>>,
     stripes: Box<[Mutex<Stripe>]>,
+    proof: Proof,
     options: HotCacheOptions,
     metrics: Arc<Metrics>,
+}
+
+/// What is known of the change stream, as microseconds since `base`.
+#[derive(Debug)]
+struct Proof {
+    base: Instant,
+    /// Whatever changed before this moment has been heard of; 0 while nothing has been proven.
+    proven_at: AtomicU64,
+    /// What was last checked before this moment may be old: some changes were missed.
+    covered_since: AtomicU64,
 }
 
 /// The loads in flight of the products of one stripe.
@@ -63,6 +78,16 @@ pub struct Held {
     pub entry: Entry,
     /// When it was last compared with Redis or Postgres.
     pub checked_at: Instant,
+    /// The newest revision that was heard of.
+    pub floor: Revision,
+}
+
+impl Held {
+    /// Whether something newer was committed: then it is known to be old, and is never served.
+    #[must_use]
+    pub fn is_void(&self) -> bool {
+        self.entry.revision < self.floor
+    }
 }
 
 impl HotCache {
@@ -70,7 +95,7 @@ impl HotCache {
     #[must_use]
     pub fn new(options: HotCacheOptions, metrics: Arc<Metrics>) -> Self {
         let stripes = (0..STRIPES).map(|_| Mutex::default()).collect();
-        Self { slots: Cache::new(options.capacity), stripes, options, metrics }
+        Self { slots: Cache::new(options.capacity), stripes, proof: Proof::new(), options, metrics }
     }
 
     /// What memory holds of `id`, whether or not it may be served.
@@ -85,21 +110,64 @@ impl HotCache {
         let trusted = match freshness {
             // Known to be current since then by Postgres itself: no further trust is needed.
             Freshness::KnownSince(_) => true,
-            Freshness::Cached | Freshness::MinVersion { .. } => {
-                now.saturating_duration_since(held.checked_at) <= self.options.trust
-            }
+            Freshness::Cached | Freshness::MinVersion { .. } => self.trusts(held, now),
         };
-        trusted && !held.entry.past_hard(now) && freshness.accepts(&held.entry)
+        trusted && !held.is_void() && !held.entry.past_hard(now) && freshness.accepts(&held.entry)
+    }
+
+    /// Whether no change of this product can have been missed, or not for longer than is allowed.
+    fn trusts(&self, held: &Held, now: Instant) -> bool {
+        let within = |moment: Instant, limit| now.saturating_duration_since(moment) <= limit;
+        held.checked_at >= self.proof.covered_since()
+            && (self.proof.proven_at().is_some_and(|proven| within(proven, self.options.lease))
+                || within(held.checked_at, self.options.trust))
+    }
+
+    /// Whatever changed before `moment` has been heard of.
+    pub fn prove(&self, moment: Instant) {
+        self.proof.proven_at.store(self.proof.micros(moment), Ordering::Release);
+    }
+
+    /// Some changes were missed: what was checked before `moment` is not trusted any more.
+    pub fn void_before(&self, moment: Instant) {
+        self.proof.covered_since.store(self.proof.micros(moment), Ordering::Release);
+    }
+
+    /// How long ago it was proven that every change had been heard of.
+    #[must_use]
+    pub fn proof_age(&self) -> Duration {
+        self.proof.proven_at().unwrap_or(self.proof.base).elapsed()
+    }
+
+    /// Whether memory is trusted on the proof alone.
+    #[must_use]
+    pub fn is_proven(&self) -> bool {
+        self.proof.proven_at().is_some_and(|proven| proven.elapsed() <= self.options.lease)
+    }
+
+    /// Takes in that a product changed. Returns whether memory held it, and what it held is void now.
+    pub fn invalidate(&self, change: Change) -> bool {
+        let mut stripe = self.stripe(change.id);
+        if let Some(floor) = stripe.get_mut(&change.id) {
+            floor.revision = floor.revision.max(change.revision);
+        }
+        let Some(slot) = self.slots.get(&change.id) else { return false };
+        let held = slot.0.load_full();
+        if held.floor >= change.revision {
+            return false;
+        }
+        slot.0.store(Arc::new(Held { floor: change.revision, ..(*held).clone() }));
+        true
     }
 
     /// Announces a load of `id`. Until it is finished or dropped it hears of every newer revision.
     #[must_use]
     pub fn begin_load(self: &Arc<Self>, id: ProductId) -> LoadTicket {
         let mut stripe = self.stripe(id);
-        let held = self.get(id).map_or(Revision::NONE, |held| held.entry.revision);
+        let held = self.get(id).map_or(Revision::NONE, |held| held.floor);
         let floor = stripe.entry(id).or_insert(Floor { loads: 0, revision: held });
         floor.loads += 1;
-        LoadTicket { hot: Arc::clone(self), id }
+        LoadTicket { hot: Arc::clone(self), id, began: Instant::now() }
     }
 
     /// Takes in what is known to be committed: a write of our own, or a change that was heard of.
@@ -108,7 +176,8 @@ impl HotCache {
         if let Some(floor) = stripe.get_mut(&id) {
             floor.revision = floor.revision.max(entry.revision);
         }
-        self.keep(id, entry, &stripe);
+        let known_at = entry.known_at;
+        self.keep(id, entry, known_at, &stripe);
     }
 
     /// How many entries there are.
@@ -130,23 +199,31 @@ impl HotCache {
     }
 
     /// Newest wins. Returns what memory holds afterwards.
-    fn keep(&self, id: ProductId, entry: Entry, _locked: &MutexGuard<'_, Stripe>) -> Arc<Held> {
-        let now = Instant::now();
+    fn keep(
+        &self,
+        id: ProductId,
+        entry: Entry,
+        checked_at: Instant,
+        _locked: &MutexGuard<'_, Stripe>,
+    ) -> Arc<Held> {
+        let revision = entry.revision;
         let Some(slot) = self.slots.get(&id) else {
-            let slot = Arc::new(Slot(ArcSwap::from_pointee(Held { entry, checked_at: now })));
-            self.slots.insert(id, Arc::clone(&slot));
-            return slot.0.load_full();
+            let held = Arc::new(Held { entry, checked_at, floor: revision });
+            self.slots.insert(id, Arc::new(Slot(ArcSwap::new(Arc::clone(&held)))));
+            return held;
         };
         let held = slot.0.load_full();
-        if entry.revision < held.entry.revision {
+        if revision < held.floor {
             self.metrics.fills_rejected.inc(FillRejection::HotOlder);
             return held;
         }
-        let same = entry.revision == held.entry.revision;
+        let same = revision == held.entry.revision;
         let entry =
             if same && entry.known_at < held.entry.known_at { held.entry.clone() } else { entry };
-        slot.0.store(Arc::new(Held { entry, checked_at: now }));
-        slot.0.load_full()
+        let checked_at = if same { checked_at.max(held.checked_at) } else { checked_at };
+        let held = Arc::new(Held { entry, checked_at, floor: revision });
+        slot.0.store(Arc::clone(&held));
+        held
     }
 
     fn stripe(&self, id: ProductId) -> MutexGuard<'_, Stripe> {
@@ -156,11 +233,35 @@ impl HotCache {
     }
 }
 
+impl Proof {
+    fn new() -> Self {
+        Self {
+            base: Instant::now(),
+            proven_at: AtomicU64::new(0),
+            covered_since: AtomicU64::new(0),
+        }
+    }
+
+    fn micros(&self, moment: Instant) -> u64 {
+        u64::try_from(moment.saturating_duration_since(self.base).as_micros()).unwrap_or(u64::MAX)
+    }
+
+    fn proven_at(&self) -> Option<Instant> {
+        let micros = self.proven_at.load(Ordering::Acquire);
+        (micros > 0).then(|| self.base + Duration::from_micros(micros))
+    }
+
+    fn covered_since(&self) -> Instant {
+        self.base + Duration::from_micros(self.covered_since.load(Ordering::Acquire))
+    }
+}
+
 /// A load in flight, as the hot tier knows it.
 #[derive(Debug)]
 pub struct LoadTicket {
     hot: Arc<HotCache>,
     id: ProductId,
+    began: Instant,
 }
 
 impl LoadTicket {
@@ -182,7 +283,7 @@ impl LoadTicket {
             self.hot.metrics.fills_rejected.inc(FillRejection::HotBelowFloor);
             return Err(floor);
         }
-        Ok(self.hot.keep(self.id, entry, &stripe))
+        Ok(self.hot.keep(self.id, entry, self.began, &stripe))
     }
 }
 

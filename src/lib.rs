@@ -6,6 +6,7 @@
 //! - [`rpc`] is the edge: protobuf becomes a domain type once and back once.
 //! - [`catalog`] reads and writes products, and makes every decision of both paths.
 //! - [`hot_cache`], [`redis`] and [`postgres`] are the tiers; [`entry`] is what the first two hold.
+//! - [`relay`] carries every committed change from the outbox to Redis and to all instances.
 //! - [`hot_keys`] knows what is read most; [`import`] reads CSV files.
 //! - [`product`], [`metrics`], [`drain`] and [`pause`] are used by everybody.
 //!
@@ -34,4 +35,5 @@ pub mod postgres;
 pub mod product;
 pub mod proto;
 pub mod redis;
+pub mod relay;
 pub mod rpc;

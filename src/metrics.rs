@@ -53,6 +53,10 @@ pub struct Metrics {
     pub served_stale: Counters<()>,
     /// Products that the refresh task had loaded again.
     pub refreshed: Counters<()>,
+    /// Rows of the outbox that the relay applied.
+    pub relayed: Counters<()>,
+    /// Gaps in the change stream, each of which voids memory.
+    pub stream_gaps: Counters<()>,
     started: Counters<Method>,
     handled: Arc<Cells>,
     durations: Arc<CallDurations>,
@@ -204,6 +208,16 @@ impl Metrics {
                 "hotshelf.refreshed",
                 "Hot products that the refresh task loaded ahead of their soft TTL.",
             ),
+            relayed: Counters::new(
+                &meter,
+                "hotshelf.relayed",
+                "Rows of the outbox that this instance's relay applied.",
+            ),
+            stream_gaps: Counters::new(
+                &meter,
+                "hotshelf.change.stream.gaps",
+                "Times that part of the change stream was missed; each voids memory.",
+            ),
             started: Counters::new(&meter, "grpc.server.started", "Calls begun."),
             handled: handled(&meter),
             durations,
@@ -225,6 +239,21 @@ impl Metrics {
             .u64_observable_gauge(name)
             .with_description(help)
             .with_callback(move |observer| observer.observe(read(), &labels))
+            .build();
+    }
+
+    /// A gauge of seconds that is read when somebody scrapes.
+    pub fn seconds(
+        &self,
+        name: &'static str,
+        help: &'static str,
+        read: impl Fn() -> Duration + Send + Sync + 'static,
+    ) {
+        self.meter
+            .f64_observable_gauge(name)
+            .with_unit("s")
+            .with_description(help)
+            .with_callback(move |observer| observer.observe(read().as_secs_f64(), &[]))
             .build();
     }
 

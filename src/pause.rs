@@ -20,6 +20,14 @@ pub enum Point {
     FilledRedis,
     /// A write is committed, and no cache knows.
     Committed,
+    /// A write is in Redis, and no instance has been told.
+    Published,
+    /// The relay has claimed changes, and no cache knows.
+    RelayClaimed,
+    /// The relay has applied changes to Redis, and no instance has been told.
+    RelayApplied,
+    /// The relay has told every instance, and the outbox still has the changes.
+    RelayAppended,
 }
 
 /// The points of one instance.

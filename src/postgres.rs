@@ -2,6 +2,7 @@
 
 mod budget;
 mod copy;
+mod outbox;
 mod products;
 
 use std::str::FromStr;
@@ -15,6 +16,7 @@ use crate::metrics::Metrics;
 use crate::product::Version;
 use budget::Budget;
 pub use copy::{DuplicateId, Import, Merged};
+pub(crate) use outbox::Claim;
 
 fn migrations() -> Migrator {
     sqlx::migrate!()

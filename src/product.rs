@@ -76,6 +76,15 @@ impl Revision {
     }
 }
 
+/// That a product changed, and to which state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// The product.
+    pub id: ProductId,
+    /// Its new state.
+    pub revision: Revision,
+}
+
 /// A currency code: three capital letters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Currency([u8; 3]);

@@ -1,9 +1,11 @@
 //! The Redis tier: one string for each product, stored by version, and the leases of those who load.
 //! The only module that knows fred.
 
+mod changes;
 mod entry_bytes;
 mod lease;
 mod ranking;
+mod reconnects;
 mod scripts;
 
 use std::sync::Arc;
@@ -22,6 +24,7 @@ use futures_util::future::join_all;
 use crate::entry::Entry;
 use crate::metrics::{Metrics, RedisOperation};
 use crate::product::ProductId;
+pub(crate) use changes::{Follower, Poll};
 use entry_bytes::{HEAD, decode, encode, millis};
 use lease::number;
 pub(crate) use lease::{Filled, Lease};
@@ -67,7 +70,7 @@ pub(crate) enum Publish {
     /// This instance committed it: breaks the lease, and is stored.
     Written,
     /// It was read from Postgres without a lease: may only replace what is older.
-    Read,
+    Replace,
 }
 
 #[derive(Debug)]
@@ -85,6 +88,11 @@ impl Keys {
         format!("{}:{{{id}}}:lock", self.namespace).into()
     }
 
+    fn changes(&self) -> Vec<Key> {
+        let key = |part| format!("{}:{{changes}}:{part}", self.namespace).into();
+        vec![key("stream"), key("number")]
+    }
+
     fn ranking(&self) -> Vec<Key> {
         let key = |part| format!("{}:{{hot}}:{part}", self.namespace).into();
         vec![key("ranking"), key("decayed")]
@@ -100,7 +108,7 @@ impl Redis {
         let config = config(&options)?;
         let clustered = matches!(config.server, ServerConfig::Clustered { .. });
         let pool = Builder::from_config(config)
-            .set_policy(ReconnectPolicy::new_exponential(0, 50, 1_000, 2))
+            .set_policy(reconnect_policy())
             .set_performance_config(PerformanceConfig {
                 default_command_timeout: options.command_timeout,
                 ..PerformanceConfig::default()
@@ -240,6 +248,11 @@ fn config(options: &RedisOptions) -> Result<Config, String> {
     // Starting with Redis down is slow, not broken.
     config.fail_fast = false;
     Ok(config)
+}
+
+/// For ever, soon at first, at most a second apart.
+fn reconnect_policy() -> ReconnectPolicy {
+    ReconnectPolicy::new_exponential(0, 50, 1_000, 2)
 }
 
 fn connection_config() -> ConnectionConfig {

@@ -120,13 +120,13 @@ impl Catalog {
             let (patient, impatient) =
                 theirs.into_iter().partition(|load| load.patience == Patience::WaitForOthers);
             waiting = patient;
-            self.load_without_lease(impatient, Some(Publish::Read)).await;
+            self.load_without_lease(impatient, Some(Publish::Replace)).await;
             if waiting.is_empty() {
                 break;
             }
             if waiting_since.elapsed() >= self.options.lease_wait {
                 self.metrics.leases.add(LeaseOutcome::WaitedOut, waiting.len() as u64);
-                self.load_without_lease(waiting, Some(Publish::Read)).await;
+                self.load_without_lease(waiting, Some(Publish::Replace)).await;
                 break;
             }
             tokio::time::sleep(self.redis.poll_pause(attempt)).await;
@@ -211,14 +211,14 @@ impl Catalog {
         let loaded = self.postgres.load(&ids(loads)).await?;
         let mut entries: Vec<Entry> = floors
             .into_iter()
-            .map(|floor| Entry::tombstone(floor, loaded.known_at, self.options.tombstone_ttl()))
+            .map(|floor| Entry::tombstone(floor, loaded.known_at, self.options.ttl.tombstone()))
             .collect();
         let places: HashMap<_, _> =
             loads.iter().enumerate().map(|(place, load)| (load.pilot.id(), place)).collect();
         for product in loaded.products {
             if let Some(place) = places.get(&product.id) {
                 entries[*place] =
-                    Entry::live(&product, loaded.known_at, self.options.product_ttl());
+                    Entry::live(&product, loaded.known_at, self.options.ttl.product());
             }
         }
         Ok(entries)

@@ -64,10 +64,11 @@ impl Catalog {
             ids.dedup();
             // Due when it was asked for; meanwhile another request or instance may have done it.
             let due = |id: &ProductId| {
-                self.hot.get(*id).is_none_or(|held| held.entry.past_soft(Instant::now()))
+                let now = Instant::now();
+                self.hot.get(*id).is_none_or(|held| held.is_void() || held.entry.past_soft(now))
             };
             ids.retain(due);
-            let since = Instant::now().checked_sub(self.options.soft_ttl);
+            let since = Instant::now().checked_sub(self.options.ttl.soft);
             if self.refresh(&ids, since).await.is_err() {
                 tokio::time::sleep(PAUSE_AFTER_FAILURE).await;
             }
@@ -113,7 +114,7 @@ impl Catalog {
     /// Brings the hottest products into memory, and refreshes those that are nearly due.
     async fn keep_warm(self: &Arc<Self>, hottest: &[ProductId]) {
         let now = Instant::now();
-        let nearly_due = self.options.soft_ttl.mul_f64(AHEAD);
+        let nearly_due = self.options.ttl.soft.mul_f64(AHEAD);
         let due: Vec<ProductId> = hottest
             .iter()
             .copied()

@@ -115,6 +115,8 @@ label_set! {
         Fill = ["fill"],
         /// Writing through after a commit.
         Publish = ["publish"],
+        /// Appending to the change stream.
+        Stream = ["stream"],
         /// The fleet's ranking of hot keys.
         Ranking = ["ranking"],
     ]

@@ -87,16 +87,8 @@ impl Postgres {
     pub(crate) async fn load(&self, ids: &[ProductId]) -> Result<Loaded, Error> {
         let _turn = self.budget.turn().await?;
         self.metrics.postgres_loads.add((), ids.len() as u64);
-        let ids: Vec<i64> = ids.iter().map(|id| id.get()).collect();
         let mut connection = self.pool.acquire().await.map_err(|error| read_error(&error))?;
-        let known_at = Instant::now();
-        let rows: Vec<Row> = sqlx::query_as(LOAD)
-            .bind(ids)
-            .fetch_all(&mut *connection)
-            .await
-            .map_err(|error| read_error(&error))?;
-        let products: Result<_, _> = rows.into_iter().map(Product::try_from).collect();
-        Ok(Loaded { products: products?, known_at })
+        load_on(&mut connection, ids, Instant::now()).await
     }
 
     /// Whether there are any products.
@@ -173,6 +165,22 @@ impl Postgres {
             None => Err(why_untouched(&mut connection, id, expected).await),
         }
     }
+}
+
+/// Reads products, which were current at `known_at` or later.
+pub(super) async fn load_on(
+    connection: &mut sqlx::PgConnection,
+    ids: &[ProductId],
+    known_at: Instant,
+) -> Result<Loaded, Error> {
+    let ids: Vec<i64> = ids.iter().map(|id| id.get()).collect();
+    let rows: Vec<Row> = sqlx::query_as(LOAD)
+        .bind(ids)
+        .fetch_all(connection)
+        .await
+        .map_err(|error| read_error(&error))?;
+    let products: Result<_, _> = rows.into_iter().map(Product::try_from).collect();
+    Ok(Loaded { products: products?, known_at })
 }
 
 /// A write that touched no row changed nothing; this only finds the words for it.

@@ -25,9 +25,7 @@ const MAX_CLOCK_SKEW: Duration = Duration::from_secs(1);
 
 pub(super) fn encode(entry: &Entry) -> Bytes {
     let mut bytes = BytesMut::with_capacity(HEAD + entry.frame().len());
-    bytes.put_u8(FORMAT);
-    bytes.put_u8(if entry.revision.deleted { DELETED } else { 0 });
-    bytes.put_i64(entry.revision.version.0);
+    put_revision(&mut bytes, entry.revision);
     let known_at = wall_of(entry.known_at).duration_since(UNIX_EPOCH).unwrap_or_default();
     bytes.put_u64(millis(known_at));
     bytes.put_u32(u32::try_from(entry.ttl.soft.as_millis()).unwrap_or(u32::MAX));
@@ -36,6 +34,19 @@ pub(super) fn encode(entry: &Entry) -> Bytes {
     bytes.put_u32(checksum);
     bytes.put_slice(entry.frame());
     bytes.freeze()
+}
+
+/// The head of an entry of `revision`, as far as the scripts read it.
+pub(super) fn head_of(revision: Revision) -> Bytes {
+    let mut head = BytesMut::with_capacity(10);
+    put_revision(&mut head, revision);
+    head.freeze()
+}
+
+fn put_revision(bytes: &mut BytesMut, revision: Revision) {
+    bytes.put_u8(FORMAT);
+    bytes.put_u8(if revision.deleted { DELETED } else { 0 });
+    bytes.put_i64(revision.version.0);
 }
 
 /// `None` when these bytes are not an entry.

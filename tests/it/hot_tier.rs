@@ -29,7 +29,8 @@ pub fn register(suite: &mut Suite<'_>) {
 }
 
 fn cache() -> Arc<HotCache> {
-    let options = HotCacheOptions { capacity: CAPACITY, trust: Duration::from_secs(60) };
+    let minute = Duration::from_secs(60);
+    let options = HotCacheOptions { capacity: CAPACITY, trust: minute, lease: minute };
     Arc::new(HotCache::new(options, Metrics::new()))
 }
 

@@ -6,8 +6,10 @@
     clippy::disallowed_methods,
     reason = "tests spawn, and read the environment, on their own"
 )]
+#![allow(clippy::large_futures, reason = "a test is one future")]
 #![allow(clippy::unwrap_used, reason = "a test fails where it fails")]
 
+mod coherence;
 mod harness;
 
 mod hot_tier;
@@ -25,6 +27,7 @@ fn main() -> std::process::ExitCode {
     stampede::register(&mut suite);
     newest_wins::register(&mut suite);
     lease::register(&mut suite);
+    coherence::register(&mut suite);
     schema::register(&mut suite);
     hot_tier::register(&mut suite);
     let conclusion = suite.run(arguments);

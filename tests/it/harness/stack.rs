@@ -160,6 +160,30 @@ impl Stack {
         let () = self.redis.del(self.entry_key(id)).await.unwrap();
     }
 
+    /// As a failover that lost everything would leave it.
+    pub async fn lose_change_stream(&self) {
+        for part in ["stream", "number"] {
+            let key = format!("{}:{{changes}}:{part}", self.namespace);
+            let () = self.redis.del(key).await.unwrap();
+        }
+    }
+
+    /// Changes that no relay has applied.
+    pub async fn outbox(&self) -> i64 {
+        sqlx::query_scalar("SELECT count(*) FROM product_changes")
+            .fetch_one(&self.sql)
+            .await
+            .unwrap()
+    }
+
+    /// Changes that are kept for a replay.
+    pub async fn relayed(&self) -> i64 {
+        sqlx::query_scalar("SELECT count(*) FROM relayed_changes")
+            .fetch_one(&self.sql)
+            .await
+            .unwrap()
+    }
+
     /// Whether somebody holds the lease of `id`.
     pub async fn is_leased(&self, id: i64) -> bool {
         let found: i64 = self.redis.exists(self.lock_key(id)).await.unwrap();

@@ -1,0 +1,79 @@
+//! Following the change stream: what changed is void in memory, and a stream that has been followed to its
+//! end proves that the rest is current.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Catalog;
+use crate::redis::{Follower, Poll};
+
+/// With Redis in trouble, the follower waits this long between tries.
+const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(100);
+/// Connections that come back together ask for one replay.
+const REPLAY_PAUSE: Duration = Duration::from_secs(1);
+
+impl Catalog {
+    pub(super) fn start_following(self: &Arc<Self>, follower: Follower) {
+        let catalog = Arc::clone(self);
+        self.drain.spawn_loop("change stream", async move { catalog.follow(follower).await });
+        let catalog = Arc::clone(self);
+        self.drain.spawn_loop("replay", async move { catalog.replay_after_reconnects().await });
+    }
+
+    async fn follow(self: Arc<Self>, mut follower: Follower) -> Result<Infallible, Infallible> {
+        let mut following = false;
+        loop {
+            match follower.poll().await {
+                Ok(Poll::Changes { changes, proven }) => {
+                    for change in changes {
+                        if self.hot.invalidate(change) {
+                            // Read again before somebody asks: what memory held was worth keeping.
+                            self.refresh_queue.ask(change.id);
+                        }
+                    }
+                    if let Some(moment) = proven {
+                        self.hot.prove(moment);
+                    }
+                }
+                Ok(Poll::Restarted(moment)) => {
+                    self.hot.void_before(moment);
+                    if following {
+                        tracing::warn!("part of the change stream was missed: memory is void");
+                        self.metrics.stream_gaps.inc(());
+                        self.replay().await;
+                    }
+                    following = true;
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "the change stream cannot be followed");
+                    tokio::time::sleep(PAUSE_AFTER_FAILURE).await;
+                }
+            }
+        }
+    }
+
+    /// A node that came back may be one that had not heard of the last writes.
+    async fn replay_after_reconnects(self: Arc<Self>) -> Result<Infallible, &'static str> {
+        let mut reconnects = self.redis.reconnects();
+        loop {
+            if !reconnects.next().await {
+                return Err("the connections to Redis were closed");
+            }
+            tokio::time::sleep(REPLAY_PAUSE).await;
+            reconnects.forget_pending();
+            self.replay().await;
+        }
+    }
+
+    async fn replay(&self) {
+        match self.postgres.replay_changes(self.options.replay_window).await {
+            Ok(0) => {}
+            Ok(changes) => {
+                tracing::info!(changes, "relaying recent changes again, which Redis may have lost")
+            }
+            // The soft TTLs bound what is old then.
+            Err(error) => tracing::warn!(%error, "recent changes cannot be relayed again"),
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! From the command line to the options of each part.
+
+use std::time::Duration;
+
+use super::{DatabaseArgs, ServeArgs};
+use crate::catalog::CatalogOptions;
+use crate::entry::TtlPolicy;
+use crate::hot_cache::HotCacheOptions;
+use crate::postgres::PostgresOptions;
+use crate::redis::RedisOptions;
+use crate::relay::RelayOptions;
+use crate::rpc::{EdgeOptions, RpcOptions};
+
+impl ServeArgs {
+    /// The options of Postgres.
+    #[must_use]
+    pub fn postgres(&self) -> PostgresOptions {
+        PostgresOptions {
+            url: self.database.database_url.clone(),
+            connections: self.postgres.database_connections,
+            acquire_timeout: self.postgres.database_acquire_timeout,
+            statement_timeout: self.postgres.database_statement_timeout,
+            loads: self.postgres.database_loads,
+            queued_loads: self.postgres.database_queued_loads,
+        }
+    }
+
+    /// The options of Redis.
+    #[must_use]
+    pub fn redis(&self) -> RedisOptions {
+        RedisOptions {
+            url: self.redis.redis_url.clone(),
+            cluster: self.redis.redis_cluster,
+            namespace: self.redis.redis_namespace.clone(),
+            connections: self.redis.redis_connections,
+            command_timeout: self.redis.redis_timeout,
+            lease_ttl: self.redis.lease_ttl,
+        }
+    }
+
+    /// The options of the hot tier.
+    #[must_use]
+    pub fn hot_cache(&self) -> HotCacheOptions {
+        HotCacheOptions {
+            capacity: self.caching.hot_capacity,
+            trust: self.caching.max_staleness,
+            lease: self.caching.hot_lease,
+        }
+    }
+
+    fn ttl(&self) -> TtlPolicy {
+        TtlPolicy {
+            soft: self.caching.soft_ttl,
+            stale_if_error: self.caching.stale_if_error,
+            tombstone: self.caching.tombstone_ttl,
+        }
+    }
+
+    /// The options of the relay.
+    #[must_use]
+    pub fn relay(&self) -> RelayOptions {
+        RelayOptions {
+            interval: self.caching.relay_interval,
+            replay_window: self.caching.replay_window,
+            ttl: self.ttl(),
+        }
+    }
+
+    /// The options of the catalogue.
+    #[must_use]
+    pub fn catalog(&self) -> CatalogOptions {
+        CatalogOptions {
+            ttl: self.ttl(),
+            replay_window: self.caching.replay_window,
+            lease_wait: self.redis.lease_wait,
+            refresh_interval: self.caching.refresh_interval,
+            refresh_keys: self.caching.refresh_keys.into(),
+        }
+    }
+
+    /// The options of the edge.
+    #[must_use]
+    pub fn rpc(&self) -> RpcOptions {
+        let serving = &self.serving;
+        RpcOptions {
+            edge: EdgeOptions {
+                max_connections: serving.max_connections,
+                max_streams: serving.max_streams_per_connection,
+                keepalive_interval: serving.keepalive_interval,
+                keepalive_timeout: serving.keepalive_timeout,
+            },
+            max_calls: serving.max_calls,
+            max_call_time: serving.max_call_time,
+            max_request_bytes: serving.max_request_bytes,
+            max_watchers: serving.max_watchers,
+        }
+    }
+}
+
+impl DatabaseArgs {
+    /// Options for one command that does one thing after the other.
+    #[must_use]
+    pub fn one_connection(&self) -> PostgresOptions {
+        PostgresOptions {
+            url: self.database_url.clone(),
+            connections: 1,
+            acquire_timeout: Duration::from_secs(10),
+            statement_timeout: Duration::ZERO,
+            loads: 1,
+            queued_loads: 0,
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! The outbox: changes that are committed, and that the caches may not know of.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use sqlx::{FromRow, PgTransaction};
+
+use super::products::{Loaded, load_on};
+use super::{Error, Postgres, read_error};
+use crate::product::{Change, ProductId, Revision, Version};
+
+/// Takes the oldest changes that no other relay has taken, and remembers them for a replay.
+const CLAIM: &str = "WITH claimed AS (
+        SELECT seq FROM product_changes ORDER BY seq LIMIT $1 FOR UPDATE SKIP LOCKED
+    ), taken AS (
+        DELETE FROM product_changes USING claimed WHERE product_changes.seq = claimed.seq
+        RETURNING product_id, version, deleted
+    )
+    INSERT INTO relayed_changes (product_id, version, deleted) SELECT * FROM taken
+    RETURNING product_id, version, deleted";
+/// Counting stops where the number is alarming anyway.
+const PENDING: &str =
+    "SELECT count(*), (extract(epoch FROM clock_timestamp() - min(change_time)) * 1000)::bigint
+    FROM (SELECT change_time FROM product_changes ORDER BY seq LIMIT 100000) AS oldest";
+/// Only one instance replays what is there, whoever else noticed the same.
+const REPLAY: &str = "WITH recent AS (
+        DELETE FROM relayed_changes
+        WHERE seq IN (SELECT seq FROM relayed_changes
+                      WHERE relay_time > clock_timestamp() - $1::bigint * interval '1 millisecond'
+                      FOR UPDATE SKIP LOCKED)
+        RETURNING product_id, version, deleted
+    )
+    INSERT INTO product_changes (product_id, version, deleted) SELECT * FROM recent";
+const FORGET: &str = "DELETE FROM relayed_changes WHERE seq IN (
+        SELECT seq FROM relayed_changes
+        WHERE relay_time < clock_timestamp() - $1::bigint * interval '1 millisecond'
+        ORDER BY seq LIMIT $2 FOR UPDATE SKIP LOCKED)";
+
+/// Changes that are this relay's to apply. Dropped without [`done`](Self::done), they go back.
+pub(crate) struct Claim {
+    transaction: PgTransaction<'static>,
+    /// The newest change of each product among them.
+    pub(crate) changes: Vec<Change>,
+    /// How many rows of the outbox they were.
+    pub(crate) rows: usize,
+}
+
+/// How far the relays are behind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Pending {
+    /// Rows of the outbox; not counted past 100,000.
+    pub(crate) rows: u64,
+    /// The age of the oldest.
+    pub(crate) oldest: Duration,
+}
+
+#[derive(FromRow)]
+struct Row {
+    product_id: i64,
+    version: i64,
+    deleted: bool,
+}
+
+impl Postgres {
+    /// Claims the oldest changes.
+    pub(crate) async fn claim_changes(&self, limit: u32) -> Result<Claim, Error> {
+        let mut transaction = self.pool.begin().await.map_err(|error| read_error(&error))?;
+        let rows: Vec<Row> = sqlx::query_as(CLAIM)
+            .bind(i64::from(limit))
+            .fetch_all(&mut *transaction)
+            .await
+            .map_err(|error| read_error(&error))?;
+        Ok(Claim { transaction, rows: rows.len(), changes: newest_of_each(rows) })
+    }
+
+    /// How much is waiting in the outbox.
+    pub(crate) async fn pending_changes(&self) -> Result<Pending, Error> {
+        let (rows, oldest): (i64, Option<i64>) = sqlx::query_as(PENDING)
+            .fetch_one(&self.pool)
+            .await
+            .map_err(|error| read_error(&error))?;
+        let oldest = Duration::from_millis(oldest.unwrap_or(0).max(0).unsigned_abs());
+        Ok(Pending { rows: rows.unsigned_abs(), oldest })
+    }
+
+    /// Puts the changes that were relayed within `window` back into the outbox.
+    pub(crate) async fn replay_changes(&self, window: Duration) -> Result<u64, Error> {
+        let replayed = sqlx::query(REPLAY).bind(millis(window)).execute(&self.pool).await;
+        Ok(replayed.map_err(|error| read_error(&error))?.rows_affected())
+    }
+
+    /// Forgets changes that were relayed longer ago than `window`, at most `limit` of them.
+    pub(crate) async fn forget_changes(&self, window: Duration, limit: u32) -> Result<u64, Error> {
+        let forget = sqlx::query(FORGET).bind(millis(window)).bind(i64::from(limit));
+        let forgotten = forget.execute(&self.pool).await.map_err(|error| read_error(&error))?;
+        Ok(forgotten.rows_affected())
+    }
+}
+
+impl Claim {
+    /// What some of the products are now.
+    pub(crate) async fn load(&mut self, ids: &[ProductId]) -> Result<Loaded, Error> {
+        load_on(&mut self.transaction, ids, Instant::now()).await
+    }
+
+    /// The changes are applied; they leave the outbox.
+    pub(crate) async fn done(self) -> Result<(), Error> {
+        self.transaction.commit().await.map_err(|error| read_error(&error))
+    }
+}
+
+fn newest_of_each(rows: Vec<Row>) -> Vec<Change> {
+    let mut newest: HashMap<i64, Revision> = HashMap::with_capacity(rows.len());
+    for row in rows {
+        let revision = Revision { version: Version(row.version), deleted: row.deleted };
+        let known = newest.entry(row.product_id).or_insert(revision);
+        *known = revision.max(*known);
+    }
+    let change = |(id, revision)| Some(Change { id: ProductId::new(id)?, revision });
+    newest.into_iter().filter_map(change).collect()
+}
+
+fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}

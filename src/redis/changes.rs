@@ -1,0 +1,243 @@
+//! The change stream: which products changed, for every instance to hear.
+//!
+//! Entries are numbered without gaps, so that one who follows can tell when it missed some: trimmed, lost in a
+//! failover, or flushed. A poll that returns, even empty, proves that nothing was missed before it.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use fred::clients::Client;
+use fred::error::Error;
+use fred::interfaces::{ClientLike, StreamsInterface};
+use fred::types::config::Options;
+use fred::types::{Builder, Value};
+use futures_util::future::join_all;
+
+use super::entry_bytes::head_of;
+use super::lease::number;
+use super::{Redis, Unavailable, config, connection_config, reconnect_policy};
+use crate::metrics::RedisOperation;
+use crate::product::{Change, ProductId, Revision, Version};
+
+/// About how many entries the stream keeps. One who falls behind by more starts anew.
+const KEPT: u64 = 100_000;
+/// Changes in one entry.
+const PACKED: usize = 1_000;
+/// Entries that one poll takes.
+const POLLED: u64 = 100;
+/// How long a poll waits for something new.
+const BLOCK: Duration = Duration::from_millis(500);
+/// Bytes of a packed change: id, version, whether it is a deletion.
+const CHANGE: usize = 17;
+
+impl Redis {
+    /// Tells every instance what changed.
+    pub(crate) async fn append_changes(&self, changes: &[Change]) -> Result<(), Unavailable> {
+        for packed in changes.chunks(PACKED) {
+            let args = vec![number(KEPT), pack(packed).into()];
+            let reply = self.run(&self.scripts.append, self.keys.changes(), args).await;
+            let _: String = self.counted(RedisOperation::Stream, reply)?;
+        }
+        Ok(())
+    }
+
+    /// Breaks the leases of products that changed, pipelined, and returns which of them Redis holds an
+    /// older entry of.
+    pub(crate) async fn supersede(
+        &self,
+        changes: &[Change],
+    ) -> Result<Vec<ProductId>, Unavailable> {
+        let asked = changes.iter().map(|change| {
+            let keys = vec![self.keys.entry(change.id), self.keys.lock(change.id)];
+            self.run::<i64>(&self.scripts.supersede, keys, vec![head_of(change.revision).into()])
+        });
+        let mut held = Vec::new();
+        for (change, reply) in changes.iter().zip(join_all(asked).await) {
+            if self.counted(RedisOperation::Publish, reply)? == 1 {
+                held.push(change.id);
+            }
+        }
+        Ok(held)
+    }
+
+    /// Follows the change stream on a connection of its own.
+    pub(crate) fn follow_changes(&self) -> Result<Follower, String> {
+        let mut connection = connection_config();
+        // A poll that blocks is not a server that does not respond.
+        connection.unresponsive.max_timeout = Some(BLOCK * 4);
+        let client = Builder::from_config(config(&self.options)?)
+            .set_policy(reconnect_policy())
+            .set_connection_config(connection)
+            .build()
+            .map_err(|error| format!("REDIS_URL cannot be used: {}", error.details()))?;
+        drop(client.connect());
+        let timeout = BLOCK + self.options.command_timeout;
+        let command = Options { timeout: Some(timeout), ..self.command.clone() };
+        let [stream, _] = self.keys.changes().try_into().expect("two keys");
+        Ok(Follower { client, command, stream, cursor: None })
+    }
+}
+
+/// Where one who follows has got to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Cursor {
+    id: StreamId,
+    number: i64,
+}
+
+/// The id of an entry: milliseconds and a sequence number, in the order of the stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct StreamId(u64, u64);
+
+/// One instance's ear on the change stream.
+#[derive(Debug)]
+pub(crate) struct Follower {
+    client: Client,
+    command: Options,
+    stream: fred::types::Key,
+    cursor: Option<Cursor>,
+}
+
+/// What a poll came to.
+#[derive(Debug)]
+pub(crate) enum Poll {
+    /// These changes, in order. With a proof, everything appended before that moment has been heard.
+    Changes {
+        /// What changed.
+        changes: Vec<Change>,
+        /// Until when nothing was missed.
+        proven: Option<Instant>,
+    },
+    /// Some entries were missed, or this is the beginning: whatever is held from before this moment may be
+    /// old.
+    Restarted(Instant),
+}
+
+impl Follower {
+    /// Waits for changes, at most about half a second.
+    ///
+    /// # Errors
+    /// When Redis does not answer, in words for the log. The next poll goes on where this one was.
+    pub(crate) async fn poll(&mut self) -> Result<Poll, Error> {
+        let Some(cursor) = self.cursor.clone() else { return self.restart().await };
+        let sent = Instant::now();
+        let entries = self.read_after(cursor.id).await?;
+        if entries.is_empty() {
+            return self.prove_idle(&cursor, sent).await;
+        }
+        let full = entries.len() as u64 == POLLED;
+        let mut changes = Vec::new();
+        let mut at = cursor;
+        for entry in entries {
+            if entry.at.number != at.number + 1 {
+                return self.restart().await;
+            }
+            at = entry.at;
+            changes.extend(entry.changes);
+        }
+        self.cursor = Some(at);
+        Ok(Poll::Changes { changes, proven: (!full).then_some(sent) })
+    }
+
+    /// Begins at the end of the stream.
+    async fn restart(&mut self) -> Result<Poll, Error> {
+        self.cursor = None;
+        let before = Instant::now();
+        let last = self.last().await?;
+        self.cursor = Some(last.unwrap_or(Cursor { id: StreamId(0, 0), number: 0 }));
+        Ok(Poll::Restarted(before))
+    }
+
+    /// Nothing new came: either nothing happened, or the stream is not the one it was, and ends before the
+    /// place where we are.
+    async fn prove_idle(&mut self, cursor: &Cursor, sent: Instant) -> Result<Poll, Error> {
+        let last = self.last().await?;
+        let end = last.map_or(StreamId(0, 0), |last| last.id);
+        if end < cursor.id {
+            return self.restart().await;
+        }
+        // What was appended since the poll will be in the next one.
+        Ok(Poll::Changes { changes: Vec::new(), proven: Some(sent) })
+    }
+
+    async fn last(&self) -> Result<Option<Cursor>, Error> {
+        let client = self.client.with_options(&self.command);
+        let last: Vec<RawEntry> =
+            client.xrevrange_values(self.stream.clone(), "+", "-", Some(1)).await?;
+        last.into_iter().next().map(|raw| Ok(decode(raw)?.at)).transpose()
+    }
+
+    async fn read_after(&self, id: StreamId) -> Result<Vec<StreamEntry>, Error> {
+        let block = u64::try_from(BLOCK.as_millis()).unwrap_or(u64::MAX);
+        let after = format!("{}-{}", id.0, id.1);
+        let client = self.client.with_options(&self.command);
+        let reply: Value =
+            client.xread(Some(POLLED), Some(block), self.stream.clone(), after).await?;
+        if reply.is_null() {
+            return Ok(Vec::new());
+        }
+        let streams: HashMap<String, Vec<RawEntry>> = reply.into_xread_response()?;
+        streams.into_values().flatten().map(decode).collect()
+    }
+}
+
+type RawEntry = (String, HashMap<String, Value>);
+
+struct StreamEntry {
+    at: Cursor,
+    changes: Vec<Change>,
+}
+
+fn decode((id, mut fields): RawEntry) -> Result<StreamEntry, Error> {
+    let garbage = || {
+        Error::new(fred::error::ErrorKind::Parse, "an entry of the change stream cannot be read")
+    };
+    let (millis, sequence) = id.split_once('-').ok_or_else(garbage)?;
+    let id =
+        StreamId(millis.parse().map_err(|_| garbage())?, sequence.parse().map_err(|_| garbage())?);
+    let number = fields.remove("n").and_then(|value| value.as_i64()).ok_or_else(garbage)?;
+    let packed = fields.remove("c").and_then(Value::into_bytes).ok_or_else(garbage)?;
+    Ok(StreamEntry { at: Cursor { id, number }, changes: unpack(packed).ok_or_else(garbage)? })
+}
+
+fn pack(changes: &[Change]) -> Bytes {
+    let mut packed = BytesMut::with_capacity(changes.len() * CHANGE);
+    for change in changes {
+        packed.put_i64(change.id.get());
+        packed.put_i64(change.revision.version.0);
+        packed.put_u8(change.revision.deleted.into());
+    }
+    packed.freeze()
+}
+
+fn unpack(mut packed: Bytes) -> Option<Vec<Change>> {
+    let mut changes = Vec::with_capacity(packed.len() / CHANGE);
+    while packed.has_remaining() {
+        if packed.remaining() < CHANGE {
+            return None;
+        }
+        let id = ProductId::new(packed.get_i64())?;
+        let version = Version(packed.get_i64());
+        let deleted = packed.get_u8() == 1;
+        changes.push(Change { id, revision: Revision { version, deleted } });
+    }
+    Some(changes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn changes_come_back_as_they_went() {
+        let change = |id, version, deleted| Change {
+            id: ProductId::new(id).expect("positive"),
+            revision: Revision { version: Version(version), deleted },
+        };
+        let changes = [change(1, i64::MAX, false), change(i64::MAX, 7, true)];
+        let packed = pack(&changes);
+        assert_eq!(unpack(packed.clone()).as_deref(), Some(&changes[..]));
+        assert_eq!(unpack(packed.slice(..20)), None);
+    }
+}

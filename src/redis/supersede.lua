@@ -1,0 +1,6 @@
+-- Breaks the lease of a product that changed, and says whether Redis holds an entry that is older.
+-- KEYS: entry, lock. ARGV: the head of an entry of the new revision.
+redis.call('DEL', KEYS[2])
+local held = read(KEYS[1])
+if not held then return 0 end
+return newer_or_same(held, ARGV[1]) and 0 or 1
