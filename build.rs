@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 use tonic_build::manual::{Builder, Method, Service};
 
-const PROTO: &str = "hotshelf/v1/product_service.proto";
+const PROTOS: [&str; 2] = ["hotshelf/v1/product_service.proto", "hotshelf/v1/admin_service.proto"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
@@ -18,7 +18,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=migrations");
 
     let mut compiler = protox::Compiler::new(["proto"])?;
-    compiler.include_imports(true).include_source_info(true).open_files([PROTO])?;
+    compiler.include_imports(true).include_source_info(true).open_files(PROTOS)?;
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
     std::fs::write(out.join("descriptors.bin"), compiler.encode_file_descriptor_set())?;
 
@@ -27,8 +27,24 @@ fn main() -> Result<(), Box<dyn Error>> {
         .build_transport(false)
         .compile_well_known_types(false)
         .compile_fds(compiler.file_descriptor_set())?;
-    Builder::new().build_client(false).compile(&[product_service()]);
+    Builder::new().build_client(false).compile(&[product_service(), admin_service()]);
     Ok(())
+}
+
+fn admin_service() -> Service {
+    let explain_product = Method::builder()
+        .name("explain_product")
+        .route_name("ExplainProduct")
+        .input_type("crate::proto::ExplainProductRequest")
+        .output_type("crate::proto::ExplainProductResponse")
+        .codec_path("tonic_prost::ProstCodec")
+        .build();
+    Service::builder()
+        .name("AdminService")
+        .package("hotshelf.v1")
+        .comment("For operators: see `proto/hotshelf/v1/admin_service.proto`.")
+        .method(explain_product)
+        .build()
 }
 
 /// The server side, by hand: answers that carry products are bytes that were encoded when the product

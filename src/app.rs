@@ -102,6 +102,7 @@ impl App {
         );
         let health = rpc::serve(grpc, Arc::clone(&catalog), args.rpc(), &drain, &metrics).await;
         readiness.set_not_ready("loading the hottest products");
+        follow_changes(&hot).await;
         catalog.warm(args.caching.warm_timeout).await;
         health.set(true).await;
         readiness.set_ready();
@@ -198,6 +199,14 @@ async fn migrate(
         readiness.set_not_ready(&format!("waiting for PostgreSQL: {why}"));
         tracing::warn!(%why, "waiting for PostgreSQL");
         tokio::time::sleep(RETRY_PAUSE).await;
+    }
+}
+
+/// Waits a while for the change stream: what is read before is not trusted for long.
+async fn follow_changes(hot: &HotCache) {
+    let began = Instant::now();
+    while !hot.is_proven() && began.elapsed() < REDIS_PATIENCE {
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 

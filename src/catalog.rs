@@ -4,6 +4,7 @@
 //! (`flight.rs`). A write goes to Postgres, and once it is committed nothing can turn it into a failure
 //! (`write.rs`). Memory hears of every change (`invalidation.rs`), and is kept warm (`refresh.rs`).
 
+mod explain;
 mod flight;
 mod invalidation;
 mod load;
@@ -24,6 +25,7 @@ use crate::pause::PausePoints;
 use crate::postgres::{self, Postgres};
 use crate::product::{ProductId, Version};
 use crate::redis::Redis;
+pub use explain::{Explanation, SlotState};
 use flight::{Flights, Seat};
 use load::Patience;
 use refresh::RefreshQueue;

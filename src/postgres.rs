@@ -2,6 +2,7 @@
 
 mod budget;
 mod copy;
+mod inspect;
 mod outbox;
 mod products;
 
@@ -16,6 +17,7 @@ use crate::metrics::Metrics;
 use crate::product::Version;
 use budget::Budget;
 pub use copy::{DuplicateId, Import, Merged};
+pub use inspect::RowState;
 pub(crate) use outbox::Claim;
 
 fn migrations() -> Migrator {

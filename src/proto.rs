@@ -34,7 +34,14 @@ pub mod server {
     pub use product_service_server::{ProductService, ProductServiceServer};
 }
 
+/// The server half of `AdminService`.
+pub mod admin {
+    tonic::include_proto!("hotshelf.v1.AdminService");
+    pub use admin_service_server::{AdminService, AdminServiceServer};
+}
+
 pub use google::r#type::Money;
+pub use hotshelf::v1::admin_service_client::AdminServiceClient;
 pub use hotshelf::v1::product_service_client::ProductServiceClient;
 pub use hotshelf::v1::*;
 

@@ -3,6 +3,7 @@
 
 mod changes;
 mod entry_bytes;
+mod inspect;
 mod lease;
 mod ranking;
 mod reconnects;
@@ -26,6 +27,7 @@ use crate::metrics::{Metrics, RedisOperation};
 use crate::product::ProductId;
 pub(crate) use changes::{Follower, Poll};
 use entry_bytes::{HEAD, decode, encode, millis};
+pub use inspect::{LeaseState, RedisState};
 use lease::number;
 pub(crate) use lease::{Filled, Lease};
 use scripts::Scripts;

@@ -1,5 +1,6 @@
 //! The edge: gRPC in, domain types onward, statuses out. With `app` the only place that knows tonic.
 
+mod admin_service;
 pub mod codec;
 mod convert;
 mod deadline;
@@ -23,7 +24,9 @@ use crate::catalog::Catalog;
 use crate::drain::Drain;
 use crate::metrics::Metrics;
 use crate::proto::DESCRIPTORS;
+use crate::proto::admin::AdminServiceServer;
 use crate::proto::server::ProductServiceServer;
+use admin_service::Admin;
 use deadline::{DeadlineLayer, DeadlineService};
 use edge::Edge;
 pub use edge::EdgeOptions;
@@ -109,6 +112,8 @@ fn routes(
     metrics: &Arc<Metrics>,
 ) -> Routes {
     let watchers = Watchers::new(options.max_watchers, drain.clone(), Arc::clone(metrics));
+    let admin = AdminServiceServer::new(Admin { catalog: Arc::clone(&catalog) })
+        .max_decoding_message_size(options.max_request_bytes);
     let products = ProductServiceServer::new(Products { catalog, watchers })
         .max_decoding_message_size(options.max_request_bytes);
     let health = tonic_health::pb::health_server::HealthServer::new(
@@ -121,6 +126,7 @@ fn routes(
     };
     const VALID: &str = "build.rs made the descriptors";
     Routes::new(products)
+        .add_service(admin)
         .add_service(health)
         .add_service(reflection().build_v1().expect(VALID))
         .add_service(reflection().build_v1alpha().expect(VALID))

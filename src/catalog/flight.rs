@@ -53,6 +53,10 @@ impl Flights {
         }
     }
 
+    pub(super) fn is_in_flight(&self, id: ProductId) -> bool {
+        self.stripe(id).lock().contains_key(&id)
+    }
+
     fn stripe(&self, id: ProductId) -> &Mutex<HashMap<ProductId, Landing>> {
         &self.stripes[id.get().unsigned_abs() as usize % STRIPES]
     }

@@ -38,6 +38,8 @@ impl Catalog {
                 }
                 Ok(Poll::Restarted(moment)) => {
                     self.hot.void_before(moment);
+                    // What is checked from now on hears of every change.
+                    self.hot.prove(moment);
                     if following {
                         tracing::warn!("part of the change stream was missed: memory is void");
                         self.metrics.stream_gaps.inc(());

@@ -149,6 +149,8 @@ label_set! {
         DeleteProduct = ["unary", "hotshelf.v1.ProductService", "DeleteProduct"],
         /// StreamHotKeys
         StreamHotKeys = ["server_stream", "hotshelf.v1.ProductService", "StreamHotKeys"],
+        /// ExplainProduct
+        ExplainProduct = ["unary", "hotshelf.v1.AdminService", "ExplainProduct"],
         /// Health.Check
         HealthCheck = ["unary", "grpc.health.v1.Health", "Check"],
         /// Health.Watch
@@ -171,6 +173,7 @@ impl Method {
             "/hotshelf.v1.ProductService/CreateProduct" => Self::CreateProduct,
             "/hotshelf.v1.ProductService/DeleteProduct" => Self::DeleteProduct,
             "/hotshelf.v1.ProductService/StreamHotKeys" => Self::StreamHotKeys,
+            "/hotshelf.v1.AdminService/ExplainProduct" => Self::ExplainProduct,
             "/grpc.health.v1.Health/Check" => Self::HealthCheck,
             "/grpc.health.v1.Health/Watch" => Self::HealthWatch,
             "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"

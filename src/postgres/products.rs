@@ -74,7 +74,7 @@ impl TryFrom<Row> for Product {
     }
 }
 
-fn unix(micros: i64) -> SystemTime {
+pub(super) fn unix(micros: i64) -> SystemTime {
     let distance = Duration::from_micros(micros.unsigned_abs());
     if micros < 0 { UNIX_EPOCH - distance } else { UNIX_EPOCH + distance }
 }

@@ -159,13 +159,13 @@ async fn bulk(stack: Stack) {
         "INSERT INTO products (name, price) SELECT 'p' || n, n FROM generate_series(1, 5000) n";
     run(&stack, insert.to_owned()).await;
     let node = stack.node_with(patient).await;
-    eventually("the insertions are relayed", || async { stack.outbox().await == 0 }).await;
+    stack.settled().await;
     let cached: Vec<i64> = (1..=20).map(|n| n * 200).collect();
     for id in &cached {
         node.product(*id).await;
     }
     run(&stack, "UPDATE products SET name = 'bulk', price = price + 1".to_owned()).await;
-    eventually("the changes are relayed", || async { stack.outbox().await == 0 }).await;
+    stack.settled().await;
     let current: Vec<(i64, i64)> = sqlx::query_as("SELECT id, version FROM products ORDER BY id")
         .fetch_all(&stack.sql)
         .await
@@ -221,7 +221,7 @@ async fn proof(stack: Stack) {
 async fn forgotten(stack: Stack) {
     let node = stack.node_with(|args| args.caching.replay_window = Duration::from_secs(3)).await;
     stack.insert("lamp").await;
-    eventually("relayed", || async { stack.outbox().await == 0 }).await;
+    stack.settled().await;
     assert_eq!(stack.relayed().await, 1);
     eventually("forgotten", || async { stack.relayed().await == 0 }).await;
     assert_eq!(node.metric("hotshelf_relayed_total").await, 1.0);

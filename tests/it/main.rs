@@ -10,6 +10,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails where it fails")]
 
 mod coherence;
+mod explain;
 mod harness;
 
 mod hot_tier;
@@ -28,6 +29,7 @@ fn main() -> std::process::ExitCode {
     newest_wins::register(&mut suite);
     lease::register(&mut suite);
     coherence::register(&mut suite);
+    explain::register(&mut suite);
     schema::register(&mut suite);
     hot_tier::register(&mut suite);
     let conclusion = suite.run(arguments);

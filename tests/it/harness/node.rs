@@ -12,13 +12,15 @@ use tonic::{Response, Status};
 pub struct Node {
     pub app: App,
     pub client: ProductServiceClient<Channel>,
+    pub channel: Channel,
 }
 
 impl Node {
     pub async fn start(args: &ServeArgs) -> Self {
         let app = App::start(args).await.unwrap();
-        let client = ProductServiceClient::new(channel(app.grpc_addr.port()).await);
-        Self { app, client }
+        let channel = channel(app.grpc_addr.port()).await;
+        let client = ProductServiceClient::new(channel.clone());
+        Self { app, client, channel }
     }
 
     /// Reads a product.

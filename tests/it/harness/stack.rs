@@ -176,6 +176,11 @@ impl Stack {
             .unwrap()
     }
 
+    /// Waits until a relay has applied every change.
+    pub async fn settled(&self) {
+        super::eventually("every change is relayed", || async { self.outbox().await == 0 }).await;
+    }
+
     /// Changes that are kept for a replay.
     pub async fn relayed(&self) -> i64 {
         sqlx::query_scalar("SELECT count(*) FROM relayed_changes")

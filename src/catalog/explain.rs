@@ -1,0 +1,107 @@
+//! What each tier holds of a product, and which one a read would be answered from: for the operator who is
+//! asked "why do I see the old price?".
+
+use std::time::{Duration, Instant};
+
+use super::Catalog;
+use crate::entry::Freshness;
+use crate::hot_cache::Held;
+use crate::metrics::ServedBy;
+use crate::postgres::RowState;
+use crate::product::ProductId;
+use crate::redis::RedisState;
+
+/// Everything that is known of one product here.
+#[derive(Debug)]
+pub struct Explanation {
+    /// What memory holds.
+    pub memory: Option<Held>,
+    /// Whether memory may be served.
+    pub slot: SlotState,
+    /// Whether a load is in flight.
+    pub load_in_flight: bool,
+    /// What Redis holds; `None` when it does not answer.
+    pub redis: Option<RedisState>,
+    /// What Postgres holds; `None` when it does not answer.
+    pub postgres: Option<RowState>,
+    /// How long ago the change stream had surely been followed to its end.
+    pub stream_lag: Duration,
+    /// Whether that is recent enough for memory to be trusted on it.
+    pub lease_valid: bool,
+    /// Where a plain read would be answered from, and why.
+    pub verdict: (ServedBy, &'static str),
+}
+
+/// Whether memory may be served, and if not, why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SlotState {
+    /// Nothing is held.
+    Empty,
+    /// Served.
+    Fresh,
+    /// Served, and refreshed in the background.
+    PastSoftTtl,
+    /// Gone.
+    PastHardTtl,
+    /// Known to be old.
+    Void,
+    /// Not known to be current.
+    Untrusted,
+}
+
+impl Catalog {
+    /// Looks at every tier, changes nothing, and counts as no read.
+    pub async fn explain(&self, id: ProductId) -> Explanation {
+        let (redis, postgres) = tokio::join!(self.redis.inspect(id), self.postgres.inspect(id));
+        let (redis, postgres) = (redis.ok(), postgres.ok());
+        let memory = self.hot.get(id).map(|held| (*held).clone());
+        let slot = self.slot_state(memory.as_ref());
+        Explanation {
+            verdict: verdict(slot, redis.as_ref()),
+            slot,
+            memory,
+            load_in_flight: self.flights.is_in_flight(id),
+            redis,
+            postgres,
+            stream_lag: self.hot.proof_age(),
+            lease_valid: self.hot.is_proven(),
+        }
+    }
+
+    fn slot_state(&self, held: Option<&Held>) -> SlotState {
+        let now = Instant::now();
+        match held {
+            None => SlotState::Empty,
+            Some(held) if held.is_void() => SlotState::Void,
+            Some(held) if held.entry.past_hard(now) => SlotState::PastHardTtl,
+            Some(held) if !self.hot.serves(held, &Freshness::Cached, now) => SlotState::Untrusted,
+            Some(held) if held.entry.past_soft(now) => SlotState::PastSoftTtl,
+            Some(_) => SlotState::Fresh,
+        }
+    }
+}
+
+fn verdict(slot: SlotState, redis: Option<&RedisState>) -> (ServedBy, &'static str) {
+    match (slot, redis) {
+        (SlotState::Fresh, _) => (ServedBy::Hot, "memory holds it, and no change was missed"),
+        (SlotState::PastSoftTtl, _) => {
+            (ServedBy::Hot, "memory holds it; past its soft TTL it is refreshed in the background")
+        }
+        (_, None) => (ServedBy::Postgres, "memory may not be served, and Redis does not answer"),
+        (SlotState::Void, Some(redis)) if redis.serves() => (
+            ServedBy::Redis,
+            "memory is void, because something newer was committed; Redis holds it",
+        ),
+        (SlotState::Untrusted, Some(redis)) if redis.serves() => (
+            ServedBy::Redis,
+            "memory may have missed a change, and is compared with Redis, which holds it",
+        ),
+        (_, Some(redis)) if redis.serves() => {
+            (ServedBy::Redis, "memory does not hold it, and Redis does")
+        }
+        (_, Some(redis)) if redis.lease.is_some() => {
+            (ServedBy::Postgres, "no cache holds it; a load that holds the lease is reading it")
+        }
+        _ => (ServedBy::Postgres, "no cache holds it"),
+    }
+}

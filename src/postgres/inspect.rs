@@ -1,0 +1,33 @@
+//! Looking at what Postgres holds of one product.
+
+use std::time::SystemTime;
+
+use super::products::unix;
+use super::{Error, Postgres, read_error};
+use crate::product::{ProductId, Version};
+
+const INSPECT: &str = "SELECT version, (extract(epoch FROM update_time) * 1000000)::bigint,
+        (SELECT count(*) FROM product_changes WHERE product_id = $1)
+    FROM (SELECT $1::bigint AS id) AS asked LEFT JOIN products USING (id)";
+
+/// What Postgres holds of one product.
+#[derive(Clone, Copy, Debug)]
+pub struct RowState {
+    /// Its version and when it was last changed; `None` when it does not exist.
+    pub row: Option<(Version, SystemTime)>,
+    /// Its changes that no relay has applied.
+    pub pending_changes: u64,
+}
+
+impl Postgres {
+    /// Looks at one product.
+    pub(crate) async fn inspect(&self, id: ProductId) -> Result<RowState, Error> {
+        let (version, micros, pending): (Option<i64>, Option<i64>, i64) = sqlx::query_as(INSPECT)
+            .bind(id.get())
+            .fetch_one(&self.pool)
+            .await
+            .map_err(|error| read_error(&error))?;
+        let row = version.zip(micros).map(|(version, micros)| (Version(version), unix(micros)));
+        Ok(RowState { row, pending_changes: pending.unsigned_abs() })
+    }
+}

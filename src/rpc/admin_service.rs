@@ -1,0 +1,122 @@
+//! The operator's service: an explanation becomes a message.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tonic::{Request, Response, Status};
+
+use super::convert;
+use crate::catalog::{Catalog, Explanation, SlotState};
+use crate::entry::Entry;
+use crate::metrics::ServedBy;
+use crate::product::ProductId;
+use crate::proto::admin::AdminService;
+use crate::proto::{
+    CachedCopy, ChangeStream, ExplainProductRequest, ExplainProductResponse, MemoryCopy,
+    PostgresRow, RedisCopy, SlotState as SlotStateMessage, Tier,
+};
+
+/// `hotshelf.v1.AdminService`.
+#[derive(Debug)]
+pub(super) struct Admin {
+    pub(super) catalog: Arc<Catalog>,
+}
+
+#[tonic::async_trait]
+impl AdminService for Admin {
+    async fn explain_product(
+        &self,
+        request: Request<ExplainProductRequest>,
+    ) -> Result<Response<ExplainProductResponse>, Status> {
+        let id = convert::id("id", request.into_inner().id)?;
+        let explanation = self.catalog.explain(id).await;
+        Ok(Response::new(message(id, &explanation)))
+    }
+}
+
+fn message(id: ProductId, explanation: &Explanation) -> ExplainProductResponse {
+    let (tier, reason) = explanation.verdict;
+    ExplainProductResponse {
+        id: id.get(),
+        memory: Some(memory(explanation)),
+        redis: Some(redis(explanation)),
+        postgres: Some(postgres(explanation)),
+        change_stream: Some(ChangeStream {
+            lag: duration(explanation.stream_lag),
+            hot_lease_valid: explanation.lease_valid,
+        }),
+        served_from: match tier {
+            ServedBy::Hot => Tier::Hot,
+            ServedBy::Redis => Tier::Redis,
+            ServedBy::Postgres => Tier::Postgres,
+        }
+        .into(),
+        reason: reason.to_owned(),
+    }
+}
+
+fn memory(explanation: &Explanation) -> MemoryCopy {
+    let held = explanation.memory.as_ref();
+    MemoryCopy {
+        state: match explanation.slot {
+            SlotState::Empty => SlotStateMessage::Empty,
+            SlotState::Fresh => SlotStateMessage::Fresh,
+            SlotState::PastSoftTtl => SlotStateMessage::PastSoftTtl,
+            SlotState::PastHardTtl => SlotStateMessage::PastHardTtl,
+            SlotState::Void => SlotStateMessage::Void,
+            SlotState::Untrusted => SlotStateMessage::Untrusted,
+        }
+        .into(),
+        copy: held.map(|held| copy(&held.entry)),
+        checked_age: held.and_then(|held| duration(held.checked_at.elapsed())),
+        floor_version: held.map_or(0, |held| held.floor.version.0),
+        load_in_flight: explanation.load_in_flight,
+    }
+}
+
+fn redis(explanation: &Explanation) -> RedisCopy {
+    let Some(state) = &explanation.redis else { return RedisCopy::default() };
+    let token = |token: &[u8]| token.iter().map(|byte| format!("{byte:02x}")).collect();
+    RedisCopy {
+        reachable: true,
+        copy: state.entry.as_ref().map(copy),
+        leased: state.lease.is_some(),
+        lease_token: state.lease.as_ref().map(|lease| token(&lease.token)).unwrap_or_default(),
+        lease_age: state.lease.as_ref().and_then(|lease| duration(lease.age)),
+    }
+}
+
+fn postgres(explanation: &Explanation) -> PostgresRow {
+    let Some(state) = &explanation.postgres else { return PostgresRow::default() };
+    PostgresRow {
+        reachable: true,
+        exists: state.row.is_some(),
+        version: state.row.map_or(0, |(version, _)| version.0),
+        update_time: state.row.map(|(_, time)| time.into()),
+        pending_changes: i64::try_from(state.pending_changes).unwrap_or(i64::MAX),
+    }
+}
+
+fn copy(entry: &Entry) -> CachedCopy {
+    let age = Instant::now().saturating_duration_since(entry.known_at);
+    CachedCopy {
+        version: entry.revision.version.0,
+        tombstone: entry.revision.deleted,
+        age: duration(age),
+        soft_ttl_remaining: difference(entry.ttl.soft, age),
+        hard_ttl_remaining: difference(entry.ttl.hard, age),
+    }
+}
+
+fn duration(duration: Duration) -> Option<prost_types::Duration> {
+    duration.try_into().ok()
+}
+
+/// `a - b`, which may be negative.
+fn difference(a: Duration, b: Duration) -> Option<prost_types::Duration> {
+    match a.checked_sub(b) {
+        Some(rest) => duration(rest),
+        None => duration(b - a)
+            .map(|past| prost_types::Duration { seconds: -past.seconds, nanos: -past.nanos }),
+    }
+}
