@@ -35,14 +35,14 @@ pub(super) struct Load {
     ticket: LoadTicket,
     freshness: Freshness,
     patience: Patience,
-    /// The newest version that Redis was seen to hold.
-    seen: Version,
+    /// The newest that Redis was seen to hold.
+    seen: Option<Entry>,
 }
 
 impl Catalog {
     pub(super) fn begin(&self, pilot: Pilot, freshness: Freshness, patience: Patience) -> Load {
         let ticket = self.hot.begin_load(pilot.id());
-        Load { pilot, ticket, freshness, patience, seen: Version::default() }
+        Load { pilot, ticket, freshness, patience, seen: None }
     }
 
     /// Lands every one of `loads`.
@@ -78,7 +78,9 @@ impl Catalog {
             self.metrics.lookups.inc(Lookup::RedisMiss);
             return Some(load);
         };
-        load.seen = load.seen.max(entry.revision.version);
+        if load.seen.as_ref().is_none_or(|seen| seen.revision <= entry.revision) {
+            load.seen = Some(entry.clone());
+        }
         let good = !entry.past_hard(Instant::now()) && load.freshness.accepts(&entry);
         if !good || entry.revision < load.ticket.floor() {
             self.metrics.lookups.inc(Lookup::RedisStale);
@@ -206,8 +208,7 @@ impl Catalog {
     /// Reads Postgres; one entry for each load, a tombstone for a product that is not there.
     async fn read_postgres(&self, loads: &[Load]) -> Result<Vec<Entry>, Error> {
         // A product that is gone was gone after every version that was heard of before the read.
-        let floors: Vec<Version> =
-            loads.iter().map(|load| load.ticket.floor().version.max(load.seen)).collect();
+        let floors: Vec<Version> = loads.iter().map(Load::newest_heard_of).collect();
         let loaded = self.postgres.load(&ids(loads)).await?;
         let mut entries: Vec<Entry> = floors
             .into_iter()
@@ -239,8 +240,20 @@ impl Catalog {
     fn fail(&self, loads: Vec<Load>, error: &Error) {
         let error = Arc::new(error.clone());
         for load in loads {
+            if let Some(seen) = load.seen {
+                // Not fresh enough for this load, but perhaps for others aboard, who look in memory next. If
+                // memory knows better, so much the better.
+                let _ = load.ticket.finish(seen);
+            }
             load.pilot.land(Err(Arc::clone(&error)));
         }
+    }
+}
+
+impl Load {
+    fn newest_heard_of(&self) -> Version {
+        let seen = self.seen.as_ref().map(|seen| seen.revision.version);
+        self.ticket.floor().version.max(seen.unwrap_or_default())
     }
 }
 
