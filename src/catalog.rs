@@ -407,6 +407,9 @@ impl Catalog {
     /// Makes a committed write known. Nothing here can fail it: what Redis did not take is counted there.
     async fn publish(&self, id: ProductId, entry: &Entry) {
         self.pauses.reach(Point::Committed).await;
+        // Until Redis has it too, no load may bring back what Redis still holds, not even when memory has no
+        // room for the new entry.
+        let _floor = self.hot.begin_load(id);
         self.hot.offer(id, entry.clone());
         if self.redis.publish(id, entry, Publish::Written).await.is_err() {
             tracing::warn!(%id, version = %entry.revision.version, "Redis did not take a committed write");

@@ -98,6 +98,8 @@ impl HotCache {
         let mut stripe = self.stripe(id);
         let held = self.get(id).map_or(Revision::NONE, |held| held.entry.revision);
         let floor = stripe.entry(id).or_insert(Floor { loads: 0, revision: held });
+        // The ticket of a load that has just landed may still be here, from before memory held this.
+        floor.revision = floor.revision.max(held);
         floor.loads += 1;
         LoadTicket { hot: Arc::clone(self), id }
     }
@@ -109,6 +111,12 @@ impl HotCache {
             floor.revision = floor.revision.max(entry.revision);
         }
         self.keep(id, entry, &stripe);
+    }
+
+    /// How many products have a floor: those with a load or a write in flight.
+    #[must_use]
+    pub fn floors(&self) -> usize {
+        self.stripes.iter().map(|stripe| stripe.lock().len()).sum()
     }
 
     /// How many entries there are.
