@@ -85,7 +85,7 @@ impl HotCache {
         let trusted = match freshness {
             // Known to be current since then by Postgres itself: no further trust is needed.
             Freshness::KnownSince(_) => true,
-            Freshness::Cached | Freshness::MinVersion { .. } => {
+            Freshness::Cached | Freshness::MinVersion { .. } | Freshness::NotDue { .. } => {
                 now.saturating_duration_since(held.checked_at) <= self.options.trust
             }
         };
