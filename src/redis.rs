@@ -22,8 +22,8 @@ use futures_util::future::join_all;
 use crate::entry::Entry;
 use crate::metrics::{Metrics, RedisOperation};
 use crate::product::ProductId;
-use entry_bytes::{HEAD, decode, encode, millis};
-use lease::number;
+use entry_bytes::{HEAD, decode, encode};
+use lease::{lifetime, number};
 pub(crate) use lease::{Filled, Lease};
 use scripts::Scripts;
 
@@ -64,7 +64,8 @@ pub(crate) struct Unavailable;
 /// Why a write is published, which decides what it may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Publish {
-    /// This instance committed it: breaks the lease, and is stored.
+    /// This instance committed it: breaks the lease, and is stored, unless the write began longer ago than a
+    /// lease lives. Then others may have written since, and their entries may be gone again.
     Written,
     /// It was read from Postgres without a lease: may only replace what is older.
     Read,
@@ -171,8 +172,10 @@ impl Redis {
         why: Publish,
     ) -> Result<(), Unavailable> {
         let keys = vec![self.keys.entry(id), self.keys.lock(id)];
-        let flag = number(u64::from(why == Publish::Written));
-        let args = vec![encode(entry).into(), number(millis(entry.ttl.hard)), flag.clone(), flag];
+        let written = why == Publish::Written;
+        let populates = written && entry.known_at.elapsed() < self.options.lease_ttl;
+        let [written, populates] = [written, populates].map(|flag| number(u64::from(flag)));
+        let args = vec![encode(entry).into(), lifetime(entry), written, populates];
         let reply = self.run(&self.scripts.publish, keys, args).await;
         let _: i64 = self.counted(RedisOperation::Publish, reply)?;
         Ok(())

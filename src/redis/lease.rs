@@ -68,7 +68,7 @@ impl Redis {
     pub(crate) async fn fill(&self, lease: &Lease, entry: &Entry) -> Result<Filled, Unavailable> {
         let keys = vec![self.keys.entry(lease.id), self.keys.lock(lease.id)];
         let args =
-            vec![lease.token.clone().into(), encode(entry).into(), number(millis(entry.ttl.hard))];
+            vec![lease.token.clone().into(), encode(entry).into(), lifetime(entry)];
         let reply = self.run(&self.scripts.fill, keys, args).await;
         let mut reply: Vec<Value> = self.counted(RedisOperation::Fill, reply)?;
         let held = if reply.len() > 1 { reply.remove(1) } else { Value::Null };
@@ -122,6 +122,11 @@ impl Redis {
         let ceiling = Duration::from_millis(4) * 2_u32.pow(attempt.min(4));
         ceiling.mul_f64(rand::random_range(0.5..1.0))
     }
+}
+
+/// How long Redis keeps an entry. It takes no zero, which would leave the old one in its place.
+pub(super) fn lifetime(entry: &Entry) -> Value {
+    number(millis(entry.ttl.hard).max(1))
 }
 
 pub(super) fn number(value: u64) -> Value {

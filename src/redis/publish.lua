@@ -1,8 +1,8 @@
 -- Stores what is known to be committed, unless Redis holds something newer. The same revision is stored
 -- again, because it is now known to have been current for longer.
 -- KEYS: entry, lock. ARGV: entry, TTL in ms, 1 to break the lease, 1 to store even when nothing is held.
--- Without a lease to tell that nothing newer was here and is gone, only the writer itself may store into
--- an empty place; what was merely read may replace, no more.
+-- Nothing here tells whether something newer was in an empty place and is gone. Only a writer that has just
+-- committed may store there; what was merely read, or written a while ago, may replace, no more.
 if ARGV[3] == '1' then redis.call('DEL', KEYS[2]) end
 local held = read(KEYS[1])
 if not held and ARGV[4] ~= '1' then return 0 end
