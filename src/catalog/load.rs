@@ -39,6 +39,20 @@ pub(super) struct Load {
     seen: Option<Entry>,
 }
 
+/// Loads by what is to be done with them.
+#[derive(Default)]
+struct Sorted {
+    /// We hold their leases.
+    ours: Vec<Load>,
+    leases: Vec<Lease>,
+    /// Another instance loads them, and its fill will do.
+    patient: Vec<Load>,
+    /// Another instance loads them, and its fill may be too old.
+    impatient: Vec<Load>,
+    /// Redis did not say.
+    unknown: Vec<Load>,
+}
+
 impl Catalog {
     pub(super) fn begin(&self, pilot: Pilot, freshness: Freshness, patience: Patience) -> Load {
         let ticket = self.hot.begin_load(pilot.id());
@@ -101,28 +115,14 @@ impl Catalog {
         let mut waiting = loads;
         let mut again = Vec::new();
         for attempt in 0.. {
-            let Ok(asked) = self.redis.try_leases(&ids(&waiting)).await else {
-                self.load_without_lease(waiting, None).await;
-                return again;
-            };
-            let (mut ours, mut leases, mut theirs) = (Vec::new(), Vec::new(), Vec::new());
-            for (load, asked) in waiting.into_iter().zip(asked) {
-                let lease = asked.lease;
-                match (self.land_if_good(load, asked.entry), lease) {
-                    (Some(load), Some(lease)) => {
-                        ours.push(load);
-                        leases.push(lease);
-                    }
-                    (Some(load), None) => theirs.push(load),
-                    (None, Some(lease)) => self.redis.release(&[lease]).await,
-                    (None, None) => {}
-                }
-            }
-            again.extend(self.load_and_fill(ours, leases).await);
-            let (patient, impatient) =
-                theirs.into_iter().partition(|load| load.patience == Patience::WaitForOthers);
-            waiting = patient;
-            self.load_without_lease(impatient, Some(Publish::Read)).await;
+            let sorted = self.ask_for_leases(waiting).await;
+            let (filled, ()) = tokio::join!(
+                self.load_and_fill(sorted.ours, sorted.leases),
+                self.load_without_lease(sorted.unknown, None),
+            );
+            again.extend(filled);
+            self.load_without_lease(sorted.impatient, Some(Publish::Read)).await;
+            waiting = sorted.patient;
             if waiting.is_empty() {
                 break;
             }
@@ -134,6 +134,32 @@ impl Catalog {
             tokio::time::sleep(self.redis.poll_pause(attempt)).await;
         }
         again
+    }
+
+    /// Asks for the leases of `loads`, lands what is in Redis by now, and sorts the rest by what is to be done.
+    async fn ask_for_leases(&self, loads: Vec<Load>) -> Sorted {
+        let asked = self.redis.try_leases(&ids(&loads)).await;
+        let (mut sorted, mut needless) = (Sorted::default(), Vec::new());
+        for (load, asked) in loads.into_iter().zip(asked) {
+            let Ok(asked) = asked else {
+                sorted.unknown.push(load);
+                continue;
+            };
+            match (self.land_if_good(load, asked.entry), asked.lease) {
+                (Some(load), Some(lease)) => {
+                    sorted.ours.push(load);
+                    sorted.leases.push(lease);
+                }
+                (Some(load), None) if load.patience == Patience::WaitForOthers => {
+                    sorted.patient.push(load);
+                }
+                (Some(load), None) => sorted.impatient.push(load),
+                (None, Some(lease)) => needless.push(lease),
+                (None, None) => {}
+            }
+        }
+        self.redis.release(&needless).await;
+        sorted
     }
 
     /// Reads Postgres under leases, fills Redis, and returns what has to be loaded again.

@@ -43,9 +43,8 @@ pub(crate) enum Filled {
 
 impl Redis {
     /// Asks for the leases of several products, pipelined; one answer for each.
-    pub(crate) async fn try_leases(&self, ids: &[ProductId]) -> Result<Vec<Asked>, Unavailable> {
-        let asked = join_all(ids.iter().map(|id| self.try_lease(*id))).await;
-        asked.into_iter().collect()
+    pub(crate) async fn try_leases(&self, ids: &[ProductId]) -> Vec<Result<Asked, Unavailable>> {
+        join_all(ids.iter().map(|id| self.try_lease(*id))).await
     }
 
     async fn try_lease(&self, id: ProductId) -> Result<Asked, Unavailable> {
