@@ -402,6 +402,7 @@ impl Catalog {
         // room for the new entry.
         let _floor = self.hot.begin_load(id);
         self.hot.offer(id, entry.clone());
+        self.pauses.reach(Point::OfferedToMemory).await;
         if self.redis.publish(id, entry, Publish::Written).await.is_err() {
             tracing::warn!(%id, version = %entry.revision.version, "Redis did not take a committed write");
         }

@@ -13,6 +13,7 @@ mod harness;
 mod hot_tier;
 mod lease;
 mod newest_wins;
+mod races;
 mod schema;
 mod stampede;
 
@@ -27,6 +28,7 @@ fn main() -> std::process::ExitCode {
     lease::register(&mut suite);
     schema::register(&mut suite);
     hot_tier::register(&mut suite);
+    races::register(&mut suite);
     let conclusion = suite.run(arguments);
     servers.stop();
     conclusion.exit_code()
