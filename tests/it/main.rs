@@ -14,6 +14,7 @@ mod hot_tier;
 mod lease;
 mod newest_wins;
 mod races;
+mod refresh;
 mod schema;
 mod stampede;
 
@@ -29,6 +30,7 @@ fn main() -> std::process::ExitCode {
     schema::register(&mut suite);
     hot_tier::register(&mut suite);
     races::register(&mut suite);
+    refresh::register(&mut suite);
     let conclusion = suite.run(arguments);
     servers.stop();
     conclusion.exit_code()
