@@ -10,6 +10,7 @@
 
 mod harness;
 
+mod hot_keys;
 mod hot_tier;
 mod lease;
 mod newest_wins;
@@ -31,6 +32,7 @@ fn main() -> std::process::ExitCode {
     hot_tier::register(&mut suite);
     races::register(&mut suite);
     refresh::register(&mut suite);
+    hot_keys::register(&mut suite);
     let conclusion = suite.run(arguments);
     servers.stop();
     conclusion.exit_code()
