@@ -14,6 +14,7 @@ mod hot_keys;
 mod hot_tier;
 mod lease;
 mod newest_wins;
+mod outage;
 mod races;
 mod refresh;
 mod schema;
@@ -33,6 +34,7 @@ fn main() -> std::process::ExitCode {
     races::register(&mut suite);
     refresh::register(&mut suite);
     hot_keys::register(&mut suite);
+    outage::register(&mut suite);
     let conclusion = suite.run(arguments);
     servers.stop();
     conclusion.exit_code()
