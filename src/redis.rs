@@ -23,8 +23,8 @@ use crate::entry::Entry;
 use crate::metrics::{Metrics, RedisOperation};
 use crate::product::ProductId;
 use entry_bytes::{HEAD, decode, encode};
-use lease::{lifetime, number};
 pub(crate) use lease::{Filled, Lease};
+use lease::{lifetime, number};
 use scripts::Scripts;
 
 /// How to reach Redis, and how long to wait for it.

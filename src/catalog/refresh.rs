@@ -111,9 +111,8 @@ impl Catalog {
     /// Brings the hottest products into memory, and refreshes those that are nearly due.
     async fn keep_warm(self: &Arc<Self>, hottest: &[ProductId]) {
         let now = Instant::now();
-        let due = |id: &ProductId| {
-            self.hot.get(*id).is_none_or(|held| held.entry.is_due(AHEAD, now))
-        };
+        let due =
+            |id: &ProductId| self.hot.get(*id).is_none_or(|held| held.entry.is_due(AHEAD, now));
         let due: Vec<ProductId> = hottest.iter().copied().filter(due).collect();
         for batch in due.chunks(BATCH) {
             if self.settle(batch, Freshness::NotDue { percent: AHEAD }).await.is_err() {

@@ -66,8 +66,7 @@ impl Redis {
     /// Fills Redis with what was loaded under `lease`, and gives the lease back.
     pub(crate) async fn fill(&self, lease: &Lease, entry: &Entry) -> Result<Filled, Unavailable> {
         let keys = vec![self.keys.entry(lease.id), self.keys.lock(lease.id)];
-        let args =
-            vec![lease.token.clone().into(), encode(entry).into(), lifetime(entry)];
+        let args = vec![lease.token.clone().into(), encode(entry).into(), lifetime(entry)];
         let reply = self.run(&self.scripts.fill, keys, args).await;
         let mut reply: Vec<Value> = self.counted(RedisOperation::Fill, reply)?;
         let held = if reply.len() > 1 { reply.remove(1) } else { Value::Null };

@@ -11,6 +11,7 @@
 mod harness;
 
 mod hot_keys;
+mod hot_model;
 mod hot_tier;
 mod lease;
 mod newest_wins;
@@ -31,6 +32,7 @@ fn main() -> std::process::ExitCode {
     lease::register(&mut suite);
     schema::register(&mut suite);
     hot_tier::register(&mut suite);
+    hot_model::register(&mut suite);
     races::register(&mut suite);
     refresh::register(&mut suite);
     hot_keys::register(&mut suite);
