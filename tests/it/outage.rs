@@ -28,6 +28,10 @@ pub fn register(suite: &mut Suite<'_>) {
     suite.private("outage::a_full_redis_does_not_keep_an_old_version", redis_full);
     suite.private("outage::with_postgres_killed_what_is_cached_is_served", postgres_killed);
     suite.private("outage::with_postgres_frozen_no_read_hangs", postgres_frozen);
+    suite.private(
+        "outage::with_postgres_black_holed_what_is_cached_is_served",
+        postgres_black_holed,
+    );
     suite.both("outage::who_joins_a_load_that_fails_gets_what_redis_holds", joined_a_failing_load);
     suite.both("outage::over_the_database_budget_loads_are_refused_quickly", over_budget);
 }
@@ -209,6 +213,19 @@ async fn postgres_frozen(world: Private) {
     assert_refusal(&missed, Code::Unavailable, "DATABASE_UNAVAILABLE");
     world.postgres.resume();
     lock.rollback().await.unwrap();
+    eventually("misses are loaded again", || async { node.get(uncached).await.is_ok() }).await;
+}
+
+async fn postgres_black_holed(world: Private) {
+    let (cached, uncached) = (world.insert("cached").await, world.insert("uncached").await);
+    let node = world.impatient_node(|_| {}).await;
+    node.product(cached).await;
+    world.to_postgres.black_hole(devstack::Direction::ToClient);
+    let missed = bounded(node.get(uncached)).await.unwrap_err();
+    assert_refusal(&missed, Code::Unavailable, "DATABASE_UNAVAILABLE");
+    assert!(world.to_postgres.counts().to_client.swallowed > 0, "it happened");
+    assert_eq!(bounded(node.product(cached)).await.id, cached);
+    world.to_postgres.heal();
     eventually("misses are loaded again", || async { node.get(uncached).await.is_ok() }).await;
 }
 
