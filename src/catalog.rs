@@ -267,18 +267,9 @@ impl Catalog {
     /// Boards the flights of `ids`, and sends off those that nobody had begun.
     fn join(self: &Arc<Self>, ids: &[ProductId], freshness: Freshness) -> Vec<Seat> {
         let patience = match freshness {
-            Freshness::Cached => Patience::WaitForOthers,
+            Freshness::Cached | Freshness::NotDue { .. } => Patience::WaitForOthers,
             Freshness::MinVersion { .. } | Freshness::KnownSince(_) => Patience::AskPostgres,
         };
-        self.join_with(ids, freshness, patience)
-    }
-
-    fn join_with(
-        self: &Arc<Self>,
-        ids: &[ProductId],
-        freshness: Freshness,
-        patience: Patience,
-    ) -> Vec<Seat> {
         let (mut seats, mut loads) = (Vec::with_capacity(ids.len()), Vec::new());
         for id in ids {
             let (seat, pilot) = self.flights.join(*id);

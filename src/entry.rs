@@ -13,6 +13,9 @@ use crate::proto;
 /// The number of `BatchGetProductsResponse.products`.
 const PRODUCTS_FIELD: u32 = 1;
 
+/// Clocks of other machines may be ahead of ours by this much.
+pub const MAX_CLOCK_SKEW: Duration = Duration::from_secs(1);
+
 /// A cached answer, immutable and cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Entry {
@@ -22,6 +25,8 @@ pub struct Entry {
     pub known_at: Instant,
     /// How long it may be used.
     pub ttl: Ttl,
+    /// By how much `known_at` may be too late: nothing for what this process loaded itself.
+    clock_doubt: Duration,
     frame: Bytes,
 }
 
@@ -66,16 +71,17 @@ impl Entry {
     #[must_use]
     pub fn live(product: &Product, known_at: Instant, ttl: Ttl) -> Self {
         let revision = Revision::live(product.version);
-        Self { revision, known_at, ttl, frame: frame(product) }
+        Self { revision, known_at, ttl, clock_doubt: Duration::ZERO, frame: frame(product) }
     }
 
     /// The answer that there is no product, and was none after `version`.
     #[must_use]
     pub fn tombstone(version: Version, known_at: Instant, ttl: Ttl) -> Self {
-        Self { revision: Revision::gone_after(version), known_at, ttl, frame: Bytes::new() }
+        let revision = Revision::gone_after(version);
+        Self { revision, known_at, ttl, clock_doubt: Duration::ZERO, frame: Bytes::new() }
     }
 
-    /// An entry from the frame that another one held. `None` when the frame is not one: an encoded
+    /// An entry from the frame that another one held, stamped by any machine's clock. `None` when the frame is not one: an encoded
     /// product behind its key and length, or nothing for a tombstone.
     #[must_use]
     pub fn from_frame(
@@ -89,7 +95,7 @@ impl Entry {
         } else {
             body_start(&frame).is_some_and(|start| start < frame.len())
         };
-        plausible.then_some(Self { revision, known_at, ttl, frame })
+        plausible.then_some(Self { revision, known_at, ttl, clock_doubt: MAX_CLOCK_SKEW, frame })
     }
 
     /// The product as `BatchGetProductsResponse` holds it: key, length, encoded product. Empty for a
@@ -108,7 +114,18 @@ impl Entry {
     /// Whether it is due to be refreshed.
     #[must_use]
     pub fn past_soft(&self, now: Instant) -> bool {
-        now.saturating_duration_since(self.known_at) > self.ttl.soft
+        self.is_due(100, now)
+    }
+
+    /// Whether it is due to be refreshed when this share of its soft TTL is all that it gets.
+    #[must_use]
+    pub fn is_due(&self, percent: u32, now: Instant) -> bool {
+        now.saturating_duration_since(self.known_at) > self.ttl.soft * percent / 100
+    }
+
+    /// Since when it was current at the latest, whatever the clock of the machine that loaded it says.
+    fn surely_known_at(&self) -> Option<Instant> {
+        self.known_at.checked_sub(self.clock_doubt)
     }
 
     /// Whether it must not be used any more.
@@ -167,6 +184,11 @@ pub enum Freshness {
     },
     /// Nothing that was not known to be current at this moment or later.
     KnownSince(Instant),
+    /// Nothing that is due to be refreshed once this share of its own soft TTL has passed.
+    NotDue {
+        /// The share.
+        percent: u32,
+    },
 }
 
 impl Freshness {
@@ -176,9 +198,10 @@ impl Freshness {
         match *self {
             Self::Cached => true,
             Self::MinVersion { version, arrived } => {
-                entry.revision.version >= version || entry.known_at >= arrived
+                entry.revision.version >= version || entry.surely_known_at() >= Some(arrived)
             }
-            Self::KnownSince(moment) => entry.known_at >= moment,
+            Self::KnownSince(moment) => entry.surely_known_at() >= Some(moment),
+            Self::NotDue { percent } => !entry.is_due(percent, Instant::now()),
         }
     }
 }

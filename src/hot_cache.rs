@@ -110,7 +110,9 @@ impl HotCache {
         let trusted = match freshness {
             // Known to be current since then by Postgres itself: no further trust is needed.
             Freshness::KnownSince(_) => true,
-            Freshness::Cached | Freshness::MinVersion { .. } => self.trusts(held, now),
+            Freshness::Cached | Freshness::MinVersion { .. } | Freshness::NotDue { .. } => {
+                self.trusts(held, now)
+            }
         };
         trusted && !held.is_void() && !held.entry.past_hard(now) && freshness.accepts(&held.entry)
     }
@@ -166,18 +168,31 @@ impl HotCache {
         let mut stripe = self.stripe(id);
         let held = self.get(id).map_or(Revision::NONE, |held| held.floor);
         let floor = stripe.entry(id).or_insert(Floor { loads: 0, revision: held });
+        // The ticket of a load that has just landed may still be here, from before memory held this.
+        floor.revision = floor.revision.max(held);
         floor.loads += 1;
         LoadTicket { hot: Arc::clone(self), id, began: Instant::now() }
     }
 
-    /// Takes in what is known to be committed: a write of our own, or a change that was heard of.
+    /// Takes in a write of our own: raises the floors of loads in flight, and replaces what memory holds.
+    ///
+    /// It does not populate. A writer that was held up after its commit would put back what others have
+    /// replaced since; only who announced a load beforehand hears of that.
     pub fn offer(&self, id: ProductId, entry: Entry) {
         let mut stripe = self.stripe(id);
         if let Some(floor) = stripe.get_mut(&id) {
             floor.revision = floor.revision.max(entry.revision);
         }
-        let known_at = entry.known_at;
-        self.keep(id, entry, known_at, &stripe);
+        if self.slots.contains_key(&id) {
+            let known_at = entry.known_at;
+            self.keep(id, entry, known_at, &stripe);
+        }
+    }
+
+    /// How many products have a floor: those with a load or a write in flight.
+    #[must_use]
+    pub fn floors(&self) -> usize {
+        self.stripes.iter().map(|stripe| stripe.lock().len()).sum()
     }
 
     /// How many entries there are.

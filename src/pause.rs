@@ -20,6 +20,8 @@ pub enum Point {
     FilledRedis,
     /// A write is committed, and no cache knows.
     Committed,
+    /// Memory was told of a write, and Redis does not know yet.
+    OfferedToMemory,
     /// A write is in Redis, and no instance has been told.
     Published,
     /// The relay has claimed changes, and no cache knows.
@@ -72,6 +74,5 @@ impl PausePoints {
 
 #[cfg(not(feature = "pause-points"))]
 impl PausePoints {
-    #[expect(clippy::unused_async, clippy::unused_self, reason = "the twin of the one that waits")]
     pub(crate) async fn reach(&self, _point: Point) {}
 }

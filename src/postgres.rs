@@ -6,11 +6,13 @@ mod inspect;
 mod outbox;
 mod products;
 
+use std::io::ErrorKind;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::migrate::{MigrateError, Migrator};
+use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 
 use crate::metrics::Metrics;
@@ -19,6 +21,10 @@ use budget::Budget;
 pub use copy::{DuplicateId, Import, Merged};
 pub use inspect::RowState;
 pub(crate) use outbox::Claim;
+
+/// The server itself ends a statement that takes too long. When it has not even said so this much later, it
+/// is frozen or cut off.
+const SILENCE: Duration = Duration::from_secs(1);
 
 fn migrations() -> Migrator {
     sqlx::migrate!()
@@ -45,6 +51,8 @@ pub struct PostgresOptions {
 #[derive(Debug)]
 pub struct Postgres {
     pool: PgPool,
+    /// How long an answer may take; `None`: for ever.
+    patience: Option<Duration>,
     budget: Budget,
     metrics: Arc<Metrics>,
 }
@@ -88,7 +96,9 @@ impl Postgres {
             .acquire_timeout(options.acquire_timeout)
             .connect_lazy_with(connect);
         let budget = Budget::new(options.loads, options.queued_loads, options.acquire_timeout);
-        Ok(Self { pool, budget, metrics })
+        let limited = !options.statement_timeout.is_zero();
+        let patience = limited.then(|| options.statement_timeout + SILENCE);
+        Ok(Self { pool, patience, budget, metrics })
     }
 
     /// Brings the schema up to date.
@@ -111,6 +121,16 @@ impl Postgres {
             MigrateError::Execute(error) => read_error(&error),
             other => Error::Unexpected(other.to_string()),
         })
+    }
+
+    /// Waits for the answer to a statement, but not for ever.
+    async fn in_time<T>(
+        &self,
+        answer: impl Future<Output = Result<T, sqlx::Error>>,
+    ) -> Result<T, sqlx::Error> {
+        let Some(patience) = self.patience else { return answer.await };
+        let in_time = tokio::time::timeout(patience, answer).await;
+        in_time.unwrap_or_else(|_| Err(sqlx::Error::Io(ErrorKind::TimedOut.into())))
     }
 
     /// Connections that are open.
@@ -147,6 +167,14 @@ fn connect_options(url: &str) -> Result<PgConnectOptions, String> {
     PgConnectOptions::from_str(url).map_err(|error| format!("DATABASE_URL cannot be read: {error}"))
 }
 
+/// A connection that broke, or on which no answer came in time, is not used again.
+fn given_up(connection: &mut PoolConnection<sqlx::Postgres>, error: sqlx::Error) -> sqlx::Error {
+    if matches!(error, sqlx::Error::Io(_)) {
+        connection.close_on_drop();
+    }
+    error
+}
+
 /// The error of a statement that changes nothing, or of one that was surely not executed.
 fn read_error(error: &sqlx::Error) -> Error {
     match error {
@@ -169,11 +197,17 @@ fn write_error(error: &sqlx::Error) -> Error {
         sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::Protocol(_) => {
             Error::OutcomeUnknown(error.to_string())
         }
-        sqlx::Error::Database(database) if database.code().as_deref() == Some("57P01") => {
+        sqlx::Error::Database(database) if ends_connection(database.code().as_deref()) => {
             Error::OutcomeUnknown(database.message().to_owned())
         }
         _ => read_error(error),
     }
+}
+
+/// With these the server ends the connection, at any point of a commit: shutdown and crash (57P01, 57P02), and
+/// what a proxy in front of it says of its own connection (class 08).
+fn ends_connection(code: Option<&str>) -> bool {
+    code.is_some_and(|code| matches!(code, "57P01" | "57P02") || code.starts_with("08"))
 }
 
 /// Errors of the server that pass by themselves (PostgreSQL, appendix A).

@@ -26,10 +26,10 @@ use crate::entry::Entry;
 use crate::metrics::{Metrics, RedisOperation};
 use crate::product::ProductId;
 pub(crate) use changes::{Follower, Poll};
-use entry_bytes::{HEAD, decode, encode, millis};
+use entry_bytes::{HEAD, decode, encode};
 pub use inspect::{LeaseState, RedisState};
-use lease::number;
 pub(crate) use lease::{Filled, Lease};
+use lease::{lifetime, number};
 use scripts::Scripts;
 
 /// How to reach Redis, and how long to wait for it.
@@ -66,13 +66,13 @@ pub struct Redis {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Unavailable;
 
-/// Why a write is published, which decides what it may do.
+/// Where something that is known to be committed comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Publish {
-    /// This instance committed it: breaks the lease, and is stored.
+    /// A write: loads that began before it must not fill, so it breaks the lease.
     Written,
-    /// It was read from Postgres without a lease: may only replace what is older.
-    Replace,
+    /// Postgres was read without a lease.
+    Read,
 }
 
 #[derive(Debug)]
@@ -173,7 +173,7 @@ impl Redis {
         Ok(join_all(entries).await)
     }
 
-    /// Stores what is known to be committed, by version.
+    /// Replaces what Redis holds by what is known to be committed, if that is newer.
     pub(crate) async fn publish(
         &self,
         id: ProductId,
@@ -181,8 +181,8 @@ impl Redis {
         why: Publish,
     ) -> Result<(), Unavailable> {
         let keys = vec![self.keys.entry(id), self.keys.lock(id)];
-        let flag = number(u64::from(why == Publish::Written));
-        let args = vec![encode(entry).into(), number(millis(entry.ttl.hard)), flag.clone(), flag];
+        let breaks_lease = number(u64::from(why == Publish::Written));
+        let args = vec![encode(entry).into(), lifetime(entry), breaks_lease];
         let reply = self.run(&self.scripts.publish, keys, args).await;
         let _: i64 = self.counted(RedisOperation::Publish, reply)?;
         Ok(())

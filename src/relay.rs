@@ -140,7 +140,7 @@ impl Relay {
             entries.push((change.id, entry));
         }
         let publishes =
-            entries.iter().map(|(id, entry)| self.redis.publish(*id, entry, Publish::Replace));
+            entries.iter().map(|(id, entry)| self.redis.publish(*id, entry, Publish::Read));
         let published: Result<Vec<()>, _> = join_all(publishes).await.into_iter().collect();
         published.map(drop).map_err(|_| Failure::Redis)
     }

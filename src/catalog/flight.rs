@@ -92,3 +92,85 @@ impl Seat {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use futures_util::FutureExt;
+    use rand::rngs::StdRng;
+    use rand::{RngExt, SeedableRng};
+
+    use super::*;
+    use crate::entry::{Entry, Ttl};
+    use crate::metrics::ServedBy;
+    use crate::product::Version;
+
+    const IDS: usize = 4;
+
+    fn result(flight: i64) -> Outcome {
+        let ttl = Ttl { soft: Duration::ZERO, hard: Duration::ZERO };
+        let entry = Entry::tombstone(Version(flight), Instant::now(), ttl);
+        Ok(Loaded { entry, from: ServedBy::Postgres })
+    }
+
+    /// Whether the seat's flight has ended with its own result, or with the failure of a lost pilot.
+    fn ended_as(seat: Seat, flight: i64, landed: bool) -> bool {
+        match seat.landed().now_or_never() {
+            Some(Ok(loaded)) => landed && loaded.entry.revision.version == Version(flight),
+            Some(Err(error)) => !landed && matches!(*error, Error::Internal(_)),
+            None => false,
+        }
+    }
+
+    /// One flight for each product at a time; all aboard learn how their own flight ended, and nobody waits
+    /// for a flight that has ended, however joins, landings and lost pilots follow each other.
+    fn fly(seed: u64) {
+        let flights = Flights::new();
+        let mut random = StdRng::seed_from_u64(seed);
+        let mut flying: [Option<(i64, Pilot)>; IDS] = Default::default();
+        let mut seats: [Vec<Seat>; IDS] = Default::default();
+        for flight in 0..10_000 {
+            let at = random.random_range(0..IDS);
+            // Two ids in one stripe.
+            let id = ProductId::new(1 + (at as i64) * (STRIPES as i64 / 2)).expect("positive");
+            if random.random_range(0..3) > 0 {
+                let (seat, pilot) = flights.join(id);
+                assert_eq!(pilot.is_none(), flying[at].is_some(), "seed {seed:#x}, {flight}");
+                seats[at].push(seat);
+                flying[at] = flying[at].take().or(pilot.map(|pilot| (flight, pilot)));
+            } else if let Some((number, pilot)) = flying[at].take() {
+                let landed = random.random();
+                if landed {
+                    pilot.land(result(number));
+                } else {
+                    drop(pilot);
+                }
+                for seat in seats[at].drain(..) {
+                    assert!(ended_as(seat, number, landed), "seed {seed:#x}, flight {number}");
+                }
+            }
+        }
+        drop(flying);
+        let left: usize = flights.stripes.iter().map(|stripe| stripe.lock().len()).sum();
+        assert_eq!(left, 0, "seed {seed:#x}: flights without pilots");
+    }
+
+    #[test]
+    fn everybody_aboard_learns_how_the_flight_ended() {
+        fly(0x5EED);
+        fly(rand::random());
+    }
+
+    #[test]
+    fn a_pilot_that_landed_does_not_end_the_next_flight() {
+        let flights = Flights::new();
+        let id = ProductId::new(1).expect("positive");
+        let (_, first) = flights.join(id);
+        first.expect("the first").land(result(1));
+        let (seat, second) = flights.join(id);
+        assert!(second.is_some() && flights.join(id).1.is_none(), "one flight");
+        drop(second);
+        assert!(ended_as(seat, 2, false));
+    }
+}

@@ -35,14 +35,28 @@ pub(super) struct Load {
     ticket: LoadTicket,
     freshness: Freshness,
     patience: Patience,
-    /// The newest version that Redis was seen to hold.
-    seen: Version,
+    /// The newest that Redis was seen to hold.
+    seen: Option<Entry>,
+}
+
+/// Loads by what is to be done with them.
+#[derive(Default)]
+struct Sorted {
+    /// We hold their leases.
+    ours: Vec<Load>,
+    leases: Vec<Lease>,
+    /// Another instance loads them, and its fill will do.
+    patient: Vec<Load>,
+    /// Another instance loads them, and its fill may be too old.
+    impatient: Vec<Load>,
+    /// Redis did not say.
+    unknown: Vec<Load>,
 }
 
 impl Catalog {
     pub(super) fn begin(&self, pilot: Pilot, freshness: Freshness, patience: Patience) -> Load {
         let ticket = self.hot.begin_load(pilot.id());
-        Load { pilot, ticket, freshness, patience, seen: Version::default() }
+        Load { pilot, ticket, freshness, patience, seen: None }
     }
 
     /// Lands every one of `loads`.
@@ -78,7 +92,9 @@ impl Catalog {
             self.metrics.lookups.inc(Lookup::RedisMiss);
             return Some(load);
         };
-        load.seen = load.seen.max(entry.revision.version);
+        if load.seen.as_ref().is_none_or(|seen| seen.revision <= entry.revision) {
+            load.seen = Some(entry.clone());
+        }
         let good = !entry.past_hard(Instant::now()) && load.freshness.accepts(&entry);
         if !good || entry.revision < load.ticket.floor() {
             self.metrics.lookups.inc(Lookup::RedisStale);
@@ -99,39 +115,51 @@ impl Catalog {
         let mut waiting = loads;
         let mut again = Vec::new();
         for attempt in 0.. {
-            let Ok(asked) = self.redis.try_leases(&ids(&waiting)).await else {
-                self.load_without_lease(waiting, None).await;
-                return again;
-            };
-            let (mut ours, mut leases, mut theirs) = (Vec::new(), Vec::new(), Vec::new());
-            for (load, asked) in waiting.into_iter().zip(asked) {
-                let lease = asked.lease;
-                match (self.land_if_good(load, asked.entry), lease) {
-                    (Some(load), Some(lease)) => {
-                        ours.push(load);
-                        leases.push(lease);
-                    }
-                    (Some(load), None) => theirs.push(load),
-                    (None, Some(lease)) => self.redis.release(&[lease]).await,
-                    (None, None) => {}
-                }
-            }
-            again.extend(self.load_and_fill(ours, leases).await);
-            let (patient, impatient) =
-                theirs.into_iter().partition(|load| load.patience == Patience::WaitForOthers);
-            waiting = patient;
-            self.load_without_lease(impatient, Some(Publish::Replace)).await;
+            let sorted = self.ask_for_leases(waiting).await;
+            let (filled, ()) = tokio::join!(
+                self.load_and_fill(sorted.ours, sorted.leases),
+                self.load_without_lease(sorted.unknown, None),
+            );
+            again.extend(filled);
+            self.load_without_lease(sorted.impatient, Some(Publish::Read)).await;
+            waiting = sorted.patient;
             if waiting.is_empty() {
                 break;
             }
             if waiting_since.elapsed() >= self.options.lease_wait {
                 self.metrics.leases.add(LeaseOutcome::WaitedOut, waiting.len() as u64);
-                self.load_without_lease(waiting, Some(Publish::Replace)).await;
+                self.load_without_lease(waiting, Some(Publish::Read)).await;
                 break;
             }
             tokio::time::sleep(self.redis.poll_pause(attempt)).await;
         }
         again
+    }
+
+    /// Asks for the leases of `loads`, lands what is in Redis by now, and sorts the rest by what is to be done.
+    async fn ask_for_leases(&self, loads: Vec<Load>) -> Sorted {
+        let asked = self.redis.try_leases(&ids(&loads)).await;
+        let (mut sorted, mut needless) = (Sorted::default(), Vec::new());
+        for (load, asked) in loads.into_iter().zip(asked) {
+            let Ok(asked) = asked else {
+                sorted.unknown.push(load);
+                continue;
+            };
+            match (self.land_if_good(load, asked.entry), asked.lease) {
+                (Some(load), Some(lease)) => {
+                    sorted.ours.push(load);
+                    sorted.leases.push(lease);
+                }
+                (Some(load), None) if load.patience == Patience::WaitForOthers => {
+                    sorted.patient.push(load);
+                }
+                (Some(load), None) => sorted.impatient.push(load),
+                (None, Some(lease)) => needless.push(lease),
+                (None, None) => {}
+            }
+        }
+        self.redis.release(&needless).await;
+        sorted
     }
 
     /// Reads Postgres under leases, fills Redis, and returns what has to be loaded again.
@@ -206,8 +234,7 @@ impl Catalog {
     /// Reads Postgres; one entry for each load, a tombstone for a product that is not there.
     async fn read_postgres(&self, loads: &[Load]) -> Result<Vec<Entry>, Error> {
         // A product that is gone was gone after every version that was heard of before the read.
-        let floors: Vec<Version> =
-            loads.iter().map(|load| load.ticket.floor().version.max(load.seen)).collect();
+        let floors: Vec<Version> = loads.iter().map(Load::newest_heard_of).collect();
         let loaded = self.postgres.load(&ids(loads)).await?;
         let mut entries: Vec<Entry> = floors
             .into_iter()
@@ -239,8 +266,20 @@ impl Catalog {
     fn fail(&self, loads: Vec<Load>, error: &Error) {
         let error = Arc::new(error.clone());
         for load in loads {
+            if let Some(seen) = load.seen {
+                // Not fresh enough for this load, but perhaps for others aboard, who look in memory next. If
+                // memory knows better, so much the better.
+                let _ = load.ticket.finish(seen);
+            }
             load.pilot.land(Err(Arc::clone(&error)));
         }
+    }
+}
+
+impl Load {
+    fn newest_heard_of(&self) -> Version {
+        let seen = self.seen.as_ref().map(|seen| seen.revision.version);
+        self.ticket.floor().version.max(seen.unwrap_or_default())
     }
 }
 

@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
-use super::load::Patience;
 use super::{Catalog, Error};
 use crate::entry::Freshness;
 use crate::metrics::{Metrics, RefreshRequest};
@@ -17,8 +16,8 @@ use crate::product::ProductId;
 const QUEUE: usize = 1_024;
 /// Products that are loaded together.
 const BATCH: usize = 100;
-/// A hot product is refreshed once this part of its soft TTL has passed.
-const AHEAD: f64 = 0.8;
+/// A hot product is refreshed once this part of its soft TTL has passed, in percent.
+const AHEAD: u32 = 80;
 /// With Redis or Postgres in trouble, the refresher waits this long between tries.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(500);
 
@@ -68,8 +67,7 @@ impl Catalog {
                 self.hot.get(*id).is_none_or(|held| held.is_void() || held.entry.past_soft(now))
             };
             ids.retain(due);
-            let since = Instant::now().checked_sub(self.options.ttl.soft);
-            if self.refresh(&ids, since).await.is_err() {
+            if self.settle(&ids, Freshness::NotDue { percent: 100 }).await.is_err() {
                 tokio::time::sleep(PAUSE_AFTER_FAILURE).await;
             }
             ids.clear();
@@ -114,43 +112,24 @@ impl Catalog {
     /// Brings the hottest products into memory, and refreshes those that are nearly due.
     async fn keep_warm(self: &Arc<Self>, hottest: &[ProductId]) {
         let now = Instant::now();
-        let nearly_due = self.options.ttl.soft.mul_f64(AHEAD);
-        let due: Vec<ProductId> = hottest
-            .iter()
-            .copied()
-            .filter(|id| {
-                let held = self.hot.get(*id);
-                held.is_none_or(|held| {
-                    now.saturating_duration_since(held.entry.known_at)
-                        > held.entry.ttl.soft.mul_f64(AHEAD)
-                })
-            })
-            .collect();
+        let due =
+            |id: &ProductId| self.hot.get(*id).is_none_or(|held| held.entry.is_due(AHEAD, now));
+        let due: Vec<ProductId> = hottest.iter().copied().filter(due).collect();
         for batch in due.chunks(BATCH) {
-            if self.refresh(batch, now.checked_sub(nearly_due)).await.is_err() {
+            if self.settle(batch, Freshness::NotDue { percent: AHEAD }).await.is_err() {
                 return;
             }
             self.metrics.refreshed.add((), batch.len() as u64);
         }
     }
 
-    /// Loads `ids` unless Redis has them from after `since`.
-    async fn refresh(
-        self: &Arc<Self>,
-        ids: &[ProductId],
-        since: Option<Instant>,
-    ) -> Result<(), Error> {
-        // Before the clock began everything is new enough.
-        let freshness = since.map_or(Freshness::Cached, Freshness::KnownSince);
-        self.settle(ids, freshness).await
-    }
-
+    /// Has `ids` loaded as fresh as that, and waits for it.
     async fn settle(
         self: &Arc<Self>,
         ids: &[ProductId],
         freshness: Freshness,
     ) -> Result<(), Error> {
-        for seat in self.join_with(ids, freshness, Patience::WaitForOthers) {
+        for seat in self.join(ids, freshness) {
             seat.landed().await.map_err(|error| (*error).clone())?;
         }
         Ok(())

@@ -74,7 +74,11 @@ impl Catalog {
     /// off, is in the outbox, and the relay does it.
     async fn publish(&self, id: ProductId, entry: &Entry) {
         self.pauses.reach(Point::Committed).await;
+        // Until Redis has it too, no load may bring back what Redis still holds, not even when memory has no
+        // room for the new entry.
+        let _floor = self.hot.begin_load(id);
         self.hot.offer(id, entry.clone());
+        self.pauses.reach(Point::OfferedToMemory).await;
         let published = self.redis.publish(id, entry, Publish::Written).await;
         self.pauses.reach(Point::Published).await;
         // Redis first, so that whoever hears of the change finds it there.

@@ -100,7 +100,9 @@ impl Postgres {
 impl Claim {
     /// What some of the products are now.
     pub(crate) async fn load(&mut self, ids: &[ProductId]) -> Result<Loaded, Error> {
-        load_on(&mut self.transaction, ids, Instant::now()).await
+        let known_at = Instant::now();
+        let rows = load_on(&mut self.transaction, ids).await.map_err(|error| read_error(&error))?;
+        Loaded::new(rows, known_at)
     }
 
     /// The changes are applied; they leave the outbox.

@@ -2,9 +2,10 @@
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use sqlx::pool::PoolConnection;
 use sqlx::{FromRow, Postgres as Db};
 
-use super::{Error, Postgres, read_error, write_error};
+use super::{Error, Postgres, given_up, read_error, write_error};
 use crate::product::{Currency, NewProduct, Patch, Price, Product, ProductId, Version};
 
 /// Times as microseconds and prices as hundredths: exact, and no crates for dates and decimals.
@@ -43,8 +44,15 @@ pub(crate) struct Loaded {
     pub(crate) known_at: Instant,
 }
 
+impl Loaded {
+    pub(super) fn new(rows: Vec<Row>, known_at: Instant) -> Result<Self, Error> {
+        let products: Result<_, _> = rows.into_iter().map(Product::try_from).collect();
+        Ok(Self { products: products?, known_at })
+    }
+}
+
 #[derive(FromRow)]
-struct Row {
+pub(super) struct Row {
     id: i64,
     name: String,
     hundredths: i64,
@@ -88,7 +96,10 @@ impl Postgres {
         let _turn = self.budget.turn().await?;
         self.metrics.postgres_loads.add((), ids.len() as u64);
         let mut connection = self.pool.acquire().await.map_err(|error| read_error(&error))?;
-        load_on(&mut connection, ids, Instant::now()).await
+        let known_at = Instant::now();
+        let rows = self.in_time(load_on(&mut connection, ids)).await;
+        let rows = rows.map_err(|error| read_error(&given_up(&mut connection, error)))?;
+        Loaded::new(rows, known_at)
     }
 
     /// Whether there are any products.
@@ -119,11 +130,10 @@ impl Postgres {
             .bind(patch.price.map(|price| price.currency().code().to_owned()))
             .bind(patch.description.as_ref().map(|text| text.as_str()));
         let mut connection = self.pool.acquire().await.map_err(|error| read_error(&error))?;
-        let row =
-            query.fetch_optional(&mut *connection).await.map_err(|error| write_error(&error))?;
-        match row {
+        let row = self.in_time(query.fetch_optional(&mut *connection)).await;
+        match row.map_err(|error| write_error(&given_up(&mut connection, error)))? {
             Some(row) => row.try_into(),
-            None => Err(why_untouched(&mut connection, id, expected).await),
+            None => Err(self.why_untouched(&mut connection, id, expected).await),
         }
     }
 
@@ -133,15 +143,14 @@ impl Postgres {
     /// [`Error::Unavailable`] and [`Error::OutcomeUnknown`].
     pub(crate) async fn create(&self, product: &NewProduct) -> Result<Product, Error> {
         let mut connection = self.pool.acquire().await.map_err(|error| read_error(&error))?;
-        let row: Row = sqlx::query_as(CREATE)
+        let query = sqlx::query_as::<Db, Row>(CREATE)
             .bind(product.name.as_str())
             .bind(product.price.hundredths())
             .bind(product.price.currency().code().to_owned())
             .bind(product.description.as_str())
-            .fetch_one(&mut *connection)
-            .await
-            .map_err(|error| write_error(&error))?;
-        row.try_into()
+            .fetch_one(&mut *connection);
+        let row = self.in_time(query).await;
+        row.map_err(|error| write_error(&given_up(&mut connection, error)))?.try_into()
     }
 
     /// Deletes a product, if it has the expected version. Returns the version that it had.
@@ -154,49 +163,42 @@ impl Postgres {
         expected: Option<Version>,
     ) -> Result<Version, Error> {
         let mut connection = self.pool.acquire().await.map_err(|error| read_error(&error))?;
-        let deleted: Option<(i64,)> = sqlx::query_as(DELETE)
+        let query = sqlx::query_as::<Db, (i64,)>(DELETE)
             .bind(id.get())
             .bind(expected.map(|version| version.0))
-            .fetch_optional(&mut *connection)
-            .await
-            .map_err(|error| write_error(&error))?;
-        match deleted {
+            .fetch_optional(&mut *connection);
+        let deleted = self.in_time(query).await;
+        match deleted.map_err(|error| write_error(&given_up(&mut connection, error)))? {
             Some((version,)) => Ok(Version(version)),
-            None => Err(why_untouched(&mut connection, id, expected).await),
+            None => Err(self.why_untouched(&mut connection, id, expected).await),
+        }
+    }
+
+    /// A write that touched no row changed nothing; this only finds the words for it.
+    async fn why_untouched(
+        &self,
+        connection: &mut PoolConnection<Db>,
+        id: ProductId,
+        expected: Option<Version>,
+    ) -> Error {
+        if expected.is_none() {
+            return Error::NotFound;
+        }
+        let query = sqlx::query_as(VERSION).bind(id.get()).fetch_optional(&mut **connection);
+        let current: Result<Option<(i64,)>, _> = self.in_time(query).await;
+        match current {
+            Ok(Some((version,))) => Error::VersionMismatch { current: Version(version) },
+            Ok(None) => Error::NotFound,
+            Err(error) => read_error(&given_up(connection, error)),
         }
     }
 }
 
-/// Reads products, which were current at `known_at` or later.
+/// Reads the rows of products.
 pub(super) async fn load_on(
     connection: &mut sqlx::PgConnection,
     ids: &[ProductId],
-    known_at: Instant,
-) -> Result<Loaded, Error> {
+) -> Result<Vec<Row>, sqlx::Error> {
     let ids: Vec<i64> = ids.iter().map(|id| id.get()).collect();
-    let rows: Vec<Row> = sqlx::query_as(LOAD)
-        .bind(ids)
-        .fetch_all(connection)
-        .await
-        .map_err(|error| read_error(&error))?;
-    let products: Result<_, _> = rows.into_iter().map(Product::try_from).collect();
-    Ok(Loaded { products: products?, known_at })
-}
-
-/// A write that touched no row changed nothing; this only finds the words for it.
-async fn why_untouched(
-    connection: &mut sqlx::PgConnection,
-    id: ProductId,
-    expected: Option<Version>,
-) -> Error {
-    if expected.is_none() {
-        return Error::NotFound;
-    }
-    let current: Result<Option<(i64,)>, _> =
-        sqlx::query_as(VERSION).bind(id.get()).fetch_optional(connection).await;
-    match current {
-        Ok(Some((version,))) => Error::VersionMismatch { current: Version(version) },
-        Ok(None) => Error::NotFound,
-        Err(error) => read_error(&error),
-    }
+    sqlx::query_as(LOAD).bind(ids).fetch_all(connection).await
 }

@@ -11,17 +11,13 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use crate::entry::{Entry, Ttl, instant_of, wall_of};
+use crate::entry::{Entry, MAX_CLOCK_SKEW, Ttl, instant_of, wall_of};
 use crate::product::{Revision, Version};
 
 const FORMAT: u8 = 1;
 const DELETED: u8 = 1;
 const CRC_AT: usize = 26;
 pub(super) const HEAD: usize = 30;
-
-/// Clocks of other machines may be ahead of ours by this much. An entry from further in the future was
-/// stamped by a clock that is wrong, or ours is: nobody knows its age.
-const MAX_CLOCK_SKEW: Duration = Duration::from_secs(1);
 
 pub(super) fn encode(entry: &Entry) -> Bytes {
     let mut bytes = BytesMut::with_capacity(HEAD + entry.frame().len());
@@ -74,7 +70,8 @@ pub(super) fn decode(bytes: &Bytes) -> Option<Entry> {
     Entry::from_frame(revision, known_at, ttl, frame)
 }
 
-/// An entry from the future counts as past its soft TTL: it is served, and refreshed.
+/// An entry from further in the future than clocks differ was stamped by one that is wrong, or ours is: nobody
+/// knows its age. It counts as past its soft TTL: it is served, and refreshed.
 fn known_at(wall: SystemTime, ttl: Ttl) -> Option<Instant> {
     match wall.duration_since(SystemTime::now()) {
         Ok(ahead) if ahead > MAX_CLOCK_SKEW => Instant::now().checked_sub(ttl.soft),

@@ -43,9 +43,8 @@ pub(crate) enum Filled {
 
 impl Redis {
     /// Asks for the leases of several products, pipelined; one answer for each.
-    pub(crate) async fn try_leases(&self, ids: &[ProductId]) -> Result<Vec<Asked>, Unavailable> {
-        let asked = join_all(ids.iter().map(|id| self.try_lease(*id))).await;
-        asked.into_iter().collect()
+    pub(crate) async fn try_leases(&self, ids: &[ProductId]) -> Vec<Result<Asked, Unavailable>> {
+        join_all(ids.iter().map(|id| self.try_lease(*id))).await
     }
 
     async fn try_lease(&self, id: ProductId) -> Result<Asked, Unavailable> {
@@ -67,8 +66,7 @@ impl Redis {
     /// Fills Redis with what was loaded under `lease`, and gives the lease back.
     pub(crate) async fn fill(&self, lease: &Lease, entry: &Entry) -> Result<Filled, Unavailable> {
         let keys = vec![self.keys.entry(lease.id), self.keys.lock(lease.id)];
-        let args =
-            vec![lease.token.clone().into(), encode(entry).into(), number(millis(entry.ttl.hard))];
+        let args = vec![lease.token.clone().into(), encode(entry).into(), lifetime(entry)];
         let reply = self.run(&self.scripts.fill, keys, args).await;
         let mut reply: Vec<Value> = self.counted(RedisOperation::Fill, reply)?;
         let held = if reply.len() > 1 { reply.remove(1) } else { Value::Null };
@@ -122,6 +120,11 @@ impl Redis {
         let ceiling = Duration::from_millis(4) * 2_u32.pow(attempt.min(4));
         ceiling.mul_f64(rand::random_range(0.5..1.0))
     }
+}
+
+/// How long Redis keeps an entry. It takes no zero, which would leave the old one in its place.
+pub(super) fn lifetime(entry: &Entry) -> Value {
+    number(millis(entry.ttl.hard).max(1))
 }
 
 pub(super) fn number(value: u64) -> Value {

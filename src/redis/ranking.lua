@@ -2,6 +2,9 @@
 -- KEYS: ranking, time of the last decay in ms.
 -- ARGV: half-life in ms, how many members are kept, TTL in ms, then pairs of count and product id.
 -- Redis' own clock, so that instances with clocks of their own agree.
+-- Somebody else's bytes under our key would be an error for ever.
+local kind = redis.call('TYPE', KEYS[1]).ok
+if kind ~= 'zset' and kind ~= 'none' then redis.call('DEL', KEYS[1]) end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local last = tonumber(redis.pcall('GET', KEYS[2]) or now) or now

@@ -85,7 +85,7 @@ fn fill_up(hot: &Arc<HotCache>) {
     let began = Instant::now();
     while !settled() && began.elapsed() < HANG {
         for number in 1..=IDS {
-            hot.offer(id(number), entry(i64::MAX - 1));
+            let _ = hot.begin_load(id(number)).finish(entry(i64::MAX - 1));
             let _ = hot.get(id(number));
         }
         // Its own pause between two housekeepings is 300 ms.

@@ -13,9 +13,14 @@ mod coherence;
 mod explain;
 mod harness;
 
+mod hot_keys;
+mod hot_model;
 mod hot_tier;
 mod lease;
 mod newest_wins;
+mod outage;
+mod races;
+mod refresh;
 mod schema;
 mod stampede;
 
@@ -32,6 +37,11 @@ fn main() -> std::process::ExitCode {
     explain::register(&mut suite);
     schema::register(&mut suite);
     hot_tier::register(&mut suite);
+    hot_model::register(&mut suite);
+    races::register(&mut suite);
+    refresh::register(&mut suite);
+    hot_keys::register(&mut suite);
+    outage::register(&mut suite);
     let conclusion = suite.run(arguments);
     servers.stop();
     conclusion.exit_code()

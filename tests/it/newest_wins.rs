@@ -1,6 +1,8 @@
 //! P2: no tier goes from a newer version back to an older one. A load is held at a pause point while the
 //! world moves on, and then let go.
 
+use std::time::Duration;
+
 use hotshelf::pause::{Paused, Point};
 use hotshelf::proto::get_product_request::Freshness;
 use hotshelf::proto::{DeleteProductRequest, GetProductRequest, Product, UpdateProductRequest};
@@ -72,9 +74,11 @@ async fn let_go(read: Read, paused: Paused) -> Result<Response<Product>, Status>
 
 async fn late_fill(stack: Stack) {
     let id = stack.insert("old").await;
-    let node = stack.node().await;
+    let (node, other) = tokio::join!(stack.node(), stack.node());
+    stack.settled().await;
     let (read, paused) = hold(&node, id, Point::LoadedFromPostgres).await;
     let new = rename(&node, id, "new").await;
+    assert_eq!(other.product(id).await, new);
     assert_eq!(stack.redis_revision(id).await, Some((new.version, false)));
     assert_eq!(let_go(read, paused).await.unwrap().into_inner().name, "new");
     assert_eq!(stack.redis_revision(id).await, Some((new.version, false)));
@@ -133,7 +137,13 @@ async fn update_elsewhere(stack: Stack) {
 
 async fn redis_behind(stack: Stack) {
     let id = stack.insert("old").await;
-    let node = stack.node_with(|args| args.caching.max_staleness = std::time::Duration::ZERO).await;
+    let node = stack
+        .node_with(|args| {
+            args.caching.max_staleness = Duration::ZERO;
+            args.caching.hot_lease = Duration::ZERO;
+        })
+        .await;
+    stack.settled().await;
     node.product(id).await;
     let old = stack.redis_value(id).await.unwrap();
     let new = rename(&node, id, "new").await;

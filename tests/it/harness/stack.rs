@@ -155,6 +155,22 @@ impl Stack {
         let () = self.redis.set(self.entry_key(id), bytes, None, None, false).await.unwrap();
     }
 
+    /// Puts bytes that never expire where a lease should be.
+    pub async fn redis_put_lock(&self, id: i64, bytes: &[u8]) {
+        let () = self.redis.set(self.lock_key(id), bytes, None, None, false).await.unwrap();
+    }
+
+    /// Loads for the caches that Postgres is working on, or holds up, at this moment.
+    pub async fn running_loads(&self) -> i64 {
+        sqlx::query_scalar(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
+             AND state = 'active' AND query LIKE 'SELECT id, name, %FROM products WHERE id = ANY%'",
+        )
+        .fetch_one(&self.sql)
+        .await
+        .unwrap()
+    }
+
     /// What memory pressure would do.
     pub async fn redis_evict(&self, id: i64) {
         let () = self.redis.del(self.entry_key(id)).await.unwrap();

@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use libtest_mimic::{Arguments, Conclusion, Trial};
 
-use super::{Servers, Stack, Topology};
+use super::{Private, Servers, Stack, Topology};
 
 /// Longer than any test takes that does not hang.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -42,7 +42,18 @@ impl<'a> Suite<'a> {
         self.add(name, Topology::Single, test);
     }
 
-    /// A test without servers, or with its own.
+    /// A test that breaks servers, and so has its own.
+    pub fn private<F>(&mut self, name: &str, test: fn(Private) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        self.trials.push(Trial::test(name, move || {
+            run(Private::new(), test);
+            Ok(())
+        }));
+    }
+
+    /// A test without servers.
     pub fn plain(&mut self, name: &str, test: fn()) {
         self.trials.push(Trial::test(name, move || {
             test();
@@ -79,7 +90,7 @@ impl<'a> Suite<'a> {
     {
         let servers = self.servers.clone();
         self.trials.push(Trial::test(name, move || {
-            run(&servers, topology, test);
+            run(Stack::new(&servers, topology), test);
             Ok(())
         }));
     }
@@ -90,15 +101,15 @@ impl<'a> Suite<'a> {
     }
 }
 
-fn run<F>(servers: &Servers, topology: Topology, test: fn(Stack) -> F)
+fn run<W, F>(world: impl Future<Output = W>, test: fn(W) -> F)
 where
     F: Future<Output = ()> + Send + 'static,
 {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let outcome = runtime.block_on(async {
-        let stack = Stack::new(servers, topology).await;
-        let test = AssertUnwindSafe(tokio::time::timeout(LIMIT, test(stack))).catch_unwind();
+        let world = world.await;
+        let test = AssertUnwindSafe(tokio::time::timeout(LIMIT, test(world))).catch_unwind();
         test.await
     });
     // Instances that a failed test leaves behind must not hold up the others.

@@ -1,0 +1,63 @@
+//! The world of a test that breaks servers: a Postgres and a Redis of its own, each behind a proxy.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::ops::Deref;
+use std::sync::Arc;
+use std::time::Duration;
+
+use devstack::{ChaosProxy, Postgres, Redis};
+use hotshelf::config::ServeArgs;
+
+use super::{Node, Servers, Stack, Topology};
+
+/// Instances reach the servers through the proxies; the test's own SQL goes around them.
+pub struct Private {
+    stack: Stack,
+    pub postgres: Arc<Postgres>,
+    pub redis: Arc<Redis>,
+    pub to_postgres: ChaosProxy,
+    pub to_redis: ChaosProxy,
+}
+
+impl Private {
+    pub async fn new() -> Self {
+        let servers = Servers::default();
+        let mut stack = Stack::new(&servers, Topology::Single).await;
+        let (postgres, redis) = (servers.postgres(), servers.redis());
+        let to_postgres = through_proxy(&mut stack.database_url, postgres.port());
+        let to_redis = through_proxy(&mut stack.redis_url, redis.port());
+        Self { stack, postgres, redis, to_postgres, to_redis }
+    }
+
+    /// An instance with short deadlines, and some of its options changed.
+    pub async fn impatient_node(&self, change: impl FnOnce(&mut ServeArgs)) -> Node {
+        let options = |args: &mut ServeArgs| {
+            args.redis.redis_timeout = Duration::from_millis(300);
+            args.postgres.database_acquire_timeout = Duration::from_millis(500);
+            args.postgres.database_statement_timeout = Duration::from_secs(1);
+            change(args);
+        };
+        self.stack.node_with(options).await
+    }
+
+    /// Whether Redis has an entry of `id`, asked on a connection of its own.
+    pub fn redis_holds(&self, id: i64) -> bool {
+        let key = format!("{}:{{{id}}}:p", self.namespace);
+        self.redis.command(&["EXISTS", &key]).is_ok_and(|found| found.trim() == "1")
+    }
+}
+
+impl Deref for Private {
+    type Target = Stack;
+
+    fn deref(&self) -> &Stack {
+        &self.stack
+    }
+}
+
+/// Puts a proxy in front of the server at `port`, and into the URL.
+fn through_proxy(url: &mut String, port: u16) -> ChaosProxy {
+    let proxy = ChaosProxy::start(SocketAddr::from((Ipv4Addr::LOCALHOST, port))).unwrap();
+    *url = url.replace(&format!(":{port}"), &format!(":{}", proxy.addr().port()));
+    proxy
+}

@@ -1,0 +1,159 @@
+//! StreamHotKeys: what one instance is asked for most, and what the fleet is.
+
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use hotshelf::proto::{
+    BatchGetProductsRequest, HotKey, Scope, StreamHotKeysRequest, StreamHotKeysResponse,
+};
+use tonic::{Code, Request, Streaming};
+
+use crate::harness::{HANG, Node, Private, Stack, Suite, eventually};
+
+pub fn register(suite: &mut Suite<'_>) {
+    suite.both("hot_keys::every_kind_of_read_counts_once_for_each_id", kinds_of_reads);
+    suite.both("hot_keys::rates_are_what_was_read_over_how_long", rates);
+    suite.both("hot_keys::the_fleets_ranking_is_the_sum_and_the_same_everywhere", fleet);
+    suite.both("hot_keys::who_does_not_read_its_stream_holds_up_nobody", slow_reader);
+    suite.single("hot_keys::a_stream_ends_at_its_callers_deadline", deadline);
+    suite.private("hot_keys::without_redis_the_fleets_ranking_is_empty_and_goes_on", without_redis);
+}
+
+fn request(scope: Scope, limit: i32) -> StreamHotKeysRequest {
+    let interval = Some(prost_types::Duration { seconds: 0, nanos: 100_000_000 });
+    StreamHotKeysRequest { limit, interval, scope: scope.into() }
+}
+
+async fn watch(node: &Node, scope: Scope, limit: i32) -> Streaming<StreamHotKeysResponse> {
+    node.client.clone().stream_hot_keys(request(scope, limit)).await.unwrap().into_inner()
+}
+
+async fn next(stream: &mut Streaming<StreamHotKeysResponse>) -> Vec<HotKey> {
+    let snapshot = tokio::time::timeout(HANG, stream.message()).await.unwrap();
+    snapshot.unwrap().expect("a stream without an end").hot_keys
+}
+
+async fn snapshot(node: &Node, scope: Scope, limit: i32) -> Vec<HotKey> {
+    next(&mut watch(node, scope, limit).await).await
+}
+
+async fn read(node: &Node, id: i64, times: usize) {
+    for read in join_all((0..times).map(|_| node.get(id))).await {
+        read.unwrap();
+    }
+}
+
+async fn kinds_of_reads(stack: Stack) {
+    let (often, seldom) = (stack.insert("often").await, stack.insert("seldom").await);
+    let node = stack.node().await;
+    assert_eq!(snapshot(&node, Scope::Instance, 0).await, [], "at once, with nothing to tell");
+    // A miss and 19 hits, then 10 batches that name it twice.
+    node.product(often).await;
+    read(&node, often, 19).await;
+    for _ in 0..10 {
+        let ids = vec![often, seldom, often];
+        let request = BatchGetProductsRequest { ids, ..Default::default() };
+        node.client.clone().batch_get_products(request).await.unwrap();
+    }
+    let keys = snapshot(&node, Scope::Instance, 0).await;
+    let ranked: Vec<_> = keys.iter().map(|key| (key.rank, key.product_id)).collect();
+    assert_eq!(ranked, [(1, often), (2, seldom)]);
+    let ratio = keys[0].requests_per_second / keys[1].requests_per_second;
+    assert!((ratio - 3.0).abs() < 0.01, "30 reads to 10: {keys:?}");
+    assert_eq!(snapshot(&node, Scope::Instance, 1).await.len(), 1, "the limit");
+}
+
+async fn rates(stack: Stack) {
+    let id = stack.insert("walnut desk lamp").await;
+    let before = Instant::now();
+    let node = stack.node().await;
+    let ready = Instant::now();
+    read(&node, id, 500).await;
+    let shortest = ready.elapsed().as_secs_f64().max(1.0);
+    let key = snapshot(&node, Scope::Instance, 5).await.remove(0);
+    let longest = before.elapsed().as_secs_f64().max(1.0);
+    let (least, most) = (500.0 / longest, 500.0 / shortest);
+    let near = least - key.error_bound..=most + key.error_bound;
+    assert!(near.contains(&key.requests_per_second), "{least} to {most}: {key:?}");
+    assert!(key.error_bound > 0.0 && key.error_bound < key.requests_per_second / 2.0, "{key:?}");
+}
+
+async fn fleet(stack: Stack) {
+    let (both, one) = (stack.insert("both").await, stack.insert("one").await);
+    let (a, b) = tokio::join!(stack.node(), stack.node());
+    tokio::join!(read(&a, both, 300), read(&b, both, 300), read(&b, one, 400));
+    let ids = |keys: &[HotKey]| keys.iter().map(|key| key.product_id).collect::<Vec<_>>();
+    eventually("600 of both are ranked above 400 of one", || async {
+        ids(&snapshot(&a, Scope::Fleet, 10).await) == [both, one]
+    })
+    .await;
+    let (from_a, from_b) =
+        (snapshot(&a, Scope::Fleet, 10).await, snapshot(&b, Scope::Fleet, 10).await);
+    assert_eq!(ids(&from_a), ids(&from_b));
+    let ratio = from_a[0].requests_per_second / from_a[1].requests_per_second;
+    assert!((1.1..2.0).contains(&ratio), "600 to 400, decayed apart: {from_a:?}");
+    assert_eq!(snapshot(&a, Scope::Fleet, 1).await.len(), 1, "the limit");
+    eventually("it decays", || async {
+        let now = snapshot(&b, Scope::Fleet, 10).await;
+        now[0].requests_per_second < from_a[0].requests_per_second * 0.8
+    })
+    .await;
+}
+
+async fn slow_reader(stack: Stack) {
+    let node = stack.node().await;
+    let mut ids = Vec::new();
+    for n in 0..200 {
+        ids.push(stack.insert(&format!("shelf {n}")).await);
+    }
+    let request = BatchGetProductsRequest { ids: ids.clone(), ..Default::default() };
+    node.client.clone().batch_get_products(request).await.unwrap();
+    let unread = join_all((0..30).map(|_| watch(&node, Scope::Fleet, 1_000))).await;
+    let mut stream = watch(&node, Scope::Instance, 1_000).await;
+    for _ in 0..10 {
+        assert_eq!(next(&mut stream).await.len(), ids.len());
+        read(&node, ids[0], 20).await;
+    }
+    drop(unread);
+}
+
+async fn deadline(stack: Stack) {
+    let node = stack.node().await;
+    let mut request = Request::new(request(Scope::Instance, 5));
+    request.set_timeout(Duration::from_millis(1_500));
+    let mut stream = node.client.clone().stream_hot_keys(request).await.unwrap().into_inner();
+    let mut snapshots = 0;
+    let end = loop {
+        match tokio::time::timeout(HANG, stream.message()).await.unwrap() {
+            Ok(Some(_)) => snapshots += 1,
+            Ok(None) => panic!("ended without a status"),
+            Err(status) => break status,
+        }
+    };
+    assert_eq!(end.code(), Code::DeadlineExceeded, "{end:?}");
+    assert!(snapshots > 0);
+}
+
+async fn without_redis(world: Private) {
+    let id = world.insert("walnut desk lamp").await;
+    let node = world.impatient_node(|_| {}).await;
+    node.product(id).await;
+    let mut stream = watch(&node, Scope::Fleet, 10).await;
+    let began = Instant::now();
+    while next(&mut stream).await.is_empty() {
+        assert!(began.elapsed() < HANG, "the fleet's ranking never came");
+    }
+    world.redis.kill();
+    assert_eq!(world.redis.pid(), None);
+    while !next(&mut stream).await.is_empty() {
+        assert!(began.elapsed() < 2 * HANG, "a ranking from nowhere");
+    }
+    for _ in 0..3 {
+        assert_eq!(next(&mut stream).await, []);
+    }
+    world.redis.start_again().unwrap();
+    while next(&mut stream).await.is_empty() {
+        read(&node, id, 1).await;
+        assert!(began.elapsed() < 3 * HANG, "the fleet's ranking never came back");
+    }
+}

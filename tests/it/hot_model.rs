@@ -1,0 +1,145 @@
+//! The hot tier and the floors of its loads, against a model that fits a page, by random operations.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hotshelf::entry::{Entry, Ttl};
+use hotshelf::hot_cache::{HotCache, HotCacheOptions, LoadTicket};
+use hotshelf::metrics::Metrics;
+use hotshelf::product::{ProductId, Revision, Version};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+use crate::harness::Suite;
+
+const OPERATIONS: usize = 20_000;
+const IDS: i64 = 8;
+
+pub fn register(suite: &mut Suite<'_>) {
+    suite.plain("hot_model::memory_does_as_the_model_does", || run(0x5EED, 1_000));
+    suite.plain("hot_model::memory_does_as_the_model_does_for_a_seed_of_the_day", || {
+        run(rand::random(), 1_000);
+    });
+    suite.plain("hot_model::with_evictions_nothing_below_its_floor_comes_back", || {
+        run(rand::random(), 2);
+    });
+}
+
+/// What should be known of one product.
+#[derive(Default)]
+struct Known {
+    held: Option<Revision>,
+    /// The floor that each load in flight must not come back below.
+    loads: Vec<(LoadTicket, Revision)>,
+}
+
+struct Model {
+    hot: Arc<HotCache>,
+    known: HashMap<ProductId, Known>,
+    random: StdRng,
+    /// Everything fits, so that memory must hold exactly what the model says.
+    evicts: bool,
+}
+
+fn run(seed: u64, capacity: u64) {
+    let options = HotCacheOptions {
+        capacity,
+        trust: Duration::from_secs(60),
+        lease: Duration::from_secs(60),
+    };
+    let mut model = Model {
+        hot: Arc::new(HotCache::new(options, Metrics::new())),
+        known: HashMap::new(),
+        random: StdRng::seed_from_u64(seed),
+        evicts: capacity < IDS as u64,
+    };
+    for operation in 0..OPERATIONS {
+        let id = ProductId::new(model.random.random_range(1..=IDS)).unwrap();
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| model.step(id)));
+        assert!(outcome.is_ok(), "seed {seed:#x}, operation {operation}, product {id}");
+    }
+    model.known.clear();
+    assert_eq!(model.hot.floors(), 0, "seed {seed:#x}: floors without loads");
+}
+
+impl Model {
+    fn step(&mut self, id: ProductId) {
+        match self.random.random_range(0..4) {
+            0 => self.begin(id),
+            1 => self.offer(id),
+            2 => self.finish(id),
+            _ => self.give_up(id),
+        }
+        let held = self.hot.get(id).map(|held| held.entry.revision);
+        let known = self.known.entry(id).or_default();
+        if self.evicts {
+            assert!(held.is_none_or(|held| Some(held) <= known.held), "from nowhere");
+            // What else could be demanded of something that may be gone at any time, the floors demand.
+            return;
+        }
+        assert_eq!(held, known.held);
+    }
+
+    fn entry(&mut self) -> Entry {
+        let ttl = Ttl { soft: Duration::from_secs(60), hard: Duration::from_secs(60) };
+        let version = Version(self.random.random_range(1..=50));
+        let tombstone = Entry::tombstone(version, Instant::now(), ttl);
+        if self.random.random() {
+            return tombstone;
+        }
+        // A product whose key, length and bytes are as short as they can be.
+        let frame = bytes::Bytes::from_static(&[0x0A, 1, 0]);
+        Entry::from_frame(Revision::live(version), Instant::now(), ttl, frame).unwrap()
+    }
+
+    fn begin(&mut self, id: ProductId) {
+        let held = self.hot.get(id).map(|held| held.entry.revision);
+        let ticket = self.hot.begin_load(id);
+        let known = self.known.entry(id).or_default();
+        for (_, floor) in &mut known.loads {
+            *floor = (*floor).max(held.unwrap_or(Revision::NONE));
+        }
+        let shared = known.loads.first().map(|(_, floor)| *floor);
+        let floor = shared.unwrap_or(Revision::NONE).max(held.unwrap_or(Revision::NONE));
+        known.loads.push((ticket, floor));
+    }
+
+    fn offer(&mut self, id: ProductId) {
+        let entry = self.entry();
+        let revision = entry.revision;
+        self.hot.offer(id, entry);
+        let known = self.known.entry(id).or_default();
+        for (_, floor) in &mut known.loads {
+            *floor = (*floor).max(revision);
+        }
+        known.held = known.held.map(|held| held.max(revision));
+    }
+
+    fn finish(&mut self, id: ProductId) {
+        let entry = self.entry();
+        let revision = entry.revision;
+        let known = self.known.entry(id).or_default();
+        if known.loads.is_empty() {
+            return;
+        }
+        let (ticket, floor) =
+            known.loads.swap_remove(self.random.random_range(0..known.loads.len()));
+        assert_eq!(ticket.floor(), floor);
+        match ticket.finish(entry) {
+            Ok(held) => {
+                assert!(revision >= floor, "below its floor {floor:?}: {revision:?}");
+                assert!(held.entry.revision >= revision, "an older one won");
+                known.held = known.held.max(Some(revision));
+            }
+            Err(told) => assert!(revision < floor && told == floor, "{revision:?}, {floor:?}"),
+        }
+    }
+
+    fn give_up(&mut self, id: ProductId) {
+        let known = self.known.entry(id).or_default();
+        if !known.loads.is_empty() {
+            known.loads.swap_remove(self.random.random_range(0..known.loads.len()));
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! What is past its soft TTL, or nearly, is loaded again in the background: once for the fleet.
+
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use hotshelf::config::ServeArgs;
+use hotshelf::product::ProductId;
+use hotshelf::proto::BatchGetProductsRequest;
+use sqlx::Executor;
+use tonic::Code;
+
+use crate::harness::{Node, Stack, Suite, cache_status, eventually};
+
+pub fn register(suite: &mut Suite<'_>) {
+    suite.both("refresh::past_the_soft_ttl_the_fleet_answers_at_once_and_loads_once", past_soft);
+    suite.both("refresh::an_entry_is_due_by_its_own_ttl_not_by_the_readers", own_ttl);
+    suite.both("refresh::the_hottest_are_loaded_ahead_once_for_the_fleet", ahead);
+    suite.both("refresh::an_instance_is_ready_when_it_has_the_hottest_in_memory", warm_start);
+    suite.both("refresh::ttls_are_jittered", jitter);
+    suite.both("refresh::a_tombstone_expires_after_its_short_ttl", tombstone);
+}
+
+fn holds(node: &Node, id: i64) -> bool {
+    node.hot.get(ProductId::new(id).unwrap()).is_some()
+}
+
+async fn reads_stale(node: &Node, id: i64) -> bool {
+    cache_status(&node.get(id).await.unwrap()).ends_with("; stale")
+}
+
+async fn past_soft(stack: Stack) {
+    let id = stack.insert("walnut desk lamp").await;
+    let options = |args: &mut ServeArgs| {
+        args.caching.soft_ttl = Duration::from_secs(3);
+        args.caching.max_staleness = Duration::from_secs(60);
+        args.caching.refresh_keys = 0;
+        args.redis.lease_wait = Duration::from_secs(60);
+    };
+    let (a, b, c) =
+        tokio::join!(stack.node_with(options), stack.node_with(options), stack.node_with(options));
+    for node in [&a, &b, &c] {
+        node.product(id).await;
+    }
+    let mut lock = stack.sql.begin().await.unwrap();
+    lock.execute("LOCK TABLE products IN ACCESS EXCLUSIVE MODE").await.unwrap();
+    for node in [&a, &b, &c] {
+        // At once: the load that each read asks for cannot end before the lock does.
+        eventually("it is stale", || reads_stale(node, id)).await;
+    }
+    eventually("one instance loads", || async { stack.running_loads().await == 1 }).await;
+    let waits = r#"hotshelf_lease_total{outcome="held"}"#;
+    eventually("the others wait for it", || async {
+        let nodes = join_all([&a, &b, &c].map(|node| node.metric(waits))).await;
+        nodes.iter().filter(|waits| **waits > 0.0).count() == 2
+    })
+    .await;
+    assert_eq!(stack.running_loads().await, 1);
+    lock.rollback().await.unwrap();
+    for node in [&a, &b, &c] {
+        eventually("it is fresh", || async { !reads_stale(node, id).await }).await;
+    }
+    assert_eq!(stack.loads().await, 2, "the first load and one refresh");
+}
+
+async fn own_ttl(stack: Stack) {
+    let id = stack.insert("walnut desk lamp").await;
+    let (short, long) = tokio::join!(
+        stack.node_with(|args| args.caching.soft_ttl = Duration::from_millis(200)),
+        stack.node_with(|args| args.caching.soft_ttl = Duration::from_secs(3_600)),
+    );
+    short.product(id).await;
+    short.app.stop().await;
+    let loads = stack.loads().await;
+    eventually("it is refreshed", || async {
+        long.product(id).await;
+        stack.loads().await > loads && !reads_stale(&long, id).await
+    })
+    .await;
+}
+
+async fn ahead(stack: Stack) {
+    const SOFT: Duration = Duration::from_secs(2);
+    let id = stack.insert("walnut desk lamp").await;
+    let options = |args: &mut ServeArgs| {
+        args.caching.soft_ttl = SOFT;
+        args.caching.refresh_interval = Duration::from_millis(100);
+    };
+    let (a, b, c) =
+        tokio::join!(stack.node_with(options), stack.node_with(options), stack.node_with(options));
+    a.product(id).await;
+    let began = Instant::now();
+    eventually("memory has what only others read", || async { holds(&b, id) && holds(&c, id) })
+        .await;
+    assert_eq!(stack.loads().await, 1, "from Redis");
+    eventually("it is refreshed without a read", || async { stack.loads().await >= 4 }).await;
+    // Each of three refreshes is due after 0.8 of a TTL that is jittered by 0.1. Instances that each did their own
+    // would be through in a third of that.
+    let least = 3 * SOFT.mul_f64(0.8 * 0.9);
+    assert!(began.elapsed() > least.mul_f64(0.9), "after {:?}", began.elapsed());
+}
+
+async fn warm_start(stack: Stack) {
+    let mut ids = Vec::new();
+    for n in 0..5 {
+        ids.push(stack.insert(&format!("shelf {n}")).await);
+    }
+    let reader = stack.node().await;
+    join_all(ids.iter().map(|id| reader.product(*id))).await;
+    eventually("the fleet ranks them", || async {
+        reader.catalog.fleet_hot_keys(10).await.len() == ids.len()
+    })
+    .await;
+    for id in &ids {
+        stack.redis_evict(*id).await;
+    }
+    let mut lock = stack.sql.begin().await.unwrap();
+    lock.execute("LOCK TABLE products IN ACCESS EXCLUSIVE MODE").await.unwrap();
+    let args = stack.args();
+    let starting = tokio::spawn(async move { Node::start(&args).await });
+    eventually("it loads them", || async { stack.running_loads().await > 0 }).await;
+    assert!(!starting.is_finished(), "not ready before it has them");
+    lock.rollback().await.unwrap();
+    let node = starting.await.unwrap();
+    for id in ids {
+        let read = node.get(id).await.unwrap();
+        assert_eq!(cache_status(&read), "hotshelf; hit; detail=hot", "its first read");
+    }
+}
+
+async fn jitter(stack: Stack) {
+    let mut ids = Vec::new();
+    for n in 0..30 {
+        ids.push(stack.insert(&format!("shelf {n}")).await);
+    }
+    let node = stack.node().await;
+    let request = BatchGetProductsRequest { ids: ids.clone(), ..Default::default() };
+    node.client.clone().batch_get_products(request).await.unwrap();
+    let mut ttls = Vec::new();
+    for id in ids {
+        let head = stack.redis_value(id).await.unwrap();
+        ttls.push(u32::from_be_bytes(head[18..22].try_into().unwrap()));
+    }
+    ttls.sort_unstable();
+    assert!((54_000..=66_000).contains(&ttls[0]), "{ttls:?}");
+    assert!((54_000..=66_000).contains(&ttls[29]), "{ttls:?}");
+    assert!(ttls[29] - ttls[0] > 3_000, "what was loaded together expires apart: {ttls:?}");
+}
+
+async fn tombstone(stack: Stack) {
+    const ABSENT: i64 = 4_711;
+    let node =
+        stack.node_with(|args| args.caching.tombstone_ttl = Duration::from_millis(1_500)).await;
+    assert_eq!(node.get(ABSENT).await.unwrap_err().code(), Code::NotFound);
+    assert_eq!(stack.redis_revision(ABSENT).await, Some((0, true)));
+    // By SQL, so that nobody hears of it.
+    let insert = "INSERT INTO products (id, name, price) VALUES ($1, 'new', 1)";
+    sqlx::query(insert).bind(ABSENT).execute(&stack.sql).await.unwrap();
+    eventually("it is read", || async { node.get(ABSENT).await.is_ok() }).await;
+    assert!(stack.loads().await <= 3, "not one SELECT for each read");
+}
