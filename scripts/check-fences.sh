@@ -10,12 +10,13 @@ use warnings;
 
 # Who may import whom (`*`: anybody). A module that is not listed is a breach: decide, then list it.
 # Everybody may import proto, the generated messages, unless `no_proto` says not.
-my $LEAVES = 'product entry metrics drain pause';
+my $LEAVES = 'product entry metrics drain pause controls';
 my %imports = (
     proto     => '',
     product   => '',
     entry     => 'product',
     pause     => '',
+    controls  => '',
     metrics   => 'product',
     drain     => 'metrics',
     hot_cache => $LEAVES,

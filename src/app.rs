@@ -11,6 +11,7 @@ use tokio::net::TcpListener;
 use crate::admin::{self, Readiness};
 use crate::catalog::{Catalog, Parts};
 use crate::config::ServeArgs;
+use crate::controls::Controls;
 use crate::drain::Drain;
 use crate::hot_cache::HotCache;
 use crate::hot_keys::HotKeys;
@@ -46,6 +47,8 @@ pub struct App {
     pub metrics: Arc<Metrics>,
     /// Where tests may hold it.
     pub pauses: PausePoints,
+    /// Which of its protections tests may turn off.
+    pub controls: Controls,
     redis: Arc<Redis>,
     postgres: Arc<Postgres>,
     drain: Drain,
@@ -67,20 +70,22 @@ impl App {
         let (grpc_addr, admin_addr) = (address(&grpc)?, address(&admin)?);
 
         let metrics = Metrics::new();
+        let (pauses, controls) = (PausePoints::default(), Controls::default());
         let drain = Drain::default();
         let readiness = Readiness::not_yet("starting");
         admin::serve(admin, Arc::clone(&metrics), readiness.clone(), &drain);
 
         let postgres = Postgres::new(&args.postgres(), Arc::clone(&metrics)).map_err(StartError)?;
-        let redis = Redis::connect(args.redis(), Arc::clone(&metrics)).map_err(StartError)?;
+        let redis = Redis::connect(args.redis(), Arc::clone(&metrics), controls.clone())
+            .map_err(StartError)?;
         let (postgres, redis) = (Arc::new(postgres), Arc::new(redis));
         migrate(&postgres, args.postgres.startup_timeout, &readiness).await?;
         if let Err(why) = redis.wait_until_connected(REDIS_PATIENCE).await {
             tracing::warn!(%why, "Redis cannot be reached; serving from PostgreSQL until it can");
         }
 
-        let hot = Arc::new(HotCache::new(args.hot_cache(), Arc::clone(&metrics)));
-        let pauses = PausePoints::default();
+        let hot = HotCache::new(args.hot_cache(), Arc::clone(&metrics));
+        let hot = Arc::new(hot.with_controls(controls.clone()));
         let parts = Parts {
             hot: Arc::clone(&hot),
             hot_keys: Arc::new(HotKeys::new()),
@@ -96,7 +101,7 @@ impl App {
             Arc::clone(&postgres),
             Arc::clone(&redis),
             Arc::clone(&metrics),
-            pauses.clone(),
+            (pauses.clone(), controls.clone()),
             args.relay(),
             &drain,
         );
@@ -115,6 +120,7 @@ impl App {
             hot,
             metrics,
             pauses,
+            controls,
             redis,
             postgres,
             drain,
@@ -143,7 +149,7 @@ impl App {
     }
 }
 
-#[cfg(feature = "pause-points")]
+#[cfg(feature = "test-hooks")]
 impl App {
     /// Stops everything where it is, as near to SIGKILL as a test in one process comes: nothing is finished,
     /// given back or said.

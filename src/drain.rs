@@ -67,7 +67,7 @@ impl Drain {
     }
 
     /// Ends everything where it is, without waiting.
-    #[cfg(feature = "pause-points")]
+    #[cfg(feature = "test-hooks")]
     pub fn abandon(&self) {
         self.announce();
         self.ended.cancel();

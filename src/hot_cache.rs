@@ -19,6 +19,7 @@ use arc_swap::ArcSwap;
 use mini_moka::sync::Cache;
 use parking_lot::{Mutex, MutexGuard};
 
+use crate::controls::{Controls, Protection};
 use crate::entry::{Entry, Freshness};
 use crate::metrics::{FillRejection, Metrics};
 use crate::product::{Change, ProductId, Revision};
@@ -46,6 +47,7 @@ pub struct HotCache {
     proof: Proof,
     options: HotCacheOptions,
     metrics: Arc<Metrics>,
+    controls: Controls,
 }
 
 /// What is known of the change stream, as microseconds since `base`.
@@ -94,8 +96,20 @@ impl HotCache {
     /// An empty hot tier.
     #[must_use]
     pub fn new(options: HotCacheOptions, metrics: Arc<Metrics>) -> Self {
-        let stripes = (0..STRIPES).map(|_| Mutex::default()).collect();
-        Self { slots: Cache::new(options.capacity), stripes, proof: Proof::new(), options, metrics }
+        Self {
+            slots: Cache::new(options.capacity),
+            stripes: (0..STRIPES).map(|_| Mutex::default()).collect(),
+            proof: Proof::new(),
+            options,
+            metrics,
+            controls: Controls::default(),
+        }
+    }
+
+    /// The same, with protections that a test may turn off.
+    #[must_use]
+    pub fn with_controls(self, controls: Controls) -> Self {
+        Self { controls, ..self }
     }
 
     /// What memory holds of `id`, whether or not it may be served.
@@ -228,7 +242,7 @@ impl HotCache {
             return held;
         };
         let held = slot.0.load_full();
-        if revision < held.floor {
+        if revision < held.floor && self.controls.holds(Protection::SlotVersions) {
             self.metrics.fills_rejected.inc(FillRejection::HotOlder);
             return held;
         }
@@ -294,7 +308,7 @@ impl LoadTicket {
     pub fn finish(&self, entry: Entry) -> Result<Arc<Held>, Revision> {
         let stripe = self.hot.stripe(self.id);
         let floor = stripe.get(&self.id).map_or(Revision::NONE, |floor| floor.revision);
-        if entry.revision < floor {
+        if entry.revision < floor && self.hot.controls.holds(Protection::FlightFloor) {
             self.hot.metrics.fills_rejected.inc(FillRejection::HotBelowFloor);
             return Err(floor);
         }

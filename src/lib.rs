@@ -8,7 +8,7 @@
 //! - [`hot_cache`], [`redis`] and [`postgres`] are the tiers; [`entry`] is what the first two hold.
 //! - [`relay`] carries every committed change from the outbox to Redis and to all instances.
 //! - [`hot_keys`] knows what is read most; [`import`] reads CSV files.
-//! - [`product`], [`metrics`], [`drain`] and [`pause`] are used by everybody.
+//! - [`product`], [`metrics`], [`drain`], [`pause`] and [`controls`] are used by everybody.
 //!
 //! # What is never the case
 //!
@@ -24,6 +24,7 @@ pub mod admin;
 pub mod app;
 pub mod catalog;
 pub mod config;
+pub mod controls;
 pub mod drain;
 pub mod entry;
 pub mod hot_cache;

@@ -1,14 +1,14 @@
 //! Named places where a test may hold the program, so that races are played out step by step.
 //!
-//! Only with the feature `pause-points`; without it [`PausePoints`] is empty and reaching a point is
+//! Only with the feature `test-hooks`; without it [`PausePoints`] is empty and reaching a point is
 //! nothing.
 
-#[cfg(feature = "pause-points")]
+#[cfg(feature = "test-hooks")]
 use std::{collections::HashMap, sync::Arc};
 
-#[cfg(feature = "pause-points")]
+#[cfg(feature = "test-hooks")]
 use parking_lot::Mutex;
-#[cfg(feature = "pause-points")]
+#[cfg(feature = "test-hooks")]
 use tokio::sync::{mpsc, oneshot};
 
 /// A place where a test may hold the program.
@@ -35,18 +35,18 @@ pub enum Point {
 /// The points of one instance.
 #[derive(Clone, Debug, Default)]
 pub struct PausePoints {
-    #[cfg(feature = "pause-points")]
+    #[cfg(feature = "test-hooks")]
     armed: Arc<Mutex<HashMap<Point, mpsc::UnboundedSender<Paused>>>>,
 }
 
 /// Somebody is held at a point until this is dropped.
-#[cfg(feature = "pause-points")]
+#[cfg(feature = "test-hooks")]
 #[derive(Debug)]
 pub struct Paused(
     #[expect(dead_code, reason = "dropping it is what it is for")] oneshot::Sender<()>,
 );
 
-#[cfg(feature = "pause-points")]
+#[cfg(feature = "test-hooks")]
 impl PausePoints {
     /// Holds whoever reaches `point` from now on, until [`release`](Self::release); what was held comes out
     /// of the receiver.
@@ -72,7 +72,7 @@ impl PausePoints {
     }
 }
 
-#[cfg(not(feature = "pause-points"))]
+#[cfg(not(feature = "test-hooks"))]
 impl PausePoints {
     pub(crate) async fn reach(&self, _point: Point) {}
 }

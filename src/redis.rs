@@ -22,6 +22,7 @@ use fred::types::config::{
 use fred::types::{Builder, Key, Value};
 use futures_util::future::join_all;
 
+use crate::controls::{Controls, Protection};
 use crate::entry::Entry;
 use crate::metrics::{Metrics, RedisOperation};
 use crate::product::ProductId;
@@ -59,6 +60,7 @@ pub struct Redis {
     scripts: Scripts,
     options: RedisOptions,
     metrics: Arc<Metrics>,
+    controls: Controls,
 }
 
 /// Redis did not do what it was asked: down, frozen, loading, full. Counted and logged where it happened;
@@ -106,7 +108,11 @@ impl Redis {
     ///
     /// # Errors
     /// When the URL is not one that fred understands, in words for the operator.
-    pub fn connect(options: RedisOptions, metrics: Arc<Metrics>) -> Result<Self, String> {
+    pub fn connect(
+        options: RedisOptions,
+        metrics: Arc<Metrics>,
+        controls: Controls,
+    ) -> Result<Self, String> {
         let config = config(&options)?;
         let clustered = matches!(config.server, ServerConfig::Clustered { .. });
         let pool = Builder::from_config(config)
@@ -128,7 +134,16 @@ impl Redis {
             ..Options::default()
         };
         let keys = Keys { namespace: options.namespace.clone() };
-        Ok(Self { pool, command, clustered, keys, scripts: Scripts::new(), options, metrics })
+        Ok(Self {
+            pool,
+            command,
+            clustered,
+            keys,
+            scripts: Scripts::new(),
+            options,
+            metrics,
+            controls,
+        })
     }
 
     /// Waits until the first connections stand.
@@ -180,12 +195,25 @@ impl Redis {
         entry: &Entry,
         why: Publish,
     ) -> Result<(), Unavailable> {
+        self.forget_versions(id).await;
         let keys = vec![self.keys.entry(id), self.keys.lock(id)];
         let breaks_lease = number(u64::from(why == Publish::Written));
         let args = vec![encode(entry).into(), lifetime(entry), breaks_lease];
         let reply = self.run(&self.scripts.publish, keys, args).await;
         let _: i64 = self.counted(RedisOperation::Publish, reply)?;
         Ok(())
+    }
+
+    /// With the protection off, what Redis holds is made to look like the oldest of all.
+    async fn forget_versions(&self, id: ProductId) {
+        if self.controls.holds(Protection::RedisVersions) {
+            return;
+        }
+        let key = self.keys.entry(id);
+        let oldest = entry_bytes::head_of(crate::product::Revision::NONE);
+        let xx = Some(fred::types::SetOptions::XX);
+        let _: Result<Value, _> =
+            self.pool.next_connected().set(key, oldest, None, xx, false).await;
     }
 
     /// The entry in a value. Bytes that are none count as a miss, and are removed, so that no script takes

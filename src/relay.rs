@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 
+use crate::controls::{Controls, Protection};
 use crate::drain::Drain;
 use crate::entry::{Entry, TtlPolicy};
 use crate::metrics::Metrics;
@@ -46,6 +47,7 @@ pub struct Relay {
     redis: Arc<Redis>,
     metrics: Arc<Metrics>,
     pauses: PausePoints,
+    controls: Controls,
     options: RelayOptions,
     pending: AtomicU64,
     oldest_millis: AtomicU64,
@@ -68,13 +70,20 @@ impl Relay {
         postgres: Arc<Postgres>,
         redis: Arc<Redis>,
         metrics: Arc<Metrics>,
-        pauses: PausePoints,
+        (pauses, controls): (PausePoints, Controls),
         options: RelayOptions,
         drain: &Drain,
     ) {
-        let (pending, oldest_millis) = Default::default();
-        let relay =
-            Arc::new(Self { postgres, redis, metrics, pauses, options, pending, oldest_millis });
+        let relay = Arc::new(Self {
+            postgres,
+            redis,
+            metrics,
+            pauses,
+            controls,
+            options,
+            pending: AtomicU64::new(0),
+            oldest_millis: AtomicU64::new(0),
+        });
         relay.observe();
         let worker = Arc::clone(&relay);
         drain.spawn_loop("relay", async move { worker.run().await });
@@ -103,6 +112,9 @@ impl Relay {
 
     /// Applies one batch and returns how many rows of the outbox it was.
     async fn step(&self) -> Result<usize, Failure> {
+        if !self.controls.holds(Protection::Relay) {
+            return Ok(0);
+        }
         let mut claim = self.postgres.claim_changes(BATCH).await?;
         if claim.rows == 0 {
             return Ok(0);

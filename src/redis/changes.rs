@@ -17,6 +17,7 @@ use futures_util::future::join_all;
 use super::entry_bytes::head_of;
 use super::lease::number;
 use super::{Redis, Unavailable, config, connection_config, reconnect_policy};
+use crate::controls::{Controls, Protection};
 use crate::metrics::RedisOperation;
 use crate::product::{Change, ProductId, Revision, Version};
 
@@ -75,7 +76,8 @@ impl Redis {
         let timeout = BLOCK + self.options.command_timeout;
         let command = Options { timeout: Some(timeout), ..self.command.clone() };
         let [stream, _] = self.keys.changes().try_into().expect("two keys");
-        Ok(Follower { client, command, stream, cursor: None })
+        let controls = self.controls.clone();
+        Ok(Follower { client, command, stream, cursor: None, controls })
     }
 }
 
@@ -97,6 +99,7 @@ pub(crate) struct Follower {
     command: Options,
     stream: fred::types::Key,
     cursor: Option<Cursor>,
+    controls: Controls,
 }
 
 /// What a poll came to.
@@ -130,7 +133,8 @@ impl Follower {
         let mut changes = Vec::new();
         let mut at = cursor;
         for entry in entries {
-            if entry.at.number != at.number + 1 {
+            let missed = entry.at.number != at.number + 1;
+            if missed && self.controls.holds(Protection::GapDetection) {
                 return self.restart().await;
             }
             at = entry.at;
@@ -154,7 +158,7 @@ impl Follower {
     async fn prove_idle(&mut self, cursor: &Cursor, sent: Instant) -> Result<Poll, Error> {
         let last = self.last().await?;
         let end = last.map_or(StreamId(0, 0), |last| last.id);
-        if end < cursor.id {
+        if end < cursor.id && self.controls.holds(Protection::GapDetection) {
             return self.restart().await;
         }
         // What was appended since the poll will be in the next one.

@@ -5,11 +5,13 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use bytes::Bytes;
+use fred::interfaces::KeysInterface;
 use fred::types::Value;
 use futures_util::future::join_all;
 
 use super::entry_bytes::{encode, millis};
 use super::{Redis, Unavailable};
+use crate::controls::Protection;
 use crate::entry::Entry;
 use crate::metrics::{FillRejection, LeaseOutcome, RedisOperation};
 use crate::product::ProductId;
@@ -66,6 +68,7 @@ impl Redis {
     /// Fills Redis with what was loaded under `lease`, and gives the lease back.
     pub(crate) async fn fill(&self, lease: &Lease, entry: &Entry) -> Result<Filled, Unavailable> {
         let keys = vec![self.keys.entry(lease.id), self.keys.lock(lease.id)];
+        self.take_lease_back(lease).await;
         let args = vec![lease.token.clone().into(), encode(entry).into(), lifetime(entry)];
         let reply = self.run(&self.scripts.fill, keys, args).await;
         let mut reply: Vec<Value> = self.counted(RedisOperation::Fill, reply)?;
@@ -83,6 +86,16 @@ impl Redis {
                 Filled::Lost(held)
             }
         })
+    }
+
+    /// With the protection off, a lease that was lost is as good as one that is held.
+    async fn take_lease_back(&self, lease: &Lease) {
+        if self.controls.holds(Protection::FillLease) {
+            return;
+        }
+        let (key, token) = (self.keys.lock(lease.id), lease.token.clone());
+        let _: Result<Value, _> =
+            self.pool.next_connected().set(key, token, None, None, false).await;
     }
 
     /// Extends leases for ever, three times in each of their TTLs; to be raced against the load.

@@ -10,6 +10,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails where it fails")]
 
 mod coherence;
+mod controls;
 mod explain;
 mod harness;
 
@@ -34,6 +35,7 @@ fn main() -> std::process::ExitCode {
     newest_wins::register(&mut suite);
     lease::register(&mut suite);
     coherence::register(&mut suite);
+    controls::register(&mut suite);
     explain::register(&mut suite);
     schema::register(&mut suite);
     hot_tier::register(&mut suite);

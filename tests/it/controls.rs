@@ -1,0 +1,168 @@
+//! Negative controls: with one protection turned off, the harm that it prevents takes place. The same
+//! interleavings with everything on are in `newest_wins.rs`, `races.rs` and `coherence.rs`.
+
+use std::time::Duration;
+
+use hotshelf::config::ServeArgs;
+use hotshelf::controls::Protection;
+use hotshelf::pause::{Paused, Point};
+use hotshelf::product::ProductId;
+use hotshelf::proto::Product;
+use sqlx::AssertSqlSafe;
+use tokio::task::JoinHandle;
+
+use crate::harness::{HANG, Node, Stack, Suite, eventually, get};
+use crate::newest_wins::rename;
+
+pub fn register(suite: &mut Suite<'_>) {
+    suite.both("controls::without_versions_redis_goes_back", redis_versions);
+    suite.both("controls::without_versions_a_slot_goes_back", slot_versions);
+    suite.both("controls::without_its_floor_a_flight_brings_back_the_past", flight_floor);
+    suite.both("controls::without_the_lease_a_late_fill_revives_an_old_version", fill_lease);
+    suite.both("controls::without_the_relay_sql_is_not_heard_of", relay);
+    suite.both("controls::without_gap_detection_a_lost_change_stays_lost", gap_detection);
+}
+
+/// Nothing but the change stream makes memory current.
+fn patient(args: &mut ServeArgs) {
+    args.caching.max_staleness = Duration::from_secs(600);
+    args.caching.hot_lease = Duration::from_secs(600);
+}
+
+/// Two instances, the first of which lacks a protection, and a product named "old" that both know.
+async fn without(stack: &Stack, protection: Protection) -> (Node, Node, i64) {
+    let id = stack.insert("old").await;
+    let (a, b) = tokio::join!(stack.node_with(patient), stack.node_with(patient));
+    stack.settled().await;
+    a.controls.turn_off(protection);
+    (a, b, id)
+}
+
+async fn held(node: &Node, point: Point) -> Paused {
+    let mut held = node.pauses.arm(point);
+    let paused = tokio::time::timeout(HANG, held.recv()).await.unwrap().unwrap();
+    node.pauses.release(point);
+    paused
+}
+
+/// A write whose writer is held up after its commit.
+async fn late_write(node: &Node, id: i64) -> (JoinHandle<Product>, Paused) {
+    let mut point = node.pauses.arm(Point::Committed);
+    let mut client = node.client.clone();
+    let write = tokio::spawn(async move {
+        let product = Some(Product { id, name: "late".to_owned(), ..Product::default() });
+        let request = hotshelf::proto::UpdateProductRequest { product, ..Default::default() };
+        client.update_product(request).await.unwrap().into_inner()
+    });
+    let paused = tokio::time::timeout(HANG, point.recv()).await.unwrap().unwrap();
+    node.pauses.release(Point::Committed);
+    (write, paused)
+}
+
+async fn redis_versions(stack: Stack) {
+    let (a, b, id) = without(&stack, Protection::RedisVersions).await;
+    b.product(id).await;
+    let (write, paused) = late_write(&a, id).await;
+    let new = rename(&b, id, "new").await;
+    stack.settled().await;
+    assert_eq!(stack.redis_revision(id).await, Some((new.version, false)));
+    drop(paused);
+    let late = write.await.unwrap();
+    assert!(late.version < new.version);
+    assert_eq!(stack.redis_revision(id).await, Some((late.version, false)), "Redis went back");
+}
+
+async fn slot_versions(stack: Stack) {
+    let (a, b, id) = without(&stack, Protection::SlotVersions).await;
+    a.product(id).await;
+    let (write, paused) = late_write(&a, id).await;
+    let new = rename(&b, id, "new").await;
+    eventually("memory is new", || async { a.product(id).await == new }).await;
+    let mut offered = a.pauses.arm(Point::OfferedToMemory);
+    drop(paused);
+    // Before anything else tells memory better.
+    let paused = tokio::time::timeout(HANG, offered.recv()).await.unwrap().unwrap();
+    let held = a.hot.get(ProductId::new(id).unwrap()).unwrap();
+    assert!(held.entry.revision.version.0 < new.version, "memory went back");
+    a.pauses.release(Point::OfferedToMemory);
+    drop(paused);
+    write.await.unwrap();
+}
+
+async fn flight_floor(stack: Stack) {
+    let (a, b, id) = without(&stack, Protection::FlightFloor).await;
+    let mut client = a.client.clone();
+    let read = tokio::spawn(async move { client.get_product(get(id)).await.unwrap().into_inner() });
+    let paused = held(&a, Point::FilledRedis).await;
+    rename(&b, id, "new").await;
+    let other = stack.insert("other").await;
+    // What comes after the change in the stream has been heard of, so the change has.
+    heard(&stack, &a, other).await;
+    drop(paused);
+    assert_eq!(read.await.unwrap().name, "old");
+    assert_eq!(a.product(id).await.name, "old", "and memory trusts it");
+}
+
+/// Waits until `node` has heard of a change of `id` that is made now.
+async fn heard(stack: &Stack, node: &Node, id: i64) {
+    node.product(id).await;
+    let statement = format!("UPDATE products SET name = 'heard' WHERE id = {id}");
+    sqlx::query(AssertSqlSafe(statement)).execute(&stack.sql).await.unwrap();
+    eventually("it is heard of", || async { node.product(id).await.name == "heard" }).await;
+}
+
+async fn fill_lease(stack: Stack) {
+    let (a, b, id) = without(&stack, Protection::FillLease).await;
+    let mut client = a.client.clone();
+    let read = tokio::spawn(async move { client.get_product(get(id)).await.unwrap().into_inner() });
+    let paused = held(&a, Point::LoadedFromPostgres).await;
+    let new = rename(&b, id, "new").await;
+    stack.settled().await;
+    stack.redis_evict(id).await;
+    // Held again, before its own floor sends it back to Postgres.
+    let mut filled = a.pauses.arm(Point::FilledRedis);
+    drop(paused);
+    let paused = tokio::time::timeout(HANG, filled.recv()).await.unwrap().unwrap();
+    let (revived, _) = stack.redis_revision(id).await.unwrap();
+    assert!(revived < new.version, "an old version came back");
+    a.pauses.release(Point::FilledRedis);
+    drop(paused);
+    read.await.unwrap();
+}
+
+async fn relay(stack: Stack) {
+    let (a, b, id) = without(&stack, Protection::Relay).await;
+    b.controls.turn_off(Protection::Relay);
+    let other = stack.insert("other").await;
+    for node in [&a, &b] {
+        assert_eq!(node.product(id).await.name, "old");
+        node.product(other).await;
+    }
+    let statement = format!("UPDATE products SET name = 'new' WHERE id = {id}");
+    sqlx::query(AssertSqlSafe(statement)).execute(&stack.sql).await.unwrap();
+    // A later change, made through the API, is heard of: the stream itself is alive.
+    rename(&a, other, "renamed").await;
+    eventually("the stream is followed", || async { b.product(other).await.name == "renamed" })
+        .await;
+    assert_eq!(b.product(id).await.name, "old");
+    assert!(stack.outbox().await > 0);
+}
+
+async fn gap_detection(stack: Stack) {
+    let (a, b, id) = without(&stack, Protection::GapDetection).await;
+    b.controls.turn_off(Protection::GapDetection);
+    let other = stack.insert("other").await;
+    for node in [&a, &b] {
+        node.product(id).await;
+        node.product(other).await;
+    }
+    stack.change_silently(id, "new").await;
+    stack.redis_evict(id).await;
+    stack.lose_change_stream().await;
+    // The stream begins anew, and what it says is heard; nobody wonders what it does not say.
+    rename(&a, other, "renamed").await;
+    eventually("the stream is followed", || async { b.product(other).await.name == "renamed" })
+        .await;
+    assert_eq!(b.product(id).await.name, "old");
+    assert_eq!(b.metric("hotshelf_change_stream_gaps_total").await, 0.0);
+}
