@@ -66,7 +66,10 @@ async fn own_ttl(stack: Stack) {
     let id = stack.insert("walnut desk lamp").await;
     let (short, long) = tokio::join!(
         stack.node_with(|args| args.caching.soft_ttl = Duration::from_millis(200)),
-        stack.node_with(|args| args.caching.soft_ttl = Duration::from_secs(3_600)),
+        stack.node_with(|args| {
+            args.caching.soft_ttl = Duration::from_secs(3_600);
+            args.caching.refresh_keys = 0;
+        }),
     );
     short.product(id).await;
     short.app.stop().await;
