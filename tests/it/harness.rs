@@ -2,12 +2,14 @@
 //! hotshelf that are made by the same composition root as the program's.
 
 mod node;
+mod outside;
 mod program;
 mod servers;
 mod stack;
 mod suite;
 
 pub use node::{Node, cache_status, get};
+pub use outside::finish;
 pub use program::Program;
 pub use servers::Servers;
 pub use stack::{Stack, Topology};

@@ -10,6 +10,8 @@
 
 mod harness;
 
+mod docs;
+mod examples;
 mod hot_tier;
 mod lease;
 mod newest_wins;
@@ -27,6 +29,8 @@ fn main() -> std::process::ExitCode {
     lease::register(&mut suite);
     schema::register(&mut suite);
     hot_tier::register(&mut suite);
+    examples::register(&mut suite);
+    docs::register(&mut suite);
     let conclusion = suite.run(arguments);
     servers.stop();
     conclusion.exit_code()

@@ -4,7 +4,7 @@ use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use libtest_mimic::{Arguments, Conclusion, Trial};
+use libtest_mimic::{Arguments, Completion, Conclusion, Trial};
 
 use super::{Servers, Stack, Topology};
 
@@ -59,18 +59,25 @@ impl<'a> Suite<'a> {
         self.trials.push(trial.with_ignored_flag(true));
     }
 
-    /// A test that this machine cannot run is reported as ignored, with the reason in its name.
-    pub fn single_if<F>(&mut self, name: &str, missing: Option<&str>, test: fn(Stack) -> F)
-    where
+    /// A test that needs more than servers. Where `probe` cannot have it the test is reported as ignored, with the
+    /// reason.
+    pub fn single_if<T, F>(
+        &mut self,
+        name: &str,
+        probe: fn() -> Result<T, String>,
+        test: fn(Stack, T) -> F,
+    ) where
+        T: Send + 'static,
         F: Future<Output = ()> + Send + 'static,
     {
-        match missing {
-            None => self.single(name, test),
-            Some(why) => {
-                let name = format!("{name} (skipped: {why})");
-                self.trials.push(Trial::test(name, || Ok(())).with_ignored_flag(true));
+        let servers = self.servers.clone();
+        self.trials.push(Trial::ignorable_test(name, move || match probe() {
+            Err(why) => Ok(Completion::ignored_with(why)),
+            Ok(tool) => {
+                run(&servers, Topology::Single, move |stack| test(stack, tool));
+                Ok(Completion::Completed)
             }
-        }
+        }));
     }
 
     fn add<F>(&mut self, name: &str, topology: Topology, test: fn(Stack) -> F)
@@ -90,7 +97,7 @@ impl<'a> Suite<'a> {
     }
 }
 
-fn run<F>(servers: &Servers, topology: Topology, test: fn(Stack) -> F)
+fn run<F>(servers: &Servers, topology: Topology, test: impl FnOnce(Stack) -> F)
 where
     F: Future<Output = ()> + Send + 'static,
 {
