@@ -82,13 +82,8 @@ impl HotCache {
     /// Whether `held` may be served to a caller who wants it this fresh.
     #[must_use]
     pub fn serves(&self, held: &Held, freshness: &Freshness, now: Instant) -> bool {
-        let trusted = match freshness {
-            // Known to be current since then by Postgres itself: no further trust is needed.
-            Freshness::KnownSince(_) => true,
-            Freshness::Cached | Freshness::MinVersion { .. } => {
-                now.saturating_duration_since(held.checked_at) <= self.options.trust
-            }
-        };
+        // Of whatever freshness: a caller who is content with more than the bound is given no less than it.
+        let trusted = now.saturating_duration_since(held.checked_at) <= self.options.trust;
         trusted && !held.entry.past_hard(now) && freshness.accepts(&held.entry)
     }
 

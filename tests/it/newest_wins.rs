@@ -1,6 +1,9 @@
 //! P2: no tier goes from a newer version back to an older one. A load is held at a pause point while the
 //! world moves on, and then let go.
 
+use std::time::Duration;
+
+use hotshelf::config::ServeArgs;
 use hotshelf::pause::{Paused, Point};
 use hotshelf::proto::get_product_request::Freshness;
 use hotshelf::proto::{DeleteProductRequest, GetProductRequest, Product, UpdateProductRequest};
@@ -37,6 +40,10 @@ pub fn register(suite: &mut Suite<'_>) {
     suite.both(
         "newest_wins::a_caller_gets_the_version_that_it_wrote_from_any_instance",
         read_your_writes,
+    );
+    suite.both(
+        "newest_wins::a_caller_content_with_more_staleness_gets_no_more_than_the_bound",
+        more_staleness,
     );
     suite.both(
         "newest_wins::a_version_that_was_never_committed_is_a_failed_precondition",
@@ -133,7 +140,7 @@ async fn update_elsewhere(stack: Stack) {
 
 async fn redis_behind(stack: Stack) {
     let id = stack.insert("old").await;
-    let node = stack.node_with(|args| args.caching.max_staleness = std::time::Duration::ZERO).await;
+    let node = stack.node_with(|args| args.caching.max_staleness = Duration::ZERO).await;
     node.product(id).await;
     let old = stack.redis_value(id).await.unwrap();
     let new = rename(&node, id, "new").await;
@@ -175,6 +182,17 @@ async fn read_your_writes(stack: Stack) {
             assert_eq!(read, written);
         }
     }
+}
+
+async fn more_staleness(stack: Stack) {
+    let id = stack.insert("old").await;
+    let distrustful = |args: &mut ServeArgs| args.caching.max_staleness = Duration::ZERO;
+    let (a, b) = tokio::join!(stack.node_with(distrustful), stack.node());
+    a.product(id).await;
+    let new = rename(&b, id, "new").await;
+    let hour = prost_types::Duration { seconds: 3_600, nanos: 0 };
+    let request = GetProductRequest { id, freshness: Some(Freshness::MaxStaleness(hour)) };
+    assert_eq!(a.client.clone().get_product(request).await.unwrap().into_inner(), new);
 }
 
 async fn never_committed(stack: Stack) {
