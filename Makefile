@@ -23,6 +23,10 @@ run: deps ## Starts everything: a private Postgres and Redis, sample products, t
 	cargo build --locked --release -p hotshelf -p devstack
 	target/release/devstack exec --dir .devstack -- scripts/run.sh
 
+.PHONY: another
+another: ## Starts a second instance, on port 50052, from the servers of a `make run` that is running.
+	@scripts/another.sh
+
 .PHONY: test
 test: deps ## Runs every test against private, real servers.
 	cargo test --locked --workspace

@@ -8,6 +8,9 @@ cd "$(dirname "$0")/.."
 export GRPC_ADDR=${GRPC_ADDR:-127.0.0.1:50051}
 export ADMIN_ADDR=${ADMIN_ADDR:-127.0.0.1:9464}
 
+# For `make another`. The ports are new ones each time.
+printf 'export %s=%q\n' DATABASE_URL "$DATABASE_URL" REDIS_URL "$REDIS_URL" > .devstack/environment
+
 target/release/hotshelf migrate
 products=$(mktemp "${TMPDIR:-/tmp}/hotshelf-products.XXXXXX")
 trap 'rm -f "$products"' EXIT

@@ -121,14 +121,11 @@ impl HotCache {
     /// Whether `held` may be served to a caller who wants it this fresh.
     #[must_use]
     pub fn serves(&self, held: &Held, freshness: &Freshness, now: Instant) -> bool {
-        let trusted = match freshness {
-            // Known to be current since then by Postgres itself: no further trust is needed.
-            Freshness::KnownSince(_) => true,
-            Freshness::Cached | Freshness::MinVersion { .. } | Freshness::NotDue { .. } => {
-                self.trusts(held, now)
-            }
-        };
-        trusted && !held.is_void() && !held.entry.past_hard(now) && freshness.accepts(&held.entry)
+        // Of whatever freshness: a caller who is content with more than the bound is given no less than it.
+        self.trusts(held, now)
+            && !held.is_void()
+            && !held.entry.past_hard(now)
+            && freshness.accepts(&held.entry)
     }
 
     /// Whether no change of this product can have been missed, or not for longer than is allowed.

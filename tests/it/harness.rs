@@ -2,6 +2,7 @@
 //! hotshelf that are made by the same composition root as the program's.
 
 mod node;
+mod outside;
 mod private;
 mod program;
 mod servers;
@@ -9,6 +10,7 @@ mod stack;
 mod suite;
 
 pub use node::{Node, cache_status, get};
+pub use outside::finish;
 pub use private::Private;
 pub use program::Program;
 pub use servers::Servers;

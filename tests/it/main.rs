@@ -14,6 +14,8 @@ mod controls;
 mod explain;
 mod harness;
 
+mod docs;
+mod examples;
 mod hot_keys;
 mod hot_model;
 mod hot_tier;
@@ -44,6 +46,8 @@ fn main() -> std::process::ExitCode {
     refresh::register(&mut suite);
     hot_keys::register(&mut suite);
     outage::register(&mut suite);
+    examples::register(&mut suite);
+    docs::register(&mut suite);
     let conclusion = suite.run(arguments);
     servers.stop();
     conclusion.exit_code()

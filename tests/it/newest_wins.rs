@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use hotshelf::config::ServeArgs;
 use hotshelf::pause::{Paused, Point};
 use hotshelf::proto::get_product_request::Freshness;
 use hotshelf::proto::{DeleteProductRequest, GetProductRequest, Product, UpdateProductRequest};
@@ -39,6 +40,10 @@ pub fn register(suite: &mut Suite<'_>) {
     suite.both(
         "newest_wins::a_caller_gets_the_version_that_it_wrote_from_any_instance",
         read_your_writes,
+    );
+    suite.both(
+        "newest_wins::a_caller_content_with_more_staleness_gets_no_more_than_the_bound",
+        more_staleness,
     );
     suite.both(
         "newest_wins::a_version_that_was_never_committed_is_a_failed_precondition",
@@ -185,6 +190,17 @@ async fn read_your_writes(stack: Stack) {
             assert_eq!(read, written);
         }
     }
+}
+
+async fn more_staleness(stack: Stack) {
+    let id = stack.insert("old").await;
+    let distrustful = |args: &mut ServeArgs| args.caching.max_staleness = Duration::ZERO;
+    let (a, b) = tokio::join!(stack.node_with(distrustful), stack.node());
+    a.product(id).await;
+    let new = rename(&b, id, "new").await;
+    let hour = prost_types::Duration { seconds: 3_600, nanos: 0 };
+    let request = GetProductRequest { id, freshness: Some(Freshness::MaxStaleness(hour)) };
+    assert_eq!(a.client.clone().get_product(request).await.unwrap().into_inner(), new);
 }
 
 async fn never_committed(stack: Stack) {

@@ -4,7 +4,7 @@ use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use libtest_mimic::{Arguments, Conclusion, Trial};
+use libtest_mimic::{Arguments, Completion, Conclusion, Trial};
 
 use super::{Private, Servers, Stack, Topology};
 
@@ -70,18 +70,26 @@ impl<'a> Suite<'a> {
         self.trials.push(trial.with_ignored_flag(true));
     }
 
-    /// A test that this machine cannot run is reported as ignored, with the reason in its name.
-    pub fn single_if<F>(&mut self, name: &str, missing: Option<&str>, test: fn(Stack) -> F)
-    where
+    /// A test that needs more than servers. Where `probe` cannot have it the test is reported as ignored, with the
+    /// reason.
+    pub fn single_if<T, F>(
+        &mut self,
+        name: &str,
+        probe: fn() -> Result<T, String>,
+        test: fn(Stack, T) -> F,
+    ) where
+        T: Send + 'static,
         F: Future<Output = ()> + Send + 'static,
     {
-        match missing {
-            None => self.single(name, test),
-            Some(why) => {
-                let name = format!("{name} (skipped: {why})");
-                self.trials.push(Trial::test(name, || Ok(())).with_ignored_flag(true));
+        let servers = self.servers.clone();
+        self.trials.push(Trial::ignorable_test(name, move || match probe() {
+            Err(why) => Ok(Completion::ignored_with(why)),
+            Ok(tool) => {
+                let world = Stack::new(&servers, Topology::Single);
+                run(world, move |stack| test(stack, tool));
+                Ok(Completion::Completed)
             }
-        }
+        }));
     }
 
     fn add<F>(&mut self, name: &str, topology: Topology, test: fn(Stack) -> F)
@@ -101,7 +109,7 @@ impl<'a> Suite<'a> {
     }
 }
 
-fn run<W, F>(world: impl Future<Output = W>, test: fn(W) -> F)
+fn run<W, F>(world: impl Future<Output = W>, test: impl FnOnce(W) -> F)
 where
     F: Future<Output = ()> + Send + 'static,
 {

@@ -1,0 +1,98 @@
+// Reads as a shop would: mostly single products, a few of them most of the time; some batches, some price changes.
+//
+//   k6 run loadtest/products.js
+//   k6 run -e ADDRESS=host:50051 -e PRODUCTS=10000 -e RATE=2000 -e DURATION=5m loadtest/products.js
+
+import { check } from 'k6';
+import exec from 'k6/execution';
+import grpc from 'k6/net/grpc';
+
+const ADDRESS = __ENV.ADDRESS || 'localhost:50051';
+// Ids are 1 to this, as `make run` imports them.
+const PRODUCTS = Number(__ENV.PRODUCTS || 10000);
+// Calls begun per second, whether or not earlier ones have been answered.
+const RATE = Number(__ENV.RATE || 500);
+const DURATION = __ENV.DURATION || '30s';
+// The higher, the hotter the hottest.
+const SKEW = 1.1;
+const BATCH = 20;
+
+const scenario = (name, share) => ({
+  executor: 'constant-arrival-rate',
+  exec: name,
+  rate: Math.max(1, Math.round(RATE * share)),
+  duration: DURATION,
+  preAllocatedVUs: 20,
+  maxVUs: 200,
+});
+
+export const options = {
+  scenarios: {
+    get: scenario('get', 0.94),
+    batch: scenario('batch', 0.05),
+    update: scenario('update', 0.01),
+  },
+  thresholds: {
+    checks: ['rate>0.999'],
+    dropped_iterations: ['count<10'],
+    // Far above what a healthy machine needs: it fails for a fault, not for a slow laptop.
+    'grpc_req_duration{scenario:get}': ['p(99)<250'],
+  },
+};
+
+const client = new grpc.Client();
+client.load(['../proto'], 'hotshelf/v1/product_service.proto');
+
+// Zipf: the n-th hottest product is read n^-SKEW times as often as the hottest.
+const cumulative = new Float64Array(PRODUCTS);
+for (let n = 0, sum = 0; n < PRODUCTS; n++) {
+  sum += (n + 1) ** -SKEW;
+  cumulative[n] = sum;
+}
+
+function hotId() {
+  const point = Math.random() * cumulative[PRODUCTS - 1];
+  let [low, high] = [0, PRODUCTS - 1];
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (cumulative[middle] < point) low = middle + 1;
+    else high = middle;
+  }
+  return low + 1;
+}
+
+// One connection for each virtual user, kept.
+function call(method, request) {
+  if (exec.vu.iterationInScenario === 0) client.connect(ADDRESS, { plaintext: true });
+  return client.invoke(`hotshelf.v1.ProductService/${method}`, request, { timeout: '5s' });
+}
+
+export function get() {
+  const id = String(hotId());
+  const response = call('GetProduct', { id });
+  check(response, {
+    'get is OK': (r) => r.status === grpc.StatusOK,
+    'get answers with the product': (r) => r.message && r.message.id === id,
+    'get says which tier answered': (r) => /^hotshelf; /.test([].concat(r.headers['cache-status'])[0]),
+  });
+}
+
+export function batch() {
+  const ids = [...new Set(Array.from({ length: BATCH }, hotId))].map(String);
+  const response = call('BatchGetProducts', { ids });
+  check(response, {
+    'batch is OK': (r) => r.status === grpc.StatusOK,
+    'batch answers in order': (r) => r.message && r.message.products.every((product, i) => product.id === ids[i]),
+  });
+}
+
+export function update() {
+  const id = String(hotId());
+  const price = { currencyCode: 'USD', units: String(1 + Math.floor(Math.random() * 200)) };
+  const updated = call('UpdateProduct', { product: { id, price }, updateMask: 'price' });
+  check(updated, { 'update is OK': (r) => r.status === grpc.StatusOK });
+  if (updated.status !== grpc.StatusOK) return;
+  const version = updated.message.version;
+  const read = call('GetProduct', { id, minVersion: version });
+  check(read, { 'a writer reads its write': (r) => r.message && BigInt(r.message.version) >= BigInt(version) });
+}
