@@ -218,34 +218,20 @@ async fn follow_changes(hot: &HotCache) {
 
 /// The gauges of what the parts hold.
 fn observe(parts: &Parts) {
-    let metrics = &parts.metrics;
+    let Parts { metrics, hot, redis, postgres, .. } = parts;
     metrics.build_info();
-    let hot = Arc::clone(&parts.hot);
-    metrics.gauge("hotshelf.hot.entries", "Entries in this process' memory.", move || hot.len());
-    let hot = Arc::clone(&parts.hot);
+    let help = "Entries in this process' memory.";
+    metrics.gauge("hotshelf.hot.entries", help, hot, HotCache::len);
     let help = "Whether the change stream has been followed to its end so recently that memory is trusted: 1 or 0.";
-    metrics.gauge("hotshelf.hot.lease.valid", help, move || hot.is_proven().into());
-    let hot = Arc::clone(&parts.hot);
+    metrics.gauge("hotshelf.hot.lease.valid", help, hot, |hot| hot.is_proven().into());
     let help = "How long ago the change stream had surely been followed to its end, in seconds.";
-    metrics.seconds("hotshelf.change.stream.lag", help, move || hot.proof_age());
-    let redis = Arc::clone(&parts.redis);
-    metrics.gauge("hotshelf.redis.connected", "Connections to Redis that stand.", move || {
-        redis.connected()
-    });
-    let postgres = Arc::clone(&parts.postgres);
-    metrics.gauge("hotshelf.postgres.connections", "Open connections to PostgreSQL.", move || {
-        postgres.connections()
-    });
-    let postgres = Arc::clone(&parts.postgres);
-    metrics.gauge(
-        "hotshelf.postgres.connections.idle",
-        "Open connections to PostgreSQL that are not in use.",
-        move || postgres.idle_connections(),
-    );
-    let postgres = Arc::clone(&parts.postgres);
-    metrics.gauge(
-        "hotshelf.postgres.loads.in.flight",
-        "Loads from PostgreSQL that run or wait.",
-        move || postgres.loads_in_flight(),
-    );
+    metrics.seconds("hotshelf.change.stream.lag", help, hot, HotCache::proof_age);
+    let help = "Connections to Redis that stand.";
+    metrics.gauge("hotshelf.redis.connected", help, redis, Redis::connected);
+    let help = "Open connections to PostgreSQL.";
+    metrics.gauge("hotshelf.postgres.connections", help, postgres, Postgres::connections);
+    let help = "Open connections to PostgreSQL that are not in use.";
+    metrics.gauge("hotshelf.postgres.connections.idle", help, postgres, Postgres::idle_connections);
+    let help = "Loads from PostgreSQL that run or wait.";
+    metrics.gauge("hotshelf.postgres.loads.in.flight", help, postgres, Postgres::loads_in_flight);
 }

@@ -227,33 +227,46 @@ impl Metrics {
         })
     }
 
-    /// A gauge that is read when somebody scrapes.
-    pub fn gauge(
+    /// A gauge that is read from `part` when somebody scrapes.
+    ///
+    /// It does not keep `part` alive: parts own the metrics, and a circle would never be freed.
+    pub fn gauge<T: Send + Sync + 'static>(
         &self,
         name: &'static str,
         help: &'static str,
-        read: impl Fn() -> u64 + Send + Sync + 'static,
+        part: &Arc<T>,
+        read: impl Fn(&T) -> u64 + Send + Sync + 'static,
     ) {
-        let labels = [];
+        let part = Arc::downgrade(part);
         self.meter
             .u64_observable_gauge(name)
             .with_description(help)
-            .with_callback(move |observer| observer.observe(read(), &labels))
+            .with_callback(move |observer| {
+                if let Some(part) = part.upgrade() {
+                    observer.observe(read(&part), &[]);
+                }
+            })
             .build();
     }
 
-    /// A gauge of seconds that is read when somebody scrapes.
-    pub fn seconds(
+    /// The same, of seconds.
+    pub fn seconds<T: Send + Sync + 'static>(
         &self,
         name: &'static str,
         help: &'static str,
-        read: impl Fn() -> Duration + Send + Sync + 'static,
+        part: &Arc<T>,
+        read: impl Fn(&T) -> Duration + Send + Sync + 'static,
     ) {
+        let part = Arc::downgrade(part);
         self.meter
             .f64_observable_gauge(name)
             .with_unit("s")
             .with_description(help)
-            .with_callback(move |observer| observer.observe(read().as_secs_f64(), &[]))
+            .with_callback(move |observer| {
+                if let Some(part) = part.upgrade() {
+                    observer.observe(read(&part).as_secs_f64(), &[]);
+                }
+            })
             .build();
     }
 

@@ -177,13 +177,12 @@ impl Relay {
     }
 
     fn observe(self: &Arc<Self>) {
-        let relay = Arc::clone(self);
         let help = "Changes in the outbox that no relay has applied; not counted past 100,000.";
-        self.metrics
-            .gauge("hotshelf.outbox.pending", help, move || relay.pending.load(Ordering::Relaxed));
-        let relay = Arc::clone(self);
+        self.metrics.gauge("hotshelf.outbox.pending", help, self, |relay| {
+            relay.pending.load(Ordering::Relaxed)
+        });
         let help = "Age of the oldest change in the outbox, in seconds.";
-        self.metrics.seconds("hotshelf.outbox.oldest.age", help, move || {
+        self.metrics.seconds("hotshelf.outbox.oldest.age", help, self, |relay| {
             Duration::from_millis(relay.oldest_millis.load(Ordering::Relaxed))
         });
     }

@@ -60,9 +60,8 @@ where
 impl Edge {
     pub(super) fn new(options: EdgeOptions, drain: Drain, metrics: Arc<Metrics>) -> Self {
         let places = Arc::new(Semaphore::new(options.max_connections));
-        let free = Arc::clone(&places);
-        metrics.gauge("hotshelf.connections", "Open gRPC connections.", move || {
-            options.max_connections.saturating_sub(free.available_permits()) as u64
+        metrics.gauge("hotshelf.connections", "Open gRPC connections.", &places, move |places| {
+            options.max_connections.saturating_sub(places.available_permits()) as u64
         });
         let mut http2 = http2::Builder::new(OnDrain(drain.clone()));
         http2

@@ -52,9 +52,9 @@ struct Watch {
 impl Watchers {
     pub(super) fn new(limit: usize, drain: Drain, metrics: Arc<Metrics>) -> Arc<Self> {
         let free = Arc::new(Semaphore::new(limit));
-        let seen = Arc::clone(&free);
-        metrics.gauge("hotshelf.hot.keys.watchers", "Open streams of hot keys.", move || {
-            limit.saturating_sub(seen.available_permits()) as u64
+        let help = "Open streams of hot keys.";
+        metrics.gauge("hotshelf.hot.keys.watchers", help, &free, move |free| {
+            limit.saturating_sub(free.available_permits()) as u64
         });
         Arc::new(Self { free, drain, metrics })
     }

@@ -26,9 +26,9 @@ pub(super) struct ShedLayer {
 impl ShedLayer {
     pub(super) fn new(limit: usize, metrics: Arc<Metrics>) -> Self {
         let in_flight = Arc::new(Semaphore::new(limit));
-        let seen = Arc::clone(&in_flight);
-        metrics.gauge("hotshelf.calls.in.flight", "Unary calls in flight.", move || {
-            limit.saturating_sub(seen.available_permits()) as u64
+        let help = "Unary calls in flight.";
+        metrics.gauge("hotshelf.calls.in.flight", help, &in_flight, move |in_flight| {
+            limit.saturating_sub(in_flight.available_permits()) as u64
         });
         Self { in_flight, metrics }
     }
