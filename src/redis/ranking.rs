@@ -42,6 +42,10 @@ impl Redis {
 
     /// The hottest products of the fleet with their requests per second, hottest first.
     pub(crate) async fn ranking(&self, limit: usize) -> Result<Vec<(ProductId, f64)>, Unavailable> {
+        if limit == 0 {
+            // To Redis, a range up to -1 is all of them.
+            return Ok(Vec::new());
+        }
         let last = i64::try_from(limit).unwrap_or(i64::MAX) - 1;
         let [ranking, _] = self.keys.ranking().try_into().expect("two keys");
         let client = self.pool.next_connected().with_options(&self.command);
