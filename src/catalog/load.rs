@@ -67,30 +67,26 @@ impl Catalog {
         };
         let mut missing = Vec::new();
         for (load, entry) in loads.into_iter().zip(entries) {
-            missing.extend(self.land_if_good(load, entry));
+            let (lookup, missed) = self.land_if_good(load, entry);
+            // Here only: asking again under the lease, or while waiting for one, is the same read.
+            self.metrics.lookups.inc(lookup);
+            missing.extend(missed);
         }
         Some(missing)
     }
 
     /// Lands a load with what Redis holds, or returns it when that is not good enough.
-    fn land_if_good(&self, mut load: Load, entry: Option<Entry>) -> Option<Load> {
-        let Some(entry) = entry else {
-            self.metrics.lookups.inc(Lookup::RedisMiss);
-            return Some(load);
-        };
+    fn land_if_good(&self, mut load: Load, entry: Option<Entry>) -> (Lookup, Option<Load>) {
+        let Some(entry) = entry else { return (Lookup::RedisMiss, Some(load)) };
         load.seen = load.seen.max(entry.revision.version);
         let good = !entry.past_hard(Instant::now()) && load.freshness.accepts(&entry);
         if !good || entry.revision < load.ticket.floor() {
-            self.metrics.lookups.inc(Lookup::RedisStale);
-            return Some(load);
+            return (Lookup::RedisStale, Some(load));
         }
-        let missed = self.land(load, entry, ServedBy::Redis);
-        self.metrics.lookups.inc(if missed.is_none() {
-            Lookup::RedisHit
-        } else {
-            Lookup::RedisStale
-        });
-        missed
+        match self.land(load, entry, ServedBy::Redis) {
+            None => (Lookup::RedisHit, None),
+            missed => (Lookup::RedisStale, missed),
+        }
     }
 
     /// Loads what we get the lease for, waits for what others load, and returns what has to be loaded again.
@@ -106,7 +102,8 @@ impl Catalog {
             let (mut ours, mut leases, mut theirs) = (Vec::new(), Vec::new(), Vec::new());
             for (load, asked) in waiting.into_iter().zip(asked) {
                 let lease = asked.lease;
-                match (self.land_if_good(load, asked.entry), lease) {
+                let (_, missed) = self.land_if_good(load, asked.entry);
+                match (missed, lease) {
                     (Some(load), Some(lease)) => {
                         ours.push(load);
                         leases.push(lease);
