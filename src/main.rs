@@ -66,10 +66,10 @@ fn run() -> Result<(), String> {
 /// What clap says in paragraphs: what is wrong, a tip if it has one, and not the usage.
 fn one_line(error: &str) -> String {
     let said = error.strip_prefix("error: ").unwrap_or(error).lines().map(str::trim);
-    let said: Vec<&str> =
-        said.take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"))
-            .filter(|line| !line.is_empty())
-            .collect();
+    let said: Vec<&str> = said
+        .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"))
+        .filter(|line| !line.is_empty())
+        .collect();
     format!("{}; see hotshelf --help", said.join(" "))
 }
 
