@@ -10,11 +10,14 @@
 
 mod harness;
 
+mod errors;
+mod garbage;
 mod hot_tier;
 mod lease;
 mod newest_wins;
 mod schema;
 mod stampede;
+mod wire;
 
 use harness::{Servers, Suite};
 
@@ -27,6 +30,9 @@ fn main() -> std::process::ExitCode {
     lease::register(&mut suite);
     schema::register(&mut suite);
     hot_tier::register(&mut suite);
+    errors::register(&mut suite);
+    wire::register(&mut suite);
+    garbage::register(&mut suite);
     let conclusion = suite.run(arguments);
     servers.stop();
     conclusion.exit_code()
