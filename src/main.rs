@@ -25,6 +25,7 @@ fn main() -> ExitCode {
 
 fn run() -> Result<(), String> {
     match dotenvy::dotenv() {
+        Err(dotenvy::Error::LineParse(line, _)) => return Err(malformed_setting(&line)),
         Err(error) if !error.not_found() => return Err(format!(".env cannot be read: {error}")),
         _ => {}
     }
@@ -61,6 +62,15 @@ fn run() -> Result<(), String> {
             Some(Command::Import(args)) => import(&args).await,
         }
     })
+}
+
+/// By its name only: the value may be a password.
+fn malformed_setting(line: &str) -> String {
+    let name =
+        line.trim().split(|c: char| c == '=' || c.is_whitespace()).next().unwrap_or_default();
+    format!(
+        ".env is malformed where it sets {name}; write NAME=value, or NAME=\"value\" in one line"
+    )
 }
 
 /// What clap says in paragraphs: what is wrong, a tip if it has one, and not the usage.
