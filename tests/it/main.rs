@@ -10,6 +10,8 @@
 
 mod harness;
 
+mod config;
+mod drain;
 mod errors;
 mod garbage;
 mod hot_tier;
@@ -33,6 +35,8 @@ fn main() -> std::process::ExitCode {
     errors::register(&mut suite);
     wire::register(&mut suite);
     garbage::register(&mut suite);
+    config::register(&mut suite);
+    drain::register(&mut suite);
     let conclusion = suite.run(arguments);
     servers.stop();
     conclusion.exit_code()
