@@ -12,6 +12,7 @@ mod harness;
 
 mod config;
 mod drain;
+mod edge;
 mod errors;
 mod garbage;
 mod hot_tier;
@@ -37,6 +38,7 @@ fn main() -> std::process::ExitCode {
     garbage::register(&mut suite);
     config::register(&mut suite);
     drain::register(&mut suite);
+    edge::register(&mut suite);
     let conclusion = suite.run(arguments);
     servers.stop();
     conclusion.exit_code()
