@@ -17,6 +17,7 @@ mod errors;
 mod garbage;
 mod hot_tier;
 mod lease;
+mod metrics;
 mod newest_wins;
 mod schema;
 mod stampede;
@@ -39,6 +40,7 @@ fn main() -> std::process::ExitCode {
     config::register(&mut suite);
     drain::register(&mut suite);
     edge::register(&mut suite);
+    metrics::register(&mut suite);
     let conclusion = suite.run(arguments);
     servers.stop();
     conclusion.exit_code()
