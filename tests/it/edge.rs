@@ -59,7 +59,7 @@ async fn callers_deadline(stack: Stack) {
     let node = stack.node().await;
     let lock = stack.lock_products().await;
     let raw = Raw::connect(node.grpc_addr.port()).await;
-    let late = raw.call_within("300m", GET, &get(id)).await.status;
+    let late = raw.call_within("300m", GET, &get(id)).await;
     assert_refused(&late, Code::DeadlineExceeded, "DEADLINE_EXCEEDED", false);
     next_reader_joins(&stack, &node, id, lock).await;
 }
@@ -85,9 +85,9 @@ async fn longest_call(stack: Stack) {
         stack.node_with(|args| args.serving.max_call_time = Duration::from_millis(300)).await;
     let lock = stack.lock_products().await;
     let raw = Raw::connect(node.grpc_addr.port()).await;
-    let without = raw.call(GET, &get(id)).await.status;
+    let without = raw.call(GET, &get(id)).await;
     assert_refused(&without, Code::DeadlineExceeded, "DEADLINE_EXCEEDED", false);
-    let patient = raw.call_within("1H", GET, &get(id)).await.status;
+    let patient = raw.call_within("1H", GET, &get(id)).await;
     assert_refused(&patient, Code::DeadlineExceeded, "DEADLINE_EXCEEDED", false);
     lock.rollback().await.unwrap();
     eventually("the load landed", async || node.get(id).await.is_ok()).await;
@@ -117,7 +117,7 @@ async fn connections(stack: Stack) {
     let node = stack.node_with(|args| args.serving.max_connections = 2).await;
     let open = async |count| node.metric("hotshelf_connections").await == count;
     let second = Raw::connect(node.grpc_addr.port()).await;
-    assert_eq!(second.call(GET, &get(id)).await.status.code(), Code::Ok);
+    assert_eq!(second.call(GET, &get(id)).await.code(), Code::Ok);
     assert!(open(2.0).await);
     let third = async {
         let raw = Raw::try_connect(node.grpc_addr.port()).await?;
@@ -130,7 +130,7 @@ async fn connections(stack: Stack) {
     drop(second);
     eventually("its place is free again", async || open(1.0).await).await;
     let next = Raw::connect(node.grpc_addr.port()).await;
-    assert_eq!(next.call(GET, &get(id)).await.status.code(), Code::Ok);
+    assert_eq!(next.call(GET, &get(id)).await.code(), Code::Ok);
 }
 
 async fn watchers(stack: Stack) {
@@ -157,7 +157,7 @@ async fn streams(stack: Stack) {
     let spawn = |path, message: Vec<u8>| {
         let raw = raw.clone();
         tokio::spawn(async move {
-            raw.call_with(path, http::HeaderMap::new(), framed(&message)).await.unwrap().status
+            raw.call_with(path, http::HeaderMap::new(), framed(&message)).await.unwrap()
         })
     };
     let first = spawn(GET, get(id).encode_to_vec());

@@ -13,12 +13,6 @@ use tonic::Status;
 #[derive(Clone)]
 pub struct Raw(SendRequest<Full<Bytes>>);
 
-/// How a call ended.
-pub struct Answer {
-    pub status: Status,
-    pub body: Bytes,
-}
-
 impl Raw {
     pub async fn connect(port: u16) -> Self {
         Self::try_connect(port).await.unwrap()
@@ -35,12 +29,12 @@ impl Raw {
     }
 
     /// Sends a message.
-    pub async fn call(&self, path: &str, message: &impl Message) -> Answer {
+    pub async fn call(&self, path: &str, message: &impl Message) -> Status {
         self.call_with(path, HeaderMap::new(), framed(&message.encode_to_vec())).await.unwrap()
     }
 
     /// Sends a message with a deadline that the server is to keep.
-    pub async fn call_within(&self, timeout: &str, path: &str, message: &impl Message) -> Answer {
+    pub async fn call_within(&self, timeout: &str, path: &str, message: &impl Message) -> Status {
         let mut headers = HeaderMap::new();
         headers.insert("grpc-timeout", timeout.parse().unwrap());
         self.call_with(path, headers, framed(&message.encode_to_vec())).await.unwrap()
@@ -52,7 +46,7 @@ impl Raw {
         path: &str,
         headers: HeaderMap,
         body: Bytes,
-    ) -> Result<Answer, hyper::Error> {
+    ) -> Result<Status, hyper::Error> {
         let mut request = Request::post(format!("http://127.0.0.1{path}"));
         request = request.header("content-type", "application/grpc").header("te", "trailers");
         let mut request = request.body(Full::new(body)).unwrap();
@@ -63,8 +57,7 @@ impl Raw {
         let collected = body.collect().await?;
         let trailers = collected.trailers().cloned().unwrap_or_default();
         let status = [&head.headers, &trailers].into_iter().find_map(Status::from_header_map);
-        let status = status.unwrap_or_else(|| Status::unknown(format!("HTTP {}", head.status)));
-        Ok(Answer { status, body: collected.to_bytes() })
+        Ok(status.unwrap_or_else(|| Status::unknown(format!("HTTP {}", head.status))))
     }
 }
 
