@@ -198,9 +198,7 @@ async fn migrate(
             Err(error) => return Err(StartError(format!("DATABASE_URL: {error}"))),
         };
         if began.elapsed() >= patience {
-            return Err(StartError(format!(
-                "PostgreSQL cannot be reached ({why}); check DATABASE_URL, and that the server runs"
-            )));
+            return Err(StartError(postgres.out_of_reach(&why)));
         }
         readiness.set_not_ready(&format!("waiting for PostgreSQL: {why}"));
         tracing::warn!(%why, "waiting for PostgreSQL");

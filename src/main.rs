@@ -25,10 +25,19 @@ fn main() -> ExitCode {
 
 fn run() -> Result<(), String> {
     match dotenvy::dotenv() {
+        Err(dotenvy::Error::LineParse(line, _)) => return Err(malformed_setting(&line)),
         Err(error) if !error.not_found() => return Err(format!(".env cannot be read: {error}")),
         _ => {}
     }
-    let Cli { command, serve: without_command } = Cli::parse();
+    let Cli { command, serve: without_command } = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(asked) if !asked.use_stderr() => {
+            // --help and --version. Nobody is left to tell when standard output is gone.
+            let _ = asked.print();
+            return Ok(());
+        }
+        Err(error) => return Err(one_line(&error.to_string())),
+    };
     let filter = EnvFilter::builder()
         .with_default_directive(tracing::Level::INFO.into())
         .from_env()
@@ -53,6 +62,25 @@ fn run() -> Result<(), String> {
             Some(Command::Import(args)) => import(&args).await,
         }
     })
+}
+
+/// By its name only: the value may be a password.
+fn malformed_setting(line: &str) -> String {
+    let name =
+        line.trim().split(|c: char| c == '=' || c.is_whitespace()).next().unwrap_or_default();
+    format!(
+        ".env is malformed where it sets {name}; write NAME=value, or NAME=\"value\" in one line"
+    )
+}
+
+/// What clap says in paragraphs: what is wrong, a tip if it has one, and not the usage.
+fn one_line(error: &str) -> String {
+    let said = error.strip_prefix("error: ").unwrap_or(error).lines().map(str::trim);
+    let said: Vec<&str> = said
+        .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"))
+        .filter(|line| !line.is_empty())
+        .collect();
+    format!("{}; see hotshelf --help", said.join(" "))
 }
 
 async fn serve(args: &ServeArgs) -> Result<(), String> {
@@ -102,9 +130,7 @@ async fn connect(args: &DatabaseArgs) -> Result<Postgres, String> {
     let postgres = Postgres::new(&args.one_connection(), Metrics::new())?;
     match postgres.migrate().await {
         Ok(()) => Ok(postgres),
-        Err(postgres::Error::Unavailable(why)) => Err(format!(
-            "PostgreSQL cannot be reached ({why}); check DATABASE_URL, and that the server runs"
-        )),
+        Err(postgres::Error::Unavailable(why)) => Err(postgres.out_of_reach(&why)),
         Err(error) => Err(format!("DATABASE_URL: {error}")),
     }
 }

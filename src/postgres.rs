@@ -151,9 +151,20 @@ impl Postgres {
         self.budget.in_use()
     }
 
-    /// Closes the connections.
+    /// Closes the connections. One whose statement still runs is not waited for: the end of a drain is a limit.
     pub async fn close(&self) {
-        self.pool.close().await;
+        let _ = tokio::time::timeout(Duration::from_secs(1), self.pool.close()).await;
+    }
+
+    /// For the operator: what cannot be reached, why, and what to do.
+    #[must_use]
+    pub fn out_of_reach(&self, why: &str) -> String {
+        let options = self.pool.connect_options();
+        format!(
+            "PostgreSQL at {}:{} cannot be reached ({why}); check DATABASE_URL, and that the server runs",
+            options.get_host(),
+            options.get_port()
+        )
     }
 }
 

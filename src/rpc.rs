@@ -15,10 +15,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
+use tonic::body::Body;
 use tonic::service::Routes;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 use tower::ServiceBuilder;
+use tower::util::MapResponse;
 
 use crate::catalog::Catalog;
 use crate::drain::Drain;
@@ -51,7 +53,8 @@ pub struct RpcOptions {
 }
 
 /// Everything that a call passes: counted, shed, bounded in time, routed.
-type Service = ObserveService<ShedService<DeadlineService<Routes>>>;
+type Service = ObserveService<ShedService<DeadlineService<MapResponse<Routes, Translate>>>>;
+type Translate = fn(http::Response<Body>) -> http::Response<Body>;
 
 /// What the health service says.
 #[derive(Clone)]
@@ -98,6 +101,7 @@ pub async fn serve(
         .layer(ObserveLayer(Arc::clone(metrics)))
         .layer(ShedLayer::new(options.max_calls, Arc::clone(metrics)))
         .layer(DeadlineLayer { longest: options.max_call_time })
+        .map_response(status::in_our_words as Translate)
         .service(routes);
     let edge = Edge::new(options.edge, drain.clone(), Arc::clone(metrics));
     drop(drain.spawn(edge.accept(listener, service)));

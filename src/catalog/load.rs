@@ -81,32 +81,28 @@ impl Catalog {
         };
         let mut missing = Vec::new();
         for (load, entry) in loads.into_iter().zip(entries) {
-            missing.extend(self.land_if_good(load, entry));
+            let (lookup, missed) = self.land_if_good(load, entry);
+            // Here only: asking again under the lease, or while waiting for one, is the same read.
+            self.metrics.lookups.inc(lookup);
+            missing.extend(missed);
         }
         Some(missing)
     }
 
     /// Lands a load with what Redis holds, or returns it when that is not good enough.
-    fn land_if_good(&self, mut load: Load, entry: Option<Entry>) -> Option<Load> {
-        let Some(entry) = entry else {
-            self.metrics.lookups.inc(Lookup::RedisMiss);
-            return Some(load);
-        };
+    fn land_if_good(&self, mut load: Load, entry: Option<Entry>) -> (Lookup, Option<Load>) {
+        let Some(entry) = entry else { return (Lookup::RedisMiss, Some(load)) };
         if load.seen.as_ref().is_none_or(|seen| seen.revision <= entry.revision) {
             load.seen = Some(entry.clone());
         }
         let good = !entry.past_hard(Instant::now()) && load.freshness.accepts(&entry);
         if !good || entry.revision < load.ticket.floor() {
-            self.metrics.lookups.inc(Lookup::RedisStale);
-            return Some(load);
+            return (Lookup::RedisStale, Some(load));
         }
-        let missed = self.land(load, entry, ServedBy::Redis);
-        self.metrics.lookups.inc(if missed.is_none() {
-            Lookup::RedisHit
-        } else {
-            Lookup::RedisStale
-        });
-        missed
+        match self.land(load, entry, ServedBy::Redis) {
+            None => (Lookup::RedisHit, None),
+            missed => (Lookup::RedisStale, missed),
+        }
     }
 
     /// Loads what we get the lease for, waits for what others load, and returns what has to be loaded again.
@@ -145,7 +141,8 @@ impl Catalog {
                 sorted.unknown.push(load);
                 continue;
             };
-            match (self.land_if_good(load, asked.entry), asked.lease) {
+            let (_, missed) = self.land_if_good(load, asked.entry);
+            match (missed, asked.lease) {
                 (Some(load), Some(lease)) => {
                     sorted.ours.push(load);
                     sorted.leases.push(lease);

@@ -49,7 +49,7 @@ label_set! {
         RedisMiss = ["redis", "miss"],
         /// Redis held it, but not fresh enough for this read.
         RedisStale = ["redis", "stale"],
-        /// Redis did not answer, or with bytes that cannot be read.
+        /// Redis did not answer.
         RedisError = ["redis", "error"],
     ]
 }

@@ -2,7 +2,8 @@
 -- Versions are compared as two halves, because a number of Lua is exact only up to 2^53.
 local function read(key)
     local value = redis.pcall('GET', key)
-    if type(value) ~= 'string' then return false end
+    -- A key of another type is garbage too: an empty value, which cannot be read.
+    if type(value) == 'table' then return '' end
     return value
 end
 

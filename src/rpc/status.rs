@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use http::Response;
+use tonic::body::Body;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
@@ -64,6 +66,22 @@ pub(super) fn invalid(field: impl Into<String>, why: impl Into<String>) -> Statu
     let mut details = info("INVALID_FIELD", HashMap::from([("field".to_owned(), field.clone())]));
     details.add_bad_request_violation(field, why);
     Status::with_error_details(Code::InvalidArgument, words, details)
+}
+
+/// What tonic itself refuses, in the words of our contract: a request over the limit is OUT_OF_RANGE to it,
+/// and nothing else here is.
+pub(super) fn in_our_words(response: Response<Body>) -> Response<Body> {
+    const OUT_OF_RANGE: &[u8] = b"11";
+    match response.headers().get(Status::GRPC_STATUS) {
+        Some(code) if code.as_bytes() == OUT_OF_RANGE => request_too_large().into_http(),
+        _ => response,
+    }
+}
+
+/// Without a hint when to try again: the same call always fails.
+fn request_too_large() -> Status {
+    let words = "the request is larger than this server accepts";
+    status(Code::ResourceExhausted, words, "REQUEST_TOO_LARGE", HashMap::new())
 }
 
 pub(super) fn deadline_exceeded() -> Status {

@@ -5,14 +5,16 @@ mod node;
 mod outside;
 mod private;
 mod program;
+mod raw;
 mod servers;
 mod stack;
 mod suite;
 
-pub use node::{Node, cache_status, get};
+pub use node::{Node, admin, cache_status, channel, get};
 pub use outside::finish;
 pub use private::Private;
-pub use program::Program;
+pub use program::{Ended, Program};
+pub use raw::{Raw, framed};
 pub use servers::Servers;
 pub use stack::{Stack, Topology};
 pub use suite::Suite;
@@ -21,6 +23,12 @@ use std::time::{Duration, Instant};
 
 /// Longer than anything takes that does not hang.
 pub const HANG: Duration = Duration::from_secs(20);
+
+/// A port that is free now, of those that neither devstack nor the system hands out.
+pub fn free_port() -> u16 {
+    let mut ports = std::iter::repeat_with(|| rand::random_range(22_000..32_000));
+    ports.find(|port| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok()).unwrap()
+}
 
 /// Waits until `condition` holds.
 pub async fn eventually<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {

@@ -14,18 +14,25 @@ mod controls;
 mod explain;
 mod harness;
 
+mod config;
 mod docs;
+mod drain;
+mod edge;
+mod errors;
 mod examples;
+mod garbage;
 mod hot_keys;
 mod hot_model;
 mod hot_tier;
 mod lease;
+mod metrics;
 mod newest_wins;
 mod outage;
 mod races;
 mod refresh;
 mod schema;
 mod stampede;
+mod wire;
 
 use harness::{Servers, Suite};
 
@@ -48,6 +55,13 @@ fn main() -> std::process::ExitCode {
     outage::register(&mut suite);
     examples::register(&mut suite);
     docs::register(&mut suite);
+    errors::register(&mut suite);
+    wire::register(&mut suite);
+    garbage::register(&mut suite);
+    config::register(&mut suite);
+    drain::register(&mut suite);
+    edge::register(&mut suite);
+    metrics::register(&mut suite);
     let conclusion = suite.run(arguments);
     servers.stop();
     conclusion.exit_code()

@@ -64,11 +64,12 @@ pub fn cache_status<T>(response: &Response<T>) -> &str {
     response.metadata().get("cache-status").unwrap().to_str().unwrap()
 }
 
-pub(super) async fn channel(port: u16) -> Channel {
+pub async fn channel(port: u16) -> Channel {
     Endpoint::from_shared(format!("http://127.0.0.1:{port}")).unwrap().connect().await.unwrap()
 }
 
-async fn admin(port: u16, path: &str) -> (u16, String) {
+/// What an admin port answers.
+pub async fn admin(port: u16, path: &str) -> (u16, String) {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let mut socket = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
     let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");

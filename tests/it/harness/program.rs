@@ -1,6 +1,7 @@
 //! The program itself, in a process of its own: for what happens to processes.
 
 use std::process::Stdio;
+use std::sync::{Arc, Mutex};
 
 use hotshelf::proto::ProductServiceClient;
 use nix::sys::signal::{Signal, kill};
@@ -9,7 +10,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tonic::transport::Channel;
 
-use super::node::channel;
+use super::node::{admin, channel};
 use super::{HANG, Stack};
 
 /// The program that cargo built for these tests.
@@ -19,11 +20,15 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_hotshelf");
 pub struct Program {
     child: Child,
     port: u16,
+    admin_port: u16,
+    log: Arc<Mutex<String>>,
 }
 
 /// How a process ended.
+#[derive(Debug)]
 pub struct Ended {
     pub code: Option<i32>,
+    pub stdout: String,
     pub stderr: String,
 }
 
@@ -34,7 +39,7 @@ impl Program {
         command.args(arguments).env_clear().current_dir(std::env::temp_dir());
         command
             .stdin(Stdio::null())
-            .stdout(Stdio::null())
+            .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .kill_on_drop(true);
         command
@@ -42,45 +47,67 @@ impl Program {
 
     /// Runs a command to its end.
     pub async fn run(arguments: &[&str]) -> Ended {
-        let output = Self::command(arguments).output();
-        let output = tokio::time::timeout(HANG, output).await.expect("ends").unwrap();
-        Ended { code: output.status.code(), stderr: String::from_utf8(output.stderr).unwrap() }
+        Self::finish(Self::command(arguments)).await
+    }
+
+    /// Runs a prepared command to its end.
+    pub async fn finish(mut command: Command) -> Ended {
+        let output = tokio::time::timeout(HANG, command.output()).await.expect("ends").unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        let (stdout, stderr) = (text(output.stdout), text(output.stderr));
+        Ended { code: output.status.code(), stdout, stderr }
+    }
+
+    /// A command that serves in this test's world. `more` may also replace what is set here.
+    pub fn serving(stack: &Stack, more: &[&str]) -> Command {
+        let defaults = [
+            ["--database-url", &stack.database_url],
+            ["--redis-url", &stack.redis_url],
+            ["--redis-namespace", &stack.namespace],
+            ["--redis-timeout", "2s"],
+            ["--database-statement-timeout", "10s"],
+            ["--grpc-addr", "127.0.0.1:0"],
+            ["--admin-addr", "127.0.0.1:0"],
+        ];
+        let mut command = Self::command(&["serve"]);
+        for pair in defaults.iter().filter(|pair| !more.contains(&pair[0])) {
+            command.args(pair);
+        }
+        command.args(more);
+        command
     }
 
     /// Serves in this test's world, and is ready.
     pub async fn serve(stack: &Stack, more: &[&str]) -> Self {
-        let mut arguments = vec![
-            "serve",
-            "--database-url",
-            &stack.database_url,
-            "--redis-url",
-            &stack.redis_url,
-            "--redis-namespace",
-            &stack.namespace,
-            "--redis-timeout",
-            "2s",
-            "--database-statement-timeout",
-            "10s",
-            "--grpc-addr",
-            "127.0.0.1:0",
-            "--admin-addr",
-            "127.0.0.1:0",
-        ];
-        arguments.extend(more);
-        let mut child = Self::command(&arguments).spawn().unwrap();
+        Self::start(Self::serving(stack, more)).await
+    }
+
+    /// Starts a prepared command, and is ready.
+    pub async fn start(mut command: Command) -> Self {
+        // Nobody reads it.
+        let mut child = command.stdout(Stdio::null()).spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let mut said = String::new();
         let reported = async {
             loop {
-                let line = lines.next_line().await.unwrap().expect("it reports its address");
-                if let Some(port) = port_in(&line) {
-                    break port;
+                let next = lines.next_line().await.unwrap();
+                let line = next.unwrap_or_else(|| panic!("it reports its address: {said}"));
+                said += &format!("{line}\n");
+                if let Some(port) = port_in(&line, "grpc_addr") {
+                    break (port, port_in(&line, "admin_addr").unwrap());
                 }
             }
         };
-        let port = tokio::time::timeout(HANG, reported).await.expect("serves");
+        let (port, admin_port) = tokio::time::timeout(HANG, reported).await.expect("serves");
+        let log = Arc::new(Mutex::new(said));
+        let written = Arc::clone(&log);
         // Read on, so that the process never waits for its log to be read.
-        tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
-        Self { child, port }
+        tokio::spawn(async move {
+            while let Ok(Some(line)) = lines.next_line().await {
+                *written.lock().unwrap() += &format!("{line}\n");
+            }
+        });
+        Self { child, port, admin_port, log }
     }
 
     pub async fn client(&self) -> ProductServiceClient<Channel> {
@@ -89,6 +116,16 @@ impl Program {
 
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// What the admin port answers.
+    pub async fn admin(&self, path: &str) -> (u16, String) {
+        admin(self.admin_port, path).await
+    }
+
+    /// What it has written to standard error.
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
     }
 
     pub fn signal(&self, signal: Signal) {
@@ -107,8 +144,8 @@ impl Program {
     }
 }
 
-/// The port in the line `... serving grpc_addr=127.0.0.1:PORT ...`.
-fn port_in(line: &str) -> Option<u16> {
-    let (_, rest) = line.split_once("grpc_addr=127.0.0.1:")?;
+/// The port in `... NAME=127.0.0.1:PORT ...`.
+fn port_in(line: &str, name: &str) -> Option<u16> {
+    let (_, rest) = line.split_once(&format!("{name}=127.0.0.1:"))?;
     rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use clap::Parser;
 use devstack::{Postgres, Redis, RedisCluster};
-use fred::interfaces::{ClientLike, KeysInterface};
+use fred::interfaces::{ClientLike, KeysInterface, LuaInterface};
 use fred::prelude::{Client, Config};
 use hotshelf::config::{Cli, ServeArgs};
 use sqlx::postgres::{PgPool, PgPoolOptions};
@@ -165,6 +165,30 @@ impl Stack {
         sqlx::query_scalar(
             "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
              AND state = 'active' AND query LIKE 'SELECT id, name, %FROM products WHERE id = ANY%'",
+        )
+        .fetch_one(&self.sql)
+        .await
+        .unwrap()
+    }
+
+    /// Puts a list where an entry should be.
+    pub async fn redis_put_list(&self, id: i64) {
+        let script = "redis.call('DEL', KEYS[1]) return redis.call('RPUSH', KEYS[1], 'garbage')";
+        let () = self.redis.eval(script, self.entry_key(id), "").await.unwrap();
+    }
+
+    /// Makes every load from Postgres hang until it is rolled back.
+    pub async fn lock_products(&self) -> sqlx::Transaction<'static, sqlx::Postgres> {
+        let mut lock = self.sql.begin().await.unwrap();
+        lock.execute("LOCK TABLE products IN ACCESS EXCLUSIVE MODE").await.unwrap();
+        lock
+    }
+
+    /// How many statements hang behind a lock.
+    pub async fn waiting_statements(&self) -> i64 {
+        sqlx::query_scalar(
+            "SELECT count(*) FROM pg_stat_activity \
+             WHERE datname = current_database() AND wait_event_type = 'Lock'",
         )
         .fetch_one(&self.sql)
         .await

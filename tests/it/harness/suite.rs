@@ -42,6 +42,14 @@ impl<'a> Suite<'a> {
         self.add(name, Topology::Single, test);
     }
 
+    /// A test that only a Redis Cluster can run.
+    pub fn cluster<F>(&mut self, name: &str, test: fn(Stack) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        self.add(name, Topology::Cluster, test);
+    }
+
     /// A test that breaks servers, and so has its own.
     pub fn private<F>(&mut self, name: &str, test: fn(Private) -> F)
     where

@@ -1,0 +1,173 @@
+//! Draining: a process that is told to end finishes what it accepted, tells everybody, and keeps to its time.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use hotshelf::proto::{Product, StreamHotKeysRequest, UpdateProductRequest};
+use nix::sys::signal::Signal;
+use tokio::task::JoinHandle;
+use tonic::{Code, Status};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+use tonic_types::StatusExt;
+
+use crate::harness::{HANG, Program, Stack, Suite, channel, eventually, get};
+
+pub fn register(suite: &mut Suite<'_>) {
+    suite.both("drain::no_accepted_call_fails_when_terminated_under_load", terminated);
+    suite.single("drain::no_accepted_call_fails_when_interrupted_under_load", interrupted);
+    suite.single("drain::while_it_waits_for_load_balancers_it_serves_and_says_no", delay);
+    suite.single("drain::streams_are_told_and_watches_end", streams);
+    suite.single("drain::a_call_that_never_ends_does_not_hold_the_process", grace);
+}
+
+async fn terminated(stack: Stack) {
+    under_load(stack, Signal::SIGTERM).await;
+}
+
+async fn interrupted(stack: Stack) {
+    under_load(stack, Signal::SIGINT).await;
+}
+
+/// A caller of quick reads over a connection of its own, until the signal is sent. Whatever it began before
+/// that was accepted: over a connection that stood, and GOAWAY leaves streams alone that come before it.
+fn caller(program: &Program, id: i64, signalled: &Arc<AtomicBool>) -> JoinHandle<usize> {
+    let (port, signalled) = (program.port(), Arc::clone(signalled));
+    tokio::spawn(async move {
+        let mut client = hotshelf::proto::ProductServiceClient::new(channel(port).await);
+        let mut calls = 0;
+        while !signalled.load(Ordering::SeqCst) {
+            client.get_product(get(id)).await.unwrap();
+            calls += 1;
+        }
+        calls
+    })
+}
+
+async fn under_load(stack: Stack, signal: Signal) {
+    const HELD: usize = 6;
+    let quick = stack.insert("walnut desk lamp").await;
+    let program = Program::serve(&stack, &["--database-acquire-timeout", "10s"]).await;
+    program.client().await.get_product(get(quick)).await.unwrap();
+    let mut ids = Vec::new();
+    for n in 0..HELD {
+        ids.push(stack.insert(&format!("shelf {n}")).await);
+    }
+    let lock = stack.lock_products().await;
+    let held: Vec<_> = ids.iter().map(|id| hold(&program, *id)).collect();
+    eventually("all of them hang", async || stack.waiting_statements().await == HELD as i64).await;
+    let signalled = Arc::new(AtomicBool::new(false));
+    let callers: Vec<_> = (0..20).map(|_| caller(&program, quick, &signalled)).collect();
+    let begun = AtomicUsize::new(0);
+    eventually("the load is on", async || {
+        let (_, exposition) = program.admin("/metrics").await;
+        let handled = exposition.lines().find(|line| {
+            line.starts_with("grpc_server_started_total") && line.contains("\"GetProduct\"")
+        });
+        let count: usize = handled.unwrap().rsplit(' ').next().unwrap().parse().unwrap();
+        begun.store(count, Ordering::Relaxed);
+        count > 1_000
+    })
+    .await;
+    signalled.store(true, Ordering::SeqCst);
+    program.signal(signal);
+    for calls in join_all(callers).await {
+        assert!(calls.expect("no call fails that was accepted") > 0);
+    }
+    eventually("it drains", async || program.admin("/readyz").await.0 == 503).await;
+    lock.rollback().await.unwrap();
+    for call in join_all(held).await {
+        call.unwrap().expect("accepted before the signal, finished after it");
+    }
+    assert_eq!(program.ended().await, Some(0));
+}
+
+/// A call that hangs behind the lock: reads and writes in turn.
+fn hold(program: &Program, id: i64) -> JoinHandle<Result<Product, Status>> {
+    let port = program.port();
+    tokio::spawn(async move {
+        let mut client = hotshelf::proto::ProductServiceClient::new(channel(port).await);
+        if id % 2 == 0 {
+            return Ok(client.get_product(get(id)).await?.into_inner());
+        }
+        let product = Product { id, name: "renamed".to_owned(), ..Product::default() };
+        let request = UpdateProductRequest { product: Some(product), ..Default::default() };
+        let updated = client.update_product(request).await?.into_inner();
+        assert_eq!(updated.name, "renamed");
+        Ok(updated)
+    })
+}
+
+async fn health(port: u16) -> ServingStatus {
+    let mut client = HealthClient::new(channel(port).await);
+    client.check(HealthCheckRequest::default()).await.unwrap().into_inner().status()
+}
+
+async fn delay(stack: Stack) {
+    let id = stack.insert("walnut desk lamp").await;
+    let program = Program::serve(&stack, &["--drain-delay", "1h"]).await;
+    let mut before = program.client().await;
+    before.get_product(get(id)).await.unwrap();
+    assert_eq!(health(program.port()).await, ServingStatus::Serving);
+    assert_eq!(program.admin("/readyz").await, (200, "ready\n".to_owned()));
+    program.signal(Signal::SIGTERM);
+    eventually("it says no", async || health(program.port()).await == ServingStatus::NotServing)
+        .await;
+    assert_eq!(program.admin("/readyz").await, (503, "draining\n".to_owned()));
+    assert_eq!(program.admin("/livez").await.0, 200, "nobody should kill it");
+    before.get_product(get(id)).await.expect("served over a connection from before");
+    program.client().await.get_product(get(id)).await.expect("and over a new one");
+    program.signal(Signal::SIGTERM);
+    assert_eq!(program.ended().await, Some(0), "whoever insists is obeyed at once");
+}
+
+async fn streams(stack: Stack) {
+    let program = Program::serve(&stack, &[]).await;
+    let request = StreamHotKeysRequest {
+        interval: Some(prost_types::Duration { seconds: 3_600, nanos: 0 }),
+        ..Default::default()
+    };
+    let mut hot_keys = program.client().await.stream_hot_keys(request).await.unwrap().into_inner();
+    hot_keys.message().await.unwrap().expect("a snapshot at once");
+    let mut watcher = HealthClient::new(channel(program.port()).await);
+    let request = HealthCheckRequest { service: "hotshelf.v1.ProductService".to_owned() };
+    let mut health = watcher.watch(request).await.unwrap().into_inner();
+    assert_eq!(health.message().await.unwrap().unwrap().status(), ServingStatus::Serving);
+    program.signal(Signal::SIGTERM);
+
+    let error = tokio::time::timeout(HANG, hot_keys.message()).await.unwrap().unwrap_err();
+    assert_eq!(error.code(), Code::Unavailable, "{error}");
+    let details = error.get_error_details();
+    let info = details.error_info().unwrap();
+    assert_eq!((&*info.reason, &*info.domain), ("DRAINING", "hotshelf"));
+    assert!(details.retry_info().unwrap().retry_delay.is_some());
+    let watched = async {
+        let mut last = ServingStatus::Serving;
+        while let Ok(Some(change)) = health.message().await {
+            last = change.status();
+        }
+        last
+    };
+    let last = tokio::time::timeout(HANG, watched).await.expect("the watch ends");
+    assert_ne!(last, ServingStatus::Serving);
+    assert_eq!(program.ended().await, Some(0));
+}
+
+async fn grace(stack: Stack) {
+    let id = stack.insert("walnut desk lamp").await;
+    let arguments =
+        ["--drain-grace", "300ms", "--database-statement-timeout", "1h", "--max-call-time", "1h"];
+    let program = Program::serve(&stack, &arguments).await;
+    let lock = stack.lock_products().await;
+    let held = hold(&program, id);
+    eventually("it hangs", async || stack.waiting_statements().await == 1).await;
+    program.signal(Signal::SIGTERM);
+    // The lock is held all the while, so only the grace can end it.
+    let ended = tokio::time::timeout(Duration::from_secs(15), program.ended()).await;
+    assert_eq!(ended.expect("within its grace"), Some(0));
+    assert!(held.await.unwrap().is_err());
+    lock.rollback().await.unwrap();
+}

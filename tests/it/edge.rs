@@ -1,0 +1,246 @@
+//! The edge's limits: deadlines, load shedding, connections, streams; and what it says of itself.
+
+use std::time::Duration;
+
+use hotshelf::proto::StreamHotKeysRequest;
+use prost::Message;
+use tonic::{Code, Status};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+use tonic_types::StatusExt;
+
+use crate::harness::{
+    HANG, Node, Raw, Stack, Suite, admin, channel, eventually, framed, free_port, get,
+};
+
+const GET: &str = "/hotshelf.v1.ProductService/GetProduct";
+const CHECK: &str = "/grpc.health.v1.Health/Check";
+
+pub fn register(suite: &mut Suite<'_>) {
+    suite.both("edge::a_callers_deadline_ends_its_call_and_not_the_load", callers_deadline);
+    suite.both("edge::a_caller_that_hangs_up_does_not_end_the_load", hang_up);
+    suite.single("edge::no_call_takes_longer_than_the_server_allows", longest_call);
+    suite.single("edge::past_the_limit_calls_are_refused_and_health_checks_pass", shedding);
+    suite.single("edge::past_the_limit_connections_are_closed", connections);
+    suite.single("edge::past_the_limit_watchers_are_refused", watchers);
+    suite.single("edge::past_the_limit_of_its_connection_a_call_waits", streams);
+    suite.both("edge::not_serving_until_warm_and_serving_after", readiness);
+    suite.single("edge::reflection_lists_the_service_in_both_versions", reflection);
+}
+
+fn assert_refused(status: &Status, code: Code, reason: &str, retry: bool) {
+    assert_eq!(status.code(), code, "{status}");
+    let details = status.get_error_details();
+    let info = details.error_info().unwrap();
+    assert_eq!((&*info.reason, &*info.domain), (reason, "hotshelf"));
+    assert_eq!(details.retry_info().is_some_and(|hint| hint.retry_delay.is_some()), retry);
+}
+
+fn spawn_get(node: &Node, id: i64) -> tokio::task::JoinHandle<Result<(), Status>> {
+    let mut client = node.client.clone();
+    tokio::spawn(async move { client.get_product(get(id)).await.map(drop) })
+}
+
+/// The next reader joins the load that was left behind.
+async fn next_reader_joins(stack: &Stack, node: &Node, id: i64, lock: Lock) {
+    let next = spawn_get(node, id);
+    let joined = async || node.metric("hotshelf_singleflight_joined_total").await == 1.0;
+    eventually("the next reader joins", joined).await;
+    lock.rollback().await.unwrap();
+    tokio::time::timeout(HANG, next).await.unwrap().unwrap().unwrap();
+    assert_eq!(stack.loads().await, 1);
+}
+
+type Lock = sqlx::Transaction<'static, sqlx::Postgres>;
+
+async fn callers_deadline(stack: Stack) {
+    let id = stack.insert("walnut desk lamp").await;
+    let node = stack.node().await;
+    let lock = stack.lock_products().await;
+    let raw = Raw::connect(node.grpc_addr.port()).await;
+    let late = raw.call_within("300m", GET, &get(id)).await;
+    assert_refused(&late, Code::DeadlineExceeded, "DEADLINE_EXCEEDED", false);
+    next_reader_joins(&stack, &node, id, lock).await;
+}
+
+async fn hang_up(stack: Stack) {
+    let id = stack.insert("walnut desk lamp").await;
+    let node = stack.node().await;
+    let lock = stack.lock_products().await;
+    let first = spawn_get(&node, id);
+    eventually("it hangs", async || stack.waiting_statements().await == 1).await;
+    first.abort();
+    let cancelled = concat!(
+        r#"grpc_server_handled_total{grpc_code="CANCELLED",grpc_method="GetProduct","#,
+        r#"grpc_service="hotshelf.v1.ProductService",grpc_type="unary"}"#
+    );
+    eventually("it is counted", async || node.metric(cancelled).await == 1.0).await;
+    next_reader_joins(&stack, &node, id, lock).await;
+}
+
+async fn longest_call(stack: Stack) {
+    let id = stack.insert("walnut desk lamp").await;
+    let node =
+        stack.node_with(|args| args.serving.max_call_time = Duration::from_millis(300)).await;
+    let lock = stack.lock_products().await;
+    let raw = Raw::connect(node.grpc_addr.port()).await;
+    let without = raw.call(GET, &get(id)).await;
+    assert_refused(&without, Code::DeadlineExceeded, "DEADLINE_EXCEEDED", false);
+    let patient = raw.call_within("1H", GET, &get(id)).await;
+    assert_refused(&patient, Code::DeadlineExceeded, "DEADLINE_EXCEEDED", false);
+    lock.rollback().await.unwrap();
+    eventually("the load landed", async || node.get(id).await.is_ok()).await;
+}
+
+async fn shedding(stack: Stack) {
+    let (a, b) = (stack.insert("a").await, stack.insert("b").await);
+    let node = stack.node_with(|args| args.serving.max_calls = 2).await;
+    let lock = stack.lock_products().await;
+    let held = [spawn_get(&node, a), spawn_get(&node, b)];
+    let in_flight = async |calls| node.metric("hotshelf_calls_in_flight").await == calls;
+    eventually("both are in flight", async || in_flight(2.0).await).await;
+    let refused = node.get(a).await.unwrap_err();
+    assert_refused(&refused, Code::ResourceExhausted, "TOO_MANY_REQUESTS", true);
+    assert_eq!(node.metric(r#"hotshelf_shed_total{reason="calls"}"#).await, 1.0);
+    assert_eq!(health(node.grpc_addr.port()).await, Some(ServingStatus::Serving));
+    lock.rollback().await.unwrap();
+    for call in held {
+        call.await.unwrap().unwrap();
+    }
+    eventually("the places are free again", async || in_flight(0.0).await).await;
+    node.product(a).await;
+}
+
+async fn connections(stack: Stack) {
+    let id = stack.insert("walnut desk lamp").await;
+    let node = stack.node_with(|args| args.serving.max_connections = 2).await;
+    let open = async |count| node.metric("hotshelf_connections").await == count;
+    let second = Raw::connect(node.grpc_addr.port()).await;
+    assert_eq!(second.call(GET, &get(id)).await.code(), Code::Ok);
+    assert!(open(2.0).await);
+    let third = async {
+        let raw = Raw::try_connect(node.grpc_addr.port()).await?;
+        raw.call_with(GET, http::HeaderMap::new(), framed(&get(id).encode_to_vec())).await
+    };
+    let third = tokio::time::timeout(HANG, third).await.expect("closed at once");
+    assert!(third.is_err());
+    assert_eq!(node.metric(r#"hotshelf_shed_total{reason="connections"}"#).await, 1.0);
+    node.product(id).await;
+    drop(second);
+    eventually("its place is free again", async || open(1.0).await).await;
+    let next = Raw::connect(node.grpc_addr.port()).await;
+    assert_eq!(next.call(GET, &get(id)).await.code(), Code::Ok);
+}
+
+async fn watchers(stack: Stack) {
+    let node = stack.node_with(|args| args.serving.max_watchers = 1).await;
+    let watch = async || node.client.clone().stream_hot_keys(StreamHotKeysRequest::default()).await;
+    let mut first = watch().await.unwrap().into_inner();
+    assert!(first.message().await.unwrap().is_some());
+    let refused = watch().await.unwrap_err();
+    assert_refused(&refused, Code::ResourceExhausted, "TOO_MANY_STREAMS", true);
+    assert_eq!(node.metric(r#"hotshelf_shed_total{reason="streams"}"#).await, 1.0);
+    drop(first);
+    let gone = async || node.metric("hotshelf_hot_keys_watchers").await == 0.0;
+    eventually("its place is free again", gone).await;
+    assert!(watch().await.unwrap().into_inner().message().await.unwrap().is_some());
+}
+
+async fn streams(stack: Stack) {
+    let id = stack.insert("walnut desk lamp").await;
+    let node = stack.node_with(|args| args.serving.max_streams_per_connection = 1).await;
+    let raw = Raw::connect(node.grpc_addr.port()).await;
+    // Once served, it knows the server's settings.
+    raw.call(CHECK, &HealthCheckRequest::default()).await;
+    let lock = stack.lock_products().await;
+    let spawn = |path, message: Vec<u8>| {
+        let raw = raw.clone();
+        tokio::spawn(async move {
+            raw.call_with(path, http::HeaderMap::new(), framed(&message)).await.unwrap()
+        })
+    };
+    let first = spawn(GET, get(id).encode_to_vec());
+    eventually("it hangs", async || stack.waiting_statements().await == 1).await;
+    let second = spawn(CHECK, Vec::new());
+    for _ in 0..20 {
+        assert_eq!(health(node.grpc_addr.port()).await, Some(ServingStatus::Serving));
+    }
+    assert!(!second.is_finished(), "it waits for the first, and others do not wait");
+    lock.rollback().await.unwrap();
+    for call in [first, second] {
+        assert_eq!(tokio::time::timeout(HANG, call).await.unwrap().unwrap().code(), Code::Ok);
+    }
+}
+
+/// `None` while nobody listens.
+async fn health(port: u16) -> Option<ServingStatus> {
+    tokio::net::TcpStream::connect(("127.0.0.1", port)).await.ok()?;
+    let mut client = HealthClient::new(channel(port).await);
+    let request = HealthCheckRequest { service: "hotshelf.v1.ProductService".to_owned() };
+    Some(client.check(request).await.ok()?.into_inner().status())
+}
+
+async fn readiness(stack: Stack) {
+    let id = stack.insert("walnut desk lamp").await;
+    let ranker =
+        stack.node_with(|args| args.caching.refresh_interval = Duration::from_millis(50)).await;
+    ranker.product(id).await;
+    let ranked = async || !ranker.catalog.fleet_hot_keys(1).await.is_empty();
+    eventually("the fleet ranks it", ranked).await;
+    ranker.app.stop().await;
+    stack.redis_evict(id).await;
+    let lock = stack.lock_products().await;
+    let mut args = stack.args();
+    let (grpc, admin_port) = (free_port(), free_port());
+    args.serving.grpc_addr.set_port(grpc);
+    args.serving.admin_addr.set_port(admin_port);
+    args.caching.warm_timeout = HANG;
+    let start = tokio::spawn(async move { hotshelf::app::App::start(&args).await.unwrap() });
+    let not_yet = async || health(grpc).await == Some(ServingStatus::NotServing);
+    eventually("it says that it is not ready", not_yet).await;
+    let (status, reason) = ready_at(admin_port).await;
+    assert_eq!((status, &*reason), (503, "loading the hottest products\n"));
+    assert!(!start.is_finished());
+    lock.rollback().await.unwrap();
+    let app = tokio::time::timeout(HANG, start).await.unwrap().unwrap();
+    assert_eq!(health(grpc).await, Some(ServingStatus::Serving));
+    assert_eq!(ready_at(admin_port).await, (200, "ready\n".to_owned()));
+    assert!(app.hot.get(hotshelf::product::ProductId::new(id).unwrap()).is_some());
+}
+
+/// `/readyz`, once the reason has reached it: the gRPC port opens a moment before.
+async fn ready_at(port: u16) -> (u16, String) {
+    eventually("started", async || admin(port, "/readyz").await.1 != "starting\n").await;
+    admin(port, "/readyz").await
+}
+
+macro_rules! services {
+    ($version:ident, $node:expr) => {{
+        use tonic_reflection::pb::$version::{
+            ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+            server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
+        };
+        let mut client = ServerReflectionClient::new(channel($node.grpc_addr.port()).await);
+        let request = ServerReflectionRequest {
+            host: String::new(),
+            message_request: Some(MessageRequest::ListServices(String::new())),
+        };
+        let requests = futures_util::stream::iter([request]);
+        let mut answers = client.server_reflection_info(requests).await.unwrap().into_inner();
+        let answer = answers.message().await.unwrap().unwrap();
+        let Some(MessageResponse::ListServicesResponse(list)) = answer.message_response else {
+            panic!("no list: {answer:?}");
+        };
+        list.service.into_iter().map(|service| service.name).collect::<Vec<_>>()
+    }};
+}
+
+async fn reflection(stack: Stack) {
+    let node = stack.node().await;
+    for names in [services!(v1, node), services!(v1alpha, node)] {
+        for name in ["hotshelf.v1.ProductService", "grpc.health.v1.Health"] {
+            assert!(names.iter().any(|listed| listed == name), "{name} in {names:?}");
+        }
+    }
+}

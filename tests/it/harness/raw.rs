@@ -1,0 +1,71 @@
+//! A bare HTTP/2 connection: for requests that no generated client would send, and for deadlines that only the
+//! server keeps (tonic's client keeps them too, and says CANCELLED).
+
+use bytes::{BufMut, Bytes, BytesMut};
+use http::{HeaderMap, Request};
+use http_body_util::{BodyExt, Full};
+use hyper::client::conn::http2::{self, SendRequest};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use prost::Message;
+use tonic::Status;
+
+/// A connection; cloned senders share it.
+#[derive(Clone)]
+pub struct Raw(SendRequest<Full<Bytes>>);
+
+impl Raw {
+    pub async fn connect(port: u16) -> Self {
+        Self::try_connect(port).await.unwrap()
+    }
+
+    /// `Err` when the server closes the connection at once.
+    pub async fn try_connect(port: u16) -> Result<Self, hyper::Error> {
+        let socket = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+        socket.set_nodelay(true).unwrap();
+        let io = TokioIo::new(socket);
+        let (sender, connection) = http2::handshake(TokioExecutor::new(), io).await?;
+        tokio::spawn(connection);
+        Ok(Self(sender))
+    }
+
+    /// Sends a message.
+    pub async fn call(&self, path: &str, message: &impl Message) -> Status {
+        self.call_with(path, HeaderMap::new(), framed(&message.encode_to_vec())).await.unwrap()
+    }
+
+    /// Sends a message with a deadline that the server is to keep.
+    pub async fn call_within(&self, timeout: &str, path: &str, message: &impl Message) -> Status {
+        let mut headers = HeaderMap::new();
+        headers.insert("grpc-timeout", timeout.parse().unwrap());
+        self.call_with(path, headers, framed(&message.encode_to_vec())).await.unwrap()
+    }
+
+    /// Sends any body.
+    pub async fn call_with(
+        &self,
+        path: &str,
+        headers: HeaderMap,
+        body: Bytes,
+    ) -> Result<Status, hyper::Error> {
+        let mut request = Request::post(format!("http://127.0.0.1{path}"));
+        request = request.header("content-type", "application/grpc").header("te", "trailers");
+        let mut request = request.body(Full::new(body)).unwrap();
+        request.headers_mut().extend(headers);
+        let mut sender = self.0.clone();
+        sender.ready().await?;
+        let (head, body) = sender.send_request(request).await?.into_parts();
+        let collected = body.collect().await?;
+        let trailers = collected.trailers().cloned().unwrap_or_default();
+        let status = [&head.headers, &trailers].into_iter().find_map(Status::from_header_map);
+        Ok(status.unwrap_or_else(|| Status::unknown(format!("HTTP {}", head.status))))
+    }
+}
+
+/// A message as gRPC frames it: not compressed, its length.
+pub fn framed(message: &[u8]) -> Bytes {
+    let mut frame = BytesMut::new();
+    frame.put_u8(0);
+    frame.put_u32(u32::try_from(message.len()).unwrap());
+    frame.put_slice(message);
+    frame.freeze()
+}
