@@ -194,7 +194,10 @@ async fn read_your_writes(stack: Stack) {
 
 async fn more_staleness(stack: Stack) {
     let id = stack.insert("old").await;
-    let distrustful = |args: &mut ServeArgs| args.caching.max_staleness = Duration::ZERO;
+    let distrustful = |args: &mut ServeArgs| {
+        args.caching.max_staleness = Duration::ZERO;
+        args.caching.hot_lease = Duration::ZERO;
+    };
     let (a, b) = tokio::join!(stack.node_with(distrustful), stack.node());
     a.product(id).await;
     let new = rename(&b, id, "new").await;
