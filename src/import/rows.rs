@@ -6,7 +6,7 @@ use crate::product::{Invalid, NewProduct, Price, ProductId};
 
 const COLUMNS: [&str; 5] = ["id", "name", "price", "currency", "description"];
 const COLUMNS_HELP: &str =
-    "the columns are name and price, and where wanted id, currency and description";
+    "the columns are name and price, and optionally id, currency and description";
 const DEFAULT_CURRENCY: &str = "USD";
 
 /// Where a file has its columns.
@@ -107,8 +107,8 @@ fn parse_id(text: &str) -> Result<Option<ProductId>, Invalid> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::records::Records;
     use super::*;
+    use crate::import::records::Records;
 
     /// The second record of `csv`, read by the columns of the first.
     fn parse(csv: impl AsRef<[u8]>) -> Result<Row, String> {

@@ -24,6 +24,7 @@ mod garbage;
 mod hot_keys;
 mod hot_model;
 mod hot_tier;
+mod import;
 mod lease;
 mod metrics;
 mod newest_wins;
@@ -55,6 +56,7 @@ fn main() -> std::process::ExitCode {
     outage::register(&mut suite);
     examples::register(&mut suite);
     docs::register(&mut suite);
+    import::register(&mut suite);
     errors::register(&mut suite);
     wire::register(&mut suite);
     garbage::register(&mut suite);
