@@ -30,6 +30,13 @@ CREATE TABLE product_changes (
     change_time timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 
+-- The last version of what was deleted, so that a load which finds nothing can say what the absence is newer
+-- than. One small row for each product that was ever deleted.
+CREATE TABLE deleted_products (
+    product_id  bigint PRIMARY KEY,
+    version     bigint NOT NULL
+);
+
 -- Changes that were relayed, kept for a while: when Redis fails over it may have lost what it was told last,
 -- and they go back into the outbox.
 CREATE TABLE relayed_changes (
@@ -40,14 +47,11 @@ CREATE TABLE relayed_changes (
     relay_time  timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 
--- Versions are taken while the row is locked, so for each product they grow in the order of commits.
+-- Versions are taken while the row is locked, so for each product they grow in the order of commits. Only an insert
+-- locks its key after this trigger: see products_record_inserted.
 CREATE FUNCTION products_assign_version() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    IF TG_OP = 'INSERT' THEN
-        -- An insert locks its key only after this trigger. Waiting here for whoever is changing or
-        -- deleting the row of that id keeps a re-insertion newer than the deletion it waited for.
-        PERFORM 1 FROM products WHERE id = NEW.id FOR SHARE;
-    ELSIF NEW.id <> OLD.id THEN
+    IF TG_OP = 'UPDATE' AND NEW.id <> OLD.id THEN
         RAISE EXCEPTION 'products.id cannot be changed (from % to %)', OLD.id, NEW.id
             USING HINT = 'Insert a product with the new id and delete the old one.';
     END IF;
@@ -61,6 +65,18 @@ CREATE TRIGGER products_assign_version BEFORE INSERT OR UPDATE ON products
 
 -- Statement triggers with transition tables: repricing a million rows in one statement stays one
 -- statement, with one INSERT into the outbox. No NOTIFY, which takes a database-wide lock at commit.
+CREATE FUNCTION products_record_inserted() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO product_changes (product_id, version, deleted)
+        SELECT id, version, false FROM written;
+    -- What was inserted may have taken its version before others inserted, changed and deleted a product of the same
+    -- id, and have waited for them. Then it takes another: what is re-inserted is newer than what was deleted.
+    UPDATE products SET version = products.version
+        FROM written JOIN deleted_products ON deleted_products.product_id = written.id
+        WHERE products.id = written.id AND deleted_products.version >= written.version;
+    RETURN NULL;
+END $$;
+
 CREATE FUNCTION products_record_written() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     INSERT INTO product_changes (product_id, version, deleted)
@@ -72,6 +88,9 @@ CREATE FUNCTION products_record_deleted() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     INSERT INTO product_changes (product_id, version, deleted)
         SELECT id, version, true FROM gone;
+    INSERT INTO deleted_products (product_id, version)
+        SELECT id, version FROM gone
+        ON CONFLICT (product_id) DO UPDATE SET version = excluded.version;
     RETURN NULL;
 END $$;
 
@@ -79,12 +98,15 @@ CREATE FUNCTION products_record_truncated() RETURNS trigger LANGUAGE plpgsql AS 
 BEGIN
     INSERT INTO product_changes (product_id, version, deleted)
         SELECT id, version, true FROM products;
+    INSERT INTO deleted_products (product_id, version)
+        SELECT id, version FROM products
+        ON CONFLICT (product_id) DO UPDATE SET version = excluded.version;
     RETURN NULL;
 END $$;
 
 CREATE TRIGGER products_record_inserted AFTER INSERT ON products
     REFERENCING NEW TABLE AS written
-    FOR EACH STATEMENT EXECUTE FUNCTION products_record_written();
+    FOR EACH STATEMENT EXECUTE FUNCTION products_record_inserted();
 CREATE TRIGGER products_record_updated AFTER UPDATE ON products
     REFERENCING NEW TABLE AS written
     FOR EACH STATEMENT EXECUTE FUNCTION products_record_written();

@@ -147,7 +147,7 @@ impl Relay {
         let exists = |id| loaded.products.iter().any(|product| product.id == id);
         let gone = |change: &&Change| superseded.contains(&change.id) && !exists(change.id);
         for change in claim.changes.iter().filter(gone) {
-            let version = change.revision.version;
+            let version = change.revision.version.max(loaded.last_version(change.id));
             let entry = Entry::tombstone(version, loaded.known_at, self.options.ttl.tombstone());
             entries.push((change.id, entry));
         }

@@ -38,13 +38,14 @@ impl Catalog {
                 }
                 Ok(Poll::Restarted(moment)) => {
                     self.hot.void_before(moment);
-                    // What is checked from now on hears of every change.
-                    self.hot.prove(moment);
                     if following {
                         tracing::warn!("part of the change stream was missed: memory is void");
                         self.metrics.stream_gaps.inc(());
-                        self.replay().await;
                     }
+                    // At the start, too: another instance may have died before it did.
+                    self.replay().await;
+                    // What is checked from that moment on hears of every change.
+                    self.hot.prove(moment);
                     following = true;
                 }
                 Err(error) => {

@@ -233,16 +233,16 @@ impl Catalog {
         // A product that is gone was gone after every version that was heard of before the read.
         let floors: Vec<Version> = loads.iter().map(Load::newest_heard_of).collect();
         let loaded = self.postgres.load(&ids(loads)).await?;
-        let mut entries: Vec<Entry> = floors
-            .into_iter()
-            .map(|floor| Entry::tombstone(floor, loaded.known_at, self.options.ttl.tombstone()))
-            .collect();
+        let absent = loads.iter().zip(floors).map(|(load, floor)| {
+            let version = loaded.last_version(load.pilot.id()).max(floor);
+            Entry::tombstone(version, loaded.known_at, self.options.ttl.tombstone())
+        });
+        let mut entries: Vec<Entry> = absent.collect();
         let places: HashMap<_, _> =
             loads.iter().enumerate().map(|(place, load)| (load.pilot.id(), place)).collect();
-        for product in loaded.products {
+        for product in &loaded.products {
             if let Some(place) = places.get(&product.id) {
-                entries[*place] =
-                    Entry::live(&product, loaded.known_at, self.options.ttl.product());
+                entries[*place] = Entry::live(product, loaded.known_at, self.options.ttl.product());
             }
         }
         Ok(entries)

@@ -101,8 +101,9 @@ impl Claim {
     /// What some of the products are now.
     pub(crate) async fn load(&mut self, ids: &[ProductId]) -> Result<Loaded, Error> {
         let known_at = Instant::now();
-        let rows = load_on(&mut self.transaction, ids).await.map_err(|error| read_error(&error))?;
-        Loaded::new(rows, known_at)
+        let found = load_on(&mut self.transaction, ids).await;
+        let (rows, gone) = found.map_err(|error| read_error(&error))?;
+        Loaded::new(rows, gone, known_at)
     }
 
     /// The changes are applied; they leave the outbox.

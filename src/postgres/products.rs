@@ -1,5 +1,6 @@
 //! Reading and writing products.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use sqlx::pool::PoolConnection;
@@ -32,6 +33,7 @@ const CREATE: &str = concat!(
 );
 const DELETE: &str =
     "DELETE FROM products WHERE id = $1 AND ($2::bigint IS NULL OR version = $2) RETURNING version";
+const GONE: &str = "SELECT product_id, version FROM deleted_products WHERE product_id = ANY($1)";
 const ANY: &str = "SELECT EXISTS (SELECT FROM products)";
 const VERSION: &str = "SELECT version FROM products WHERE id = $1";
 
@@ -40,14 +42,27 @@ const VERSION: &str = "SELECT version FROM products WHERE id = $1";
 pub(crate) struct Loaded {
     /// The products that exist.
     pub(crate) products: Vec<Product>,
+    /// The last versions of products that were deleted; some of them may exist again.
+    gone: HashMap<ProductId, Version>,
     /// What was found was current at this moment, or later.
     pub(crate) known_at: Instant,
 }
 
 impl Loaded {
-    pub(super) fn new(rows: Vec<Row>, known_at: Instant) -> Result<Self, Error> {
+    pub(super) fn new(
+        rows: Vec<Row>,
+        gone: Vec<(i64, i64)>,
+        known_at: Instant,
+    ) -> Result<Self, Error> {
         let products: Result<_, _> = rows.into_iter().map(Product::try_from).collect();
-        Ok(Self { products: products?, known_at })
+        let gone = gone.into_iter();
+        let gone = gone.filter_map(|(id, version)| Some((ProductId::new(id)?, Version(version))));
+        Ok(Self { products: products?, gone: gone.collect(), known_at })
+    }
+
+    /// The version that a product which was not found was last known to have.
+    pub(crate) fn last_version(&self, id: ProductId) -> Version {
+        self.gone.get(&id).copied().unwrap_or_default()
     }
 }
 
@@ -97,9 +112,9 @@ impl Postgres {
         self.metrics.postgres_loads.add((), ids.len() as u64);
         let mut connection = self.pool.acquire().await.map_err(|error| read_error(&error))?;
         let known_at = Instant::now();
-        let rows = self.in_time(load_on(&mut connection, ids)).await;
-        let rows = rows.map_err(|error| read_error(&given_up(&mut connection, error)))?;
-        Loaded::new(rows, known_at)
+        let found = self.in_time(load_on(&mut connection, ids)).await;
+        let (rows, gone) = found.map_err(|error| read_error(&given_up(&mut connection, error)))?;
+        Loaded::new(rows, gone, known_at)
     }
 
     /// Whether there are any products.
@@ -194,11 +209,17 @@ impl Postgres {
     }
 }
 
-/// Reads the rows of products.
+/// Reads the rows of products, and the last versions of those that were deleted.
 pub(super) async fn load_on(
     connection: &mut sqlx::PgConnection,
     ids: &[ProductId],
-) -> Result<Vec<Row>, sqlx::Error> {
+) -> Result<(Vec<Row>, Vec<(i64, i64)>), sqlx::Error> {
     let ids: Vec<i64> = ids.iter().map(|id| id.get()).collect();
-    sqlx::query_as(LOAD).bind(ids).fetch_all(connection).await
+    let rows: Vec<Row> = sqlx::query_as(LOAD).bind(&ids).fetch_all(&mut *connection).await?;
+    if rows.len() == ids.len() {
+        return Ok((rows, Vec::new()));
+    }
+    // A later snapshot: a product that was inserted and deleted again meanwhile is gone after that.
+    let gone = sqlx::query_as(GONE).bind(&ids).fetch_all(connection).await?;
+    Ok((rows, gone))
 }

@@ -147,10 +147,10 @@ impl Follower {
     /// Begins at the end of the stream.
     async fn restart(&mut self) -> Result<Poll, Error> {
         self.cursor = None;
-        let before = Instant::now();
         let last = self.last().await?;
         self.cursor = Some(last.unwrap_or(Cursor { id: StreamId(0, 0), number: 0 }));
-        Ok(Poll::Restarted(before))
+        // Only now: what was read while the end was looked up may have missed what is before it.
+        Ok(Poll::Restarted(Instant::now()))
     }
 
     /// Nothing new came: either nothing happened, or the stream is not the one it was, and ends before the

@@ -29,7 +29,7 @@ impl AdminService for Admin {
         request: Request<ExplainProductRequest>,
     ) -> Result<Response<ExplainProductResponse>, Status> {
         let id = convert::id("id", request.into_inner().id)?;
-        let explanation = self.catalog.explain(id).await;
+        let explanation = Box::pin(self.catalog.explain(id)).await;
         Ok(Response::new(message(id, &explanation)))
     }
 }

@@ -16,7 +16,7 @@ pub use private::Private;
 pub use program::{Ended, Program};
 pub use raw::{Raw, framed};
 pub use servers::Servers;
-pub use stack::{Stack, Topology};
+pub use stack::{Stack, Topology, connect};
 pub use suite::Suite;
 
 use std::time::{Duration, Instant};

@@ -21,6 +21,7 @@ async fn killed_holder(stack: Stack) {
     let id = stack.insert("walnut desk lamp").await;
     let holder = Program::serve(&stack, &[]).await;
     let node = stack.node().await;
+    stack.settled().await;
     // The holder's SELECT hangs behind this lock, and the holder holds the lease.
     let mut lock = stack.sql.begin().await.unwrap();
     lock.execute("LOCK TABLE products IN ACCESS EXCLUSIVE MODE").await.unwrap();
@@ -47,9 +48,9 @@ async fn renewal(stack: Stack) {
     let node = stack
         .node_with(|args| {
             args.redis.lease_ttl = Duration::from_millis(600);
-            args.database.database_url.clone_from(&stack.database_url);
         })
         .await;
+    stack.settled().await;
     let mut lock = stack.sql.begin().await.unwrap();
     lock.execute("LOCK TABLE products IN ACCESS EXCLUSIVE MODE").await.unwrap();
     let mut client = node.client.clone();
@@ -70,6 +71,7 @@ async fn waited_out(stack: Stack) {
         stack.node(),
         stack.node_with(|args| args.redis.lease_wait = Duration::from_millis(200))
     );
+    stack.settled().await;
     let mut held = slow.pauses.arm(Point::LoadedFromPostgres);
     let mut client = slow.client.clone();
     let read = tokio::spawn(async move { client.get_product(get(id)).await });
@@ -87,6 +89,7 @@ async fn failed_load(stack: Stack) {
     let node = stack
         .node_with(|args| args.postgres.database_statement_timeout = Duration::from_millis(300))
         .await;
+    stack.settled().await;
     let mut lock = stack.sql.begin().await.unwrap();
     lock.execute("LOCK TABLE products IN ACCESS EXCLUSIVE MODE").await.unwrap();
     let error = node.get(id).await.unwrap_err();

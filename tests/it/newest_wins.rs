@@ -45,6 +45,7 @@ pub fn register(suite: &mut Suite<'_>) {
         "newest_wins::a_caller_content_with_more_staleness_gets_no_more_than_the_bound",
         more_staleness,
     );
+    suite.both("newest_wins::a_tombstone_says_which_version_it_is_newer_than", exact_tombstone);
     suite.both(
         "newest_wins::a_version_that_was_never_committed_is_a_failed_precondition",
         never_committed,
@@ -218,4 +219,19 @@ async fn never_committed(stack: Stack) {
     let info = details.error_info().unwrap();
     assert_eq!(info.reason, "VERSION_NOT_REACHED");
     assert_eq!(info.metadata["current_version"], version.to_string());
+}
+
+/// The interleaving that the model found: nobody told the loader which version it was that is gone.
+async fn exact_tombstone(stack: Stack) {
+    let id = stack.insert("old").await;
+    let (a, b) = tokio::join!(stack.node(), stack.node());
+    stack.settled().await;
+    let version = stack.version(id).await;
+    let delete = "DELETE FROM products WHERE id = $1";
+    sqlx::query(delete).bind(id).execute(&stack.sql).await.unwrap();
+    stack.settled().await;
+    for node in [&a, &b] {
+        assert_eq!(node.get(id).await.unwrap_err().code(), Code::NotFound);
+    }
+    assert_eq!(stack.redis_revision(id).await, Some((version, true)));
 }

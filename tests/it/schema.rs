@@ -13,6 +13,11 @@ pub fn register(suite: &mut Suite<'_>) {
         one_statement,
     );
     suite.single("schema::a_reinsertion_that_waited_for_a_deletion_is_newer_than_it", reinsertion);
+    suite.single(
+        "schema::however_insertions_and_deletions_of_an_id_overlap_its_versions_grow",
+        overlapping,
+    );
+    suite.single("schema::upserts_of_one_product_do_not_deadlock", upserts);
     suite.single("schema::what_no_product_may_be_is_refused", refused);
 }
 
@@ -103,6 +108,57 @@ async fn reinsertion(stack: Stack) {
         .await
         .unwrap();
     assert!(inserted > deleted, "{inserted} after {deleted}: {changes:?}");
+}
+
+/// Eight sessions that insert and delete one id as fast as they can.
+async fn overlapping(stack: Stack) {
+    let sql = crate::harness::connect(&stack.database_url, 8);
+    let sessions = (0..8).map(|_| {
+        let sql = sql.clone();
+        tokio::spawn(async move {
+            let mut inserted = 0;
+            for _ in 0..150 {
+                let insert = "INSERT INTO products (id, name, price) VALUES (1, 'a', 1)";
+                // Refused while another's is there.
+                inserted += u32::from(sql.execute(insert).await.is_ok());
+                sql.execute("UPDATE products SET price = 2 WHERE id = 1").await.unwrap();
+                sql.execute("DELETE FROM products WHERE id = 1").await.unwrap();
+            }
+            inserted
+        })
+    });
+    let inserted: u32 = futures_util::future::join_all(sessions.collect::<Vec<_>>())
+        .await
+        .into_iter()
+        .map(Result::unwrap)
+        .sum();
+    assert!(inserted > 150, "they did overlap");
+    // In the order of the deletions, which is the order of commits: what each deleted grows.
+    let deleted: Vec<i64> =
+        sqlx::query_scalar("SELECT version FROM product_changes WHERE deleted ORDER BY seq")
+            .fetch_all(&stack.sql)
+            .await
+            .unwrap();
+    let backwards = deleted.windows(2).filter(|pair| pair[0] >= pair[1]).count();
+    assert_eq!(backwards, 0, "of {}", deleted.len());
+}
+
+async fn upserts(stack: Stack) {
+    let sql = crate::harness::connect(&stack.database_url, 4);
+    let sessions = (0..4).map(|session| {
+        let sql = sql.clone();
+        tokio::spawn(async move {
+            for round in 0..50 {
+                let upsert = "INSERT INTO products (id, name, price) VALUES (1, $1, 1) \
+                              ON CONFLICT (id) DO UPDATE SET name = excluded.name";
+                let name = format!("{session}, {round}");
+                sqlx::query(upsert).bind(name).execute(&sql).await.unwrap();
+            }
+        })
+    });
+    for session in sessions.collect::<Vec<_>>() {
+        session.await.unwrap();
+    }
 }
 
 async fn refused(stack: Stack) {

@@ -222,6 +222,12 @@ impl Stack {
         silent.commit().await.unwrap();
     }
 
+    /// The version that Postgres holds.
+    pub async fn version(&self, id: i64) -> i64 {
+        let version = sqlx::query_scalar("SELECT version FROM products WHERE id = $1");
+        version.bind(id).fetch_one(&self.sql).await.unwrap()
+    }
+
     /// Changes that no relay has applied.
     pub async fn outbox(&self) -> i64 {
         sqlx::query_scalar("SELECT count(*) FROM product_changes")
