@@ -47,10 +47,7 @@ sample: ## Writes sample products to SAMPLE_FILE (SAMPLE_COUNT of them).
 	cargo run --locked --release -q -p devstack -- sample-products --count $(SAMPLE_COUNT) > $(SAMPLE_FILE)
 	@echo 'Wrote $(SAMPLE_FILE).'
 
-.PHONY: bench
-bench: deps ## Measures speed in release mode, as ratios against a bare server.
-	cargo test --locked --release --test it -- --ignored bench
-
 .PHONY: soak
 soak: deps ## Runs the long tests in release mode: minutes, not seconds.
-	cargo test --locked --release --test it -- --ignored soak
+	cargo test --locked --release -p hotshelf --test it -- --ignored --nocapture soak
+	cargo test --locked --release -p hotshelf-model -- --ignored soak

@@ -34,6 +34,10 @@ pub fn register(suite: &mut Suite<'_>) {
         proof,
     );
     suite.both("coherence::relayed_changes_are_kept_for_replay_and_then_forgotten", forgotten);
+    suite.long_single(
+        "coherence::soak_a_million_repriced_rows_neither_flood_redis_nor_starve_reads",
+        million,
+    );
 }
 
 /// Long enough that only the relay and the stream can be what makes a change known.
@@ -215,4 +219,40 @@ async fn forgotten(stack: Stack) {
     assert_eq!(stack.relayed().await, 1);
     eventually("forgotten", || async { stack.relayed().await == 0 }).await;
     assert_eq!(node.metric("hotshelf_relayed_total").await, 1.0);
+}
+
+/// Prints how fast the relays carry one statement's million changes, and how long reads took meanwhile.
+async fn million(stack: Stack) {
+    const ROWS: i64 = 1_000_000;
+    let (a, b) = two(&stack).await;
+    run(&stack, format!("INSERT INTO products (name, price) SELECT 'p' || n, 1 FROM generate_series(1, {ROWS}) n")).await;
+    while stack.outbox().await > 0 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let hot: Vec<i64> = (1..=100).map(|n| n * (ROWS / 100)).collect();
+    for id in &hot {
+        a.product(*id).await;
+    }
+    run(&stack, "UPDATE products SET price = price * 1.1, name = 'repriced'".to_owned()).await;
+    let began = std::time::Instant::now();
+    let mut reads = Vec::new();
+    while stack.outbox().await > 0 {
+        for id in &hot {
+            let read = std::time::Instant::now();
+            b.product(*id).await;
+            reads.push(read.elapsed());
+        }
+    }
+    let rate = ROWS as f64 / began.elapsed().as_secs_f64();
+    reads.sort_unstable();
+    let worst = reads[reads.len() - 1];
+    let p99 = reads[reads.len() * 99 / 100];
+    println!(
+        "{ROWS} changes: {rate:.0} rows/s; {} reads meanwhile, p99 {p99:?}, max {worst:?}",
+        reads.len()
+    );
+    let entries = stack.redis_keys().await;
+    assert!(entries <= 200, "{entries} keys: Redis was populated");
+    all_serve(&[&a, &b], hot[0], "repriced").await;
+    assert!(worst < Duration::from_secs(5), "reads were starved");
 }

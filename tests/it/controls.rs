@@ -33,7 +33,6 @@ fn patient(args: &mut ServeArgs) {
 async fn without(stack: &Stack, protection: Protection) -> (Node, Node, i64) {
     let id = stack.insert("old").await;
     let (a, b) = tokio::join!(stack.node_with(patient), stack.node_with(patient));
-    stack.settled().await;
     a.controls.turn_off(protection);
     (a, b, id)
 }
@@ -133,7 +132,7 @@ async fn fill_lease(stack: Stack) {
 async fn relay(stack: Stack) {
     let (a, b, id) = without(&stack, Protection::Relay).await;
     b.controls.turn_off(Protection::Relay);
-    let other = stack.insert("other").await;
+    let other = stack.insert_unheard("other").await;
     for node in [&a, &b] {
         assert_eq!(node.product(id).await.name, "old");
         node.product(other).await;

@@ -25,7 +25,6 @@ async fn explain(node: &Node, id: i64) -> ExplainProductResponse {
 async fn tiers(stack: Stack) {
     let id = stack.insert("lamp").await;
     let (a, b) = tokio::join!(stack.node(), stack.node());
-    stack.settled().await;
     let nowhere = explain(&a, id).await;
     assert_eq!(nowhere.served_from(), Tier::Postgres);
     assert_eq!(nowhere.memory.unwrap().state(), SlotState::Empty);
@@ -53,7 +52,6 @@ async fn tiers(stack: Stack) {
 async fn in_flight(stack: Stack) {
     let id = stack.insert("lamp").await;
     let node = stack.node().await;
-    stack.settled().await;
     let mut held = node.pauses.arm(Point::LoadedFromPostgres);
     let mut client = node.client.clone();
     let read = tokio::spawn(async move { client.get_product(get(id)).await });
@@ -71,7 +69,6 @@ async fn in_flight(stack: Stack) {
 async fn void(stack: Stack) {
     let id = stack.insert("lamp").await;
     let node = stack.node().await;
-    stack.settled().await;
     let version = node.product(id).await.version;
     // Straight into memory: through the stream it would be mended before anybody could look.
     let revision = Revision::live(Version(version + 1));

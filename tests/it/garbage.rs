@@ -79,8 +79,6 @@ async fn assert_redis_holds(stack: &Stack, product: &Product, after: Garbage) {
 async fn reads(stack: Stack) {
     let id = stack.insert("walnut desk lamp").await;
     let node = node(&stack).await;
-    // The relay would mend the garbage, too.
-    stack.settled().await;
     let product = node.product(id).await;
     for (garbage, count) in Garbage::ALL.into_iter().zip(1_u8..) {
         garbage.put(&stack, id).await;
@@ -95,7 +93,6 @@ async fn batches(stack: Stack) {
     let mut products = Vec::new();
     for garbage in Garbage::ALL {
         let id = stack.insert(&format!("{garbage:?}")).await;
-        stack.settled().await;
         products.push(node.product(id).await);
         garbage.put(&stack, id).await;
     }
@@ -131,7 +128,6 @@ async fn fills(stack: Stack) {
     let node = node(&stack).await;
     for garbage in Garbage::ALL {
         let id = stack.insert(&format!("{garbage:?}")).await;
-        stack.settled().await;
         node.product(id).await;
         let entry = stack.redis_value(id).await.unwrap();
         stack.redis_evict(id).await;

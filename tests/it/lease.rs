@@ -21,7 +21,6 @@ async fn killed_holder(stack: Stack) {
     let id = stack.insert("walnut desk lamp").await;
     let holder = Program::serve(&stack, &[]).await;
     let node = stack.node().await;
-    stack.settled().await;
     // The holder's SELECT hangs behind this lock, and the holder holds the lease.
     let mut lock = stack.sql.begin().await.unwrap();
     lock.execute("LOCK TABLE products IN ACCESS EXCLUSIVE MODE").await.unwrap();
@@ -50,7 +49,6 @@ async fn renewal(stack: Stack) {
             args.redis.lease_ttl = Duration::from_millis(600);
         })
         .await;
-    stack.settled().await;
     let mut lock = stack.sql.begin().await.unwrap();
     lock.execute("LOCK TABLE products IN ACCESS EXCLUSIVE MODE").await.unwrap();
     let mut client = node.client.clone();
@@ -71,7 +69,6 @@ async fn waited_out(stack: Stack) {
         stack.node(),
         stack.node_with(|args| args.redis.lease_wait = Duration::from_millis(200))
     );
-    stack.settled().await;
     let mut held = slow.pauses.arm(Point::LoadedFromPostgres);
     let mut client = slow.client.clone();
     let read = tokio::spawn(async move { client.get_product(get(id)).await });
@@ -89,7 +86,6 @@ async fn failed_load(stack: Stack) {
     let node = stack
         .node_with(|args| args.postgres.database_statement_timeout = Duration::from_millis(300))
         .await;
-    stack.settled().await;
     let mut lock = stack.sql.begin().await.unwrap();
     lock.execute("LOCK TABLE products IN ACCESS EXCLUSIVE MODE").await.unwrap();
     let error = node.get(id).await.unwrap_err();

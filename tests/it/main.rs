@@ -6,6 +6,7 @@
     clippy::disallowed_methods,
     reason = "tests spawn, and read the environment, on their own"
 )]
+#![allow(clippy::print_stdout, reason = "soak tests print what they measured")]
 #![allow(clippy::large_futures, reason = "a test is one future")]
 #![allow(clippy::unwrap_used, reason = "a test fails where it fails")]
 

@@ -123,7 +123,6 @@ async fn exact(stack: Stack) {
     let ids = [stack.insert("a").await, stack.insert("b").await, stack.insert("c").await];
     // Nothing happens on its own.
     let (a, b) = tokio::join!(quiet(&stack), quiet(&stack));
-    stack.settled().await;
     let id = ids[0];
 
     let before = counters(&a).await;

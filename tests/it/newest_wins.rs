@@ -81,7 +81,6 @@ async fn let_go(read: Read, paused: Paused) -> Result<Response<Product>, Status>
 async fn late_fill(stack: Stack) {
     let id = stack.insert("old").await;
     let (node, other) = tokio::join!(stack.node(), stack.node());
-    stack.settled().await;
     let (read, paused) = hold(&node, id, Point::LoadedFromPostgres).await;
     let new = rename(&node, id, "new").await;
     assert_eq!(other.product(id).await, new);
@@ -149,7 +148,6 @@ async fn redis_behind(stack: Stack) {
             args.caching.hot_lease = Duration::ZERO;
         })
         .await;
-    stack.settled().await;
     node.product(id).await;
     let old = stack.redis_value(id).await.unwrap();
     let new = rename(&node, id, "new").await;
@@ -225,7 +223,6 @@ async fn never_committed(stack: Stack) {
 async fn exact_tombstone(stack: Stack) {
     let id = stack.insert("old").await;
     let (a, b) = tokio::join!(stack.node(), stack.node());
-    stack.settled().await;
     let version = stack.version(id).await;
     let delete = "DELETE FROM products WHERE id = $1";
     sqlx::query(delete).bind(id).execute(&stack.sql).await.unwrap();

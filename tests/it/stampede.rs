@@ -33,7 +33,6 @@ async fn read_concurrently(nodes: &[&Node], id: i64, readers: usize) {
 async fn one_instance(stack: Stack) {
     let id = stack.insert("walnut desk lamp").await;
     let node = stack.node().await;
-    stack.settled().await;
     read_concurrently(&[&node], id, 1_000).await;
     assert_eq!(stack.loads().await, 1);
     assert!(node.metric("hotshelf_singleflight_joined_total").await > 0.0);
@@ -42,7 +41,6 @@ async fn one_instance(stack: Stack) {
 async fn three_instances(stack: Stack) {
     let id = stack.insert("walnut desk lamp").await;
     let (a, b, c) = tokio::join!(stack.node(), stack.node(), stack.node());
-    stack.settled().await;
     read_concurrently(&[&a, &b, &c], id, 1_000).await;
     assert_eq!(stack.loads().await, 1);
 }
@@ -50,7 +48,6 @@ async fn three_instances(stack: Stack) {
 async fn tiers(stack: Stack) {
     let id = stack.insert("walnut desk lamp").await;
     let (a, b) = tokio::join!(stack.node(), stack.node());
-    stack.settled().await;
     let from_postgres = a.get(id).await.unwrap();
     assert_eq!(cache_status(&from_postgres), "hotshelf; fwd=miss; detail=postgres");
     let from_redis = b.get(id).await.unwrap();
@@ -94,7 +91,6 @@ async fn batch_and_singles(stack: Stack) {
         ids.push(stack.insert(&format!("shelf {n}")).await);
     }
     let node = stack.node().await;
-    stack.settled().await;
     let batch = || async {
         let request = BatchGetProductsRequest { ids: ids.clone(), ..Default::default() };
         node.client.clone().batch_get_products(request).await.unwrap().into_inner()

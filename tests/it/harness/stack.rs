@@ -1,7 +1,8 @@
 //! What one test has for itself: a database, and a key space in Redis.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use clap::Parser;
 use devstack::{Postgres, Redis, RedisCluster};
@@ -13,6 +14,9 @@ use sqlx::{AssertSqlSafe, Executor};
 
 use super::servers::TEMPLATE;
 use super::{Node, Servers};
+
+/// Longer than relays take for the few changes of a test.
+const SETTLING: Duration = Duration::from_secs(3);
 
 static NEXT: AtomicU64 = AtomicU64::new(1);
 
@@ -39,6 +43,7 @@ pub struct Stack {
     pub database_url: String,
     pub redis_url: String,
     pub namespace: String,
+    relayed_by_somebody: AtomicBool,
     redis: Client,
     // Kept, so that nobody stops them meanwhile.
     _servers: (Arc<Postgres>, Option<Arc<Redis>>, Option<Arc<RedisCluster>>),
@@ -69,7 +74,16 @@ impl Stack {
         redis.init().await.unwrap();
         let sql = connect(&database_url, 5);
         let servers = (postgres, single, cluster);
-        Self { sql, database_url, redis_url, namespace, redis, _servers: servers }
+        let relayed_by_somebody = AtomicBool::new(false);
+        Self {
+            sql,
+            database_url,
+            redis_url,
+            namespace,
+            relayed_by_somebody,
+            redis,
+            _servers: servers,
+        }
     }
 
     /// The program's own defaults, for this test's world, on free ports. Generous with Redis' deadline:
@@ -102,15 +116,29 @@ impl Stack {
         self.node_with(|_| {}).await
     }
 
-    /// An instance with some of its options changed.
+    /// An instance with some of its options changed. What was written before it started is relayed, so that no relay
+    /// breaks a lease that a test counts on.
     pub async fn node_with(&self, change: impl FnOnce(&mut ServeArgs)) -> Node {
         let mut args = self.args();
         change(&mut args);
-        Node::start(&args).await
+        let node = Node::start(&args).await;
+        self.relayed_by_somebody.store(true, Ordering::Relaxed);
+        // Without Redis nothing is relayed, and a test of that goes on all the same.
+        let _ = tokio::time::timeout(SETTLING, self.settled()).await;
+        node
     }
 
-    /// Inserts a product by SQL and returns its id.
+    /// Inserts a product by SQL and returns its id, when the relay has seen it, if there is one yet.
     pub async fn insert(&self, name: &str) -> i64 {
+        let id = self.insert_unheard(name).await;
+        if self.relayed_by_somebody.load(Ordering::Relaxed) {
+            let _ = tokio::time::timeout(SETTLING, self.settled()).await;
+        }
+        id
+    }
+
+    /// Inserts a product by SQL, and does not wait for the relay.
+    pub async fn insert_unheard(&self, name: &str) -> i64 {
         sqlx::query_scalar("INSERT INTO products (name, price) VALUES ($1, 9.99) RETURNING id")
             .bind(name)
             .fetch_one(&self.sql)
@@ -226,6 +254,15 @@ impl Stack {
     pub async fn version(&self, id: i64) -> i64 {
         let version = sqlx::query_scalar("SELECT version FROM products WHERE id = $1");
         version.bind(id).fetch_one(&self.sql).await.unwrap()
+    }
+
+    /// How many keys of this test there are, on one Redis.
+    pub async fn redis_keys(&self) -> i64 {
+        let script = "return #redis.call('KEYS', ARGV[1])";
+        self.redis
+            .eval(script, Vec::<String>::new(), format!("{}:*", self.namespace))
+            .await
+            .unwrap()
     }
 
     /// Changes that no relay has applied.

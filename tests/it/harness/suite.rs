@@ -100,6 +100,19 @@ impl<'a> Suite<'a> {
         }));
     }
 
+    /// A test on servers that takes minutes: only with `--ignored`.
+    pub fn long_single<F>(&mut self, name: &str, test: fn(Stack) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let servers = self.servers.clone();
+        let trial = Trial::test(name, move || {
+            run(Stack::new(&servers, Topology::Single), test);
+            Ok(())
+        });
+        self.trials.push(trial.with_ignored_flag(true));
+    }
+
     fn add<F>(&mut self, name: &str, topology: Topology, test: fn(Stack) -> F)
     where
         F: Future<Output = ()> + Send + 'static,
