@@ -7,7 +7,7 @@
 //!   a read tells exactly which state it saw.
 //! - [`verify`](mod@verify): the rules, product by product; [`timeline`] is the order of a product's states.
 //! - [`staleness`]: how long after a commit the older state was still served.
-//! - [`load`]: open-loop readers and writers, [`readers`] and [`writers`]; [`truth`] is what Postgres says
+//! - [`load`]: open-loop readers and writers, [`readers`] and [`writers`], by a plan that the seed decides; [`truth`] is what Postgres says
 //!   was committed; [`converge`] looks into every tier when the writes have stopped.
 //! - [`report`]: tables, and the history of a product in which something is wrong.
 //!
@@ -18,6 +18,7 @@
 pub mod converge;
 pub mod history;
 pub mod load;
+mod plan;
 pub mod readers;
 pub mod report;
 pub mod staleness;

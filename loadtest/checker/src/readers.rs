@@ -10,15 +10,16 @@ use tonic::metadata::MetadataMap;
 use tonic::{Code, Response, Status};
 
 use crate::history::{Read, Seen, Tier, Wish, micros, seen};
-use crate::load::{Keys, Load, Pace, World};
+use crate::load::{Load, World};
+use crate::plan::{Keys, Pace};
 
 /// The longest `max_staleness` that is asked for.
 const LONGEST_STALENESS: u64 = 500_000;
 /// Products of a batch.
 const BATCH: usize = 5;
-/// After a write its product is looked at through every instance this much later, so that what is seldom read
-/// counts in full.
-const LOOKS: [u64; 8] = [1, 5, 20, 50, 100, 250, 500, 1_000];
+/// After a write its product is looked at through every instance about this many ms later, so that staleness
+/// does not go unseen where reads are few.
+const LOOKS: [f64; 10] = [1.0, 4.0, 8.0, 16.0, 32.0, 64.0, 125.0, 250.0, 500.0, 1_000.0];
 
 /// Reads until that moment.
 pub(crate) async fn drive(world: &Arc<World>, load: &Load, until: Instant) {
@@ -52,7 +53,9 @@ pub(crate) fn look_again(world: &Arc<World>, product: i64) {
     let now = Instant::now();
     for after in LOOKS {
         for instance in 0..world.clients.len() {
-            let (due, world_of_task) = (now + Duration::from_millis(after), Arc::clone(world));
+            // Scattered, so that what is measured has no steps.
+            let after = Duration::from_secs_f64(after / 1e3 * rand::random_range(0.7..1.4));
+            let (due, world_of_task) = (now + after, Arc::clone(world));
             world.tasks.spawn(async move {
                 tokio::time::sleep_until(due.into()).await;
                 let sender = Arc::clone(&world_of_task);

@@ -11,7 +11,8 @@ use rand::rngs::ChaCha8Rng;
 use tonic::Code;
 
 use crate::history::{Ack, Kind, Micros, State, content};
-use crate::load::{Keys, Load, Mix, Pace, World};
+use crate::load::{Load, Mix, World};
+use crate::plan::{Keys, Pace};
 use crate::readers::{failure, look_again};
 
 /// Products of a bulk write.
