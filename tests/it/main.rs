@@ -9,6 +9,7 @@
 #![allow(clippy::large_futures, reason = "a test is one future")]
 #![allow(clippy::unwrap_used, reason = "a test fails where it fails")]
 
+mod checker;
 mod coherence;
 mod explain;
 mod harness;
@@ -42,6 +43,7 @@ fn main() -> std::process::ExitCode {
     refresh::register(&mut suite);
     hot_keys::register(&mut suite);
     outage::register(&mut suite);
+    checker::register(&mut suite);
     let conclusion = suite.run(arguments);
     servers.stop();
     conclusion.exit_code()
