@@ -1,5 +1,6 @@
 //! What is recorded of a run.
 
+use std::fmt;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use hotshelf::proto::{Money, Product};
@@ -70,6 +71,17 @@ pub struct State {
     pub version: i64,
     /// Whether there is no row any more.
     pub deleted: bool,
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { version, deleted } = self;
+        if *deleted {
+            write!(f, "the deletion of {version}")
+        } else {
+            write!(f, "version {version}")
+        }
+    }
 }
 
 /// How a product was changed.

@@ -1,6 +1,7 @@
 //! What a run came to, for people: tables in Markdown, and the whole history of a product in which something
 //! is wrong.
 
+use std::collections::HashSet;
 use std::fmt::{self, Write};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -11,7 +12,7 @@ use crate::staleness::{Row, Since, percentile};
 use crate::timeline::Timeline;
 use crate::verify::{Line, Verdict, Violation};
 
-/// Violations that are printed; the others are counted.
+/// Violations that are printed, the first of each rule and product; the others are counted.
 const PRINTED: usize = 20;
 
 const CAPTION: &str = "Staleness: how long after the commit of a change an instance still served the older \
@@ -120,7 +121,9 @@ impl fmt::Display for Report<'_> {
         self.totals(f)?;
         let violations = self.violations();
         writeln!(f, "Violations: {}.", violations.len())?;
-        for Violation { rule, product, at, what } in violations.iter().take(PRINTED) {
+        let mut printed = HashSet::new();
+        let first = violations.iter().filter(|one| printed.insert((one.rule, one.product)));
+        for Violation { rule, product, at, what } in first.take(PRINTED) {
             writeln!(f, "- {rule:?}, product {product}, at {at} us: {what}")?;
         }
         Ok(())

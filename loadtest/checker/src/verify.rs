@@ -10,7 +10,7 @@ use crate::staleness::{Since, Staleness, Watch};
 use crate::timeline::Timeline;
 
 /// A promise that was broken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Rule {
     /// What is served was committed, and not later.
     Committed,
@@ -112,7 +112,7 @@ impl<'a> Judge<'a> {
         let product = self.timeline.product;
         for lost in &self.timeline.lost {
             let what =
-                format!("{:?} was confirmed by {:?} and is not there", lost.state, lost.kind);
+                format!("{}, confirmed to a writer by {:?}, is not there", lost.state, lost.kind);
             verdict.violations.push(Violation {
                 rule: Rule::NotLost,
                 product,
@@ -148,7 +148,7 @@ impl<'a> Judge<'a> {
         self.confirmed.look(read, newest);
         self.written.look(read, newest);
         let missed = floors.into_iter().filter(|(_, floor)| place < *floor);
-        missed.map(|(rule, floor)| (rule, format!("older than {:?}", self.state(floor)))).collect()
+        missed.map(|(rule, floor)| (rule, format!("older than {}", self.state(floor)))).collect()
     }
 
     /// Takes note of what the reads showed that ended before this moment.
@@ -209,8 +209,9 @@ impl<'a> Judge<'a> {
         self.timeline.steps.get(place).is_some_and(|step| step.state.deleted)
     }
 
-    fn state(&self, place: usize) -> Option<State> {
-        self.timeline.steps.get(place).map(|step| step.state)
+    fn state(&self, place: usize) -> String {
+        let step = self.timeline.steps.get(place);
+        step.map_or("every version".to_owned(), |step| step.state.to_string())
     }
 }
 
