@@ -23,7 +23,7 @@ use fleet::{Fleet, FleetArgs};
 struct Cli {
     #[command(flatten)]
     fleet: FleetArgs,
-    /// Reads a second; looks at what was just written come on top: 10 at each instance for each write.
+    /// Reads a second; looks at what was just written come on top: 10 at each instance for each change.
     #[arg(long, default_value_t = 1_500.0, value_name = "N", value_parser = rate)]
     read_rate: f64,
     /// Writes a second.

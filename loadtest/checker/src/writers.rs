@@ -144,9 +144,6 @@ fn told(world: &Arc<World>, sent: Micros, written: &[(i64, i64)], deleted: bool)
     for (product, version) in written {
         let state = State { version: *version, deleted };
         acknowledge(world, *product, state, Kind::Sql, sent);
-    }
-    // Of a bulk write one product stands for all.
-    if let Some((product, _)) = written.first() {
         look_again(world, *product);
     }
 }
