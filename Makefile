@@ -10,9 +10,13 @@ BUF := npx --yes @bufbuild/buf@$(BUF_VERSION)
 SAMPLE_COUNT ?= 10000
 SAMPLE_FILE ?= sample-products.csv
 
+DURATION ?= 10m
+# For instance: --cluster
+CHECK_ARGS ?=
+
 .PHONY: help
 help: ## Lists these targets.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: deps
 deps: ## Installs what is missing: PostgreSQL and Redis servers, a C compiler.
@@ -51,3 +55,8 @@ sample: ## Writes sample products to SAMPLE_FILE (SAMPLE_COUNT of them).
 soak: deps ## Runs the long tests in release mode: minutes, not seconds.
 	cargo test --locked --release -p hotshelf --test it -- --ignored --nocapture soak
 	cargo test --locked --release -p hotshelf-model -- --ignored soak
+
+.PHONY: check-coherence
+check-coherence: deps ## Looks for broken promises in DURATION of mixed load on three instances, and measures staleness.
+	cargo build --locked --release -p hotshelf -p checker
+	target/release/checker --duration $(DURATION) $(CHECK_ARGS)

@@ -10,6 +10,7 @@
 #![allow(clippy::large_futures, reason = "a test is one future")]
 #![allow(clippy::unwrap_used, reason = "a test fails where it fails")]
 
+mod checker;
 mod coherence;
 mod controls;
 mod explain;
@@ -65,6 +66,7 @@ fn main() -> std::process::ExitCode {
     drain::register(&mut suite);
     edge::register(&mut suite);
     metrics::register(&mut suite);
+    checker::register(&mut suite);
     let conclusion = suite.run(arguments);
     servers.stop();
     conclusion.exit_code()

@@ -1,0 +1,205 @@
+//! A run: open-loop readers and writers. Requests are sent when their time has come, whatever became of those
+//! before them, so that a stall is not hidden by the silence that it causes.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use hotshelf::proto::{AdminServiceClient, ProductServiceClient};
+use tokio::sync::{Semaphore, watch};
+use tokio_util::task::TaskTracker;
+use tonic::transport::Channel;
+
+use crate::converge::{self, Convergence};
+use crate::history::{Ack, Clock, History, Read, WriteId};
+use crate::{Error, Target, readers, truth, writers};
+
+/// What the instances are made to bear.
+#[derive(Clone, Debug)]
+pub struct Load {
+    /// Reads a second, by plan; looks at what was just written come on top.
+    pub read_rate: f64,
+    /// Writes a second, by plan; some change several products.
+    pub write_rate: f64,
+    /// How long.
+    pub duration: Duration,
+    /// Products that nine of ten requests go to, by Zipf's law.
+    pub hot: usize,
+    /// Products that the rest goes to, evenly.
+    pub cold: usize,
+    /// Requests in flight at which the generator gives up sending more.
+    pub in_flight: usize,
+    /// The same seed plans the same load.
+    pub seed: u64,
+    /// How soon every change must be what every instance serves.
+    pub bound: Duration,
+    /// How writers write.
+    pub mix: Mix,
+}
+
+/// Shares of the kinds of write; only their ratios count.
+#[derive(Clone, Copy, Debug)]
+pub struct Mix {
+    /// UpdateProduct.
+    pub api: u32,
+    /// UPDATE of one row.
+    pub update: u32,
+    /// UPDATE of several rows, in one statement or in a transaction that stays open for a while.
+    pub bulk: u32,
+    /// DELETE, and INSERT of the same id a while later.
+    pub replace: u32,
+}
+
+impl Default for Load {
+    fn default() -> Self {
+        Self {
+            read_rate: 1_500.0,
+            write_rate: 30.0,
+            duration: Duration::from_secs(120),
+            hot: 200,
+            cold: 2_000,
+            in_flight: 2_000,
+            seed: 1,
+            bound: Duration::from_secs(1),
+            mix: Mix { api: 50, update: 25, bulk: 15, replace: 10 },
+        }
+    }
+}
+
+/// What came of a run.
+#[derive(Debug)]
+pub struct Outcome {
+    /// What was recorded.
+    pub history: History,
+    /// What the tiers held when the writes had stopped.
+    pub convergence: Convergence,
+    /// Requests that failed, by what went wrong.
+    pub failures: BTreeMap<String, u64>,
+    /// Requests that were not sent, because too many were in flight: the load was not what was asked for.
+    pub not_sent: u64,
+}
+
+/// What readers and writers share.
+pub(crate) struct World {
+    pub(crate) products: Vec<i64>,
+    pub(crate) clients: Vec<ProductServiceClient<Channel>>,
+    pub(crate) admins: Vec<AdminServiceClient<Channel>>,
+    pub(crate) sql: sqlx::PgPool,
+    pub(crate) clock: Clock,
+    pub(crate) tasks: TaskTracker,
+    /// Those of them that write.
+    pub(crate) writers: TaskTracker,
+    pub(crate) stopped: watch::Receiver<bool>,
+    /// The newest version of each product that a writer was told of.
+    newest: HashMap<i64, AtomicI64>,
+    next_write: AtomicU32,
+    in_flight: Arc<Semaphore>,
+    not_sent: AtomicU64,
+    reads: Mutex<Vec<Read>>,
+    acks: Mutex<Vec<Ack>>,
+    failures: Mutex<BTreeMap<String, u64>>,
+}
+
+/// Drives the load to its end, and looks at the tiers afterwards.
+///
+/// # Errors
+/// When Postgres does not do what the checker itself needs.
+pub async fn run(target: &Target, load: &Load) -> Result<Outcome, Error> {
+    let products = truth::prepare(&target.sql, load.hot + load.cold).await?;
+    let (stop, stopped) = watch::channel(false);
+    let world = Arc::new(World::new(target, load, products, stopped));
+    let until = Instant::now() + load.duration;
+    tokio::join!(readers::drive(&world, load, until), writers::drive(&world, load, until));
+    // Writers that had planned more leave it.
+    stop.send_replace(true);
+    world.writers.close();
+    world.writers.wait().await;
+    let convergence = converge::wait(&world, load.bound).await?;
+    world.tasks.close();
+    world.tasks.wait().await;
+    world.outcome(convergence).await
+}
+
+impl World {
+    fn new(
+        target: &Target,
+        load: &Load,
+        products: Vec<i64>,
+        stopped: watch::Receiver<bool>,
+    ) -> Self {
+        Self {
+            clients: target.instances.iter().cloned().map(ProductServiceClient::new).collect(),
+            admins: target.instances.iter().cloned().map(AdminServiceClient::new).collect(),
+            sql: target.sql.clone(),
+            clock: Clock::start(),
+            tasks: TaskTracker::new(),
+            writers: TaskTracker::new(),
+            stopped,
+            newest: products.iter().map(|id| (*id, AtomicI64::new(0))).collect(),
+            next_write: AtomicU32::new(1),
+            in_flight: Arc::new(Semaphore::new(load.in_flight)),
+            products,
+            not_sent: AtomicU64::new(0),
+            reads: Mutex::default(),
+            acks: Mutex::default(),
+            failures: Mutex::default(),
+        }
+    }
+
+    /// Does this beside everything else, unless too much is in flight already.
+    pub(crate) fn send(&self, request: impl Future<Output = ()> + Send + 'static) {
+        let Ok(slot) = Arc::clone(&self.in_flight).try_acquire_owned() else {
+            self.not_sent.fetch_add(1, Ordering::Relaxed);
+            return;
+        };
+        self.tasks.spawn(async move {
+            request.await;
+            drop(slot);
+        });
+    }
+
+    pub(crate) fn next_write(&self) -> WriteId {
+        self.next_write.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The newest version that somebody was told of.
+    pub(crate) fn newest(&self, product: i64) -> Option<i64> {
+        let version = self.newest.get(&product)?.load(Ordering::Acquire);
+        (version > 0).then_some(version)
+    }
+
+    pub(crate) fn record_ack(&self, ack: Ack) {
+        if let Some(newest) = self.newest.get(&ack.product) {
+            newest.fetch_max(ack.state.version, Ordering::Release);
+        }
+        self.acks.lock().unwrap_or_else(PoisonError::into_inner).push(ack);
+    }
+
+    pub(crate) fn each_ack(&self, look: impl FnMut(&Ack)) {
+        self.acks.lock().unwrap_or_else(PoisonError::into_inner).iter().for_each(look);
+    }
+
+    pub(crate) fn record_reads(&self, reads: impl IntoIterator<Item = Read>) {
+        self.reads.lock().unwrap_or_else(PoisonError::into_inner).extend(reads);
+    }
+
+    pub(crate) fn record_failure(&self, what: String) {
+        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        *failures.entry(what).or_default() += 1;
+    }
+
+    async fn outcome(&self, convergence: Convergence) -> Result<Outcome, Error> {
+        let committed = truth::committed(&self.sql, &self.clock).await?;
+        let history = History {
+            instances: u8::try_from(self.clients.len()).unwrap_or(u8::MAX),
+            committed,
+            acks: std::mem::take(&mut *self.acks.lock().unwrap_or_else(PoisonError::into_inner)),
+            reads: std::mem::take(&mut *self.reads.lock().unwrap_or_else(PoisonError::into_inner)),
+        };
+        truth::tidy(&self.sql, &self.products).await?;
+        let failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let not_sent = self.not_sent.load(Ordering::Relaxed);
+        Ok(Outcome { history, convergence, failures, not_sent })
+    }
+}

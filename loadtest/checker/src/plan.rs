@@ -1,0 +1,73 @@
+//! When requests are sent, and for which products.
+
+use std::time::{Duration, Instant};
+
+use rand::rngs::ChaCha8Rng;
+use rand::{RngExt, SeedableRng};
+
+use crate::load::Load;
+
+/// Moments of a Poisson process: independent of each other, and of what became of the requests.
+pub(crate) struct Pace {
+    next: Instant,
+    rate: f64,
+}
+
+impl Pace {
+    pub(crate) fn new(rate: f64) -> Self {
+        Self { next: Instant::now(), rate }
+    }
+
+    /// Waits for the next moment, or not at all if it has passed already; `None` after the last.
+    pub(crate) async fn next(
+        &mut self,
+        random: &mut ChaCha8Rng,
+        until: Instant,
+    ) -> Option<Instant> {
+        let uniform: f64 = random.random_range(f64::MIN_POSITIVE..1.0);
+        self.next += Duration::from_secs_f64(-uniform.ln() / self.rate);
+        if self.next >= until {
+            tokio::time::sleep_until(until.into()).await;
+            return None;
+        }
+        tokio::time::sleep_until(self.next.into()).await;
+        Some(self.next)
+    }
+}
+
+/// Which product is next: nine of ten by Zipf's law among the hot ones, one evenly among the others.
+pub(crate) struct Keys {
+    random: ChaCha8Rng,
+    cumulated: Vec<f64>,
+    cold: usize,
+}
+
+impl Keys {
+    pub(crate) fn new(load: &Load, stream: u64) -> Self {
+        let mut random = ChaCha8Rng::seed_from_u64(load.seed);
+        random.set_stream(stream);
+        let mut sum = 0.0;
+        let weights = (1..=load.hot).map(|rank| {
+            #[expect(clippy::cast_precision_loss, reason = "a rank is small")]
+            let rank = rank as f64;
+            sum += 1.0 / rank;
+            sum
+        });
+        Self { cumulated: weights.collect(), random, cold: load.cold }
+    }
+
+    pub(crate) fn random(&mut self) -> &mut ChaCha8Rng {
+        &mut self.random
+    }
+
+    /// The place of the next one among the products of the run.
+    pub(crate) fn next(&mut self) -> usize {
+        let hot = self.cumulated.len();
+        if self.cold > 0 && (hot == 0 || self.random.random_ratio(1, 10)) {
+            return hot + self.random.random_range(0..self.cold);
+        }
+        let total = self.cumulated.last().copied().unwrap_or(1.0);
+        let point = self.random.random_range(0.0..total);
+        self.cumulated.partition_point(|sum| *sum < point).min(hot.saturating_sub(1))
+    }
+}

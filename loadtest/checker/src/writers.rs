@@ -1,0 +1,153 @@
+//! Writes, by the API and by plain SQL. What a writer was told is recorded; what came of a write whose writer
+//! was told of a failure, Postgres knows.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hotshelf::proto::{Money, Product, UpdateProductRequest};
+use prost_types::FieldMask;
+use rand::RngExt;
+use rand::rngs::ChaCha8Rng;
+use tonic::Code;
+
+use crate::history::{Ack, Kind, Micros, State, content};
+use crate::load::{Load, Mix, World};
+use crate::plan::{Keys, Pace};
+use crate::readers::{failure, look_again};
+
+/// Products of a bulk write.
+const BULK: usize = 5;
+/// How long a transaction may stay open after its first statement, in ms.
+const OPEN: std::ops::Range<u64> = 0..30;
+/// How long a deleted product may stay away, in ms.
+const AWAY: std::ops::Range<u64> = 10..500;
+
+const UPDATE: &str = "UPDATE products SET name = $1, price = $2::numeric / 100 WHERE id = $3
+    RETURNING id, version";
+/// Locked in order, so that two of them do not wait for each other.
+const BULK_UPDATE: &str = "WITH locked AS (
+        SELECT id FROM products WHERE id = ANY($3) ORDER BY id FOR UPDATE)
+    UPDATE products SET name = $1, price = $2::numeric / 100
+    FROM locked WHERE products.id = locked.id RETURNING products.id, version";
+const DELETE: &str = "DELETE FROM products WHERE id = $1 RETURNING id, version";
+const INSERT: &str = "INSERT INTO products (id, name, price) VALUES ($3, $1, $2::numeric / 100)
+    RETURNING id, version";
+
+enum Write {
+    Api { instance: usize },
+    Update,
+    Bulk { more: Vec<i64>, open: Option<Duration> },
+    Replace { away: Duration },
+}
+
+/// Writes until that moment.
+pub(crate) async fn drive(world: &Arc<World>, load: &Load, until: Instant) {
+    let (mut keys, mut pace) = (Keys::new(load, 2), Pace::new(load.write_rate));
+    while pace.next(keys.random(), until).await.is_some() {
+        let product = world.products[keys.next()];
+        let write = plan(world, &load.mix, &mut keys);
+        let world_of_task = Arc::clone(world);
+        world.send(world.writers.track_future(async move {
+            if let Err(error) = execute(&world_of_task, product, write).await {
+                world_of_task.record_failure(format!("SQL: {error}"));
+            }
+        }));
+    }
+}
+
+fn plan(world: &World, mix: &Mix, keys: &mut Keys) -> Write {
+    let Mix { api, update, bulk, replace } = *mix;
+    let point = keys.random().random_range(0..(api + update + bulk + replace).max(1));
+    if point < api {
+        return Write::Api { instance: keys.random().random_range(0..world.clients.len()) };
+    }
+    if point < api + update {
+        return Write::Update;
+    }
+    if point < api + update + bulk {
+        let more = (1..BULK).map(|_| world.products[keys.next()]).collect();
+        let open = keys.random().random_bool(0.5).then(|| pause(keys.random(), OPEN));
+        return Write::Bulk { more, open };
+    }
+    Write::Replace { away: pause(keys.random(), AWAY) }
+}
+
+fn pause(random: &mut ChaCha8Rng, millis: std::ops::Range<u64>) -> Duration {
+    Duration::from_millis(random.random_range(millis))
+}
+
+async fn execute(world: &Arc<World>, product: i64, write: Write) -> Result<(), sqlx::Error> {
+    let (name, price) = content(world.next_write());
+    let sent = world.clock.now();
+    match write {
+        Write::Api { instance } => by_api(world, instance, product, name, price).await,
+        Write::Update => {
+            let update = sqlx::query_as(UPDATE).bind(name).bind(price).bind(product);
+            told(world, sent, &update.fetch_all(&world.sql).await?, false);
+        }
+        Write::Bulk { mut more, open } => {
+            more.push(product);
+            let mut transaction = world.sql.begin().await?;
+            let update = sqlx::query_as(BULK_UPDATE).bind(name).bind(price).bind(more);
+            let written: Vec<(i64, i64)> = update.fetch_all(&mut *transaction).await?;
+            if let Some(open) = open {
+                tokio::time::sleep(open).await;
+            }
+            transaction.commit().await?;
+            told(world, sent, &written, false);
+        }
+        Write::Replace { away } => {
+            let gone = sqlx::query_as(DELETE).bind(product).fetch_all(&world.sql).await?;
+            told(world, sent, &gone, true);
+            if !gone.is_empty() && !stopped_within(world, away).await {
+                let (name, price) = content(world.next_write());
+                let sent = world.clock.now();
+                let insert = sqlx::query_as(INSERT).bind(name).bind(price).bind(product);
+                told(world, sent, &insert.fetch_all(&world.sql).await?, false);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// At the end of a run, what is away stays away.
+async fn stopped_within(world: &World, away: Duration) -> bool {
+    let mut stopped = world.stopped.clone();
+    tokio::time::timeout(away, stopped.wait_for(|stopped| *stopped)).await.is_ok()
+}
+
+async fn by_api(world: &Arc<World>, instance: usize, product: i64, name: String, price: i64) {
+    let price = Money {
+        currency_code: "USD".to_owned(),
+        units: price / 100,
+        nanos: i32::try_from(price % 100).unwrap_or_default() * 10_000_000,
+    };
+    let request = UpdateProductRequest {
+        product: Some(Product { id: product, name, price: Some(price), ..Product::default() }),
+        update_mask: Some(FieldMask { paths: vec!["name".to_owned(), "price".to_owned()] }),
+        expected_version: None,
+    };
+    let sent = world.clock.now();
+    match world.clients[instance].clone().update_product(request).await {
+        Ok(response) => {
+            let state = State { version: response.into_inner().version, deleted: false };
+            acknowledge(world, product, state, Kind::Api, sent);
+            look_again(world, product);
+        }
+        // Deleted for the moment.
+        Err(status) if status.code() == Code::NotFound => {}
+        Err(status) => world.record_failure(failure("UpdateProduct", &status)),
+    }
+}
+
+fn told(world: &Arc<World>, sent: Micros, written: &[(i64, i64)], deleted: bool) {
+    for (product, version) in written {
+        let state = State { version: *version, deleted };
+        acknowledge(world, *product, state, Kind::Sql, sent);
+        look_again(world, *product);
+    }
+}
+
+fn acknowledge(world: &World, product: i64, state: State, kind: Kind, sent: Micros) {
+    world.record_ack(Ack { product, state, kind, sent, acked: world.clock.now() });
+}
