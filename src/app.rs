@@ -70,7 +70,7 @@ impl App {
         let (grpc_addr, admin_addr) = (address(&grpc)?, address(&admin)?);
 
         let metrics = Metrics::new();
-        let (pauses, controls) = (PausePoints::default(), Controls::default());
+        let (pauses, controls) = (pauses(args), Controls::default());
         let drain = Drain::default();
         let readiness = Readiness::not_yet("starting");
         admin::serve(admin, Arc::clone(&metrics), readiness.clone(), &drain);
@@ -157,6 +157,16 @@ impl App {
         self.drain.abandon();
         self.postgres.close().await;
     }
+}
+
+#[cfg(feature = "test-hooks")]
+fn pauses(args: &ServeArgs) -> PausePoints {
+    PausePoints::held_for_ever(args.hold_at)
+}
+
+#[cfg(not(feature = "test-hooks"))]
+fn pauses(_args: &ServeArgs) -> PausePoints {
+    PausePoints::default()
 }
 
 async fn bind(address: SocketAddr, name: &str) -> Result<TcpListener, StartError> {

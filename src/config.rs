@@ -86,6 +86,10 @@ pub struct ServeArgs {
     /// The gRPC port.
     #[command(flatten, next_help_heading = "Serving")]
     pub serving: ServingArgs,
+    /// Where to stand still until the process is killed.
+    #[cfg(feature = "test-hooks")]
+    #[arg(long, hide = true)]
+    pub hold_at: Option<crate::pause::Point>,
 }
 
 /// Connections, limits and deadlines of PostgreSQL.

@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 
 /// A place where a test may hold the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "test-hooks", derive(clap::ValueEnum))]
 pub enum Point {
     /// A load has read Postgres and not yet filled Redis.
     LoadedFromPostgres,
@@ -37,6 +38,8 @@ pub enum Point {
 pub struct PausePoints {
     #[cfg(feature = "test-hooks")]
     armed: Arc<Mutex<HashMap<Point, mpsc::UnboundedSender<Paused>>>>,
+    #[cfg(feature = "test-hooks")]
+    held_for_ever: Option<Point>,
 }
 
 /// Somebody is held at a point until this is dropped.
@@ -57,12 +60,22 @@ impl PausePoints {
         receiver
     }
 
+    /// Holds whoever reaches `point` until the process is killed, and says so in the log.
+    #[must_use]
+    pub fn held_for_ever(point: Option<Point>) -> Self {
+        Self { held_for_ever: point, ..Self::default() }
+    }
+
     /// Lets everybody pass `point` again. Those already held stay so until their [`Paused`] is dropped.
     pub fn release(&self, point: Point) {
         self.armed.lock().remove(&point);
     }
 
     pub(crate) async fn reach(&self, point: Point) {
+        if self.held_for_ever == Some(point) {
+            tracing::info!(?point, "held for ever");
+            std::future::pending::<()>().await;
+        }
         let Some(held) = self.armed.lock().get(&point).cloned() else { return };
         let (release, released) = oneshot::channel();
         if held.send(Paused(release)).is_ok() {

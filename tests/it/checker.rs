@@ -28,7 +28,7 @@ async fn mixed_load(stack: Stack) {
     let load = Load {
         read_rate: 200.0,
         write_rate: 10.0,
-        duration: Duration::from_secs(15),
+        duration: Duration::from_secs(30),
         hot: 50,
         cold: 100,
         bound: BOUND,
