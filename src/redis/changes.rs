@@ -21,8 +21,9 @@ use crate::controls::{Controls, Protection};
 use crate::metrics::RedisOperation;
 use crate::product::{Change, ProductId, Revision, Version};
 
-/// About how many entries the stream keeps. One who falls behind by more starts anew.
-const KEPT: u64 = 100_000;
+/// About how many entries the stream keeps: at most 170 MB, if each is as full as it can be. One who falls behind
+/// by more starts anew.
+const KEPT: u64 = 10_000;
 /// Changes in one entry.
 const PACKED: usize = 1_000;
 /// Entries that one poll takes.
