@@ -27,6 +27,8 @@ pub enum Point {
     Published,
     /// The relay has claimed changes, and no cache knows.
     RelayClaimed,
+    /// The relay has broken the leases, and Redis still holds what is old.
+    RelaySuperseded,
     /// The relay has applied changes to Redis, and no instance has been told.
     RelayApplied,
     /// The relay has told every instance, and the outbox still has the changes.

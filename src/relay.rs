@@ -122,6 +122,7 @@ impl Relay {
         let rows = claim.rows;
         self.pauses.reach(Point::RelayClaimed).await;
         let superseded = self.redis.supersede(&claim.changes).await.map_err(|_| Failure::Redis)?;
+        self.pauses.reach(Point::RelaySuperseded).await;
         self.replace(&mut claim, &superseded).await?;
         self.pauses.reach(Point::RelayApplied).await;
         // Redis first, so that whoever hears of a change finds it there.
