@@ -52,6 +52,14 @@ pub struct RpcOptions {
     pub max_watchers: usize,
 }
 
+/// A part that all connections share, counted for one of them. Every call counts references up and down, and cores that
+/// do that to the same number wait for each other.
+type Local<T> = Arc<Arc<T>>;
+
+fn local<T>(part: &Arc<T>) -> Local<T> {
+    Arc::new(Arc::clone(part))
+}
+
 /// What the health service says.
 #[derive(Clone)]
 pub struct Health(HealthReporter);
@@ -110,11 +118,17 @@ pub async fn serve(
     let others = routes(Arc::clone(&catalog), reporter, &options, drain, metrics);
     let calls = Calls { catalog, others, max_request_bytes: options.max_request_bytes };
     let calls = Arc::new(calls);
-    let service = ServiceBuilder::new()
-        .layer(ObserveLayer(Arc::clone(metrics)))
-        .layer(ShedLayer::new(options.max_calls, Arc::clone(metrics)))
-        .layer(DeadlineLayer { longest: options.edge.max_call_time })
-        .service_fn(move |request| Arc::clone(&calls).call(request));
+    let observed = Arc::clone(metrics);
+    let shed = ShedLayer::new(options.max_calls, metrics);
+    let longest = options.edge.max_call_time;
+    let service = move || {
+        let calls = local(&calls);
+        ServiceBuilder::new()
+            .layer(ObserveLayer(local(&observed)))
+            .layer(shed.of_connection())
+            .layer(DeadlineLayer { longest })
+            .service_fn(move |request| Calls::call(Arc::clone(&calls), request))
+    };
     let tls = tls.map(|tls| tls.0);
     let edge = Edge::new(options.edge, tls, drain.clone(), Arc::clone(metrics));
     drop(drain.spawn(edge.accept(listener, service)));

@@ -71,7 +71,7 @@ impl Edge {
         Self { drain, metrics, places, options, tls }
     }
 
-    pub(super) async fn accept(self, listener: TcpListener, service: impl Answers) {
+    pub(super) async fn accept<S: Answers>(self, listener: TcpListener, service: impl Fn() -> S) {
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
@@ -87,14 +87,14 @@ impl Edge {
         }
     }
 
-    fn admit(&self, socket: TcpStream, service: &impl Answers) {
+    fn admit<S: Answers>(&self, socket: TcpStream, service: impl Fn() -> S) {
         let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
             self.metrics.shed.inc(Shed::Connections);
             return;
         };
         // Without it a lone stream waits for delayed acknowledgements. A socket that refuses is closing.
         let _ = socket.set_nodelay(true);
-        let (options, service, drain) = (self.options, service.clone(), self.drain.clone());
+        let (options, service, drain) = (self.options, service(), self.drain.clone());
         let tls = self.tls.clone();
         drop(self.drain.spawn(async move {
             match tls {
@@ -129,17 +129,17 @@ async fn serve(
     let io = Coalescing::new(socket);
     let spoke = io.spoke();
     let (calls, inline) = streams::pair(service, options.max_call_time, drain.clone());
-    let connection = http2(options, inline).serve_connection(TokioIo::new(io), calls);
+    let connection = http2(options, inline.clone()).serve_connection(TokioIo::new(io), calls);
     let mut connection = pin!(connection);
     let mut announced = woken_once(drain.announced());
     let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
+        ended = inline.drive(connection.as_mut()) => ended,
         () = silent(&spoke, options.keepalive_timeout) => return,
         _ = announced.next() => {
             // GOAWAY: the calls in flight finish, new ones go elsewhere.
             connection.as_mut().graceful_shutdown();
             tokio::select! {
-                ended = connection => ended,
+                ended = inline.drive(connection) => ended,
                 () = drain.ended() => return,
             }
         }

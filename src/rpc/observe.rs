@@ -15,12 +15,13 @@ use pin_project_lite::pin_project;
 use tonic::{Code, Status};
 use tower::{Layer, Service};
 
+use super::Local;
 use super::shed::PlacedBody;
 use crate::metrics::{Method, Metrics};
 
 /// Puts [`ObserveService`] around a service.
 #[derive(Clone, Debug)]
-pub(super) struct ObserveLayer(pub(super) Arc<Metrics>);
+pub(super) struct ObserveLayer(pub(super) Local<Metrics>);
 
 impl<S> Layer<S> for ObserveLayer {
     type Service = ObserveService<S>;
@@ -34,12 +35,12 @@ impl<S> Layer<S> for ObserveLayer {
 #[derive(Clone, Debug)]
 pub(super) struct ObserveService<S> {
     inner: S,
-    metrics: Arc<Metrics>,
+    metrics: Local<Metrics>,
 }
 
 /// One call; counted when it is dropped.
 struct Observer {
-    metrics: Arc<Metrics>,
+    metrics: Local<Metrics>,
     method: Method,
     began: Instant,
     code: Code,

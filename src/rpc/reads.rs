@@ -14,7 +14,7 @@ use tower::Service;
 
 use super::reply::Reply;
 use super::unary::receive;
-use super::{convert, status};
+use super::{Local, convert, status};
 use crate::catalog::{Answer, Catalog};
 use crate::entry::{PREFIX, prefix};
 use crate::metrics::{Method as Called, ServedBy};
@@ -40,7 +40,7 @@ pub(super) struct Calls {
 
 impl Calls {
     pub(super) async fn call(
-        self: Arc<Self>,
+        calls: Local<Self>,
         request: Request<Incoming>,
     ) -> Result<Response<Reply>, Infallible> {
         // To hyper any CONNECT that is answered with 200 is a tunnel.
@@ -50,12 +50,12 @@ impl Calls {
             return Ok(refused);
         }
         let answer = match Called::of_path(request.uri().path()) {
-            Called::GetProduct => self.get_product(request.into_body()).await,
+            Called::GetProduct => calls.get_product(request.into_body()).await,
             Called::BatchGetProducts => {
-                Box::pin(self.batch_get_products(request.into_body())).await
+                Box::pin(calls.batch_get_products(request.into_body())).await
             }
             _ => {
-                let response = self.others.clone().call(request).await?;
+                let response = calls.others.clone().call(request).await?;
                 return Ok(status::in_our_words(response).map(Reply::Tonic));
             }
         };

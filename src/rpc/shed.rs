@@ -17,13 +17,14 @@ use tower::{Layer, Service};
 
 use super::reply::Reply;
 use super::status;
+use super::{Local, local};
 use crate::metrics::{Method, Metrics, Shed};
 
 /// Puts [`ShedService`] around a service.
 #[derive(Clone, Debug)]
 pub(super) struct ShedLayer {
-    places: Arc<Places>,
-    metrics: Arc<Metrics>,
+    places: Local<Places>,
+    metrics: Local<Metrics>,
 }
 
 /// How many calls are in flight. A semaphore would take a lock for each, to see whether somebody waits; nobody does.
@@ -35,13 +36,13 @@ struct Places {
 
 /// The place of a call in flight.
 #[derive(Debug)]
-pub(super) struct Place(Arc<Places>);
+pub(super) struct Place(Local<Places>);
 
-impl Places {
-    fn take(self: &Arc<Self>) -> Option<Place> {
+impl Place {
+    fn take(places: &Local<Places>) -> Option<Self> {
         // The place gives itself back, also when there was none.
-        let place = Place(Arc::clone(self));
-        (self.taken.fetch_add(1, Ordering::Relaxed) < self.limit).then_some(place)
+        let place = Self(Arc::clone(places));
+        (places.taken.fetch_add(1, Ordering::Relaxed) < places.limit).then_some(place)
     }
 }
 
@@ -52,13 +53,18 @@ impl Drop for Place {
 }
 
 impl ShedLayer {
-    pub(super) fn new(limit: usize, metrics: Arc<Metrics>) -> Self {
+    pub(super) fn new(limit: usize, metrics: &Arc<Metrics>) -> Self {
         let places = Arc::new(Places { taken: AtomicUsize::new(0), limit });
         let help = "Unary calls in flight.";
         metrics.gauge("hotshelf.calls.in.flight", help, &places, |places| {
             places.taken.load(Ordering::Relaxed).min(places.limit) as u64
         });
-        Self { places, metrics }
+        Self { places: local(&places), metrics: local(metrics) }
+    }
+
+    /// The same limit for another connection.
+    pub(super) fn of_connection(&self) -> Self {
+        Self { places: local(&self.places), metrics: local(&self.metrics) }
     }
 }
 
@@ -94,7 +100,7 @@ where
         // Streams have limits of their own.
         let place = match method.is_lasting() || method == Method::HealthCheck {
             true => None,
-            false => match self.shed.places.take() {
+            false => match Place::take(&self.shed.places) {
                 Some(place) => Some(place),
                 None => {
                     self.shed.metrics.shed.inc(Shed::Calls);

@@ -1,8 +1,9 @@
 //! Where the calls of a connection run.
 
 use std::convert::Infallible;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
@@ -11,6 +12,7 @@ use std::time::Duration;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::rt::Executor;
+use parking_lot::Mutex;
 
 use crate::drain::Drain;
 use crate::metrics::Method;
@@ -48,7 +50,7 @@ impl<S> Answers for S where
 pub(super) fn pair<S>(service: S, longest: Duration, drain: Drain) -> (Calls<S>, Inline) {
     let lasting = Arc::new(AtomicBool::new(false));
     let calls = Calls { service, lasting: Arc::clone(&lasting) };
-    (calls, Inline { drain, longest, lasting })
+    (calls, Inline(Arc::new(Connection { drain, longest, lasting, accepted: Mutex::default() })))
 }
 
 /// The calls of one connection.
@@ -70,36 +72,75 @@ impl<S: Answers> hyper::service::Service<Request<Incoming>> for Calls<S> {
     }
 }
 
-/// Polls each call once, at once, in the connection's own task; only what has to wait gets a task of its own.
+/// Runs calls in their connection's own task, each until it has to wait; then it gets a task of its own.
 ///
-/// A hot read is done by then, and spares the scheduler. A call that waits delays no neighbour, and the drain
-/// waits for its task.
+/// A hot read is done by then, and spares the scheduler. All that came in one read are accepted before the first of
+/// them runs, so that their answers leave in one write: h2 writes what it has whenever it is asked for the next.
 #[derive(Clone, Debug)]
-pub(super) struct Inline {
+pub(super) struct Inline(Arc<Connection>);
+
+#[derive(Debug)]
+struct Connection {
     drain: Drain,
     longest: Duration,
     lasting: Arc<AtomicBool>,
+    // Never contended: the connection's task alone uses it.
+    accepted: Mutex<Vec<Accepted>>,
+}
+
+struct Accepted {
+    call: Pin<Box<dyn Future<Output = ()> + Send>>,
+    lasting: bool,
 }
 
 impl<F> Executor<F> for Inline
 where
-    F: Future<Output: Send> + Send + 'static,
+    F: Future<Output = ()> + Send + 'static,
 {
     fn execute(&self, call: F) {
-        let mut call = Box::pin(call);
+        let lasting = self.0.lasting.load(Ordering::Relaxed);
+        self.0.accepted.lock().push(Accepted { call: Box::pin(call), lasting });
+    }
+}
+
+impl Inline {
+    /// Drives a connection and its calls to the connection's end.
+    pub(super) async fn drive<C: Future>(&self, mut connection: Pin<&mut C>) -> C::Output {
+        let mut running = Vec::new();
+        poll_fn(|cx| {
+            loop {
+                let polled = connection.as_mut().poll(cx);
+                std::mem::swap(&mut running, &mut *self.0.accepted.lock());
+                if polled.is_ready() || running.is_empty() {
+                    return polled;
+                }
+                running.drain(..).for_each(|accepted| self.0.run(accepted));
+            }
+        })
+        .await
+    }
+}
+
+impl Connection {
+    fn run(&self, Accepted { mut call, lasting }: Accepted) {
         // Whom the waker would wake is not there yet: the first poll of the task registers again.
         let mut cx = Context::from_waker(Waker::noop());
         // A panic ends its own call, as it would in a task of its own, and not the connection.
         let polled = catch_unwind(AssertUnwindSafe(|| call.as_mut().poll(&mut cx)));
-        if !matches!(polled, Ok(Poll::Pending)) {
-            return;
-        }
-        if self.lasting.load(Ordering::Relaxed) {
-            drop(self.drain.spawn(call));
-        } else {
+        match polled {
+            Ok(Poll::Pending) if lasting => drop(self.drain.spawn(call)),
             // Twice, because the first is for the answer to be made. A caller that does not read it holds it, and
             // nothing but the end of this future would free it.
-            drop(self.drain.spawn(tokio::time::timeout(self.longest * 2, call)));
+            Ok(Poll::Pending) => {
+                drop(self.drain.spawn(tokio::time::timeout(self.longest * 2, call)));
+            }
+            Ok(Poll::Ready(())) | Err(_) => {}
         }
+    }
+}
+
+impl std::fmt::Debug for Accepted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Accepted").field("lasting", &self.lasting).finish_non_exhaustive()
     }
 }
