@@ -37,6 +37,10 @@ pub struct Fault {
     pub sets_clocks: bool,
     /// How long it is held.
     pub hold: Duration,
+    /// Held for less it would show nothing.
+    pub shortest: Duration,
+    /// How old a plain read may be, where the options promise more than the plan.
+    pub bound: Option<Duration>,
     /// What callers may feel.
     pub demands: Demands,
     /// What happens.
@@ -92,6 +96,8 @@ impl Fault {
             redis: &[],
             sets_clocks: false,
             hold: Duration::from_secs(8),
+            shortest: Duration::ZERO,
+            bound: None,
             demands: Demands::NOTHING_FAILS,
             act,
         }

@@ -52,6 +52,8 @@ pub struct Figures {
     pub violations: Vec<String>,
     /// Why requests failed, and how often.
     pub reasons: BTreeMap<String, usize>,
+    /// Some of the failures, the reads of cached products first.
+    pub examples: Vec<String>,
     /// Requests that the load generator could not send.
     pub not_sent: u64,
 }
@@ -101,6 +103,7 @@ impl Figures {
                 .map(|one| format!("{:?} of product {}: {}", one.rule, one.product, one.what))
                 .collect(),
             reasons: reasons(&failures),
+            examples: examples(&failures, course),
             not_sent: outcome.not_sent,
         }
     }
@@ -116,6 +119,8 @@ impl Figures {
     }
 }
 
+/// Enough to begin with.
+const EXAMPLES: usize = 5;
 /// A breaker's window, and what it takes to notice.
 pub(crate) const SETTLED: Duration = Duration::from_secs(2);
 
@@ -173,6 +178,24 @@ fn reasons(failures: &[&Failure]) -> BTreeMap<String, usize> {
         *reasons.entry(failure.what.clone()).or_default() += 1;
     }
     reasons
+}
+
+fn examples(failures: &[&Failure], course: &Course) -> Vec<String> {
+    let is_cached = |failure: &&Failure| {
+        let read = |product| course.hot.contains(product);
+        matches!(&failure.request, Request::Read(product, _, Wish::Plain) if read(product))
+    };
+    let (cached, others): (Vec<&Failure>, Vec<&Failure>) =
+        failures.iter().copied().partition(is_cached);
+    let line = |failure: &Failure| {
+        let Failure { what, request, due, end } = failure;
+        let after = |moment: Micros| moment.saturating_sub(course.broken) / 1_000;
+        let [due, end, mended] = [*due, *end, course.mended].map(after);
+        format!(
+            "due {due} ms after the fault, failed at {end}, mended at {mended}: {request:?}: {what}"
+        )
+    };
+    cached.into_iter().chain(others).take(EXAMPLES).map(line).collect()
 }
 
 fn p99(samples: &[Sample], of: impl Fn(&Sample) -> bool) -> Micros {

@@ -128,6 +128,10 @@ fn reported(drilled: Drilled) -> Drilled {
     for breach in &drilled.breaches {
         eprintln!("  BROKEN: {breach}");
     }
+    if !drilled.breaches.is_empty() {
+        drilled.figures.examples.iter().for_each(|failure| eprintln!("  for instance: {failure}"));
+        drilled.warnings.iter().for_each(|line| eprintln!("  log: {line}"));
+    }
     drilled
 }
 

@@ -13,6 +13,8 @@ pub struct Plan {
     pub program: PathBuf,
     /// How many instances.
     pub instances: usize,
+    /// Options of all of them.
+    pub options: &'static [&'static str],
     /// What they bear, all the time.
     pub load: Load,
     /// Before anything is measured.
@@ -45,6 +47,7 @@ impl Plan {
         Self {
             program,
             instances: 3,
+            options: &[],
             load,
             warm_up: Duration::from_secs(2),
             baseline: Duration::from_secs(4),
@@ -81,6 +84,13 @@ impl Plan {
             bound: Duration::from_secs(10),
             ..short.load
         };
-        Self { load, instances: 2, longest_hold: Duration::from_secs(2), ..short }
+        Self {
+            load,
+            instances: 2,
+            // A busy machine is not a broken server.
+            options: &["--database-acquire-timeout", "5s", "--redis-timeout", "300ms"],
+            longest_hold: Duration::from_secs(2),
+            ..short
+        }
     }
 }

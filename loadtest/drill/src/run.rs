@@ -10,12 +10,15 @@ use tonic::transport::Channel;
 
 use crate::database::{DatabaseLoad, Observer};
 use crate::figures::Figures;
+use crate::instance::Instance;
 use crate::judge;
 use crate::stage::{Excuse, Stage};
 use crate::world::{World, connect};
 use crate::{Error, Fault, Plan};
 
 const POLL: Duration = Duration::from_millis(50);
+/// Of each instance.
+const WARNINGS: usize = 5;
 
 /// What a drill came to.
 #[derive(Debug)]
@@ -28,6 +31,8 @@ pub struct Drilled {
     pub proofs: Vec<String>,
     /// Broken promises, one line each.
     pub breaches: Vec<String>,
+    /// The last warnings of the instances, for whoever looks for the reason.
+    pub warnings: Vec<String>,
 }
 
 /// When what happened, and what was seen beside the load.
@@ -59,10 +64,19 @@ pub async fn run(fault: &Fault, plan: &Plan) -> Result<Drilled, Error> {
     };
     let (outcome, course) = run_beside(&target, &plan.load, beside).await?;
     let course = course?;
-    let verdict = verify(&outcome.history, plan.load.bound);
+    let verdict = verify(&outcome.history, fault.bound.unwrap_or(plan.load.bound));
     let figures = Figures::new(&outcome, &verdict, &course);
     let breaches = judge::breaches(fault, plan, &figures, world.budget);
-    Ok(Drilled { fault: fault.clone(), figures, proofs: course.proofs, breaches })
+    let warnings = world.instances.iter().flat_map(warnings).collect();
+    Ok(Drilled { fault: fault.clone(), figures, proofs: course.proofs, breaches, warnings })
+}
+
+fn warnings(instance: &Instance) -> Vec<String> {
+    let log = instance.log();
+    let warnings = log.lines().rev().filter(|line| !line.contains("INFO"));
+    let mut last: Vec<String> = warnings.take(WARNINGS).map(str::to_owned).collect();
+    last.reverse();
+    last
 }
 
 /// Every instance reads every hot product, so that it is known what is cached.
@@ -84,7 +98,7 @@ async fn course(
     tokio::time::sleep(plan.warm_up).await;
     let (clock, hot) = (stage.clock, stage.products[..plan.load.hot].iter().copied().collect());
     let observer = Observer::start(connect(&world.postgres.url(), 1).await?, clock);
-    let stage = Stage::new(world, stage, fault.hold.min(plan.longest_hold));
+    let stage = Stage::new(world, stage, fault.hold.min(plan.longest_hold).max(fault.shortest));
     let measured = clock.now();
     tokio::time::sleep(plan.baseline).await;
     let broken = clock.now();

@@ -75,6 +75,7 @@ impl World {
             .map_err(|error| Error::Io("a temporary directory".to_owned(), error))?;
         let mut arguments = vec!["serve", "--database-url", &database_url];
         arguments.extend(["--redis-url", &redis_url]);
+        arguments.extend(plan.options);
         arguments.extend(fault.options);
         let arguments: Vec<String> = arguments.into_iter().map(str::to_owned).collect();
         let program = (&*plan.program, &*arguments);

@@ -23,7 +23,7 @@ pub(super) fn all() -> Vec<Fault> {
     vec![
         cached(Fault::new("postgres-killed", "kill -9", |stage| Box::pin(killed(stage)))),
         cached(Fault::new("postgres-frozen", "SIGSTOP", |stage| Box::pin(frozen(stage)))),
-        Fault::new("postgres-slow", "200 ms later", |stage| Box::pin(slow(stage))),
+        cached(Fault::new("postgres-slow", "200 ms later", |stage| Box::pin(slow(stage)))),
         cached(Fault::new("postgres-restarted", "a fast restart", |stage| {
             Box::pin(restarted(stage))
         })),
