@@ -50,9 +50,9 @@ impl Plan {
             options: &[],
             load,
             warm_up: Duration::from_secs(2),
-            baseline: Duration::from_secs(4),
+            baseline: Duration::from_secs(3),
             longest_hold: Duration::from_secs(10),
-            aftermath: Duration::from_secs(4),
+            aftermath: Duration::from_secs(3),
             patience: Duration::from_secs(20),
             timed: true,
         }
@@ -89,7 +89,10 @@ impl Plan {
             instances: 2,
             // A busy machine is not a broken server.
             options: &["--database-acquire-timeout", "5s", "--redis-timeout", "300ms"],
+            warm_up: Duration::from_millis(500),
+            baseline: Duration::from_millis(500),
             longest_hold: Duration::from_secs(2),
+            aftermath: Duration::from_millis(500),
             ..short
         }
     }

@@ -26,7 +26,7 @@ const LOADS: usize = 8;
 /// The Redis of a world.
 pub enum RedisSide {
     /// One, and the proxy that instances reach it through.
-    Single(Redis, ChaosProxy),
+    Single(Box<Redis>, ChaosProxy),
     /// A cluster, reached directly: its nodes tell clients their addresses.
     Cluster(RedisCluster),
 }
@@ -116,7 +116,7 @@ pub(crate) async fn connect(url: &str, connections: u32) -> Result<PgPool, Error
 }
 
 enum RedisServers {
-    Single(Redis),
+    Single(Box<Redis>),
     Cluster(RedisCluster),
 }
 
@@ -132,7 +132,7 @@ fn servers(fault: &Fault) -> Result<(Postgres, RedisServers), Error> {
     let redis = match fault.topology {
         Topology::Single => {
             let options = RedisOptions { settings, ..RedisOptions::default() };
-            RedisServers::Single(Redis::start(options)?)
+            RedisServers::Single(Box::new(Redis::start(options)?))
         }
         Topology::Cluster => {
             let options = ClusterOptions { settings, ..ClusterOptions::default() };

@@ -16,7 +16,7 @@ const STREAM: &str = "hotshelf:{changes}:stream";
 const MOVED: usize = 30;
 
 pub(super) fn all() -> Vec<Fault> {
-    vec![
+    let all = [
         Fault::of_cluster("cluster-master-killed", "kill -9, failover", |stage| {
             Box::pin(master_killed(stage))
         }),
@@ -29,7 +29,8 @@ pub(super) fn all() -> Vec<Fault> {
         Fault::of_cluster("cluster-half-gone", "two masters and a replica killed", |stage| {
             Box::pin(half_gone(stage))
         }),
-    ]
+    ];
+    all.map(|fault| Fault { demands: super::UNFELT, ..fault }).into()
 }
 
 /// The slot of a key, and which of the first masters has it.
@@ -103,23 +104,38 @@ async fn resharding(stage: &Stage<'_>) -> Result<(), Error> {
     let keys: Vec<String> = keys.chain([STREAM.to_owned()]).collect();
     let pause = stage.hold / u32::try_from(keys.len()).unwrap_or(1) / 2;
     let (mut asked, mut moved) = (0, 0);
-    for key in keys {
-        let (slot, from) = place_of(cluster, &key)?;
+    for key in &keys {
+        let (slot, from) = place_of(cluster, key)?;
         let from = &cluster.nodes()[from];
         let to = cluster.nodes()[..MASTERS].iter().find(|node| node.port() != from.port());
         let Some(to) = to else { continue };
-        asked += usize::from(start_moving(from, to, slot, &key)?);
+        asked += usize::from(start_moving(from, to, slot, key)?);
         tokio::time::sleep(pause).await;
-        moved += usize::from(finish_moving(cluster, from, to, slot, &key)?);
+        moved += usize::from(finish_moving(cluster, from, to, slot, key)?);
         tokio::time::sleep(pause).await;
     }
     stage.prove(format!("{asked} keys were answered with ASK, {moved} with MOVED"), asked > 0)?;
-    stage.prove("hot slots moved", moved > 0)
+    // From here on everybody can know.
+    blocking(|| cluster.wait_until_sound())?;
+    let told = async || blocking(|| keys.iter().all(|key| places_agree(cluster, key)));
+    stage.prove_soon("all nodes agree where they are now", told).await
 }
 
 /// How a node sends callers elsewhere.
 fn redirects(node: &Redis, key: &str, how: &str) -> bool {
     node.command(&["TYPE", key]).is_err_and(|error| error.to_string().contains(how))
+}
+
+/// Whether exactly one master answers for this key, and each other node sends callers to it.
+fn places_agree(cluster: &RedisCluster, key: &str) -> bool {
+    let nodes = cluster.nodes().iter();
+    let answers: Vec<_> = nodes.map(|node| node.command(&["TYPE", key])).collect();
+    let moved = answers.iter().filter_map(|answer| match answer {
+        Err(devstack::Error::Refused { reply, .. }) => Some(reply),
+        _ => None,
+    });
+    let moved: std::collections::HashSet<&String> = moved.collect();
+    answers.iter().filter(|answer| answer.is_ok()).count() == 1 && moved.len() == 1
 }
 
 /// The slot's keys are on the way. Returns whether the old place answers ASK.

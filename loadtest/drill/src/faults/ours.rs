@@ -46,6 +46,8 @@ pub(super) fn all() -> Vec<Fault> {
     vec![
         Fault::new("instance-killed", "kill -9, and a new one", |stage| Box::pin(killed(stage))),
         Fault {
+            // All that it believed is to be loaded at once, so that some reads may be refused for a moment.
+            demands: Demands { reads: false, ..Demands::NOTHING_FAILS },
             options: SHORT_LIVED,
             shortest: SHORTEST,
             bound: Some(WOKEN),
@@ -53,9 +55,12 @@ pub(super) fn all() -> Vec<Fault> {
                 Box::pin(frozen(stage))
             })
         },
-        Fault::new("instance-no-files", "no file descriptor left", |stage| {
-            Box::pin(no_files(stage))
-        }),
+        Fault {
+            demands: Demands::CACHED_IS_SERVED,
+            ..Fault::new("instance-no-files", "no file descriptor left", |stage| {
+                Box::pin(no_files(stage))
+            })
+        },
         Fault {
             demands: Demands::ALL_COMES_BACK,
             ..Fault::new("cold-start", "the whole fleet and an empty Redis", |stage| {

@@ -4,62 +4,57 @@ use std::time::Duration;
 
 use devstack::{Direction, Redis};
 
+use super::UNFELT;
 use crate::Error;
 use crate::fault::{Demands, Fault};
 use crate::instance::is_frozen;
 use crate::stage::{Stage, blocking};
 
-/// `--redis-timeout` is 100 ms; the rest is the read's own load, and a busy machine.
-const DEADLINE_AND_LOAD: Duration = Duration::from_millis(500);
 /// Below `--redis-timeout`: every command succeeds, and late.
 const SLOW: Duration = Duration::from_millis(80);
 const BETWEEN_CUTS: Duration = Duration::from_millis(100);
 
 pub(super) fn all() -> Vec<Fault> {
-    let bounded =
-        Demands { slowest: Some(DEADLINE_AND_LOAD), soon_fast: true, ..Demands::NOTHING_FAILS };
-    let fast = Demands { p99_ratio: Some(5.0), ..Demands::NOTHING_FAILS };
+    let unfelt = |fault| Fault { demands: UNFELT, ..fault };
+    let soon_fast = |fault| Fault { demands: Demands { soon_fast: true, ..UNFELT }, ..fault };
     let ten = Duration::from_secs(10);
     vec![
         Fault {
-            demands: fast,
+            demands: Demands { p99_ratio: Some(5.0), ..UNFELT },
             ..Fault::new("redis-killed", "kill -9, then empty", |stage| Box::pin(killed(stage)))
         },
-        Fault {
+        soon_fast(Fault {
             hold: ten,
-            demands: bounded,
             ..Fault::new("redis-frozen", "SIGSTOP", |stage| Box::pin(frozen(stage)))
-        },
-        Fault {
+        }),
+        soon_fast(Fault {
             hold: ten,
-            demands: bounded,
             ..Fault::new("redis-black-holed", "packets vanish, no reset", |stage| {
                 Box::pin(black_holed(stage))
             })
-        },
-        Fault {
-            demands: bounded,
-            ..Fault::new("redis-slow", "80 ms later", |stage| Box::pin(slow(stage)))
-        },
-        Fault::new("redis-full", "OOM, noeviction", |stage| Box::pin(full(stage))),
-        Fault::new("redis-evicting", "allkeys-random at its limit", |stage| {
+        }),
+        soon_fast(Fault::new("redis-slow", "80 ms later", |stage| Box::pin(slow(stage)))),
+        unfelt(Fault::new("redis-full", "OOM, noeviction", |stage| Box::pin(full(stage)))),
+        unfelt(Fault::new("redis-evicting", "allkeys-random at its limit", |stage| {
             Box::pin(evicting(stage))
-        }),
-        Fault::new("redis-read-only", "it becomes a replica", |stage| Box::pin(read_only(stage))),
-        Fault::new("redis-flushed", "FLUSHALL", |stage| Box::pin(flushed(stage))),
-        Fault::new("redis-old-data", "restarted with an old snapshot", |stage| {
+        })),
+        unfelt(Fault::new("redis-read-only", "it becomes a replica", |stage| {
+            Box::pin(read_only(stage))
+        })),
+        unfelt(Fault::new("redis-flushed", "FLUSHALL", |stage| Box::pin(flushed(stage)))),
+        unfelt(Fault::new("redis-old-data", "restarted with an old snapshot", |stage| {
             Box::pin(old_data(stage))
-        }),
-        Fault {
+        })),
+        unfelt(Fault {
             // Each key takes a while to be read, and others are answered meanwhile: LOADING.
             redis: &[("key-load-delay", "1500"), ("loading-process-events-interval-bytes", "1024")],
             ..Fault::new("redis-loading", "restarted, and LOADING for a while", |stage| {
                 Box::pin(loading(stage))
             })
-        },
-        Fault::new("stream-cut", "only the change stream's connections", |stage| {
-            Box::pin(stream_cut(stage))
         }),
+        unfelt(Fault::new("stream-cut", "only the change stream's connections", |stage| {
+            Box::pin(stream_cut(stage))
+        })),
     ]
 }
 
