@@ -30,16 +30,18 @@ pub struct Instance {
     pub port: u16,
     admin_port: u16,
     log: PathBuf,
+    in_detail: bool,
     /// What its wall clock shows beyond the real time, for libfaketime.
     clock: Option<PathBuf>,
     child: Mutex<Option<Child>>,
 }
 
 impl Instance {
-    /// An instance that does not run yet; its log will be in `dir`.
+    /// An instance that does not run yet. It logs to `logs`, in detail, or else to `dir`.
     pub(crate) fn new(
         (program, arguments): (&Path, &[String]),
         dir: &Path,
+        logs: Option<&Path>,
         number: usize,
         sets_clock: bool,
     ) -> Self {
@@ -48,7 +50,8 @@ impl Instance {
             arguments: arguments.to_owned(),
             port: free_port(),
             admin_port: free_port(),
-            log: dir.join(format!("instance-{number}.log")),
+            log: logs.unwrap_or(dir).join(format!("instance-{number}.log")),
+            in_detail: logs.is_some(),
             clock: sets_clock.then(|| dir.join(format!("clock-{number}"))),
             child: Mutex::default(),
         }
@@ -72,6 +75,9 @@ impl Instance {
             .stdout(Stdio::null())
             .stderr(log)
             .kill_on_drop(true);
+        if self.in_detail {
+            command.env("RUST_LOG", "info,hotshelf=debug");
+        }
         if let Some(clock) = &self.clock {
             self.set_clock("+0")?;
             command.env("LD_PRELOAD", faketime().unwrap_or_default());

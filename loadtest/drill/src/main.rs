@@ -35,6 +35,9 @@ struct Cli {
     /// Reads a second.
     #[arg(long, value_name = "N")]
     read_rate: Option<f64>,
+    /// Keeps what the instances log there, in a directory for each fault, with all details.
+    #[arg(long, value_name = "DIR")]
+    logs: Option<PathBuf>,
     /// Also puts the table into this file, between the lines that say where.
     #[arg(long, value_name = "FILE")]
     write: Option<PathBuf>,
@@ -114,6 +117,7 @@ fn plan(cli: &Cli) -> Result<Plan, Error> {
     let program = std::path::absolute(&program)
         .map_err(|error| Error::Io(program.display().to_string(), error))?;
     let mut plan = if cli.short { Plan::short(program) } else { Plan::full(program) };
+    plan.logs = cli.logs.clone();
     plan.load.read_rate = cli.read_rate.unwrap_or(plan.load.read_rate);
     Ok(plan)
 }

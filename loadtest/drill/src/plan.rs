@@ -11,6 +11,8 @@ use checker::load::Mix;
 pub struct Plan {
     /// The program.
     pub program: PathBuf,
+    /// Where the instances write down everything that they do; nothing but warnings is kept otherwise.
+    pub logs: Option<PathBuf>,
     /// How many instances.
     pub instances: usize,
     /// Options of all of them.
@@ -46,6 +48,7 @@ impl Plan {
         };
         Self {
             program,
+            logs: None,
             instances: 3,
             options: &[],
             load,

@@ -73,6 +73,11 @@ impl World {
         };
         let dir = tempfile::tempdir()
             .map_err(|error| Error::Io("a temporary directory".to_owned(), error))?;
+        let logs = plan.logs.as_ref().map(|logs| logs.join(fault.name));
+        if let Some(logs) = &logs {
+            std::fs::create_dir_all(logs)
+                .map_err(|error| Error::Io(logs.display().to_string(), error))?;
+        }
         let mut arguments = vec!["serve", "--database-url", &database_url];
         arguments.extend(["--redis-url", &redis_url]);
         arguments.extend(plan.options);
@@ -80,7 +85,9 @@ impl World {
         let arguments: Vec<String> = arguments.into_iter().map(str::to_owned).collect();
         let program = (&*plan.program, &*arguments);
         let instances: Vec<Instance> = (0..plan.instances)
-            .map(|number| Instance::new(program, dir.path(), number, fault.sets_clocks))
+            .map(|number| {
+                Instance::new(program, dir.path(), logs.as_deref(), number, fault.sets_clocks)
+            })
             .collect();
         for instance in &instances {
             instance.start()?;
