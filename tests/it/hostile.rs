@@ -18,7 +18,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
 use crate::harness::{HANG, Program, Stack, Suite, channel, eventually, get};
-use frames::Socket;
+use frames::{PREFACE, Socket};
 
 /// The same seed, the same attacks.
 const SEED: u64 = 20_260_217;
@@ -35,9 +35,13 @@ const LEAK: usize = 32 << 20;
 /// What the program may need at worst: a bound, not a goal.
 const MOST: usize = 512 << 20;
 const MAX_CONNECTIONS: usize = 200;
+/// Requests of a client that never reads.
+const UNREAD: usize = 100;
 
 pub fn register(suite: &mut Suite<'_>) {
     suite.single("hostile::20_000_hostile_clients_crash_nothing_leak_nothing_starve_nobody", siege);
+    suite.single("hostile::who_says_nothing_or_half_a_word_loses_its_place", silence);
+    suite.single("hostile::answers_that_nobody_reads_are_taken_back", unread_answers);
     suite.single("hostile::past_the_limit_of_connections_those_that_stand_are_served", crowd);
 }
 
@@ -65,10 +69,10 @@ async fn siege(stack: Stack) {
     assert_eq!(program.ended().await, Some(0), "and it drains like any other");
 }
 
-/// As many as a batch may ask for.
+/// Many kilobytes in an answer, and few in a request: whoever sends past the server's window is thrown out.
 async fn many_products(stack: &Stack) -> Vec<i64> {
     let insert = "INSERT INTO products (name, price, description)
-        SELECT 'lamp', 9.99, repeat('x', 500) FROM generate_series(1, 1000) RETURNING id";
+        SELECT 'lamp', 9.99, repeat('x', 500) FROM generate_series(1, 150) RETURNING id";
     sqlx::query_scalar(insert).fetch_all(&stack.sql).await.unwrap()
 }
 
@@ -182,4 +186,32 @@ async fn crowd(stack: Stack) {
     eventually("their places are free", async || open_connections(&program).await == 1.0).await;
     let mut next = program.client().await;
     assert_eq!(next.get_product(get(id)).await.unwrap().into_inner().id, id);
+}
+
+async fn silence(stack: Stack) {
+    let id = stack.insert("walnut desk lamp").await;
+    let options = ["--max-connections", "4", "--keepalive-timeout", "500ms"];
+    let program = Program::serve(&stack, &options).await;
+    let mut silent = Vec::new();
+    for said in [0, 1, PREFACE.len() / 2, PREFACE.len() - 1] {
+        let mut socket = Socket::connect(program.port()).await.unwrap();
+        socket.send(&PREFACE[..said]).await;
+        silent.push(socket);
+    }
+    let taken = async || open_connections(&program).await == 4.0;
+    eventually("every place is taken", taken).await;
+    for socket in &mut silent {
+        assert!(socket.hung_up(HANG).await);
+    }
+    let mut next = program.client().await;
+    assert_eq!(next.get_product(get(id)).await.unwrap().into_inner().id, id);
+}
+
+async fn unread_answers(stack: Stack) {
+    let products = many_products(&stack).await;
+    let program = Program::serve(&stack, &["--max-call-time", "1s"]).await;
+    let mut deaf = attacks::unread(program.port(), &products, UNREAD).await;
+    assert!(deaf.saw_resets(UNREAD, HANG).await, "each of them, in bounded time");
+    let mut client = program.client().await;
+    assert_eq!(client.get_product(get(products[0])).await.unwrap().into_inner().id, products[0]);
 }

@@ -9,7 +9,7 @@ use super::frames::{
     CONTINUATION, END_HEADERS, HEADERS, PING, PREFACE, RST_STREAM, SETTINGS, Socket, body, frame,
     headers, setting,
 };
-use crate::harness::Raw;
+use crate::harness::{HANG, Raw};
 
 const GET: &str = "/hotshelf.v1.ProductService/GetProduct";
 const BATCH: &str = "/hotshelf.v1.ProductService/BatchGetProducts";
@@ -186,4 +186,17 @@ pub async fn never_reads(
         }
     }
     Some((socket, FLOOD))
+}
+
+/// Asks for as much as it can, so many times, and has no window for the answers.
+pub async fn unread(port: u16, products: &[i64], times: usize) -> Socket {
+    let mut socket = Socket::greeted(port, &setting(INITIAL_WINDOW_SIZE, 0)).await.unwrap();
+    let batch = BatchGetProductsRequest { ids: products.to_vec(), ..Default::default() };
+    for sent in 0..times {
+        let stream = u32::try_from(2 * sent + 1).unwrap();
+        let mut bytes = frame(HEADERS, END_HEADERS, stream, &headers("POST", BATCH));
+        bytes.extend(body(stream, &batch.encode_to_vec()));
+        assert!(socket.send_within(HANG, &bytes).await);
+    }
+    socket
 }

@@ -81,8 +81,30 @@ impl Socket {
 
     /// Sends what the server takes; it may have hung up, and be right to.
     pub async fn send(&mut self, bytes: &[u8]) -> bool {
-        let sent = tokio::time::timeout(PATIENCE, self.0.write_all(bytes)).await;
+        self.send_within(PATIENCE, bytes).await
+    }
+
+    pub async fn send_within(&mut self, patience: Duration, bytes: &[u8]) -> bool {
+        let sent = tokio::time::timeout(patience, self.0.write_all(bytes)).await;
         sent.is_ok_and(|sent| sent.is_ok())
+    }
+
+    /// Waits until the server has taken back so many streams; `false` when it did not.
+    pub async fn saw_resets(&mut self, count: usize, patience: Duration) -> bool {
+        use tokio::io::AsyncReadExt;
+        let mut resets = 0;
+        let all = async {
+            while resets < count {
+                let mut head = [0; 9];
+                self.0.read_exact(&mut head).await?;
+                let length = usize::from(head[0]) << 16 | usize::from(head[1]) << 8;
+                let mut payload = vec![0; length | usize::from(head[2])];
+                self.0.read_exact(&mut payload).await?;
+                resets += usize::from(head[3] == RST_STREAM);
+            }
+            std::io::Result::Ok(())
+        };
+        matches!(tokio::time::timeout(patience, all).await, Ok(Ok(())))
     }
 
     /// Waits until the server has hung up, for a while.
