@@ -13,6 +13,8 @@ SAMPLE_FILE ?= sample-products.csv
 DURATION ?= 10m
 # For instance: --cluster
 CHECK_ARGS ?=
+# For instance: --only redis-killed, --short, --list
+DRILL_ARGS ?=
 
 .PHONY: help
 help: ## Lists these targets.
@@ -61,3 +63,8 @@ soak: deps ## Runs the long tests in release mode: minutes, not seconds.
 check-coherence: deps ## Looks for broken promises in DURATION of mixed load on three instances, and measures staleness.
 	cargo build --locked --release -p hotshelf -p checker
 	target/release/checker --duration $(DURATION) $(CHECK_ARGS)
+
+.PHONY: drill
+drill: deps ## Breaks everything that can break, one after the other, under load, and prints what callers felt: 12 minutes.
+	cargo build --locked --release -p hotshelf -p drill
+	target/release/drill $(DRILL_ARGS)

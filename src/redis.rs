@@ -290,6 +290,10 @@ fn connection_config() -> ConnectionConfig {
         connection_timeout: Duration::from_secs(1),
         internal_command_timeout: Duration::from_secs(2),
         max_command_attempts: 1,
+        // fred says ASKING on a connection with commands in flight, and takes the first reply that comes for its
+        // own: everything in flight gets its neighbour's. What moves fails instead, and has Postgres to turn
+        // to; fred learns from MOVED where it is now all the same.
+        max_redirections: 0,
         max_command_buffer_len: 10_000,
         unresponsive: UnresponsiveConfig {
             max_timeout: Some(Duration::from_secs(2)),

@@ -67,7 +67,8 @@ fn product(version: i64) -> Seen {
 }
 
 fn read(begin: u64, end: u64, instance: u8, wish: Wish, seen: Seen) -> Read {
-    Read { product: PRODUCT, instance, tier: Tier::Hot, late: 0, wish, seen, begin, end }
+    let (tier, late, stale) = (Tier::Hot, 0, false);
+    Read { product: PRODUCT, instance, tier, late, wish, seen, stale, begin, end }
 }
 
 fn plain(begin: u64, end: u64, seen: Seen) -> Read {

@@ -19,10 +19,12 @@ mod harness;
 mod config;
 mod docs;
 mod drain;
+mod drill;
 mod edge;
 mod errors;
 mod examples;
 mod garbage;
+mod hostile;
 mod hot_keys;
 mod hot_model;
 mod hot_path;
@@ -71,8 +73,10 @@ fn main() -> std::process::ExitCode {
     config::register(&mut suite);
     drain::register(&mut suite);
     edge::register(&mut suite);
+    hostile::register(&mut suite);
     metrics::register(&mut suite);
     checker::register(&mut suite);
+    drill::register(&mut suite);
     let conclusion = suite.run(arguments);
     servers.stop();
     conclusion.exit_code()

@@ -173,10 +173,38 @@ pub struct Read {
     pub wish: Wish,
     /// What was answered.
     pub seen: Seen,
+    /// Whether the answer says that it is stale.
+    pub stale: bool,
     /// When the request was sent.
     pub begin: Micros,
     /// When the answer was there.
     pub end: Micros,
+}
+
+/// A request that failed.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// What was asked, and how it went wrong, without what differs from call to call.
+    pub what: String,
+    /// What was asked.
+    pub request: Request,
+    /// When it was due.
+    pub due: Micros,
+    /// When it had failed.
+    pub end: Micros,
+}
+
+/// What a request was about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// A read of this product, through this instance.
+    Read(i64, u8, Wish),
+    /// A batch, through this instance.
+    Batch(u8),
+    /// UpdateProduct, through this instance.
+    Update(u8),
+    /// Plain SQL.
+    Sql,
 }
 
 /// Everything that was recorded.

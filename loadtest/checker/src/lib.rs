@@ -30,7 +30,7 @@ pub mod writers;
 use tonic::transport::Channel;
 
 pub use history::History;
-pub use load::{Load, Outcome, run};
+pub use load::{Load, Outcome, run, run_beside};
 pub use verify::{Verdict, verify};
 
 /// What is checked.

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use hotshelf::proto::{AdminServiceClient, ProductServiceClient};
 use tokio::sync::{Semaphore, watch};
@@ -12,7 +12,8 @@ use tokio_util::task::TaskTracker;
 use tonic::transport::Channel;
 
 use crate::converge::{self, Convergence};
-use crate::history::{Ack, Clock, History, Read, WriteId};
+use crate::history::{Ack, Clock, Failure, History, Micros, Read, Request, WriteId};
+use crate::plan::Pace;
 use crate::{Error, Target, readers, truth, writers};
 
 /// What the instances are made to bear.
@@ -74,10 +75,22 @@ pub struct Outcome {
     pub history: History,
     /// What the tiers held when the writes had stopped.
     pub convergence: Convergence,
-    /// Requests that failed, by what went wrong.
-    pub failures: BTreeMap<String, u64>,
+    /// Requests that failed.
+    pub failures: Vec<Failure>,
     /// Requests that were not sent, because too many were in flight: the load was not what was asked for.
     pub not_sent: u64,
+}
+
+impl Outcome {
+    /// How often requests failed, by what went wrong.
+    #[must_use]
+    pub fn reasons(&self) -> BTreeMap<&str, u64> {
+        let mut reasons = BTreeMap::new();
+        for failure in &self.failures {
+            *reasons.entry(&*failure.what).or_default() += 1;
+        }
+        reasons
+    }
 }
 
 /// What readers and writers share.
@@ -98,7 +111,7 @@ pub(crate) struct World {
     not_sent: AtomicU64,
     reads: Mutex<Vec<Read>>,
     acks: Mutex<Vec<Ack>>,
-    failures: Mutex<BTreeMap<String, u64>>,
+    failures: Mutex<Vec<Failure>>,
 }
 
 /// Drives the load to its end, and looks at the tiers afterwards.
@@ -106,19 +119,47 @@ pub(crate) struct World {
 /// # Errors
 /// When Postgres does not do what the checker itself needs.
 pub async fn run(target: &Target, load: &Load) -> Result<Outcome, Error> {
+    let (outcome, ()) =
+        run_beside(target, load, async |_| tokio::time::sleep(load.duration).await).await?;
+    Ok(outcome)
+}
+
+/// Drives the load while `beside` runs, whatever the planned duration, and returns what came of both.
+/// `beside` is given the products, the hottest first, and the clock of the run.
+///
+/// # Errors
+/// When Postgres does not do what the checker itself needs.
+pub async fn run_beside<T>(
+    target: &Target,
+    load: &Load,
+    beside: impl AsyncFnOnce(Stage) -> T,
+) -> Result<(Outcome, T), Error> {
     let products = truth::prepare(&target.sql, load.hot + load.cold).await?;
     let (stop, stopped) = watch::channel(false);
     let world = Arc::new(World::new(target, load, products, stopped));
-    let until = Instant::now() + load.duration;
-    tokio::join!(readers::drive(&world, load, until), writers::drive(&world, load, until));
-    // Writers that had planned more leave it.
-    stop.send_replace(true);
+    let beside = async {
+        let done = beside(Stage { products: world.products.clone(), clock: world.clock }).await;
+        // Writers that had planned more leave it.
+        stop.send_replace(true);
+        done
+    };
+    let ((), (), done) =
+        tokio::join!(readers::drive(&world, load), writers::drive(&world, load), beside);
     world.writers.close();
     world.writers.wait().await;
     let convergence = converge::wait(&world, load.bound).await?;
     world.tasks.close();
     world.tasks.wait().await;
-    world.outcome(convergence).await
+    Ok((world.outcome(convergence).await?, done))
+}
+
+/// What is known to whoever does something beside the load.
+#[derive(Clone, Debug)]
+pub struct Stage {
+    /// The products, the hottest first.
+    pub products: Vec<i64>,
+    /// The clock of the run.
+    pub clock: Clock,
 }
 
 impl World {
@@ -184,9 +225,14 @@ impl World {
         self.reads.lock().unwrap_or_else(PoisonError::into_inner).extend(reads);
     }
 
-    pub(crate) fn record_failure(&self, what: String) {
-        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
-        *failures.entry(what).or_default() += 1;
+    pub(crate) fn record_failure(&self, what: String, request: Request, due: Micros) {
+        let failure = Failure { what, request, due, end: self.clock.now() };
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner).push(failure);
+    }
+
+    /// Moments until the load is stopped.
+    pub(crate) fn pace(&self, rate: f64) -> Pace {
+        Pace::new(rate, self.stopped.clone())
     }
 
     async fn outcome(&self, convergence: Convergence) -> Result<Outcome, Error> {
@@ -198,7 +244,8 @@ impl World {
             reads: std::mem::take(&mut *self.reads.lock().unwrap_or_else(PoisonError::into_inner)),
         };
         truth::tidy(&self.sql, &self.products).await?;
-        let failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        let failures = std::mem::take(&mut *failures);
         let not_sent = self.not_sent.load(Ordering::Relaxed);
         Ok(Outcome { history, convergence, failures, not_sent })
     }

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use rand::rngs::ChaCha8Rng;
 use rand::{RngExt, SeedableRng};
+use tokio::sync::watch;
 
 use crate::load::Load;
 
@@ -11,27 +12,23 @@ use crate::load::Load;
 pub(crate) struct Pace {
     next: Instant,
     rate: f64,
+    stopped: watch::Receiver<bool>,
 }
 
 impl Pace {
-    pub(crate) fn new(rate: f64) -> Self {
-        Self { next: Instant::now(), rate }
+    pub(crate) fn new(rate: f64, stopped: watch::Receiver<bool>) -> Self {
+        Self { next: Instant::now(), rate, stopped }
     }
 
-    /// Waits for the next moment, or not at all if it has passed already; `None` after the last.
-    pub(crate) async fn next(
-        &mut self,
-        random: &mut ChaCha8Rng,
-        until: Instant,
-    ) -> Option<Instant> {
+    /// Waits for the next moment, or not at all if it has passed already; `None` when the load is stopped.
+    pub(crate) async fn next(&mut self, random: &mut ChaCha8Rng) -> Option<Instant> {
         let uniform: f64 = random.random_range(f64::MIN_POSITIVE..1.0);
         self.next += Duration::from_secs_f64(-uniform.ln() / self.rate);
-        if self.next >= until {
-            tokio::time::sleep_until(until.into()).await;
-            return None;
+        tokio::select! {
+            biased;
+            _ = self.stopped.wait_for(|stopped| *stopped) => None,
+            () = tokio::time::sleep_until(self.next.into()) => Some(self.next),
         }
-        tokio::time::sleep_until(self.next.into()).await;
-        Some(self.next)
     }
 }
 

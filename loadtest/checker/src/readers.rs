@@ -7,11 +7,11 @@ use hotshelf::proto::get_product_request::Freshness;
 use hotshelf::proto::{BatchGetProductsRequest, GetProductRequest};
 use rand::RngExt;
 use tonic::metadata::MetadataMap;
-use tonic::{Code, Response, Status};
+use tonic::{Code, Status};
 
-use crate::history::{Read, Seen, Tier, Wish, micros, seen};
+use crate::history::{Micros, Read, Request, Seen, Tier, Wish, seen};
 use crate::load::{Load, World};
-use crate::plan::{Keys, Pace};
+use crate::plan::Keys;
 
 /// The longest `max_staleness` that is asked for.
 const LONGEST_STALENESS: u64 = 500_000;
@@ -21,10 +21,10 @@ const BATCH: usize = 5;
 /// does not go unseen where reads are few.
 const LOOKS: [f64; 10] = [1.0, 4.0, 8.0, 16.0, 32.0, 64.0, 125.0, 250.0, 500.0, 1_000.0];
 
-/// Reads until that moment.
-pub(crate) async fn drive(world: &Arc<World>, load: &Load, until: Instant) {
-    let (mut keys, mut pace) = (Keys::new(load, 1), Pace::new(load.read_rate));
-    while let Some(due) = pace.next(keys.random(), until).await {
+/// Reads until the load is stopped.
+pub(crate) async fn drive(world: &Arc<World>, load: &Load) {
+    let (mut keys, mut pace) = (Keys::new(load, 1), world.pace(load.read_rate));
+    while let Some(due) = pace.next(keys.random()).await {
         let instance = keys.random().random_range(0..world.clients.len());
         let product = world.products[keys.next()];
         let wishes = keys.random().random_range(0..100);
@@ -74,14 +74,17 @@ pub(crate) async fn read(world: &World, instance: usize, product: i64, wish: Wis
     let draft = Draft::new(world, instance, wish, due);
     match client.get_product(request).await {
         Ok(response) => {
-            let tier = tier(response.metadata());
-            world.record_reads([draft.done(world, product, tier, seen(response.get_ref()))]);
+            let origin = origin(response.metadata());
+            world.record_reads([draft.done(world, product, origin, seen(response.get_ref()))]);
         }
         Err(status) => match refusal(&status) {
             Some(seen) => {
-                world.record_reads([draft.done(world, product, tier(status.metadata()), seen)])
+                world.record_reads([draft.done(world, product, origin(status.metadata()), seen)])
             }
-            None => world.record_failure(failure("GetProduct", &status)),
+            None => {
+                let request = Request::Read(product, draft.instance, wish);
+                world.record_failure(failure("GetProduct", &status), request, draft.due);
+            }
         },
     }
 }
@@ -96,14 +99,18 @@ async fn read_batch(world: &World, instance: usize, ids: Vec<i64>, wish: Wish, d
     let draft = Draft::new(world, instance, wish, due);
     let answer =
         client.batch_get_products(BatchGetProductsRequest { ids, max_staleness, latest }).await;
-    let batch = match answer.map(Response::into_inner) {
-        Ok(batch) => batch,
-        Err(status) => return world.record_failure(failure("BatchGetProducts", &status)),
+    let answer = answer.map(|response| (origin(response.metadata()).1, response.into_inner()));
+    let (stale, batch) = match answer {
+        Ok(answer) => answer,
+        Err(status) => {
+            let request = Request::Batch(draft.instance);
+            return world.record_failure(failure("BatchGetProducts", &status), request, draft.due);
+        }
     };
     let found = batch.products.iter().map(|product| (product.id, seen(product)));
     let absent = batch.not_found_ids.iter().map(|id| (*id, Seen::Absent));
     world.record_reads(
-        found.chain(absent).map(|(id, seen)| draft.done(world, id, Tier::Unsaid, seen)),
+        found.chain(absent).map(|(id, seen)| draft.done(world, id, (Tier::Unsaid, stale), seen)),
     );
 }
 
@@ -111,8 +118,8 @@ async fn read_batch(world: &World, instance: usize, ids: Vec<i64>, wish: Wish, d
 struct Draft {
     instance: u8,
     wish: Wish,
-    late: u32,
-    begin: u64,
+    due: Micros,
+    begin: Micros,
 }
 
 impl Draft {
@@ -120,14 +127,15 @@ impl Draft {
         Self {
             instance: u8::try_from(instance).unwrap_or(u8::MAX),
             wish,
-            late: u32::try_from(micros(due.elapsed())).unwrap_or(u32::MAX),
+            due: world.clock.at(due),
             begin: world.clock.now(),
         }
     }
 
-    fn done(&self, world: &World, product: i64, tier: Tier, seen: Seen) -> Read {
-        let Self { instance, wish, late, begin } = *self;
-        Read { product, instance, tier, late, wish, seen, begin, end: world.clock.now() }
+    fn done(&self, world: &World, product: i64, (tier, stale): (Tier, bool), seen: Seen) -> Read {
+        let Self { instance, wish, due, begin } = *self;
+        let late = u32::try_from(begin.saturating_sub(due)).unwrap_or(u32::MAX);
+        Read { product, instance, tier, late, wish, seen, stale, begin, end: world.clock.now() }
     }
 }
 
@@ -145,15 +153,18 @@ fn freshness(wish: Wish) -> Option<Freshness> {
     }
 }
 
-fn tier(metadata: &MetadataMap) -> Tier {
+/// The tier that the answer names, and whether it says that it is stale.
+fn origin(metadata: &MetadataMap) -> (Tier, bool) {
     let status = metadata.get("cache-status").and_then(|value| value.to_str().ok());
     let detail = status.and_then(|status| status.split("detail=").nth(1)).unwrap_or_default();
-    match detail.split(';').next().unwrap_or_default().trim() {
+    let mut parts = detail.split(';').map(str::trim);
+    let tier = match parts.next().unwrap_or_default() {
         "hot" => Tier::Hot,
         "redis" => Tier::Redis,
         "postgres" => Tier::Postgres,
         _ => Tier::Unsaid,
-    }
+    };
+    (tier, parts.any(|part| part == "stale"))
 }
 
 fn refusal(status: &Status) -> Option<Seen> {

@@ -90,7 +90,7 @@ impl Report<'_> {
     }
 
     fn totals(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Outcome { history, convergence, failures, not_sent } = self.outcome;
+        let Outcome { history, convergence, not_sent, .. } = self.outcome;
         let count = |kind| history.acks.iter().filter(|ack| ack.kind == kind).count();
         let (api, sql) = (count(Kind::Api), count(Kind::Sql));
         writeln!(
@@ -104,7 +104,9 @@ impl Report<'_> {
             "{} looks at the tiers after the last write: no disagreement later than {:?} after it.",
             convergence.looks, convergence.settled_after,
         )?;
-        for (what, times) in failures {
+        let marked = history.reads.iter().filter(|read| read.stale).count();
+        writeln!(f, "{marked} reads were marked stale.")?;
+        for (what, times) in self.outcome.reasons() {
             writeln!(f, "FAILED {times} times: {what}")?;
         }
         if *not_sent > 0 {

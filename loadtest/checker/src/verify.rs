@@ -22,7 +22,7 @@ pub enum Rule {
     MaxStaleness,
     /// Nothing older than what was committed before the request.
     Latest,
-    /// Without wishes, nothing that was replaced longer ago than the bound.
+    /// Without wishes, nothing that was replaced longer ago than the bound, unless it is marked stale.
     Bound,
     /// A write that was confirmed is in Postgres.
     NotLost,
@@ -168,6 +168,8 @@ impl<'a> Judge<'a> {
         let mut floors = vec![(Rule::NeverBack, self.shown[usize::from(read.instance)])];
         let before = |age| self.timeline.surely_at(read.begin.saturating_sub(age));
         floors.push(match read.wish {
+            // The answer has said so itself.
+            Wish::Plain if read.stale => return floors,
             Wish::Plain => (Rule::Bound, before(self.bound)),
             Wish::MinVersion(version) => (Rule::MinVersion, self.timeline.reaches(version)),
             Wish::MaxStaleness(age) => (Rule::MaxStaleness, before(age)),
@@ -224,7 +226,11 @@ pub(crate) struct Line<'a>(pub(crate) &'a Read);
 
 impl fmt::Display for Line<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Read { instance, tier, wish, seen, begin, end, .. } = self.0;
-        write!(f, "{begin}..{end} us, instance {instance}, {wish:?} -> {seen:?} from {tier:?}")
+        let Read { instance, tier, wish, seen, stale, begin, end, .. } = self.0;
+        let mark = if *stale { ", marked stale" } else { "" };
+        write!(
+            f,
+            "{begin}..{end} us, instance {instance}, {wish:?} -> {seen:?} from {tier:?}{mark}"
+        )
     }
 }

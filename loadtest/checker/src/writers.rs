@@ -2,7 +2,7 @@
 //! was told of a failure, Postgres knows.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use hotshelf::proto::{Money, Product, UpdateProductRequest};
 use prost_types::FieldMask;
@@ -10,9 +10,9 @@ use rand::RngExt;
 use rand::rngs::ChaCha8Rng;
 use tonic::Code;
 
-use crate::history::{Ack, Kind, Micros, State, content};
+use crate::history::{Ack, Kind, Micros, Request, State, content};
 use crate::load::{Load, Mix, World};
-use crate::plan::{Keys, Pace};
+use crate::plan::Keys;
 use crate::readers::{failure, look_again};
 
 /// Products of a bulk write.
@@ -40,16 +40,17 @@ enum Write {
     Replace { away: Duration },
 }
 
-/// Writes until that moment.
-pub(crate) async fn drive(world: &Arc<World>, load: &Load, until: Instant) {
-    let (mut keys, mut pace) = (Keys::new(load, 2), Pace::new(load.write_rate));
-    while pace.next(keys.random(), until).await.is_some() {
+/// Writes until the load is stopped.
+pub(crate) async fn drive(world: &Arc<World>, load: &Load) {
+    let (mut keys, mut pace) = (Keys::new(load, 2), world.pace(load.write_rate));
+    while let Some(due) = pace.next(keys.random()).await {
         let product = world.products[keys.next()];
         let write = plan(world, &load.mix, &mut keys);
         let world_of_task = Arc::clone(world);
         world.send(world.writers.track_future(async move {
+            let due = world_of_task.clock.at(due);
             if let Err(error) = execute(&world_of_task, product, write).await {
-                world_of_task.record_failure(format!("SQL: {error}"));
+                world_of_task.record_failure(format!("SQL: {error}"), Request::Sql, due);
             }
         }));
     }
@@ -136,7 +137,10 @@ async fn by_api(world: &Arc<World>, instance: usize, product: i64, name: String,
         }
         // Deleted for the moment.
         Err(status) if status.code() == Code::NotFound => {}
-        Err(status) => world.record_failure(failure("UpdateProduct", &status)),
+        Err(status) => {
+            let request = Request::Update(u8::try_from(instance).unwrap_or(u8::MAX));
+            world.record_failure(failure("UpdateProduct", &status), request, sent);
+        }
     }
 }
 

@@ -114,6 +114,10 @@ impl Program {
         ProductServiceClient::new(channel(self.port).await)
     }
 
+    pub fn pid(&self) -> u32 {
+        self.child.id().unwrap()
+    }
+
     pub fn port(&self) -> u16 {
         self.port
     }
@@ -129,7 +133,7 @@ impl Program {
     }
 
     pub fn signal(&self, signal: Signal) {
-        let pid = i32::try_from(self.child.id().unwrap()).unwrap();
+        let pid = i32::try_from(self.pid()).unwrap();
         kill(Pid::from_raw(pid), signal).unwrap();
     }
 

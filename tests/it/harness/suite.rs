@@ -100,6 +100,24 @@ impl<'a> Suite<'a> {
         }));
     }
 
+    /// A test that makes its own world. Where `missing` says what this machine lacks it is reported as ignored.
+    pub fn own<F>(
+        &mut self,
+        name: &str,
+        missing: Option<&'static str>,
+        test: impl FnOnce() -> F + Send + 'static,
+    ) where
+        F: Future<Output = ()> + 'static,
+    {
+        self.trials.push(Trial::ignorable_test(name, move || match missing {
+            Some(why) => Ok(Completion::ignored_with(why)),
+            None => {
+                run(async {}, |()| test());
+                Ok(Completion::Completed)
+            }
+        }));
+    }
+
     /// A test on servers that takes minutes: only with `--ignored`.
     pub fn long_single<F>(&mut self, name: &str, test: fn(Stack) -> F)
     where
@@ -132,7 +150,7 @@ impl<'a> Suite<'a> {
 
 fn run<W, F>(world: impl Future<Output = W>, test: impl FnOnce(W) -> F)
 where
-    F: Future<Output = ()> + Send + 'static,
+    F: Future<Output = ()> + 'static,
 {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();

@@ -1,0 +1,201 @@
+//! Parts of a Redis Cluster are gone, or move.
+
+use devstack::{Redis, RedisCluster, Role};
+
+use crate::Error;
+use crate::fault::Fault;
+use crate::instance::is_frozen;
+use crate::stage::{Stage, blocking};
+
+const MASTERS: usize = 3;
+/// First hash slot of each master of the beginning, and the end.
+const FIRST_SLOTS: [u16; MASTERS + 1] = [0, 5461, 10923, 16384];
+/// Everybody's key: the worst that can move or go.
+const STREAM: &str = "hotshelf:{changes}:stream";
+/// How many of the hottest products move.
+const MOVED: usize = 30;
+
+pub(super) fn all() -> Vec<Fault> {
+    let all = [
+        Fault::of_cluster("cluster-master-killed", "kill -9, failover", |stage| {
+            Box::pin(master_killed(stage))
+        }),
+        Fault::of_cluster("cluster-master-frozen", "SIGSTOP, failover", |stage| {
+            Box::pin(master_frozen(stage))
+        }),
+        Fault::of_cluster("cluster-resharding", "hot slots move: ASK, TRYAGAIN, MOVED", |stage| {
+            Box::pin(resharding(stage))
+        }),
+        Fault::of_cluster("cluster-half-gone", "two masters and a replica killed", |stage| {
+            Box::pin(half_gone(stage))
+        }),
+    ];
+    all.map(|fault| Fault { demands: super::UNFELT, ..fault }).into()
+}
+
+/// The slot of a key, and which of the first masters has it.
+fn place_of(cluster: &RedisCluster, key: &str) -> Result<(u16, usize), Error> {
+    let slot = cluster.nodes()[0].command(&["CLUSTER", "KEYSLOT", key])?;
+    let slot = slot.parse().unwrap_or(0);
+    Ok((slot, FIRST_SLOTS.iter().rposition(|first| *first <= slot).unwrap_or(0)))
+}
+
+async fn failover(stage: &Stage<'_>, replica: &Redis) -> Result<(), Error> {
+    let took_over = async || blocking(|| replica.role()).is_ok_and(|role| role == Role::Master);
+    stage.prove_soon("its replica became master", took_over).await
+}
+
+/// How many nodes say `word` of another.
+fn said_of(node: &Redis, word: &str) -> usize {
+    let known = blocking(|| node.command(&["CLUSTER", "NODES"])).unwrap_or_default();
+    known.lines().filter(|line| line.split([' ', ',']).any(|field| field == word)).count()
+}
+
+async fn master_killed(stage: &Stage<'_>) -> Result<(), Error> {
+    let cluster = stage.cluster()?;
+    let (_, index) = place_of(cluster, STREAM)?;
+    let (master, replica) = (&cluster.nodes()[index], &cluster.nodes()[index + MASTERS]);
+    master.kill();
+    stage.prove("the master of the change stream is gone", master.pid().is_none())?;
+    failover(stage, replica).await?;
+    stage.prove("CLUSTER NODES says fail", said_of(replica, "fail") > 0)?;
+    stage.hold().await;
+    blocking(|| master.start_again().and_then(|()| cluster.wait_until_sound()))?;
+    Ok(())
+}
+
+async fn master_frozen(stage: &Stage<'_>) -> Result<(), Error> {
+    let cluster = stage.cluster()?;
+    let (_, index) = place_of(cluster, STREAM)?;
+    let (master, replica) = (&cluster.nodes()[index], &cluster.nodes()[index + MASTERS]);
+    master.pause();
+    stage
+        .prove_soon("its process is in state T", async || master.pid().is_some_and(is_frozen))
+        .await?;
+    failover(stage, replica).await?;
+    stage.hold().await;
+    master.resume();
+    blocking(|| cluster.wait_until_sound())?;
+    Ok(())
+}
+
+async fn half_gone(stage: &Stage<'_>) -> Result<(), Error> {
+    let cluster = stage.cluster()?;
+    let gone = [&cluster.nodes()[0], &cluster.nodes()[1], &cluster.nodes()[MASTERS]];
+    gone.iter().for_each(|node| node.kill());
+    let left = &cluster.nodes()[2];
+    let state = async || {
+        let info = blocking(|| left.command(&["CLUSTER", "INFO"])).unwrap_or_default();
+        info.contains("cluster_state:fail")
+    };
+    stage.prove_soon("the master that is left says cluster_state:fail", state).await?;
+    stage.hold().await;
+    for node in gone {
+        blocking(|| node.start_again())?;
+    }
+    blocking(|| cluster.wait_until_sound())?;
+    Ok(())
+}
+
+async fn resharding(stage: &Stage<'_>) -> Result<(), Error> {
+    let cluster = stage.cluster()?;
+    let hottest = stage.products.iter().take(MOVED);
+    let keys = hottest.map(|product| format!("hotshelf:{{{product}}}:p"));
+    let keys: Vec<String> = keys.chain([STREAM.to_owned()]).collect();
+    let pause = stage.hold / u32::try_from(keys.len()).unwrap_or(1) / 2;
+    let (mut asked, mut moved) = (0, 0);
+    for key in &keys {
+        let (slot, from) = place_of(cluster, key)?;
+        let from = &cluster.nodes()[from];
+        let to = cluster.nodes()[..MASTERS].iter().find(|node| node.port() != from.port());
+        let Some(to) = to else { continue };
+        asked += usize::from(start_moving(from, to, slot, key)?);
+        tokio::time::sleep(pause).await;
+        moved += usize::from(finish_moving(cluster, from, to, slot, key)?);
+        tokio::time::sleep(pause).await;
+    }
+    stage.prove(format!("{asked} keys were answered with ASK, {moved} with MOVED"), asked > 0)?;
+    // From here on everybody can know.
+    blocking(|| cluster.wait_until_sound())?;
+    let told = async || blocking(|| keys.iter().all(|key| places_agree(cluster, key)));
+    stage.prove_soon("all nodes agree where they are now", told).await
+}
+
+/// How a node sends callers elsewhere.
+fn redirects(node: &Redis, key: &str, how: &str) -> bool {
+    node.command(&["TYPE", key]).is_err_and(|error| error.to_string().contains(how))
+}
+
+/// Whether exactly one master answers for this key, and each other node sends callers to it.
+fn places_agree(cluster: &RedisCluster, key: &str) -> bool {
+    let nodes = cluster.nodes().iter();
+    let answers: Vec<_> = nodes.map(|node| node.command(&["TYPE", key])).collect();
+    let moved = answers.iter().filter_map(|answer| match answer {
+        Err(devstack::Error::Refused { reply, .. }) => Some(reply),
+        _ => None,
+    });
+    let moved: std::collections::HashSet<&String> = moved.collect();
+    answers.iter().filter(|answer| answer.is_ok()).count() == 1 && moved.len() == 1
+}
+
+/// The slot's keys are on the way. Returns whether the old place answers ASK.
+fn start_moving(from: &Redis, to: &Redis, slot: u16, key: &str) -> Result<bool, Error> {
+    let slot = slot.to_string();
+    let (source, target) = (from.command(&["CLUSTER", "MYID"])?, to.command(&["CLUSTER", "MYID"])?);
+    if !from.command(&["CLUSTER", "NODES"])?.lines().any(|line| is_owner(line, &slot)) {
+        // Moved already, with another product.
+        return Ok(false);
+    }
+    to.command(&["CLUSTER", "SETSLOT", &slot, "IMPORTING", &source])?;
+    from.command(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", &target])?;
+    move_keys(from, to, &slot)?;
+    Ok(redirects(from, key, "ASK"))
+}
+
+/// Whether this line of CLUSTER NODES is the node's own, and its ranges have the slot.
+fn is_owner(line: &str, slot: &str) -> bool {
+    let slot: u16 = slot.parse().unwrap_or(0);
+    let ranges = line.split(' ').skip(8).filter(|range| !range.starts_with('['));
+    let mut has = ranges.map(|range| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        let bound = |text: &str| text.parse::<u16>().unwrap_or(u16::MAX);
+        (bound(first)..=bound(last)).contains(&slot)
+    });
+    line.contains("myself") && has.any(|has| has)
+}
+
+fn move_keys(from: &Redis, to: &Redis, slot: &str) -> Result<(), Error> {
+    let keys = from.command(&["CLUSTER", "GETKEYSINSLOT", slot, "100"])?;
+    let keys: Vec<&str> = keys.lines().filter(|key| !key.is_empty()).collect();
+    if keys.is_empty() {
+        return Ok(());
+    }
+    let port = to.port().to_string();
+    let mut command = vec!["MIGRATE", "127.0.0.1", &port, "", "0", "1000", "KEYS"];
+    command.extend(keys);
+    from.command(&command)?;
+    Ok(())
+}
+
+/// The slot is the other node's. Returns whether the old place answers MOVED.
+fn finish_moving(
+    cluster: &RedisCluster,
+    from: &Redis,
+    to: &Redis,
+    slot: u16,
+    key: &str,
+) -> Result<bool, Error> {
+    let slot = slot.to_string();
+    let target = to.command(&["CLUSTER", "MYID"])?;
+    // What was written meanwhile.
+    let mut left = from.command(&["CLUSTER", "COUNTKEYSINSLOT", &slot])?;
+    while left != "0" {
+        move_keys(from, to, &slot)?;
+        left = from.command(&["CLUSTER", "COUNTKEYSINSLOT", &slot])?;
+    }
+    // The new owner first, so that nobody is sent in circles.
+    for node in std::iter::once(to).chain(&cluster.nodes()[..MASTERS]) {
+        node.command(&["CLUSTER", "SETSLOT", &slot, "NODE", &target])?;
+    }
+    Ok(redirects(from, key, "MOVED"))
+}

@@ -1,0 +1,128 @@
+//! One drill: warm up, measure, break, hold, mend, watch it recover, check everything that was read.
+
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+
+use checker::history::Micros;
+use checker::{run_beside, verify};
+use hotshelf::proto::{BatchGetProductsRequest, ProductServiceClient};
+use tonic::transport::Channel;
+
+use crate::database::{DatabaseLoad, Observer};
+use crate::figures::Figures;
+use crate::instance::Instance;
+use crate::judge;
+use crate::stage::{Excuse, Stage};
+use crate::world::{World, connect};
+use crate::{Error, Fault, Plan};
+
+const POLL: Duration = Duration::from_millis(50);
+/// Of each instance.
+const WARNINGS: usize = 5;
+
+/// What a drill came to.
+#[derive(Debug)]
+pub struct Drilled {
+    /// Which.
+    pub fault: Fault,
+    /// What was measured.
+    pub figures: Figures,
+    /// By what it is known that the fault took place.
+    pub proofs: Vec<String>,
+    /// Broken promises, one line each.
+    pub breaches: Vec<String>,
+    /// The last warnings of the instances, for whoever looks for the reason.
+    pub warnings: Vec<String>,
+}
+
+/// When what happened, and what was seen beside the load.
+#[derive(Debug)]
+pub(crate) struct Course {
+    pub(crate) measured: Micros,
+    pub(crate) broken: Micros,
+    pub(crate) mended: Micros,
+    /// When every instance trusted its memory again; `None` when that did not happen in time.
+    pub(crate) trusted: Option<Micros>,
+    pub(crate) database: DatabaseLoad,
+    pub(crate) proofs: Vec<String>,
+    pub(crate) excuses: Vec<Excuse>,
+    /// The products that every instance had read before.
+    pub(crate) hot: HashSet<i64>,
+}
+
+/// Does one drill, in a world of its own.
+///
+/// # Errors
+/// When the drill itself could not be done, or its fault did not happen; broken promises are no errors.
+pub async fn run(fault: &Fault, plan: &Plan) -> Result<Drilled, Error> {
+    let world = World::start(fault, plan).await?;
+    let target = world.target().await?;
+    let instances = target.instances.clone();
+    let beside = async |stage: checker::load::Stage| {
+        warm(&instances, &stage.products[..plan.load.hot]).await;
+        course(fault, plan, &world, stage).await
+    };
+    let (outcome, course) = run_beside(&target, &plan.load, beside).await?;
+    let course = course?;
+    let verdict = verify(&outcome.history, fault.bound.unwrap_or(plan.load.bound));
+    let figures = Figures::new(&outcome, &verdict, &course);
+    let breaches = judge::breaches(fault, plan, &figures, world.budget);
+    let warnings = world.instances.iter().flat_map(warnings).collect();
+    Ok(Drilled { fault: fault.clone(), figures, proofs: course.proofs, breaches, warnings })
+}
+
+fn warnings(instance: &Instance) -> Vec<String> {
+    let log = instance.log();
+    let warnings = log.lines().rev().filter(|line| !line.contains("INFO"));
+    let mut last: Vec<String> = warnings.take(WARNINGS).map(str::to_owned).collect();
+    last.reverse();
+    last
+}
+
+/// Every instance reads every hot product, so that it is known what is cached.
+async fn warm(instances: &[Channel], hot: &[i64]) {
+    for instance in instances {
+        let request =
+            BatchGetProductsRequest { ids: hot.to_vec(), max_staleness: None, latest: false };
+        // An instance that cannot will fail what is measured.
+        let _ = ProductServiceClient::new(instance.clone()).batch_get_products(request).await;
+    }
+}
+
+async fn course(
+    fault: &Fault,
+    plan: &Plan,
+    world: &World,
+    stage: checker::load::Stage,
+) -> Result<Course, Error> {
+    tokio::time::sleep(plan.warm_up).await;
+    let (clock, hot) = (stage.clock, stage.products[..plan.load.hot].iter().copied().collect());
+    let observer = Observer::start(connect(&world.postgres.url(), 1).await?, clock);
+    let stage = Stage::new(world, stage, fault.hold.min(plan.longest_hold).max(fault.shortest));
+    let measured = clock.now();
+    tokio::time::sleep(plan.baseline).await;
+    let broken = clock.now();
+    (fault.act)(&stage).await?;
+    let mended = clock.now();
+    stage.well();
+    let trusted = trusted(world, plan.patience).await.then(|| clock.now());
+    tokio::time::sleep(plan.aftermath).await;
+    let ended = clock.now();
+    let (proofs, excuses) = stage.done();
+    let database = observer.between(broken, ended);
+    Ok(Course { measured, broken, mended, trusted, database, proofs, excuses, hot })
+}
+
+/// Waits until every instance says that it trusts its memory on the change stream.
+async fn trusted(world: &World, patience: Duration) -> bool {
+    let began = Instant::now();
+    for instance in &world.instances {
+        while instance.metric("hotshelf_hot_lease_valid").await != Some(1.0) {
+            if began.elapsed() > patience {
+                return false;
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+    true
+}
