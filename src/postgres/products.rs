@@ -122,7 +122,8 @@ impl Postgres {
     /// # Errors
     /// [`Error::Unavailable`].
     pub async fn has_products(&self) -> Result<bool, Error> {
-        let found: Result<(bool,), _> = sqlx::query_as(ANY).fetch_one(&self.pool).await;
+        let found: Result<(bool,), _> =
+            self.in_time(sqlx::query_as(ANY).fetch_one(&self.pool)).await;
         found.map(|(any,)| any).map_err(|error| read_error(&error))
     }
 

@@ -34,6 +34,7 @@ mod metrics;
 mod newest_wins;
 mod outage;
 mod races;
+mod recovery;
 mod refresh;
 mod schema;
 mod stampede;
@@ -60,6 +61,7 @@ fn main() -> std::process::ExitCode {
     refresh::register(&mut suite);
     hot_keys::register(&mut suite);
     outage::register(&mut suite);
+    recovery::register(&mut suite);
     examples::register(&mut suite);
     docs::register(&mut suite);
     import::register(&mut suite);
