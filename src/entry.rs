@@ -27,6 +27,8 @@ pub struct Entry {
     pub ttl: Ttl,
     /// By how much `known_at` may be too late: nothing for what this process loaded itself.
     clock_doubt: Duration,
+    /// Whether something newer may have been lost.
+    in_doubt: bool,
     frame: Bytes,
 }
 
@@ -71,14 +73,28 @@ impl Entry {
     #[must_use]
     pub fn live(product: &Product, known_at: Instant, ttl: Ttl) -> Self {
         let revision = Revision::live(product.version);
-        Self { revision, known_at, ttl, clock_doubt: Duration::ZERO, frame: frame(product) }
+        Self {
+            revision,
+            known_at,
+            ttl,
+            clock_doubt: Duration::ZERO,
+            in_doubt: false,
+            frame: frame(product),
+        }
     }
 
     /// The answer that there is no product, and was none after `version`.
     #[must_use]
     pub fn tombstone(version: Version, known_at: Instant, ttl: Ttl) -> Self {
         let revision = Revision::gone_after(version);
-        Self { revision, known_at, ttl, clock_doubt: Duration::ZERO, frame: Bytes::new() }
+        Self {
+            revision,
+            known_at,
+            ttl,
+            clock_doubt: Duration::ZERO,
+            in_doubt: false,
+            frame: Bytes::new(),
+        }
     }
 
     /// An entry from the frame that another one held, stamped by any machine's clock. `None` when the frame is not one: an encoded
@@ -95,7 +111,14 @@ impl Entry {
         } else {
             body_start(&frame).is_some_and(|start| start < frame.len())
         };
-        plausible.then_some(Self { revision, known_at, ttl, clock_doubt: MAX_CLOCK_SKEW, frame })
+        plausible.then_some(Self {
+            revision,
+            known_at,
+            ttl,
+            clock_doubt: MAX_CLOCK_SKEW,
+            in_doubt: false,
+            frame,
+        })
     }
 
     /// The product as `BatchGetProductsResponse` holds it: key, length, encoded product. Empty for a
@@ -109,6 +132,18 @@ impl Entry {
     #[must_use]
     pub fn body(&self) -> Option<Bytes> {
         (!self.revision.deleted).then(|| self.frame.slice(body_start(&self.frame).unwrap_or(0)..))
+    }
+
+    /// The same, of which something newer may have been lost.
+    #[must_use]
+    pub fn in_doubt(self) -> Self {
+        Self { in_doubt: true, ..self }
+    }
+
+    /// Whether something newer may have been lost. Then it may be served only when nothing better can be had.
+    #[must_use]
+    pub fn is_in_doubt(&self) -> bool {
+        self.in_doubt
     }
 
     /// Whether it is due to be refreshed.

@@ -10,13 +10,22 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::{Error, Loaded};
+use crate::entry::Entry;
 use crate::product::ProductId;
 
 const STRIPES: usize = 64;
 
 /// What a load came to, for everybody who waits for it.
-pub(super) type Outcome = Result<Loaded, Arc<Error>>;
+pub(super) type Outcome = Result<Loaded, Arc<Failed>>;
 type Landing = watch::Receiver<Option<Outcome>>;
+
+/// Why a load failed.
+#[derive(Debug)]
+pub(super) struct Failed {
+    pub(super) error: Error,
+    /// What Redis was seen to hold: not good enough for this load, but perhaps better than nothing.
+    pub(super) seen: Option<Entry>,
+}
 
 /// The loads in flight of one instance.
 #[derive(Debug)]
@@ -88,7 +97,8 @@ impl Seat {
         let landed = self.0.wait_for(Option::is_some).await;
         let outcome = landed.ok().and_then(|outcome| outcome.clone());
         outcome.unwrap_or_else(|| {
-            Err(Arc::new(Error::Internal("a load ended without a result".to_owned())))
+            let error = Error::Internal("a load ended without a result".to_owned());
+            Err(Arc::new(Failed { error, seen: None }))
         })
     }
 }
@@ -103,7 +113,7 @@ mod tests {
     use rand::{RngExt, SeedableRng};
 
     use super::*;
-    use crate::entry::{Entry, Ttl};
+    use crate::entry::Ttl;
     use crate::metrics::ServedBy;
     use crate::product::Version;
 
@@ -119,7 +129,7 @@ mod tests {
     fn ended_as(seat: Seat, flight: i64, landed: bool) -> bool {
         match seat.landed().now_or_never() {
             Some(Ok(loaded)) => landed && loaded.entry.revision.version == Version(flight),
-            Some(Err(error)) => !landed && matches!(*error, Error::Internal(_)),
+            Some(Err(error)) => !landed && matches!(error.error, Error::Internal(_)),
             None => false,
         }
     }

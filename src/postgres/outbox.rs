@@ -31,6 +31,9 @@ const REPLAY: &str = "WITH recent AS (
         RETURNING product_id, version, deleted
     )
     INSERT INTO product_changes (product_id, version, deleted) SELECT * FROM recent";
+const WITNESS: &str = "INSERT INTO redis_histories (id) VALUES ($1) ON CONFLICT (id) DO NOTHING";
+const KNOWN_FOR: &str = "SELECT (extract(epoch FROM clock_timestamp() - seen_time) * 1000)::bigint
+    FROM redis_histories WHERE id = $1";
 const FORGET: &str = "DELETE FROM relayed_changes WHERE seq IN (
         SELECT seq FROM relayed_changes
         WHERE relay_time < clock_timestamp() - $1::bigint * interval '1 millisecond'
@@ -53,6 +56,15 @@ pub(crate) struct Pending {
     pub(crate) rows: u64,
     /// The age of the oldest.
     pub(crate) oldest: Duration,
+}
+
+/// What is known of a history of Redis.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Witnessed {
+    /// How long ago anybody first saw it.
+    pub(crate) known_for: Duration,
+    /// Whether that is now.
+    pub(crate) is_news: bool,
 }
 
 #[derive(FromRow)]
@@ -90,6 +102,25 @@ impl Postgres {
         let replay = sqlx::query(REPLAY).bind(millis(window)).execute(&self.pool);
         let replayed = self.in_time(replay).await;
         Ok(replayed.map_err(|error| read_error(&error))?.rows_affected())
+    }
+
+    /// Notes that Redis has this history. Whoever is the first to say so puts the changes that were relayed within
+    /// `window` back into the outbox, in the same transaction.
+    pub(crate) async fn witness(&self, id: &str, window: Duration) -> Result<Witnessed, Error> {
+        let witness = async {
+            let mut transaction = self.pool.begin().await?;
+            let inserted = sqlx::query(WITNESS).bind(id).execute(&mut *transaction).await?;
+            let is_news = inserted.rows_affected() > 0;
+            if is_news {
+                sqlx::query(REPLAY).bind(millis(window)).execute(&mut *transaction).await?;
+            }
+            let known_for = sqlx::query_as(KNOWN_FOR).bind(id);
+            let (known_for,): (i64,) = known_for.fetch_one(&mut *transaction).await?;
+            transaction.commit().await?;
+            let known_for = Duration::from_millis(known_for.max(0).unsigned_abs());
+            Ok(Witnessed { known_for, is_news })
+        };
+        self.in_time(witness).await.map_err(|error| read_error(&error))
     }
 
     /// Forgets changes that were relayed longer ago than `window`, at most `limit` of them.

@@ -1,12 +1,11 @@
 //! The scripts, and how one is run.
 
-use fred::clients::Client;
-use fred::error::Error;
-use fred::interfaces::{ClientLike, LuaInterface};
+use bytes::Bytes;
 use fred::types::scripts::Script;
-use fred::types::{FromValue, Key, Value};
+use fred::types::{FromValue, Value};
 
 use super::Redis;
+use super::node::{Command, NoReply};
 
 /// Every script of the protocol.
 #[derive(Debug)]
@@ -48,17 +47,24 @@ impl Redis {
     pub(super) async fn run<R: FromValue>(
         &self,
         script: &Script,
-        keys: Vec<Key>,
+        keys: Vec<Bytes>,
         args: Vec<Value>,
-    ) -> Result<R, Error> {
-        let client: &Client = self.pool.next_connected();
-        let client = client.with_options(&self.command);
-        match client.evalsha(script.sha1().clone(), keys.clone(), args.clone()).await {
-            Err(error) if error.details().starts_with("NOSCRIPT") => {
+    ) -> Result<R, NoReply> {
+        let command = |name, script: &str| {
+            let count = Value::Integer(i64::try_from(keys.len()).unwrap_or(i64::MAX));
+            let mut words = vec![script.to_owned().into(), count];
+            words.extend(keys.iter().cloned().map(Value::Bytes));
+            words.extend(args.iter().cloned());
+            Command::new(name, words)
+        };
+        let reply = self.nodes.send(&keys[0], command("EVALSHA", script.sha1())).await;
+        let reply = match reply {
+            Err(NoReply::Failed(error)) if error.details().starts_with("NOSCRIPT") => {
                 let text = script.lua().expect("every script is made from its text");
-                client.eval(text.clone(), keys, args).await
+                self.nodes.send(&keys[0], command("EVAL", text)).await
             }
-            result => result,
-        }
+            reply => reply,
+        };
+        reply?.convert().map_err(NoReply::Failed)
     }
 }

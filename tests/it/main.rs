@@ -10,6 +10,7 @@
 #![allow(clippy::large_futures, reason = "a test is one future")]
 #![allow(clippy::unwrap_used, reason = "a test fails where it fails")]
 
+mod breaker;
 mod checker;
 mod coherence;
 mod controls;
@@ -23,6 +24,7 @@ mod edge;
 mod errors;
 mod examples;
 mod garbage;
+mod histories;
 mod hot_keys;
 mod hot_model;
 mod hot_path;
@@ -62,6 +64,8 @@ fn main() -> std::process::ExitCode {
     hot_keys::register(&mut suite);
     outage::register(&mut suite);
     recovery::register(&mut suite);
+    breaker::register(&mut suite);
+    histories::register(&mut suite);
     examples::register(&mut suite);
     docs::register(&mut suite);
     import::register(&mut suite);

@@ -45,6 +45,14 @@ impl Private {
         let key = format!("{}:{{{id}}}:p", self.namespace);
         self.redis.command(&["EXISTS", &key]).is_ok_and(|found| found.trim() == "1")
     }
+
+    /// The digest of what Redis has of `id`, asked on a connection of its own.
+    pub fn redis_digest(&self, id: i64) -> Option<String> {
+        let key = format!("{}:{{{id}}}:p", self.namespace);
+        let digest = "local held = redis.call('GET', KEYS[1]) return held and redis.sha1hex(held)";
+        let digest = self.redis.command(&["EVAL", digest, "1", &key]).ok()?;
+        (digest.len() == 40).then_some(digest)
+    }
 }
 
 impl Deref for Private {
