@@ -19,7 +19,7 @@ use futures_util::future::join_all;
 
 use crate::drain::Drain;
 use crate::entry::{Entry, Freshness, TtlPolicy};
-use crate::hot_cache::HotCache;
+use crate::hot_cache::{Held, HotCache};
 use crate::hot_keys::{HotKey, HotKeys, two_deviations};
 use crate::metrics::{Lookup, Metrics, ServedBy};
 use crate::pause::PausePoints;
@@ -273,11 +273,14 @@ impl Catalog {
             Freshness::MinVersion { .. } | Freshness::KnownSince(_) => Patience::AskPostgres,
         };
         let (mut seats, mut loads) = (Vec::with_capacity(ids.len()), Vec::new());
+        // What is loaded together is wanted together.
+        let demand = Arc::default();
         for id in ids {
-            let (seat, pilot) = self.flights.join(*id);
+            let empty_handed = !self.may_fall_back(*id, freshness);
+            let (seat, pilot) = self.flights.join(*id, &demand, empty_handed);
             seats.push(seat);
             match pilot {
-                Some(pilot) => loads.push(self.begin(pilot, freshness, patience)),
+                Some(pilot) => loads.push(self.begin(pilot, freshness, patience, &demand)),
                 None => self.metrics.singleflight_joined.inc(()),
             }
         }
@@ -287,6 +290,16 @@ impl Catalog {
             drop(self.drain.spawn(async move { catalog.load(loads).await }));
         }
         seats
+    }
+
+    /// Whether there is something stale for a caller when the load fails; the refresher is in no need of anything.
+    fn may_fall_back(&self, id: ProductId, freshness: Freshness) -> bool {
+        let usable = |held: &Held| !held.is_void() && !held.entry.past_hard(Instant::now());
+        match freshness {
+            Freshness::Cached => self.hot.get(id).is_some_and(|held| usable(&held)),
+            Freshness::NotDue { .. } => true,
+            Freshness::MinVersion { .. } | Freshness::KnownSince(_) => false,
+        }
     }
 
     /// Waits for the landing, and boards again if what came is not fresh enough for this caller.

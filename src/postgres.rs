@@ -19,6 +19,7 @@ use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 use crate::metrics::Metrics;
 use crate::product::Version;
 use budget::Budget;
+pub(crate) use budget::{Caller, Demand};
 pub use copy::{DuplicateId, Import, Merged};
 pub use inspect::RowState;
 pub(crate) use outbox::Claim;
@@ -54,7 +55,7 @@ pub struct Postgres {
     pool: PgPool,
     /// How long an answer may take; `None`: for ever.
     patience: Option<Duration>,
-    budget: Budget,
+    budget: Arc<Budget>,
     metrics: Arc<Metrics>,
 }
 

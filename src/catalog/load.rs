@@ -13,6 +13,7 @@ use crate::entry::{Entry, Freshness};
 use crate::hot_cache::LoadTicket;
 use crate::metrics::{LeaseOutcome, Lookup, ServedBy};
 use crate::pause::Point;
+use crate::postgres::Demand;
 use crate::product::{ProductId, Version};
 use crate::redis::{Filled, Lease, Publish};
 
@@ -35,6 +36,7 @@ pub(super) struct Load {
     ticket: LoadTicket,
     freshness: Freshness,
     patience: Patience,
+    demand: Arc<Demand>,
     /// The newest that Redis was seen to hold.
     seen: Option<Entry>,
 }
@@ -54,9 +56,15 @@ struct Sorted {
 }
 
 impl Catalog {
-    pub(super) fn begin(&self, pilot: Pilot, freshness: Freshness, patience: Patience) -> Load {
+    pub(super) fn begin(
+        &self,
+        pilot: Pilot,
+        freshness: Freshness,
+        patience: Patience,
+        demand: &Arc<Demand>,
+    ) -> Load {
         let ticket = self.hot.begin_load(pilot.id());
-        Load { pilot, ticket, freshness, patience, seen: None }
+        Load { pilot, ticket, freshness, patience, demand: Arc::clone(demand), seen: None }
     }
 
     /// Lands every one of `loads`.
@@ -238,7 +246,9 @@ impl Catalog {
     async fn read_postgres(&self, loads: &[Load]) -> Result<Vec<Entry>, Error> {
         // A product that is gone was gone after every version that was heard of before the read.
         let floors: Vec<Version> = loads.iter().map(Load::newest_heard_of).collect();
-        let loaded = self.postgres.load(&ids(loads)).await?;
+        // Boarded together, so wanted together.
+        let demand = loads.first().map(|load| Arc::clone(&load.demand)).unwrap_or_default();
+        let loaded = self.postgres.load(&ids(loads), &demand).await?;
         let absent = loads.iter().zip(floors).map(|(load, floor)| {
             let version = loaded.last_version(load.pilot.id()).max(floor);
             Entry::tombstone(version, loaded.known_at, self.options.ttl.tombstone())

@@ -1,12 +1,13 @@
 //! Reading and writing products.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use sqlx::pool::PoolConnection;
 use sqlx::{FromRow, Postgres as Db};
 
-use super::{Error, Postgres, given_up, read_error, write_error};
+use super::{Demand, Error, Postgres, given_up, read_error, write_error};
 use crate::product::{Currency, NewProduct, Patch, Price, Product, ProductId, Version};
 
 /// Times as microseconds and prices as hundredths: exact, and no crates for dates and decimals.
@@ -107,8 +108,12 @@ impl Postgres {
     ///
     /// # Errors
     /// [`Error::OverBudget`] and [`Error::Unavailable`].
-    pub(crate) async fn load(&self, ids: &[ProductId]) -> Result<Loaded, Error> {
-        let _turn = self.budget.turn().await?;
+    pub(crate) async fn load(
+        &self,
+        ids: &[ProductId],
+        demand: &Arc<Demand>,
+    ) -> Result<Loaded, Error> {
+        let _turn = self.budget.turn(demand).await?;
         self.metrics.postgres_loads.add((), ids.len() as u64);
         let mut connection = self.pool.acquire().await.map_err(|error| read_error(&error))?;
         let known_at = Instant::now();

@@ -11,6 +11,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails where it fails")]
 
 mod breaker;
+mod budget;
 mod checker;
 mod coherence;
 mod controls;
@@ -66,6 +67,7 @@ fn main() -> std::process::ExitCode {
     recovery::register(&mut suite);
     breaker::register(&mut suite);
     histories::register(&mut suite);
+    budget::register(&mut suite);
     examples::register(&mut suite);
     docs::register(&mut suite);
     import::register(&mut suite);
