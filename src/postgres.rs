@@ -228,6 +228,14 @@ fn read_error(error: &sqlx::Error) -> Error {
     }
 }
 
+/// The error of a connection that could not be had: whatever the server has against it, nothing was asked yet.
+fn unreachable(error: &sqlx::Error) -> Error {
+    match error {
+        sqlx::Error::Database(database) => Error::Unavailable(database.message().to_owned()),
+        error => read_error(error),
+    }
+}
+
 /// The error of a statement that may have been committed when the connection broke.
 fn write_error(error: &sqlx::Error) -> Error {
     match error {

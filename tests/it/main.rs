@@ -19,6 +19,7 @@ mod explain;
 mod harness;
 
 mod config;
+mod deadlines;
 mod docs;
 mod drain;
 mod edge;
@@ -41,6 +42,7 @@ mod recovery;
 mod refresh;
 mod schema;
 mod stampede;
+mod wakes;
 mod wire;
 
 use harness::{Servers, Suite};
@@ -68,6 +70,8 @@ fn main() -> std::process::ExitCode {
     breaker::register(&mut suite);
     histories::register(&mut suite);
     budget::register(&mut suite);
+    deadlines::register(&mut suite);
+    wakes::register(&mut suite);
     examples::register(&mut suite);
     docs::register(&mut suite);
     import::register(&mut suite);
