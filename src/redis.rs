@@ -208,10 +208,11 @@ impl Redis {
         why: Publish,
     ) -> Result<(), Unavailable> {
         self.forget_versions(id).await;
-        let keys = vec![self.keys.entry(id), self.keys.lock(id)];
-        let breaks_lease = number(u64::from(why == Publish::Written));
-        let args = vec![encode(entry).into(), lifetime(entry), breaks_lease];
-        let reply = self.run(&self.scripts.publish, keys, args).await;
+        let args = vec![encode(entry).into(), lifetime(entry)];
+        let reply = match why {
+            Publish::Written => self.run_and_break_lease(&self.scripts.publish, id, args).await,
+            Publish::Read => self.run(&self.scripts.publish, vec![self.keys.entry(id)], args).await,
+        };
         let _: i64 = self.counted(RedisOperation::Publish, reply)?;
         Ok(())
     }

@@ -54,8 +54,8 @@ impl Redis {
         changes: &[Change],
     ) -> Result<Vec<ProductId>, Unavailable> {
         let asked = changes.iter().map(|change| {
-            let keys = vec![self.keys.entry(change.id), self.keys.lock(change.id)];
-            self.run::<i64>(&self.scripts.supersede, keys, vec![head_of(change.revision).into()])
+            let args = vec![head_of(change.revision).into()];
+            self.run_and_break_lease::<i64>(&self.scripts.supersede, change.id, args)
         });
         let mut held = Vec::new();
         for (change, reply) in changes.iter().zip(join_all(asked).await) {

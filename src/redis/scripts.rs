@@ -6,6 +6,7 @@ use fred::types::{FromValue, Value};
 
 use super::Redis;
 use super::node::{Command, NoReply};
+use crate::product::ProductId;
 
 /// Every script of the protocol.
 #[derive(Debug)]
@@ -66,5 +67,25 @@ impl Redis {
             reply => reply,
         };
         reply?.convert().map_err(NoReply::Failed)
+    }
+
+    /// Runs a script that breaks the lease of `id` and then looks at its entry. While their slot is being moved to
+    /// another server one may be there and the other still here, and no script can have both: then one after
+    /// the other will do, because whoever takes the lease in between reads Postgres only then.
+    pub(super) async fn run_and_break_lease<R: FromValue>(
+        &self,
+        script: &Script,
+        id: ProductId,
+        args: Vec<Value>,
+    ) -> Result<R, NoReply> {
+        let (entry, lock) = (self.keys.entry(id), self.keys.lock(id));
+        match self.run(script, vec![entry.clone(), lock.clone()], args.clone()).await {
+            Err(NoReply::Failed(error)) if error.details().starts_with("TRYAGAIN") => {
+                let broken = Command::new("DEL", vec![lock.clone().into()]);
+                self.nodes.send(&lock, broken).await?;
+                self.run(script, vec![entry], args).await
+            }
+            reply => reply,
+        }
     }
 }

@@ -13,6 +13,7 @@
 mod breaker;
 mod budget;
 mod checker;
+mod cluster;
 mod coherence;
 mod controls;
 mod explain;
@@ -69,6 +70,7 @@ fn main() -> std::process::ExitCode {
     recovery::register(&mut suite);
     breaker::register(&mut suite);
     histories::register(&mut suite);
+    cluster::register(&mut suite);
     budget::register(&mut suite);
     deadlines::register(&mut suite);
     wakes::register(&mut suite);
