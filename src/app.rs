@@ -98,7 +98,7 @@ impl App {
             pauses: pauses.clone(),
         };
         observe(&parts);
-        let catalog = Catalog::start(parts, args.catalog()).map_err(StartError)?;
+        let catalog = Catalog::start(parts, args.catalog());
         Relay::start(
             Arc::clone(&postgres),
             Arc::clone(&redis),
@@ -110,6 +110,8 @@ impl App {
         let health =
             rpc::serve(grpc, Arc::clone(&catalog), args.rpc(), tls, &drain, &metrics).await;
         readiness.set_not_ready("loading the hottest products");
+        // What Redis holds is of use only when somebody vouches for it.
+        let _ = tokio::time::timeout(REDIS_PATIENCE, catalog.look_after_redis()).await;
         follow_changes(&hot).await;
         catalog.warm(args.caching.warm_timeout).await;
         health.set(true).await;
@@ -242,6 +244,8 @@ fn observe(parts: &Parts) {
     metrics.seconds("hotshelf.change.stream.lag", help, hot, HotCache::proof_age);
     let help = "Connections to Redis that stand.";
     metrics.gauge("hotshelf.redis.connected", help, redis, Redis::connected);
+    let help = "Circuit breakers in front of Redis that are open, or being probed.";
+    metrics.gauges("hotshelf.redis.breakers.open", help, redis, Redis::open_breakers);
     let help = "Open connections to PostgreSQL.";
     metrics.gauge("hotshelf.postgres.connections", help, postgres, Postgres::connections);
     let help = "Open connections to PostgreSQL that are not in use.";

@@ -9,6 +9,7 @@ mod flight;
 mod invalidation;
 mod load;
 mod refresh;
+mod vouching;
 mod write;
 
 use std::sync::Arc;
@@ -23,10 +24,10 @@ use crate::hot_keys::{HotKey, HotKeys, two_deviations};
 use crate::metrics::{Lookup, Metrics, ServedBy};
 use crate::pause::PausePoints;
 use crate::postgres::{self, Postgres};
-use crate::product::{ProductId, Version};
+use crate::product::{ProductId, Revision, Version};
 use crate::redis::Redis;
 pub use explain::{Explanation, SlotState};
-use flight::{Flights, Seat};
+use flight::{Failed, Flights, Seat};
 use load::Patience;
 use refresh::RefreshQueue;
 
@@ -80,6 +81,7 @@ pub struct Catalog {
     flights: Arc<Flights>,
     refresh_queue: RefreshQueue,
     options: CatalogOptions,
+    started: Instant,
 }
 
 /// What a load brought.
@@ -147,10 +149,8 @@ impl From<postgres::Error> for Error {
 
 impl Catalog {
     /// A catalogue of these parts, which follows the change stream and refreshes what is due.
-    ///
-    /// # Errors
-    /// When the URL of Redis cannot be used, in words for the operator.
-    pub fn start(parts: Parts, options: CatalogOptions) -> Result<Arc<Self>, String> {
+    #[must_use]
+    pub fn start(parts: Parts, options: CatalogOptions) -> Arc<Self> {
         let Parts { hot, hot_keys, redis, postgres, metrics, drain, pauses } = parts;
         let (refresh_queue, requests) = RefreshQueue::new(Arc::clone(&metrics));
         let flights = Flights::new();
@@ -165,10 +165,12 @@ impl Catalog {
             flights,
             refresh_queue,
             options,
+            started: Instant::now(),
         });
         catalog.start_refreshing(requests);
-        catalog.start_following(catalog.redis.follow_changes()?);
-        Ok(catalog)
+        catalog.start_following(catalog.redis.follow_changes());
+        catalog.start_looking_after_redis();
+        catalog
     }
 
     /// Reads one product.
@@ -299,11 +301,14 @@ impl Catalog {
             Freshness::MinVersion { .. } | Freshness::KnownSince(_) => Patience::AskPostgres,
         };
         let (mut seats, mut loads) = (Vec::with_capacity(ids.len()), Vec::new());
+        // What is loaded together is wanted together.
+        let demand = Arc::default();
         for id in ids {
-            let (seat, pilot) = self.flights.join(*id);
+            let empty_handed = !self.may_fall_back(*id, freshness);
+            let (seat, pilot) = self.flights.join(*id, &demand, empty_handed);
             seats.push(seat);
             match pilot {
-                Some(pilot) => loads.push(self.begin(pilot, freshness, patience)),
+                Some(pilot) => loads.push(self.begin(pilot, freshness, patience, &demand)),
                 None => self.metrics.singleflight_joined.inc(()),
             }
         }
@@ -313,6 +318,16 @@ impl Catalog {
             drop(self.drain.spawn(async move { catalog.load(loads).await }));
         }
         seats
+    }
+
+    /// Whether there is something stale for a caller when the load fails; the refresher is in no need of anything.
+    fn may_fall_back(&self, id: ProductId, freshness: Freshness) -> bool {
+        let usable = |held: &Held| !held.is_void() && !held.entry.past_hard(Instant::now());
+        match freshness {
+            Freshness::Cached => self.hot.peek(id).is_some_and(|held| usable(&held)),
+            Freshness::NotDue { .. } => true,
+            Freshness::MinVersion { .. } | Freshness::KnownSince(_) => false,
+        }
     }
 
     /// Waits for the landing, and boards again if what came is not fresh enough for this caller.
@@ -325,7 +340,7 @@ impl Catalog {
         for _ in 0..MAX_FLIGHTS {
             let loaded = match seat.landed().await {
                 Ok(loaded) => loaded,
-                Err(error) => return self.stale_or(id, freshness, &error),
+                Err(failed) => return self.stale_or(id, freshness, &failed),
             };
             if freshness.accepts(&loaded.entry) {
                 reached(&loaded.entry, &freshness)?;
@@ -336,24 +351,31 @@ impl Catalog {
         Err(Error::Unavailable("every load in flight was older than this read asks for".to_owned()))
     }
 
-    /// With Postgres down or at its limit, memory past its trust is better than nothing, if the caller did not
+    /// With Postgres down or at its limit, what a cache still holds is better than nothing, if the caller did not
     /// ask for more and it is within `stale_if_error`.
     fn stale_or(
         &self,
         id: ProductId,
         freshness: Freshness,
-        error: &Error,
+        failed: &Failed,
     ) -> Result<Answer, Error> {
-        let excusable = matches!(error, Error::Unavailable(_) | Error::OverBudget);
+        let excusable = matches!(failed.error, Error::Unavailable(_) | Error::OverBudget);
         let held = self.hot.peek(id);
-        let held = held.filter(|held| !held.is_void() && !held.entry.past_hard(Instant::now()));
-        match held {
-            Some(held) if excusable && freshness == Freshness::Cached => {
-                self.metrics.reads.inc(ServedBy::Hot);
+        let floor = held.as_ref().map_or(Revision::NONE, |held| held.floor);
+        let in_memory = held.map(|held| (held.entry.clone(), ServedBy::Hot));
+        let in_redis = failed.seen.clone().map(|entry| (entry, ServedBy::Redis));
+        let usable = |(entry, _): &(Entry, ServedBy)| {
+            entry.revision >= floor && !entry.past_hard(Instant::now())
+        };
+        // Of two that are as new, the one from Redis may have been confirmed since.
+        let newest = in_memory.into_iter().chain(in_redis).filter(usable);
+        match newest.max_by_key(|(entry, _)| entry.revision) {
+            Some((entry, from)) if excusable && freshness == Freshness::Cached => {
+                self.metrics.reads.inc(from);
                 self.metrics.served_stale.inc(());
-                Ok(Answer { entry: held.entry.clone(), from: ServedBy::Hot, stale: true })
+                Ok(Answer { entry, from, stale: true })
             }
-            _ => Err(error.clone()),
+            _ => Err(failed.error.clone()),
         }
     }
 }

@@ -23,6 +23,8 @@ pub enum Protection {
     Relay,
     /// Who missed a part of the change stream notices.
     GapDetection,
+    /// What a Redis holds that may have lost something is not taken for current.
+    RedisHistory,
 }
 
 /// The protections of one instance that are turned off.

@@ -28,6 +28,8 @@ pub struct Entry {
     hard_ms: u32,
     /// Whether another machine's clock stamped it, so that `known_at` may be too late.
     foreign: bool,
+    /// Whether something newer may have been lost.
+    in_doubt: bool,
     frame: Bytes,
 }
 
@@ -83,7 +85,7 @@ impl Entry {
     fn new(revision: Revision, known_at: Instant, ttl: Ttl, frame: Bytes) -> Self {
         let millis = |ttl: Duration| u32::try_from(ttl.as_millis()).unwrap_or(u32::MAX);
         let (soft_ms, hard_ms) = (millis(ttl.soft), millis(ttl.hard));
-        Self { revision, known_at, soft_ms, hard_ms, foreign: false, frame }
+        Self { revision, known_at, soft_ms, hard_ms, foreign: false, in_doubt: false, frame }
     }
 
     /// An entry from the frame that another one held, stamped by any machine's clock. `None` when the frame is not
@@ -120,6 +122,18 @@ impl Entry {
     pub fn ttl(&self) -> Ttl {
         let millis = |ms: u32| Duration::from_millis(ms.into());
         Ttl { soft: millis(self.soft_ms), hard: millis(self.hard_ms) }
+    }
+
+    /// The same, of which something newer may have been lost.
+    #[must_use]
+    pub fn in_doubt(self) -> Self {
+        Self { in_doubt: true, ..self }
+    }
+
+    /// Whether something newer may have been lost. Then it may be served only when nothing better can be had.
+    #[must_use]
+    pub fn is_in_doubt(&self) -> bool {
+        self.in_doubt
     }
 
     /// Whether it is due to be refreshed.

@@ -20,10 +20,11 @@ use opentelemetry_sdk::metrics::SdkMeterProvider;
 use prometheus::{Encoder, Registry, TextEncoder};
 
 use histogram::{CallDurations, Collected};
-use labels::{CODES, LabelSet};
 pub use labels::{
-    FillRejection, LeaseOutcome, Lookup, Method, RedisOperation, RefreshRequest, ServedBy, Shed,
+    BreakerMove, BreakerState, FillRejection, LeaseOutcome, Lookup, Method, RedisDependency,
+    RedisOperation, RefreshRequest, ServedBy, Shed,
 };
+use labels::{CODES, LabelSet};
 use sharded::Cells;
 pub(crate) use sharded::thread_number;
 
@@ -41,6 +42,8 @@ pub struct Metrics {
     pub refresh_requests: Counters<RefreshRequest>,
     /// Failed commands to Redis.
     pub redis_errors: Counters<RedisOperation>,
+    /// Circuit breakers of Redis that opened, were probed, or closed.
+    pub breaker_moves: Counters<BreakerMove>,
     /// Calls and connections refused before they were begun.
     pub shed: Counters<Shed>,
     /// Products asked of Postgres, one for each product of a batch.
@@ -178,6 +181,11 @@ impl Metrics {
                 "hotshelf.redis.errors",
                 "Commands that Redis failed or did not answer in time.",
             ),
+            breaker_moves: Counters::new(
+                &meter,
+                "hotshelf.redis.breaker.moves",
+                "Circuit breakers in front of Redis that opened, were probed, or closed.",
+            ),
             shed: Counters::new(
                 &meter,
                 "hotshelf.shed",
@@ -244,6 +252,28 @@ impl Metrics {
             .with_callback(move |observer| {
                 if let Some(part) = part.upgrade() {
                     observer.observe(read(&part), &[]);
+                }
+            })
+            .build();
+    }
+
+    /// The same, of each member of a closed set.
+    #[expect(private_bounds, reason = "the label sets are closed on purpose")]
+    pub fn gauges<T: Send + Sync + 'static, L: LabelSet + Send + Sync>(
+        &self,
+        name: &'static str,
+        help: &'static str,
+        part: &Arc<T>,
+        read: impl Fn(&T, L) -> u64 + Send + Sync + 'static,
+    ) {
+        let part = Arc::downgrade(part);
+        self.meter
+            .u64_observable_gauge(name)
+            .with_description(help)
+            .with_callback(move |observer| {
+                let Some(part) = part.upgrade() else { return };
+                for member in L::ALL {
+                    observer.observe(read(&part, *member), &key_values(*member));
                 }
             })
             .build();

@@ -11,13 +11,15 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use sqlx::Connection;
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::pool::PoolConnection;
-use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 
 use crate::metrics::Metrics;
 use crate::product::Version;
 use budget::Budget;
+pub(crate) use budget::{Caller, Demand};
 pub use copy::{DuplicateId, Import, Merged};
 pub use inspect::RowState;
 pub(crate) use outbox::Claim;
@@ -53,7 +55,7 @@ pub struct Postgres {
     pool: PgPool,
     /// How long an answer may take; `None`: for ever.
     patience: Option<Duration>,
-    budget: Budget,
+    budget: Arc<Budget>,
     metrics: Arc<Metrics>,
 }
 
@@ -89,15 +91,19 @@ impl Postgres {
     /// # Errors
     /// When the URL is not one of Postgres, in words for the operator.
     pub fn new(options: &PostgresOptions, metrics: Arc<Metrics>) -> Result<Self, String> {
-        let connect = connect_options(&options.url)?
-            .options([("statement_timeout", options.statement_timeout.as_millis().to_string())]);
+        let limited = !options.statement_timeout.is_zero();
+        let patience = limited.then(|| options.statement_timeout + SILENCE);
+        let connect = connect_options(&options.url)?.options([
+            ("statement_timeout", millis(options.statement_timeout)),
+            // A relay that vanished would keep its claim from the others until TCP gives up.
+            ("idle_in_transaction_session_timeout", millis(patience.unwrap_or_default())),
+        ]);
         let pool = PgPoolOptions::new()
             .max_connections(options.connections)
             .acquire_timeout(options.acquire_timeout)
+            .after_release(move |connection, _| Box::pin(is_alive(connection, patience)))
             .connect_lazy_with(connect);
         let budget = Budget::new(options.loads, options.queued_loads, options.acquire_timeout);
-        let limited = !options.statement_timeout.is_zero();
-        let patience = limited.then(|| options.statement_timeout + SILENCE);
         Ok(Self { pool, patience, budget, metrics })
     }
 
@@ -128,9 +134,7 @@ impl Postgres {
         &self,
         answer: impl Future<Output = Result<T, sqlx::Error>>,
     ) -> Result<T, sqlx::Error> {
-        let Some(patience) = self.patience else { return answer.await };
-        let in_time = tokio::time::timeout(patience, answer).await;
-        in_time.unwrap_or_else(|_| Err(sqlx::Error::Io(ErrorKind::TimedOut.into())))
+        within(self.patience, answer).await
     }
 
     /// Connections that are open.
@@ -168,6 +172,28 @@ impl Postgres {
     }
 }
 
+fn millis(duration: Duration) -> String {
+    duration.as_millis().to_string()
+}
+
+async fn within<T>(
+    patience: Option<Duration>,
+    answer: impl Future<Output = Result<T, sqlx::Error>>,
+) -> Result<T, sqlx::Error> {
+    let Some(patience) = patience else { return answer.await };
+    let in_time = tokio::time::timeout(patience, answer).await;
+    in_time.unwrap_or_else(|_| Err(sqlx::Error::Io(ErrorKind::TimedOut.into())))
+}
+
+/// sqlx asks a connection that is given back for a sign of life, and waits for it without a limit: one that was
+/// cut off without a word would hold its place in the pool until TCP gives up, a quarter of an hour later.
+async fn is_alive(
+    connection: &mut PgConnection,
+    patience: Option<Duration>,
+) -> Result<bool, sqlx::Error> {
+    within(patience, connection.ping()).await.map(|()| true)
+}
+
 fn connect_options(url: &str) -> Result<PgConnectOptions, String> {
     let scheme = url.split_once("://").map(|(scheme, _)| scheme).unwrap_or_default();
     if !["postgres", "postgresql"].contains(&scheme) {
@@ -199,6 +225,14 @@ fn read_error(error: &sqlx::Error) -> Error {
         | sqlx::Error::PoolClosed
         | sqlx::Error::WorkerCrashed => Error::Unavailable(error.to_string()),
         _ => Error::Unexpected(error.to_string()),
+    }
+}
+
+/// The error of a connection that could not be had: whatever the server has against it, nothing was asked yet.
+fn unreachable(error: &sqlx::Error) -> Error {
+    match error {
+        sqlx::Error::Database(database) => Error::Unavailable(database.message().to_owned()),
+        error => read_error(error),
     }
 }
 

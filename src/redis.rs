@@ -1,36 +1,40 @@
 //! The Redis tier: one string for each product, stored by version, and the leases of those who load.
 //! The only module that knows fred.
 
+mod breaker;
 mod changes;
 mod entry_bytes;
+mod history;
 mod inspect;
 mod lease;
+mod node;
+mod nodes;
 mod ranking;
-mod reconnects;
 mod scripts;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use fred::clients::Pool;
-use fred::interfaces::{ClientLike, KeysInterface};
+use fred::types::Value;
 use fred::types::config::{
-    Config, ConnectionConfig, Options, PerformanceConfig, ReconnectPolicy, ServerConfig, TcpConfig,
-    UnresponsiveConfig,
+    Config, ConnectionConfig, Options, ReconnectPolicy, TcpConfig, UnresponsiveConfig,
 };
-use fred::types::{Builder, Key, Value};
 use futures_util::future::join_all;
 
 use crate::controls::{Controls, Protection};
 use crate::entry::Entry;
-use crate::metrics::{Metrics, RedisOperation};
+use crate::metrics::{Metrics, RedisDependency, RedisOperation};
 use crate::product::ProductId;
+use breaker::Breaker;
 pub(crate) use changes::{Follower, Poll};
 use entry_bytes::{HEAD, decode, encode};
+pub(crate) use history::Unvouched;
 pub use inspect::{LeaseState, RedisState};
 pub(crate) use lease::{Filled, Lease};
 use lease::{lifetime, number};
+use node::{Command, NoReply};
+use nodes::Nodes;
 use scripts::Scripts;
 
 /// How to reach Redis, and how long to wait for it.
@@ -50,12 +54,11 @@ pub struct RedisOptions {
     pub lease_ttl: Duration,
 }
 
-/// A pool of connections to one Redis, or to one Redis Cluster.
+/// One Redis, or one Redis Cluster.
 #[derive(Debug)]
 pub struct Redis {
-    pool: Pool,
-    command: Options,
-    clustered: bool,
+    nodes: Arc<Nodes>,
+    ranking_breaker: Breaker,
     keys: Keys,
     scripts: Scripts,
     options: RedisOptions,
@@ -83,28 +86,28 @@ struct Keys {
 }
 
 impl Keys {
-    fn entry(&self, id: ProductId) -> Key {
+    fn entry(&self, id: ProductId) -> Bytes {
         format!("{}:{{{id}}}:p", self.namespace).into()
     }
 
     // The same hash tag, so the same slot of a cluster: one script may see both.
-    fn lock(&self, id: ProductId) -> Key {
+    fn lock(&self, id: ProductId) -> Bytes {
         format!("{}:{{{id}}}:lock", self.namespace).into()
     }
 
-    fn changes(&self) -> Vec<Key> {
+    fn changes(&self) -> Vec<Bytes> {
         let key = |part| format!("{}:{{changes}}:{part}", self.namespace).into();
         vec![key("stream"), key("number")]
     }
 
-    fn ranking(&self) -> Vec<Key> {
+    fn ranking(&self) -> Vec<Bytes> {
         let key = |part| format!("{}:{{hot}}:{part}", self.namespace).into();
         vec![key("ranking"), key("decayed")]
     }
 }
 
 impl Redis {
-    /// A pool that connects in the background, and goes on trying for ever.
+    /// Connects in the background, and goes on trying for ever.
     ///
     /// # Errors
     /// When the URL is not one that fred understands, in words for the operator.
@@ -113,32 +116,12 @@ impl Redis {
         metrics: Arc<Metrics>,
         controls: Controls,
     ) -> Result<Self, String> {
-        let config = config(&options)?;
-        let clustered = matches!(config.server, ServerConfig::Clustered { .. });
-        let pool = Builder::from_config(config)
-            .set_policy(reconnect_policy())
-            .set_performance_config(PerformanceConfig {
-                default_command_timeout: options.command_timeout,
-                ..PerformanceConfig::default()
-            })
-            .set_connection_config(connection_config())
-            .build_pool(options.connections)
+        let nodes = Nodes::new(config(&options)?, &options, Arc::clone(&metrics))
             .map_err(|error| format!("REDIS_URL cannot be used: {}", error.details()))?;
-        // The handles end with the pool.
-        drop(pool.connect_pool());
-        let command = Options {
-            timeout: Some(options.command_timeout),
-            fail_fast: true,
-            // Once, or a caller waits for the sum: what fails here has Postgres to turn to.
-            max_attempts: Some(1),
-            ..Options::default()
-        };
-        let keys = Keys { namespace: options.namespace.clone() };
         Ok(Self {
-            pool,
-            command,
-            clustered,
-            keys,
+            nodes: Arc::new(nodes),
+            ranking_breaker: Breaker::new(RedisDependency::Ranking, Arc::clone(&metrics)),
+            keys: Keys { namespace: options.namespace.clone() },
             scripts: Scripts::new(),
             options,
             metrics,
@@ -151,41 +134,70 @@ impl Redis {
     /// # Errors
     /// Why they do not yet, after `patience`.
     pub async fn wait_until_connected(&self, patience: Duration) -> Result<(), String> {
-        match tokio::time::timeout(patience, self.pool.wait_for_connect()).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(error.details().to_owned()),
-            Err(_) => Err(format!("no connection after {}", humantime::format_duration(patience))),
-        }
+        let connecting = async {
+            self.nodes.remap().await;
+            let connected = join_all(self.nodes.all().iter().map(|node| node.connected())).await;
+            let connected: Result<Vec<()>, _> = connected.into_iter().collect();
+            match connected {
+                Ok(nodes) if nodes.is_empty() => Err("no node of the cluster answers".to_owned()),
+                Ok(_) => Ok(()),
+                Err(error) => Err(error.details().to_owned()),
+            }
+        };
+        tokio::time::timeout(patience, connecting).await.unwrap_or_else(|_| {
+            Err(format!("no connection after {}", humantime::format_duration(patience)))
+        })
     }
 
-    /// How many of the pool's clients are connected.
+    /// How many connections for commands stand.
     #[must_use]
     pub fn connected(&self) -> u64 {
-        self.pool.clients().iter().filter(|client| client.is_connected()).count() as u64
+        self.nodes.all().iter().map(|node| node.connections() as u64).sum()
+    }
+
+    /// How many breakers do not let callers ask.
+    #[must_use]
+    pub fn open_breakers(&self, of: RedisDependency) -> u64 {
+        match of {
+            RedisDependency::Commands => {
+                self.nodes.all().iter().filter(|node| !node.breaker.admits()).count() as u64
+            }
+            RedisDependency::Stream => (!self.nodes.stream_breaker.admits()).into(),
+            RedisDependency::Ranking => (!self.ranking_breaker.admits()).into(),
+        }
     }
 
     /// Closes the connections.
     pub async fn close(&self) {
-        // Nothing is lost with a connection that does not close.
-        let _ = tokio::time::timeout(Duration::from_secs(1), self.pool.quit()).await;
+        join_all(self.nodes.all().iter().map(|node| node.close())).await;
     }
 
-    /// What Redis holds of several products; one round trip, or one for each node of a cluster.
+    /// What Redis holds of several products, one answer for each: one round trip, or one for each node of a
+    /// cluster.
     pub(crate) async fn get_many(
         &self,
         ids: &[ProductId],
-    ) -> Result<Vec<Option<Entry>>, Unavailable> {
-        let client = self.pool.next_connected().with_options(&self.command);
-        let keys: Vec<Key> = ids.iter().map(|id| self.keys.entry(*id)).collect();
-        let reply: Result<Vec<Value>, _> = if self.clustered || ids.len() == 1 {
-            let gets = join_all(keys.into_iter().map(|key| client.get::<Value, _>(key))).await;
-            gets.into_iter().map(wrong_type_as_value).collect()
-        } else {
-            client.mget(keys).await
+    ) -> Vec<Result<Option<Entry>, Unavailable>> {
+        if self.nodes.is_cluster() || ids.len() == 1 {
+            return join_all(ids.iter().map(|id| self.get(*id))).await;
+        }
+        let keys: Vec<Bytes> = ids.iter().map(|id| self.keys.entry(*id)).collect();
+        let args = keys.iter().cloned().map(Value::Bytes).collect();
+        let Some(first) = keys.first() else { return Vec::new() };
+        let reply = self.nodes.send(first, Command::new("MGET", args)).await;
+        let Ok(Value::Array(values)) = self.counted(RedisOperation::Get, reply) else {
+            return vec![Err(Unavailable); ids.len()];
         };
-        let values = self.counted(RedisOperation::Get, reply)?;
         let entries = ids.iter().zip(values).map(|(id, value)| self.read_value(*id, value));
-        Ok(join_all(entries).await)
+        join_all(entries).await.into_iter().map(Ok).collect()
+    }
+
+    async fn get(&self, id: ProductId) -> Result<Option<Entry>, Unavailable> {
+        let key = self.keys.entry(id);
+        let get = Command::new("GET", vec![key.clone().into()]);
+        let reply = wrong_type_as_value(self.nodes.send(&key, get).await);
+        let value = self.counted(RedisOperation::Get, reply)?;
+        Ok(self.read_value(id, value).await)
     }
 
     /// Replaces what Redis holds by what is known to be committed, if that is newer.
@@ -196,10 +208,11 @@ impl Redis {
         why: Publish,
     ) -> Result<(), Unavailable> {
         self.forget_versions(id).await;
-        let keys = vec![self.keys.entry(id), self.keys.lock(id)];
-        let breaks_lease = number(u64::from(why == Publish::Written));
-        let args = vec![encode(entry).into(), lifetime(entry), breaks_lease];
-        let reply = self.run(&self.scripts.publish, keys, args).await;
+        let args = vec![encode(entry).into(), lifetime(entry)];
+        let reply = match why {
+            Publish::Written => self.run_and_break_lease(&self.scripts.publish, id, args).await,
+            Publish::Read => self.run(&self.scripts.publish, vec![self.keys.entry(id)], args).await,
+        };
         let _: i64 = self.counted(RedisOperation::Publish, reply)?;
         Ok(())
     }
@@ -211,9 +224,8 @@ impl Redis {
         }
         let key = self.keys.entry(id);
         let oldest = entry_bytes::head_of(crate::product::Revision::NONE);
-        let xx = Some(fred::types::SetOptions::XX);
-        let _: Result<Value, _> =
-            self.pool.next_connected().set(key, oldest, None, xx, false).await;
+        let args = vec![key.clone().into(), oldest.into(), "XX".into()];
+        let _ = self.nodes.send(&key, Command::new("SET", args)).await;
     }
 
     /// The entry in a value. Bytes that are none count as a miss, and are removed, so that no script takes
@@ -223,7 +235,7 @@ impl Redis {
             Value::Null | Value::Boolean(false) => return None,
             value => value.into_bytes().unwrap_or_default(),
         };
-        let entry = decode(&bytes);
+        let entry = decode(&bytes).map(|entry| self.judge(id, entry));
         if entry.is_none() {
             self.metrics.redis_corrupt.inc(());
             tracing::warn!(%id, length = bytes.len(), "an entry in Redis cannot be read; removing it");
@@ -244,23 +256,38 @@ impl Redis {
     fn counted<T>(
         &self,
         operation: RedisOperation,
-        reply: Result<T, fred::error::Error>,
+        reply: Result<T, NoReply>,
     ) -> Result<T, Unavailable> {
-        reply.map_err(|error| {
-            self.metrics.redis_errors.inc(operation);
-            tracing::debug!(?operation, %error, "Redis did not answer");
+        reply.map_err(|why| {
+            // What was not sent is counted as a move of its breaker.
+            if let NoReply::Failed(error) = why {
+                self.metrics.redis_errors.inc(operation);
+                tracing::debug!(?operation, %error, "Redis did not answer");
+            }
             Unavailable
         })
     }
 }
 
 /// A key of another type than string is as good as garbage: an empty value, which cannot be read.
-fn wrong_type_as_value(
-    reply: Result<Value, fred::error::Error>,
-) -> Result<Value, fred::error::Error> {
+fn wrong_type_as_value(reply: Result<Value, NoReply>) -> Result<Value, NoReply> {
     match reply {
-        Err(error) if error.details().starts_with("WRONGTYPE") => Ok(Value::Bytes(Bytes::new())),
+        Err(NoReply::Failed(error)) if error.details().starts_with("WRONGTYPE") => {
+            Ok(Value::Bytes(Bytes::new()))
+        }
         reply => reply,
+    }
+}
+
+impl RedisOptions {
+    fn command(&self) -> Options {
+        Options {
+            timeout: Some(self.command_timeout),
+            fail_fast: true,
+            // Once, or a caller waits for the sum: what fails here has Postgres to turn to.
+            max_attempts: Some(1),
+            ..Options::default()
+        }
     }
 }
 

@@ -86,15 +86,22 @@ impl ChaosProxy {
         self.set(direction, Fault::BlackHole);
     }
 
+    /// Swallows the bytes of the connections that exist, for good: they are never reset, as when a firewall
+    /// forgot them or a host vanished. New ones work.
+    pub fn forget_connections(&self) {
+        self.plan.send_modify(|plan| plan.forgotten += 1);
+    }
+
     /// Delivers bytes this much later, in order and at full speed. Beyond 256 KiB under way, a
     /// sender has to wait.
     pub fn delay(&self, direction: Direction, by: Duration) {
         self.set(direction, Fault::Delay(by));
     }
 
-    /// Ends all faults. Delayed bytes are delivered now.
+    /// Ends all faults, but does not remember [connections that were forgotten](Self::forget_connections). Delayed
+    /// bytes are delivered now.
     pub fn heal(&self) {
-        self.plan.send_replace(Plan::default());
+        self.plan.send_modify(|plan| *plan = plan.healed());
     }
 
     fn set(&self, direction: Direction, fault: Fault) {

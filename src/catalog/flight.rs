@@ -10,18 +10,35 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::{Error, Loaded};
+use crate::entry::Entry;
+use crate::postgres::{Caller, Demand};
 use crate::product::ProductId;
 
 const STRIPES: usize = 64;
 
 /// What a load came to, for everybody who waits for it.
-pub(super) type Outcome = Result<Loaded, Arc<Error>>;
+pub(super) type Outcome = Result<Loaded, Arc<Failed>>;
 type Landing = watch::Receiver<Option<Outcome>>;
+
+/// Why a load failed.
+#[derive(Debug)]
+pub(super) struct Failed {
+    pub(super) error: Error,
+    /// What Redis was seen to hold: not good enough for this load, but perhaps better than nothing.
+    pub(super) seen: Option<Entry>,
+}
 
 /// The loads in flight of one instance.
 #[derive(Debug)]
 pub(super) struct Flights {
-    stripes: Box<[Mutex<HashMap<ProductId, Landing>>]>,
+    stripes: Box<[Mutex<HashMap<ProductId, Flight>>]>,
+}
+
+/// A load in flight, and how much it is wanted.
+#[derive(Debug)]
+struct Flight {
+    landing: Landing,
+    demand: Arc<Demand>,
 }
 
 /// The duty to land a flight. Dropped without landing, those who wait are told that it failed.
@@ -34,21 +51,36 @@ pub(super) struct Pilot {
 
 /// A seat in a flight.
 #[derive(Debug)]
-pub(super) struct Seat(Landing);
+pub(super) struct Seat {
+    landing: Landing,
+    _caller: Caller,
+}
 
 impl Flights {
     pub(super) fn new() -> Arc<Self> {
         Arc::new(Self { stripes: (0..STRIPES).map(|_| Mutex::default()).collect() })
     }
 
-    /// Joins the flight of `id`, or begins one: then the pilot has to be put to work.
-    pub(super) fn join(self: &Arc<Self>, id: ProductId) -> (Seat, Option<Pilot>) {
+    /// Joins the flight of `id`, or begins one, which is wanted as `demand` says: then the pilot has to be put to
+    /// work. Whoever is `empty_handed` has nothing stale to fall back on.
+    pub(super) fn join(
+        self: &Arc<Self>,
+        id: ProductId,
+        demand: &Arc<Demand>,
+        empty_handed: bool,
+    ) -> (Seat, Option<Pilot>) {
+        let seat =
+            |landing, demand: &Arc<Demand>| Seat { landing, _caller: demand.wait(empty_handed) };
         match self.stripe(id).lock().entry(id) {
-            MapEntry::Occupied(flight) => (Seat(flight.get().clone()), None),
+            MapEntry::Occupied(flight) => {
+                let Flight { landing, demand } = flight.get();
+                (seat(landing.clone(), demand), None)
+            }
             MapEntry::Vacant(free) => {
-                let (landing, seat) = watch::channel(None);
-                free.insert(seat.clone());
-                (Seat(seat), Some(Pilot { flights: Arc::clone(self), id, landing }))
+                let (sender, landing) = watch::channel(None);
+                free.insert(Flight { landing: landing.clone(), demand: Arc::clone(demand) });
+                let pilot = Pilot { flights: Arc::clone(self), id, landing: sender };
+                (seat(landing, demand), Some(pilot))
             }
         }
     }
@@ -57,7 +89,7 @@ impl Flights {
         self.stripe(id).lock().contains_key(&id)
     }
 
-    fn stripe(&self, id: ProductId) -> &Mutex<HashMap<ProductId, Landing>> {
+    fn stripe(&self, id: ProductId) -> &Mutex<HashMap<ProductId, Flight>> {
         &self.stripes[id.get().unsigned_abs() as usize % STRIPES]
     }
 }
@@ -85,10 +117,11 @@ impl Drop for Pilot {
 impl Seat {
     /// Waits for the landing.
     pub(super) async fn landed(mut self) -> Outcome {
-        let landed = self.0.wait_for(Option::is_some).await;
+        let landed = self.landing.wait_for(Option::is_some).await;
         let outcome = landed.ok().and_then(|outcome| outcome.clone());
         outcome.unwrap_or_else(|| {
-            Err(Arc::new(Error::Internal("a load ended without a result".to_owned())))
+            let error = Error::Internal("a load ended without a result".to_owned());
+            Err(Arc::new(Failed { error, seen: None }))
         })
     }
 }
@@ -103,7 +136,7 @@ mod tests {
     use rand::{RngExt, SeedableRng};
 
     use super::*;
-    use crate::entry::{Entry, Ttl};
+    use crate::entry::Ttl;
     use crate::metrics::ServedBy;
     use crate::product::Version;
 
@@ -119,7 +152,7 @@ mod tests {
     fn ended_as(seat: Seat, flight: i64, landed: bool) -> bool {
         match seat.landed().now_or_never() {
             Some(Ok(loaded)) => landed && loaded.entry.revision.version == Version(flight),
-            Some(Err(error)) => !landed && matches!(*error, Error::Internal(_)),
+            Some(Err(error)) => !landed && matches!(error.error, Error::Internal(_)),
             None => false,
         }
     }
@@ -136,7 +169,7 @@ mod tests {
             // Two ids in one stripe.
             let id = ProductId::new(1 + (at as i64) * (STRIPES as i64 / 2)).expect("positive");
             if random.random_range(0..3) > 0 {
-                let (seat, pilot) = flights.join(id);
+                let (seat, pilot) = flights.join(id, &Arc::default(), true);
                 assert_eq!(pilot.is_none(), flying[at].is_some(), "seed {seed:#x}, {flight}");
                 seats[at].push(seat);
                 flying[at] = flying[at].take().or(pilot.map(|pilot| (flight, pilot)));
@@ -172,7 +205,9 @@ mod tests {
             for _ in 0..4 {
                 scope.spawn(|| {
                     for flight in 0..50_000 {
-                        let (_, Some(pilot)) = flights.join(id) else { continue };
+                        let (_, Some(pilot)) = flights.join(id, &Arc::default(), true) else {
+                            continue;
+                        };
                         assert!(!flying.swap(true, Ordering::SeqCst), "two pilots");
                         std::hint::spin_loop();
                         flying.store(false, Ordering::SeqCst);

@@ -10,15 +10,11 @@ use crate::redis::{Follower, Poll};
 
 /// With Redis in trouble, the follower waits this long between tries.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(100);
-/// Connections that come back together ask for one replay.
-const REPLAY_PAUSE: Duration = Duration::from_secs(1);
 
 impl Catalog {
     pub(super) fn start_following(self: &Arc<Self>, follower: Follower) {
         let catalog = Arc::clone(self);
         self.drain.spawn_loop("change stream", async move { catalog.follow(follower).await });
-        let catalog = Arc::clone(self);
-        self.drain.spawn_loop("replay", async move { catalog.replay_after_reconnects().await });
     }
 
     async fn follow(self: Arc<Self>, mut follower: Follower) -> Result<Infallible, Infallible> {
@@ -56,20 +52,7 @@ impl Catalog {
         }
     }
 
-    /// A node that came back may be one that had not heard of the last writes.
-    async fn replay_after_reconnects(self: Arc<Self>) -> Result<Infallible, &'static str> {
-        let mut reconnects = self.redis.reconnects();
-        loop {
-            if !reconnects.next().await {
-                return Err("the connections to Redis were closed");
-            }
-            tokio::time::sleep(REPLAY_PAUSE).await;
-            reconnects.forget_pending();
-            self.replay().await;
-        }
-    }
-
-    async fn replay(&self) {
+    pub(super) async fn replay(&self) {
         match self.postgres.replay_changes(self.options.replay_window).await {
             Ok(0) => {}
             Ok(changes) => {

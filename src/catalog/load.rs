@@ -7,12 +7,13 @@ use std::time::Instant;
 
 use futures_util::future::join_all;
 
-use super::flight::Pilot;
+use super::flight::{Failed, Pilot};
 use super::{Catalog, Error, Loaded};
 use crate::entry::{Entry, Freshness};
 use crate::hot_cache::LoadTicket;
 use crate::metrics::{LeaseOutcome, Lookup, ServedBy};
 use crate::pause::Point;
+use crate::postgres::Demand;
 use crate::product::{ProductId, Version};
 use crate::redis::{Filled, Lease, Publish};
 
@@ -35,6 +36,7 @@ pub(super) struct Load {
     ticket: LoadTicket,
     freshness: Freshness,
     patience: Patience,
+    demand: Arc<Demand>,
     /// The newest that Redis was seen to hold.
     seen: Option<Entry>,
 }
@@ -54,14 +56,42 @@ struct Sorted {
 }
 
 impl Catalog {
-    pub(super) fn begin(&self, pilot: Pilot, freshness: Freshness, patience: Patience) -> Load {
+    pub(super) fn begin(
+        &self,
+        pilot: Pilot,
+        freshness: Freshness,
+        patience: Patience,
+        demand: &Arc<Demand>,
+    ) -> Load {
         let ticket = self.hot.begin_load(pilot.id());
-        Load { pilot, ticket, freshness, patience, seen: None }
+        Load { pilot, ticket, freshness, patience, demand: Arc::clone(demand), seen: None }
     }
 
     /// Lands every one of `loads`.
     pub(super) async fn load(&self, loads: Vec<Load>) {
-        let Some(mut missing) = self.land_from_redis(loads).await else { return };
+        let (missing, unknown) = self.land_from_redis(loads).await;
+        tokio::join!(self.load_missing(missing), self.load_without_lease(unknown, None));
+    }
+
+    /// Lands what Redis holds fresh enough, and returns the rest: what it lacks, and what it did not say.
+    async fn land_from_redis(&self, loads: Vec<Load>) -> (Vec<Load>, Vec<Load>) {
+        let entries = self.redis.get_many(&ids(&loads)).await;
+        let (mut missing, mut unknown) = (Vec::new(), Vec::new());
+        for (load, entry) in loads.into_iter().zip(entries) {
+            let Ok(entry) = entry else {
+                self.metrics.lookups.inc(Lookup::RedisError);
+                unknown.push(load);
+                continue;
+            };
+            let (lookup, missed) = self.land_if_good(load, entry);
+            // Here only: asking again under the lease, or while waiting for one, is the same read.
+            self.metrics.lookups.inc(lookup);
+            missing.extend(missed);
+        }
+        (missing, unknown)
+    }
+
+    async fn load_missing(&self, mut missing: Vec<Load>) {
         for _ in 0..MAX_ROUNDS {
             if missing.is_empty() {
                 return;
@@ -71,31 +101,15 @@ impl Catalog {
         self.load_without_lease(missing, None).await;
     }
 
-    /// Lands what Redis holds fresh enough, and returns the rest. `None` when Redis is down: then
-    /// everything was landed from Postgres.
-    async fn land_from_redis(&self, loads: Vec<Load>) -> Option<Vec<Load>> {
-        let Ok(entries) = self.redis.get_many(&ids(&loads)).await else {
-            self.metrics.lookups.add(Lookup::RedisError, loads.len() as u64);
-            self.load_without_lease(loads, None).await;
-            return None;
-        };
-        let mut missing = Vec::new();
-        for (load, entry) in loads.into_iter().zip(entries) {
-            let (lookup, missed) = self.land_if_good(load, entry);
-            // Here only: asking again under the lease, or while waiting for one, is the same read.
-            self.metrics.lookups.inc(lookup);
-            missing.extend(missed);
-        }
-        Some(missing)
-    }
-
     /// Lands a load with what Redis holds, or returns it when that is not good enough.
     fn land_if_good(&self, mut load: Load, entry: Option<Entry>) -> (Lookup, Option<Load>) {
         let Some(entry) = entry else { return (Lookup::RedisMiss, Some(load)) };
         if load.seen.as_ref().is_none_or(|seen| seen.revision <= entry.revision) {
             load.seen = Some(entry.clone());
         }
-        let good = !entry.past_hard(Instant::now()) && load.freshness.accepts(&entry);
+        let good = !entry.is_in_doubt()
+            && !entry.past_hard(Instant::now())
+            && load.freshness.accepts(&entry);
         if !good || entry.revision < load.ticket.floor() {
             return (Lookup::RedisStale, Some(load));
         }
@@ -232,7 +246,9 @@ impl Catalog {
     async fn read_postgres(&self, loads: &[Load]) -> Result<Vec<Entry>, Error> {
         // A product that is gone was gone after every version that was heard of before the read.
         let floors: Vec<Version> = loads.iter().map(Load::newest_heard_of).collect();
-        let loaded = self.postgres.load(&ids(loads)).await?;
+        // Boarded together, so wanted together.
+        let demand = loads.first().map(|load| Arc::clone(&load.demand)).unwrap_or_default();
+        let loaded = self.postgres.load(&ids(loads), &demand).await?;
         let absent = loads.iter().zip(floors).map(|(load, floor)| {
             let version = loaded.last_version(load.pilot.id()).max(floor);
             Entry::tombstone(version, loaded.known_at, self.options.ttl.tombstone())
@@ -261,14 +277,8 @@ impl Catalog {
     }
 
     fn fail(&self, loads: Vec<Load>, error: &Error) {
-        let error = Arc::new(error.clone());
-        for load in loads {
-            if let Some(seen) = load.seen {
-                // Not fresh enough for this load, but perhaps for others aboard, who look in memory next. If
-                // memory knows better, so much the better.
-                let _ = load.ticket.finish(seen);
-            }
-            load.pilot.land(Err(Arc::clone(&error)));
+        for Load { pilot, seen, .. } in loads {
+            pilot.land(Err(Arc::new(Failed { error: error.clone(), seen })));
         }
     }
 }

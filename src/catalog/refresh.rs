@@ -130,7 +130,7 @@ impl Catalog {
         freshness: Freshness,
     ) -> Result<(), Error> {
         for seat in self.join(ids, freshness) {
-            seat.landed().await.map_err(|error| (*error).clone())?;
+            seat.landed().await.map_err(|failed| failed.error.clone())?;
         }
         Ok(())
     }

@@ -10,7 +10,8 @@ use crate::product::{Change, NewProduct, Patch, Product, ProductId, Version};
 use crate::redis::Publish;
 
 impl Catalog {
-    /// Changes a product.
+    /// Changes a product. A write that could not begin before its caller's `deadline`, or waits for somebody else's
+    /// then, is not made; one that is under way goes on, and the caller does not hear how it ended.
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::VersionMismatch`], [`Error::Unavailable`] when nothing was changed,
@@ -20,11 +21,12 @@ impl Catalog {
         id: ProductId,
         patch: Patch,
         expected: Option<Version>,
+        deadline: Option<Instant>,
     ) -> Result<Entry, Error> {
         let catalog = Arc::clone(self);
         self.detached(async move {
             let known_at = Instant::now();
-            let product = catalog.postgres.update(id, &patch, expected).await?;
+            let product = catalog.postgres.update(id, &patch, expected, deadline).await?;
             Ok(catalog.publish_product(&product, known_at).await)
         })
         .await
@@ -34,11 +36,15 @@ impl Catalog {
     ///
     /// # Errors
     /// [`Error::Unavailable`] when nothing was changed, [`Error::OutcomeUnknown`] when it may have been.
-    pub async fn create(self: &Arc<Self>, product: NewProduct) -> Result<Entry, Error> {
+    pub async fn create(
+        self: &Arc<Self>,
+        product: NewProduct,
+        deadline: Option<Instant>,
+    ) -> Result<Entry, Error> {
         let catalog = Arc::clone(self);
         self.detached(async move {
             let known_at = Instant::now();
-            let product = catalog.postgres.create(&product).await?;
+            let product = catalog.postgres.create(&product, deadline).await?;
             Ok(catalog.publish_product(&product, known_at).await)
         })
         .await
@@ -52,11 +58,12 @@ impl Catalog {
         self: &Arc<Self>,
         id: ProductId,
         expected: Option<Version>,
+        deadline: Option<Instant>,
     ) -> Result<(), Error> {
         let catalog = Arc::clone(self);
         self.detached(async move {
             let known_at = Instant::now();
-            let version = catalog.postgres.delete(id, expected).await?;
+            let version = catalog.postgres.delete(id, expected, deadline).await?;
             let tombstone = Entry::tombstone(version, known_at, catalog.options.ttl.tombstone());
             catalog.publish(id, &tombstone).await;
             Ok(())

@@ -123,6 +123,62 @@ label_set! {
 }
 
 label_set! {
+    /// What of Redis has a circuit breaker of its own.
+    RedisDependency { "dependency" } [
+        /// Commands to a server.
+        Commands = ["commands"],
+        /// Following the change stream.
+        Stream = ["stream"],
+        /// The fleet's ranking of hot keys.
+        Ranking = ["ranking"],
+    ]
+}
+
+/// What a circuit breaker does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BreakerState {
+    /// It lets everybody ask.
+    Closed,
+    /// Nobody asks.
+    Open,
+    /// A probe asks, and nobody else.
+    HalfOpen,
+}
+
+label_set! {
+    /// A circuit breaker changed its state.
+    BreakerMove { "dependency", "to" } [
+        /// See [`RedisDependency`] and [`BreakerState`].
+        CommandsClosed = ["commands", "closed"],
+        /// As above.
+        CommandsOpen = ["commands", "open"],
+        /// As above.
+        CommandsHalfOpen = ["commands", "half_open"],
+        /// As above.
+        StreamClosed = ["stream", "closed"],
+        /// As above.
+        StreamOpen = ["stream", "open"],
+        /// As above.
+        StreamHalfOpen = ["stream", "half_open"],
+        /// As above.
+        RankingClosed = ["ranking", "closed"],
+        /// As above.
+        RankingOpen = ["ranking", "open"],
+        /// As above.
+        RankingHalfOpen = ["ranking", "half_open"],
+    ]
+}
+
+impl BreakerMove {
+    /// Of this dependency, to this state.
+    #[must_use]
+    pub fn of(dependency: RedisDependency, to: BreakerState) -> Self {
+        // In the order of both.
+        Self::ALL[dependency as usize * 3 + to as usize]
+    }
+}
+
+label_set! {
     /// Why a call was refused before it was begun.
     Shed { "reason" } [
         /// Too many calls in flight.

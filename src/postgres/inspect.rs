@@ -22,11 +22,10 @@ pub struct RowState {
 impl Postgres {
     /// Looks at one product.
     pub(crate) async fn inspect(&self, id: ProductId) -> Result<RowState, Error> {
-        let (version, micros, pending): (Option<i64>, Option<i64>, i64) = sqlx::query_as(INSPECT)
-            .bind(id.get())
-            .fetch_one(&self.pool)
-            .await
-            .map_err(|error| read_error(&error))?;
+        let inspect = sqlx::query_as(INSPECT).bind(id.get()).fetch_one(&self.pool);
+        let found = self.in_time(inspect).await;
+        let (version, micros, pending): (Option<i64>, Option<i64>, i64) =
+            found.map_err(|error| read_error(&error))?;
         let row = version.zip(micros).map(|(version, micros)| (Version(version), unix(micros)));
         Ok(RowState { row, pending_changes: pending.unsigned_abs() })
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use sqlx::{FromRow, PgTransaction};
 
 use super::products::{Loaded, load_on};
-use super::{Error, Postgres, read_error};
+use super::{Error, Postgres, read_error, within};
 use crate::product::{Change, ProductId, Revision, Version};
 
 /// Takes the oldest changes that no other relay has taken, and remembers them for a replay.
@@ -31,6 +31,9 @@ const REPLAY: &str = "WITH recent AS (
         RETURNING product_id, version, deleted
     )
     INSERT INTO product_changes (product_id, version, deleted) SELECT * FROM recent";
+const WITNESS: &str = "INSERT INTO redis_histories (id) VALUES ($1) ON CONFLICT (id) DO NOTHING";
+const KNOWN_FOR: &str = "SELECT (extract(epoch FROM clock_timestamp() - seen_time) * 1000)::bigint
+    FROM redis_histories WHERE id = $1";
 const FORGET: &str = "DELETE FROM relayed_changes WHERE seq IN (
         SELECT seq FROM relayed_changes
         WHERE relay_time < clock_timestamp() - $1::bigint * interval '1 millisecond'
@@ -39,6 +42,7 @@ const FORGET: &str = "DELETE FROM relayed_changes WHERE seq IN (
 /// Changes that are this relay's to apply. Dropped without [`done`](Self::done), they go back.
 pub(crate) struct Claim {
     transaction: PgTransaction<'static>,
+    patience: Option<Duration>,
     /// The newest change of each product among them.
     pub(crate) changes: Vec<Change>,
     /// How many rows of the outbox they were.
@@ -54,6 +58,15 @@ pub(crate) struct Pending {
     pub(crate) oldest: Duration,
 }
 
+/// What is known of a history of Redis.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Witnessed {
+    /// How long ago anybody first saw it.
+    pub(crate) known_for: Duration,
+    /// Whether that is now.
+    pub(crate) is_news: bool,
+}
+
 #[derive(FromRow)]
 struct Row {
     product_id: i64,
@@ -64,36 +77,57 @@ struct Row {
 impl Postgres {
     /// Claims the oldest changes.
     pub(crate) async fn claim_changes(&self, limit: u32) -> Result<Claim, Error> {
-        let mut transaction = self.pool.begin().await.map_err(|error| read_error(&error))?;
-        let rows: Vec<Row> = sqlx::query_as(CLAIM)
-            .bind(i64::from(limit))
-            .fetch_all(&mut *transaction)
-            .await
-            .map_err(|error| read_error(&error))?;
-        Ok(Claim { transaction, rows: rows.len(), changes: newest_of_each(rows) })
+        let claim = async {
+            let mut transaction = self.pool.begin().await?;
+            let claim = sqlx::query_as(CLAIM).bind(i64::from(limit));
+            let rows: Vec<Row> = claim.fetch_all(&mut *transaction).await?;
+            Ok((transaction, rows))
+        };
+        let claimed = self.in_time(claim).await;
+        let (transaction, rows) = claimed.map_err(|error| read_error(&error))?;
+        let (patience, rows_claimed) = (self.patience, rows.len());
+        Ok(Claim { transaction, patience, rows: rows_claimed, changes: newest_of_each(rows) })
     }
 
     /// How much is waiting in the outbox.
     pub(crate) async fn pending_changes(&self) -> Result<Pending, Error> {
-        let (rows, oldest): (i64, Option<i64>) = sqlx::query_as(PENDING)
-            .fetch_one(&self.pool)
-            .await
-            .map_err(|error| read_error(&error))?;
+        let pending = self.in_time(sqlx::query_as(PENDING).fetch_one(&self.pool)).await;
+        let (rows, oldest): (i64, Option<i64>) = pending.map_err(|error| read_error(&error))?;
         let oldest = Duration::from_millis(oldest.unwrap_or(0).max(0).unsigned_abs());
         Ok(Pending { rows: rows.unsigned_abs(), oldest })
     }
 
     /// Puts the changes that were relayed within `window` back into the outbox.
     pub(crate) async fn replay_changes(&self, window: Duration) -> Result<u64, Error> {
-        let replayed = sqlx::query(REPLAY).bind(millis(window)).execute(&self.pool).await;
+        let replay = sqlx::query(REPLAY).bind(millis(window)).execute(&self.pool);
+        let replayed = self.in_time(replay).await;
         Ok(replayed.map_err(|error| read_error(&error))?.rows_affected())
+    }
+
+    /// Notes that Redis has this history. Whoever is the first to say so puts the changes that were relayed within
+    /// `window` back into the outbox, in the same transaction.
+    pub(crate) async fn witness(&self, id: &str, window: Duration) -> Result<Witnessed, Error> {
+        let witness = async {
+            let mut transaction = self.pool.begin().await?;
+            let inserted = sqlx::query(WITNESS).bind(id).execute(&mut *transaction).await?;
+            let is_news = inserted.rows_affected() > 0;
+            if is_news {
+                sqlx::query(REPLAY).bind(millis(window)).execute(&mut *transaction).await?;
+            }
+            let known_for = sqlx::query_as(KNOWN_FOR).bind(id);
+            let (known_for,): (i64,) = known_for.fetch_one(&mut *transaction).await?;
+            transaction.commit().await?;
+            let known_for = Duration::from_millis(known_for.max(0).unsigned_abs());
+            Ok(Witnessed { known_for, is_news })
+        };
+        self.in_time(witness).await.map_err(|error| read_error(&error))
     }
 
     /// Forgets changes that were relayed longer ago than `window`, at most `limit` of them.
     pub(crate) async fn forget_changes(&self, window: Duration, limit: u32) -> Result<u64, Error> {
         let forget = sqlx::query(FORGET).bind(millis(window)).bind(i64::from(limit));
-        let forgotten = forget.execute(&self.pool).await.map_err(|error| read_error(&error))?;
-        Ok(forgotten.rows_affected())
+        let forgotten = self.in_time(forget.execute(&self.pool)).await;
+        Ok(forgotten.map_err(|error| read_error(&error))?.rows_affected())
     }
 }
 
@@ -101,14 +135,15 @@ impl Claim {
     /// What some of the products are now.
     pub(crate) async fn load(&mut self, ids: &[ProductId]) -> Result<Loaded, Error> {
         let known_at = Instant::now();
-        let found = load_on(&mut self.transaction, ids).await;
+        let found = within(self.patience, load_on(&mut self.transaction, ids)).await;
         let (rows, gone) = found.map_err(|error| read_error(&error))?;
         Loaded::new(rows, gone, known_at)
     }
 
     /// The changes are applied; they leave the outbox.
     pub(crate) async fn done(self) -> Result<(), Error> {
-        self.transaction.commit().await.map_err(|error| read_error(&error))
+        let committed = within(self.patience, self.transaction.commit()).await;
+        committed.map_err(|error| read_error(&error))
     }
 }
 

@@ -1,12 +1,13 @@
 //! Reading and writing products.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use sqlx::pool::PoolConnection;
 use sqlx::{FromRow, Postgres as Db};
 
-use super::{Error, Postgres, given_up, read_error, write_error};
+use super::{Demand, Error, Postgres, given_up, read_error, unreachable, write_error};
 use crate::product::{Currency, NewProduct, Patch, Price, Product, ProductId, Version};
 
 /// Times as microseconds and prices as hundredths: exact, and no crates for dates and decimals.
@@ -19,10 +20,22 @@ macro_rules! columns {
 }
 
 const LOAD: &str = concat!("SELECT ", columns!(), " FROM products WHERE id = ANY($1)");
+/// Waiting for a row that somebody else has locked ends when the caller's time is up. In the statement itself, before
+/// the row is locked: no round trip more, and gone with it.
+macro_rules! patient {
+    ($parameter:literal) => {
+        concat!(
+            "WITH patient AS MATERIALIZED (SELECT set_config('lock_timeout', ",
+            $parameter,
+            ", true)) "
+        )
+    };
+}
 const UPDATE: &str = concat!(
+    patient!("$7"),
     "UPDATE products SET name = coalesce($3, name), \
      price = coalesce($4::bigint / 100::numeric, price), currency = coalesce($5, currency), \
-     description = coalesce($6, description) \
+     description = coalesce($6, description) FROM patient \
      WHERE id = $1 AND ($2::bigint IS NULL OR version = $2) RETURNING ",
     columns!()
 );
@@ -31,8 +44,11 @@ const CREATE: &str = concat!(
      VALUES ($1, $2::bigint / 100::numeric, $3, $4) RETURNING ",
     columns!()
 );
-const DELETE: &str =
-    "DELETE FROM products WHERE id = $1 AND ($2::bigint IS NULL OR version = $2) RETURNING version";
+const DELETE: &str = concat!(
+    patient!("$3"),
+    "DELETE FROM products USING patient \
+     WHERE id = $1 AND ($2::bigint IS NULL OR version = $2) RETURNING version"
+);
 const GONE: &str = "SELECT product_id, version FROM deleted_products WHERE product_id = ANY($1)";
 const ANY: &str = "SELECT EXISTS (SELECT FROM products)";
 const VERSION: &str = "SELECT version FROM products WHERE id = $1";
@@ -107,10 +123,14 @@ impl Postgres {
     ///
     /// # Errors
     /// [`Error::OverBudget`] and [`Error::Unavailable`].
-    pub(crate) async fn load(&self, ids: &[ProductId]) -> Result<Loaded, Error> {
-        let _turn = self.budget.turn().await?;
+    pub(crate) async fn load(
+        &self,
+        ids: &[ProductId],
+        demand: &Arc<Demand>,
+    ) -> Result<Loaded, Error> {
+        let _turn = self.budget.turn(demand).await?;
         self.metrics.postgres_loads.add((), ids.len() as u64);
-        let mut connection = self.pool.acquire().await.map_err(|error| read_error(&error))?;
+        let mut connection = self.connection(None).await?;
         let known_at = Instant::now();
         let found = self.in_time(load_on(&mut connection, ids)).await;
         let (rows, gone) = found.map_err(|error| read_error(&given_up(&mut connection, error)))?;
@@ -122,7 +142,8 @@ impl Postgres {
     /// # Errors
     /// [`Error::Unavailable`].
     pub async fn has_products(&self) -> Result<bool, Error> {
-        let found: Result<(bool,), _> = sqlx::query_as(ANY).fetch_one(&self.pool).await;
+        let found: Result<(bool,), _> =
+            self.in_time(sqlx::query_as(ANY).fetch_one(&self.pool)).await;
         found.map(|(any,)| any).map_err(|error| read_error(&error))
     }
 
@@ -136,15 +157,17 @@ impl Postgres {
         id: ProductId,
         patch: &Patch,
         expected: Option<Version>,
+        deadline: Option<Instant>,
     ) -> Result<Product, Error> {
+        let mut connection = self.connection(deadline).await?;
         let query = sqlx::query_as::<Db, Row>(UPDATE)
             .bind(id.get())
             .bind(expected.map(|version| version.0))
             .bind(patch.name.as_ref().map(|name| name.as_str()))
             .bind(patch.price.map(Price::hundredths))
             .bind(patch.price.map(|price| price.currency().code().to_owned()))
-            .bind(patch.description.as_ref().map(|text| text.as_str()));
-        let mut connection = self.pool.acquire().await.map_err(|error| read_error(&error))?;
+            .bind(patch.description.as_ref().map(|text| text.as_str()))
+            .bind(lock_timeout(deadline)?);
         let row = self.in_time(query.fetch_optional(&mut *connection)).await;
         match row.map_err(|error| write_error(&given_up(&mut connection, error)))? {
             Some(row) => row.try_into(),
@@ -156,8 +179,12 @@ impl Postgres {
     ///
     /// # Errors
     /// [`Error::Unavailable`] and [`Error::OutcomeUnknown`].
-    pub(crate) async fn create(&self, product: &NewProduct) -> Result<Product, Error> {
-        let mut connection = self.pool.acquire().await.map_err(|error| read_error(&error))?;
+    pub(crate) async fn create(
+        &self,
+        product: &NewProduct,
+        deadline: Option<Instant>,
+    ) -> Result<Product, Error> {
+        let mut connection = self.connection(deadline).await?;
         let query = sqlx::query_as::<Db, Row>(CREATE)
             .bind(product.name.as_str())
             .bind(product.price.hundredths())
@@ -176,17 +203,29 @@ impl Postgres {
         &self,
         id: ProductId,
         expected: Option<Version>,
+        deadline: Option<Instant>,
     ) -> Result<Version, Error> {
-        let mut connection = self.pool.acquire().await.map_err(|error| read_error(&error))?;
+        let mut connection = self.connection(deadline).await?;
         let query = sqlx::query_as::<Db, (i64,)>(DELETE)
             .bind(id.get())
             .bind(expected.map(|version| version.0))
+            .bind(lock_timeout(deadline)?)
             .fetch_optional(&mut *connection);
         let deleted = self.in_time(query).await;
         match deleted.map_err(|error| write_error(&given_up(&mut connection, error)))? {
             Some((version,)) => Ok(Version(version)),
             None => Err(self.why_untouched(&mut connection, id, expected).await),
         }
+    }
+
+    /// A connection, for a caller who waits until `deadline`.
+    async fn connection(&self, deadline: Option<Instant>) -> Result<PoolConnection<Db>, Error> {
+        let acquire = self.pool.acquire();
+        let acquired = match deadline {
+            Some(deadline) => tokio::time::timeout_at(deadline.into(), acquire).await,
+            None => Ok(acquire.await),
+        };
+        acquired.map_err(|_| too_late())?.map_err(|error| unreachable(&error))
     }
 
     /// A write that touched no row changed nothing; this only finds the words for it.
@@ -207,6 +246,22 @@ impl Postgres {
             Err(error) => read_error(&given_up(connection, error)),
         }
     }
+}
+
+/// What is left until `deadline`, for Postgres to keep; it takes 0 for ever.
+///
+/// # Errors
+/// When nothing is left: then nothing is begun.
+fn lock_timeout(deadline: Option<Instant>) -> Result<String, Error> {
+    let Some(deadline) = deadline else { return Ok("0".to_owned()) };
+    let left = deadline.saturating_duration_since(Instant::now()).as_millis();
+    // Postgres counts to 2^31 ms.
+    let left = i32::try_from(left).unwrap_or(i32::MAX);
+    if left == 0 { Err(too_late()) } else { Ok(left.to_string()) }
+}
+
+fn too_late() -> Error {
+    Error::Unavailable("the caller's deadline has passed, and nothing was begun".to_owned())
 }
 
 /// Reads the rows of products, and the last versions of those that were deleted.

@@ -4,19 +4,22 @@
 //! failover, or flushed. A poll that returns, even empty, proves that nothing was missed before it.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use fred::clients::Client;
+use fred::clients::{Client, WithOptions};
 use fred::error::Error;
 use fred::interfaces::{ClientLike, StreamsInterface};
-use fred::types::config::Options;
-use fred::types::{Builder, Value};
+use fred::types::Value;
+use fred::types::config::{Options, Server};
 use futures_util::future::join_all;
 
+use super::breaker::Outcome;
 use super::entry_bytes::head_of;
 use super::lease::number;
-use super::{Redis, Unavailable, config, connection_config, reconnect_policy};
+use super::nodes::{Nodes, nobody};
+use super::{Redis, Unavailable};
 use crate::controls::{Controls, Protection};
 use crate::metrics::RedisOperation;
 use crate::product::{Change, ProductId, Revision, Version};
@@ -29,7 +32,7 @@ const PACKED: usize = 1_000;
 /// Entries that one poll takes.
 const POLLED: u64 = 100;
 /// How long a poll waits for something new.
-const BLOCK: Duration = Duration::from_millis(500);
+pub(super) const BLOCK: Duration = Duration::from_millis(500);
 /// Bytes of a packed change: id, version, whether it is a deletion.
 const CHANGE: usize = 17;
 
@@ -51,8 +54,8 @@ impl Redis {
         changes: &[Change],
     ) -> Result<Vec<ProductId>, Unavailable> {
         let asked = changes.iter().map(|change| {
-            let keys = vec![self.keys.entry(change.id), self.keys.lock(change.id)];
-            self.run::<i64>(&self.scripts.supersede, keys, vec![head_of(change.revision).into()])
+            let args = vec![head_of(change.revision).into()];
+            self.run_and_break_lease::<i64>(&self.scripts.supersede, change.id, args)
         });
         let mut held = Vec::new();
         for (change, reply) in changes.iter().zip(join_all(asked).await) {
@@ -64,21 +67,17 @@ impl Redis {
     }
 
     /// Follows the change stream on a connection of its own.
-    pub(crate) fn follow_changes(&self) -> Result<Follower, String> {
-        let mut connection = connection_config();
-        // A poll that blocks is not a server that does not respond.
-        connection.unresponsive.max_timeout = Some(BLOCK * 4);
-        let client = Builder::from_config(config(&self.options)?)
-            .set_policy(reconnect_policy())
-            .set_connection_config(connection)
-            .build()
-            .map_err(|error| format!("REDIS_URL cannot be used: {}", error.details()))?;
-        drop(client.connect());
+    pub(crate) fn follow_changes(&self) -> Follower {
         let timeout = BLOCK + self.options.command_timeout;
-        let command = Options { timeout: Some(timeout), ..self.command.clone() };
         let [stream, _] = self.keys.changes().try_into().expect("two keys");
-        let controls = self.controls.clone();
-        Ok(Follower { client, command, stream, cursor: None, controls })
+        Follower {
+            nodes: Arc::clone(&self.nodes),
+            command: Options { timeout: Some(timeout), ..self.options.command() },
+            connection: None,
+            stream,
+            cursor: None,
+            controls: self.controls.clone(),
+        }
     }
 }
 
@@ -96,9 +95,11 @@ struct StreamId(u64, u64);
 /// One instance's ear on the change stream.
 #[derive(Debug)]
 pub(crate) struct Follower {
-    client: Client,
+    nodes: Arc<Nodes>,
     command: Options,
-    stream: fred::types::Key,
+    /// To the server that holds the stream.
+    connection: Option<(Server, Client)>,
+    stream: Bytes,
     cursor: Option<Cursor>,
     controls: Controls,
 }
@@ -124,6 +125,17 @@ impl Follower {
     /// # Errors
     /// When Redis does not answer, in words for the log. The next poll goes on where this one was.
     pub(crate) async fn poll(&mut self) -> Result<Poll, Error> {
+        // It is a loop that comes here: every poll is a probe.
+        let nodes = Arc::clone(&self.nodes);
+        nodes.stream_breaker.probing();
+        let began = Instant::now();
+        let polled = self.poll_once().await;
+        nodes.stream_breaker.probed(Outcome::of(&polled), began);
+        polled.inspect_err(|error| nodes.note(error))
+    }
+
+    async fn poll_once(&mut self) -> Result<Poll, Error> {
+        self.seek_server().await?;
         let Some(cursor) = self.cursor.clone() else { return self.restart().await };
         let sent = Instant::now();
         let entries = self.read_after(cursor.id).await?;
@@ -143,6 +155,28 @@ impl Follower {
         }
         self.cursor = Some(at);
         Ok(Poll::Changes { changes, proven: (!full).then_some(sent) })
+    }
+
+    /// Connects to the server that holds the stream, if that is another than it was.
+    async fn seek_server(&mut self) -> Result<(), Error> {
+        let node = self.nodes.of_key(&self.stream).ok_or_else(nobody)?;
+        if self.connection.as_ref().is_some_and(|(server, _)| *server == node.server) {
+            return Ok(());
+        }
+        if let Some((_, old)) = self.connection.take() {
+            // Nothing is lost with a connection that does not close.
+            let _ = tokio::time::timeout(BLOCK, old.quit()).await;
+        }
+        let client = self.nodes.client(&node.server)?;
+        drop(client.connect());
+        let connected = tokio::time::timeout(BLOCK * 2, client.wait_for_connect());
+        self.connection = Some((node.server.clone(), client.clone()));
+        connected.await.unwrap_or_else(|_| Err(nobody()))
+    }
+
+    fn client(&self) -> Result<WithOptions<Client>, Error> {
+        let (_, client) = self.connection.as_ref().ok_or_else(nobody)?;
+        Ok(client.with_options(&self.command))
     }
 
     /// Begins at the end of the stream.
@@ -167,18 +201,17 @@ impl Follower {
     }
 
     async fn last(&self) -> Result<Option<Cursor>, Error> {
-        let client = self.client.with_options(&self.command);
+        let stream = self.stream.clone();
         let last: Vec<RawEntry> =
-            client.xrevrange_values(self.stream.clone(), "+", "-", Some(1)).await?;
+            self.client()?.xrevrange_values(stream, "+", "-", Some(1)).await?;
         last.into_iter().next().map(|raw| Ok(decode(raw)?.at)).transpose()
     }
 
     async fn read_after(&self, id: StreamId) -> Result<Vec<StreamEntry>, Error> {
         let block = u64::try_from(BLOCK.as_millis()).unwrap_or(u64::MAX);
         let after = format!("{}-{}", id.0, id.1);
-        let client = self.client.with_options(&self.command);
-        let reply: Value =
-            client.xread(Some(POLLED), Some(block), self.stream.clone(), after).await?;
+        let stream = self.stream.clone();
+        let reply: Value = self.client()?.xread(Some(POLLED), Some(block), stream, after).await?;
         if reply.is_null() {
             return Ok(Vec::new());
         }

@@ -3,10 +3,9 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use fred::interfaces::{ClientLike, KeysInterface};
-use fred::types::Value;
 
 use super::entry_bytes::decode;
+use super::node::Command;
 use super::{Redis, Unavailable};
 use crate::entry::Entry;
 use crate::metrics::RedisOperation;
@@ -34,29 +33,37 @@ impl RedisState {
     /// Whether a plain read would be answered with this.
     #[must_use]
     pub fn serves(&self) -> bool {
-        self.entry.as_ref().is_some_and(|entry| !entry.past_hard(Instant::now()))
+        let usable = |entry: &Entry| !entry.is_in_doubt() && !entry.past_hard(Instant::now());
+        self.entry.as_ref().is_some_and(usable)
     }
 }
 
 impl Redis {
     /// Looks at one product.
     pub(crate) async fn inspect(&self, id: ProductId) -> Result<RedisState, Unavailable> {
-        let client = self.pool.next_connected().with_options(&self.command);
+        let ask = |name, key: Bytes| {
+            let command = Command::new(name, vec![key.clone().into()]);
+            async move { self.nodes.send(&key, command).await }
+        };
         let (entry, token, remaining) = tokio::join!(
-            client.get::<Value, _>(self.keys.entry(id)),
-            client.get::<Option<Bytes>, _>(self.keys.lock(id)),
-            client.pttl::<i64, _>(self.keys.lock(id)),
+            ask("GET", self.keys.entry(id)),
+            ask("GET", self.keys.lock(id)),
+            ask("PTTL", self.keys.lock(id)),
         );
         // A key of another type holds nothing that can be read.
         let entry = super::wrong_type_as_value(entry);
         let entry = self.counted(RedisOperation::Get, entry)?;
         let token = self.counted(RedisOperation::Lease, token)?;
         let remaining = self.counted(RedisOperation::Lease, remaining)?;
-        let remaining = Duration::from_millis(remaining.max(0).unsigned_abs());
+        let remaining = remaining.as_i64().unwrap_or_default().max(0).unsigned_abs();
+        let remaining = Duration::from_millis(remaining);
         let age = self.options.lease_ttl.saturating_sub(remaining);
         Ok(RedisState {
-            entry: entry.into_bytes().as_ref().and_then(decode),
-            lease: token.map(|token| LeaseState { token, age }),
+            entry: entry
+                .into_bytes()
+                .and_then(|bytes| decode(&bytes))
+                .map(|entry| self.judge(id, entry)),
+            lease: token.into_bytes().map(|token| LeaseState { token, age }),
         })
     }
 }

@@ -5,11 +5,11 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use bytes::Bytes;
-use fred::interfaces::KeysInterface;
 use fred::types::Value;
 use futures_util::future::join_all;
 
 use super::entry_bytes::{encode, millis};
+use super::node::Command;
 use super::{Redis, Unavailable};
 use crate::controls::Protection;
 use crate::entry::Entry;
@@ -93,9 +93,9 @@ impl Redis {
         if self.controls.holds(Protection::FillLease) {
             return;
         }
-        let (key, token) = (self.keys.lock(lease.id), lease.token.clone());
-        let _: Result<Value, _> =
-            self.pool.next_connected().set(key, token, None, None, false).await;
+        let key = self.keys.lock(lease.id);
+        let args = vec![key.clone().into(), lease.token.clone().into()];
+        let _ = self.nodes.send(&key, Command::new("SET", args)).await;
     }
 
     /// Extends leases for ever, three times in each of their TTLs; to be raced against the load.

@@ -1,12 +1,13 @@
 //! The fleet's hot keys: a sorted set of decaying counts that every instance adds to.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use fred::interfaces::{ClientLike, SortedSetsInterface};
 use fred::types::Value;
 
+use super::breaker::Outcome;
 use super::entry_bytes::millis;
 use super::lease::number;
+use super::node::{Command, NoReply};
 use super::{Redis, Unavailable};
 use crate::metrics::RedisOperation;
 use crate::product::ProductId;
@@ -28,7 +29,11 @@ impl Redis {
             args.push(number(*count));
             args.push(Value::Integer(id.get()));
         }
+        // There is one loop in each instance that comes here: the probe of this breaker.
+        self.ranking_breaker.probing();
+        let began = Instant::now();
         let reply = self.run(&self.scripts.ranking, self.keys.ranking(), args).await;
+        self.ranking_breaker.probed(Outcome::of(&reply), began);
         let _: Value = self.counted(RedisOperation::Ranking, reply)?;
         Ok(())
     }
@@ -48,8 +53,14 @@ impl Redis {
         }
         let last = i64::try_from(limit).unwrap_or(i64::MAX) - 1;
         let [ranking, _] = self.keys.ranking().try_into().expect("two keys");
-        let client = self.pool.next_connected().with_options(&self.command);
-        let reply = client.zrevrange(ranking, 0, last, true).await;
+        if !self.ranking_breaker.admits() {
+            return Err(Unavailable);
+        }
+        let args = vec![ranking.clone().into(), number(0), last.into(), "WITHSCORES".into()];
+        let began = Instant::now();
+        let reply = self.nodes.send(&ranking, Command::new("ZREVRANGE", args)).await;
+        self.ranking_breaker.record(Outcome::of(&reply), began);
+        let reply = reply.and_then(|value| value.convert().map_err(NoReply::Failed));
         let members: Vec<(i64, f64)> = self.counted(RedisOperation::Ranking, reply)?;
         // A count that decays with half-life h, fed at rate r, comes to rest at r h / ln 2.
         let per_second = std::f64::consts::LN_2 / HALF_LIFE.as_secs_f64();

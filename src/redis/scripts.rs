@@ -1,12 +1,12 @@
 //! The scripts, and how one is run.
 
-use fred::clients::Client;
-use fred::error::Error;
-use fred::interfaces::{ClientLike, LuaInterface};
+use bytes::Bytes;
 use fred::types::scripts::Script;
-use fred::types::{FromValue, Key, Value};
+use fred::types::{FromValue, Value};
 
 use super::Redis;
+use super::node::{Command, NoReply};
+use crate::product::ProductId;
 
 /// Every script of the protocol.
 #[derive(Debug)]
@@ -48,17 +48,44 @@ impl Redis {
     pub(super) async fn run<R: FromValue>(
         &self,
         script: &Script,
-        keys: Vec<Key>,
+        keys: Vec<Bytes>,
         args: Vec<Value>,
-    ) -> Result<R, Error> {
-        let client: &Client = self.pool.next_connected();
-        let client = client.with_options(&self.command);
-        match client.evalsha(script.sha1().clone(), keys.clone(), args.clone()).await {
-            Err(error) if error.details().starts_with("NOSCRIPT") => {
+    ) -> Result<R, NoReply> {
+        let command = |name, script: &str| {
+            let count = Value::Integer(i64::try_from(keys.len()).unwrap_or(i64::MAX));
+            let mut words = vec![script.to_owned().into(), count];
+            words.extend(keys.iter().cloned().map(Value::Bytes));
+            words.extend(args.iter().cloned());
+            Command::new(name, words)
+        };
+        let reply = self.nodes.send(&keys[0], command("EVALSHA", script.sha1())).await;
+        let reply = match reply {
+            Err(NoReply::Failed(error)) if error.details().starts_with("NOSCRIPT") => {
                 let text = script.lua().expect("every script is made from its text");
-                client.eval(text.clone(), keys, args).await
+                self.nodes.send(&keys[0], command("EVAL", text)).await
             }
-            result => result,
+            reply => reply,
+        };
+        reply?.convert().map_err(NoReply::Failed)
+    }
+
+    /// Runs a script that breaks the lease of `id` and then looks at its entry. While their slot is being moved to
+    /// another server one may be there and the other still here, and no script can have both: then one after
+    /// the other will do, because whoever takes the lease in between reads Postgres only then.
+    pub(super) async fn run_and_break_lease<R: FromValue>(
+        &self,
+        script: &Script,
+        id: ProductId,
+        args: Vec<Value>,
+    ) -> Result<R, NoReply> {
+        let (entry, lock) = (self.keys.entry(id), self.keys.lock(id));
+        match self.run(script, vec![entry.clone(), lock.clone()], args.clone()).await {
+            Err(NoReply::Failed(error)) if error.details().starts_with("TRYAGAIN") => {
+                let broken = Command::new("DEL", vec![lock.clone().into()]);
+                self.nodes.send(&lock, broken).await?;
+                self.run(script, vec![entry], args).await
+            }
+            reply => reply,
         }
     }
 }

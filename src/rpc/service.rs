@@ -1,6 +1,7 @@
 //! The service but for its reads, which are in `reads.rs`: from request to domain and back.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use tonic::{Request, Response, Status};
 
@@ -29,28 +30,31 @@ impl ProductService for Products {
         &self,
         request: Request<UpdateProductRequest>,
     ) -> Result<Response<Stored>, Status> {
+        let deadline = deadline(&request);
         let request = request.into_inner();
         let expected = convert::expected_version(request.expected_version)?;
         let (id, patch) = convert::patch(request)?;
-        written(self.catalog.update(id, patch, expected).await, expected)
+        written(self.catalog.update(id, patch, expected, deadline).await, expected)
     }
 
     async fn create_product(
         &self,
         request: Request<CreateProductRequest>,
     ) -> Result<Response<Stored>, Status> {
+        let deadline = deadline(&request);
         let product = convert::new_product(request.into_inner())?;
-        written(self.catalog.create(product).await, None)
+        written(self.catalog.create(product, deadline).await, None)
     }
 
     async fn delete_product(
         &self,
         request: Request<DeleteProductRequest>,
     ) -> Result<Response<()>, Status> {
+        let deadline = deadline(&request);
         let request = request.into_inner();
         let id = convert::id("id", request.id)?;
         let expected = convert::expected_version(request.expected_version)?;
-        let deleted = self.catalog.delete(id, expected).await;
+        let deleted = self.catalog.delete(id, expected, deadline).await;
         deleted.map_err(|error| status::of_error(&error, expected))?;
         Ok(Response::new(()))
     }
@@ -65,6 +69,11 @@ impl ProductService for Products {
         let stream = self.watchers.watch(request.into_inner(), deadline, &self.catalog)?;
         Ok(Response::new(stream))
     }
+}
+
+/// Until when the caller waits, if it said so.
+fn deadline<T>(request: &Request<T>) -> Option<Instant> {
+    request.extensions().get::<Deadline>().map(|deadline| deadline.0)
 }
 
 fn written(

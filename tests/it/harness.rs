@@ -12,7 +12,7 @@ mod suite;
 
 pub use node::{Node, admin, cache_status, channel, get};
 pub use outside::finish;
-pub use private::Private;
+pub use private::{Private, PrivateCluster};
 pub use program::{Ended, Program};
 pub use raw::{Raw, framed};
 pub use servers::Servers;

@@ -10,13 +10,17 @@
 #![allow(clippy::large_futures, reason = "a test is one future")]
 #![allow(clippy::unwrap_used, reason = "a test fails where it fails")]
 
+mod breaker;
+mod budget;
 mod checker;
+mod cluster;
 mod coherence;
 mod controls;
 mod explain;
 mod harness;
 
 mod config;
+mod deadlines;
 mod docs;
 mod drain;
 mod drill;
@@ -25,6 +29,7 @@ mod errors;
 mod examples;
 mod garbage;
 mod hostile;
+mod histories;
 mod hot_keys;
 mod hot_model;
 mod hot_path;
@@ -36,10 +41,12 @@ mod metrics;
 mod newest_wins;
 mod outage;
 mod races;
+mod recovery;
 mod refresh;
 mod schema;
 mod stampede;
 mod tls;
+mod wakes;
 mod wire;
 
 use harness::{Servers, Suite};
@@ -64,6 +71,13 @@ fn main() -> std::process::ExitCode {
     refresh::register(&mut suite);
     hot_keys::register(&mut suite);
     outage::register(&mut suite);
+    recovery::register(&mut suite);
+    breaker::register(&mut suite);
+    histories::register(&mut suite);
+    cluster::register(&mut suite);
+    budget::register(&mut suite);
+    deadlines::register(&mut suite);
+    wakes::register(&mut suite);
     examples::register(&mut suite);
     docs::register(&mut suite);
     import::register(&mut suite);

@@ -19,6 +19,7 @@ const UNDER_WAY: usize = 256 * 1024;
 
 pub(super) struct Lane<'a> {
     way: Way,
+    born: u64,
     plan: watch::Receiver<Plan>,
     tally: &'a Tally,
     under_way: VecDeque<(Instant, Vec<u8>)>,
@@ -31,8 +32,10 @@ pub(super) struct Lane<'a> {
 
 impl<'a> Lane<'a> {
     pub(super) fn new(way: Way, plan: watch::Receiver<Plan>, tally: &'a Tally) -> Self {
+        let born = plan.borrow().forgotten;
         Self {
             way,
+            born,
             plan,
             tally,
             under_way: VecDeque::new(),
@@ -51,7 +54,7 @@ impl<'a> Lane<'a> {
     ) -> io::Result<()> {
         let mut buffer = vec![0; CHUNK];
         loop {
-            let fault = self.plan.borrow_and_update().fault(self.way);
+            let fault = self.plan.borrow_and_update().fault_of(self.born, self.way);
             if fault == Fault::BlackHole {
                 self.swallow_under_way();
             } else if self.torn {
@@ -96,7 +99,7 @@ impl<'a> Lane<'a> {
     }
 
     fn accept(&mut self, bytes: &[u8]) {
-        if let Fault::Delay(_) = self.plan.borrow().fault(self.way) {
+        if let Fault::Delay(_) = self.plan.borrow().fault_of(self.born, self.way) {
             Tally::add(&self.tally.lane(self.way).delayed, bytes.len() as u64);
         }
         self.under_way_bytes += bytes.len();

@@ -30,10 +30,21 @@ pub(super) struct Plan {
     pub(super) cut: bool,
     to_server: Fault,
     to_client: Fault,
+    /// How often connections were forgotten; those from before the last time are.
+    pub(super) forgotten: u64,
 }
 
 impl Plan {
-    pub(super) fn fault(&self, way: Way) -> Fault {
+    pub(super) fn healed(self) -> Self {
+        Self { forgotten: self.forgotten, ..Self::default() }
+    }
+
+    /// What is to be done to a connection that was made when `born` was `forgotten`.
+    pub(super) fn fault_of(&self, born: u64, way: Way) -> Fault {
+        if born < self.forgotten { Fault::BlackHole } else { self.fault(way) }
+    }
+
+    fn fault(&self, way: Way) -> Fault {
         match way {
             Way::ToServer => self.to_server,
             Way::ToClient => self.to_client,

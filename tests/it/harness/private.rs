@@ -5,7 +5,7 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
-use devstack::{ChaosProxy, Postgres, Redis};
+use devstack::{ChaosProxy, Postgres, Redis, RedisCluster};
 use hotshelf::config::ServeArgs;
 
 use super::{Node, Servers, Stack, Topology};
@@ -45,6 +45,14 @@ impl Private {
         let key = format!("{}:{{{id}}}:p", self.namespace);
         self.redis.command(&["EXISTS", &key]).is_ok_and(|found| found.trim() == "1")
     }
+
+    /// The digest of what Redis has of `id`, asked on a connection of its own.
+    pub fn redis_digest(&self, id: i64) -> Option<String> {
+        let key = format!("{}:{{{id}}}:p", self.namespace);
+        let digest = "local held = redis.call('GET', KEYS[1]) return held and redis.sha1hex(held)";
+        let digest = self.redis.command(&["EVAL", digest, "1", &key]).ok()?;
+        (digest.len() == 40).then_some(digest)
+    }
 }
 
 impl Deref for Private {
@@ -60,4 +68,48 @@ fn through_proxy(url: &mut String, port: u16) -> ChaosProxy {
     let proxy = ChaosProxy::start(SocketAddr::from((Ipv4Addr::LOCALHOST, port))).unwrap();
     *url = url.replace(&format!(":{port}"), &format!(":{}", proxy.addr().port()));
     proxy
+}
+
+/// The world of a test that breaks nodes of a cluster.
+pub struct PrivateCluster {
+    stack: Stack,
+    pub cluster: Arc<RedisCluster>,
+}
+
+impl PrivateCluster {
+    pub async fn new() -> Self {
+        let servers = Servers::default();
+        let stack = Stack::new(&servers, Topology::Cluster).await;
+        Self { stack, cluster: servers.cluster() }
+    }
+
+    /// The place of the master that had the slot of `id` in the beginning, among the cluster's nodes.
+    pub fn master_of(&self, id: i64) -> usize {
+        self.slot_of(id) / 5_461
+    }
+
+    pub fn slot_of(&self, id: i64) -> usize {
+        let slot = self.cluster.nodes()[5].command(&["CLUSTER", "KEYSLOT", &self.entry_key(id)]);
+        slot.unwrap().trim().parse().unwrap()
+    }
+
+    pub fn entry_key(&self, id: i64) -> String {
+        format!("{}:{{{id}}}:p", self.namespace)
+    }
+
+    /// Whether a node that is a master has an entry of `id`.
+    pub fn is_held(&self, id: i64) -> bool {
+        let key = self.entry_key(id);
+        let holds =
+            |node: &Redis| node.command(&["EXISTS", &key]).is_ok_and(|found| found.trim() == "1");
+        self.cluster.nodes().iter().any(holds)
+    }
+}
+
+impl Deref for PrivateCluster {
+    type Target = Stack;
+
+    fn deref(&self) -> &Stack {
+        &self.stack
+    }
 }

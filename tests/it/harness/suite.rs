@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use libtest_mimic::{Arguments, Completion, Conclusion, Trial};
 
-use super::{Private, Servers, Stack, Topology};
+use super::{Private, PrivateCluster, Servers, Stack, Topology};
 
 /// Longer than any test takes that does not hang.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -57,6 +57,17 @@ impl<'a> Suite<'a> {
     {
         self.trials.push(Trial::test(name, move || {
             run(Private::new(), test);
+            Ok(())
+        }));
+    }
+
+    /// A test that breaks nodes of a Redis Cluster, and so has its own.
+    pub fn private_cluster<F>(&mut self, name: &str, test: fn(PrivateCluster) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        self.trials.push(Trial::test(name, move || {
+            run(PrivateCluster::new(), test);
             Ok(())
         }));
     }

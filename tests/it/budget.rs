@@ -1,0 +1,166 @@
+//! P6 and P8 under overload: Postgres is asked for no more than the budget, who needs it most goes first, and the
+//! rest is told at once.
+
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use hotshelf::config::ServeArgs;
+use hotshelf::proto::Product;
+use tokio::task::JoinHandle;
+use tonic::{Code, Response, Status};
+use tonic_types::StatusExt;
+
+use crate::harness::{HANG, Node, Stack, Suite, cache_status, eventually, get};
+
+type Read = JoinHandle<Result<Response<Product>, Status>>;
+
+pub fn register(suite: &mut Suite<'_>) {
+    suite.both("budget::a_full_queue_makes_room_for_what_most_wait_for", hottest_first);
+    suite.both("budget::who_has_something_stale_gets_that_before_others_get_nothing", stale_last);
+    suite.both("budget::a_load_that_everybody_gave_up_leaves_the_queue", given_up);
+    suite.both("budget::a_fleet_that_starts_cold_stays_within_it_and_recovers", cold_start);
+}
+
+fn tight(args: &mut ServeArgs) {
+    args.postgres.database_loads = 1;
+    args.postgres.database_queued_loads = 1;
+    args.caching.refresh_keys = 0;
+}
+
+fn read(node: &Node, id: i64) -> Read {
+    let mut client = node.client.clone();
+    tokio::spawn(async move { client.get_product(get(id)).await })
+}
+
+/// Loads of this instance that run or wait.
+async fn in_flight(node: &Node) -> f64 {
+    node.metric("hotshelf_postgres_loads_in_flight").await
+}
+
+async fn ended(read: Read) -> Result<Response<Product>, Status> {
+    tokio::time::timeout(HANG, read).await.unwrap().unwrap()
+}
+
+fn assert_refused(read: Result<Response<Product>, Status>) {
+    let refused = read.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused:?}");
+    let details = refused.get_error_details();
+    assert_eq!(details.error_info().unwrap().reason, "DATABASE_BUDGET_EXHAUSTED");
+    assert!(details.retry_info().unwrap().retry_delay.is_some());
+}
+
+async fn hottest_first(stack: Stack) {
+    let [running, cold, hot] =
+        [stack.insert("a").await, stack.insert("b").await, stack.insert("c").await];
+    let node = stack.node_with(tight).await;
+    let lock = stack.lock_products().await;
+    let first = read(&node, running);
+    eventually("one runs", || async { stack.running_loads().await == 1 }).await;
+    let second = read(&node, cold);
+    eventually("another waits", || async { in_flight(&node).await == 2.0 }).await;
+    let many: Vec<Read> = (0..20).map(|_| read(&node, hot)).collect();
+    assert_refused(ended(second).await);
+    assert!(!first.is_finished() && many.iter().all(|read| !read.is_finished()));
+    lock.rollback().await.unwrap();
+    for served in many.into_iter().chain([first]) {
+        ended(served).await.unwrap();
+    }
+}
+
+async fn stale_last(stack: Stack) {
+    let [running, stale, absent] =
+        [stack.insert("a").await, stack.insert("b").await, stack.insert("c").await];
+    let node = stack
+        .node_with(|args| {
+            tight(args);
+            // Memory is never trusted.
+            args.caching.max_staleness = Duration::ZERO;
+            args.caching.hot_lease = Duration::ZERO;
+        })
+        .await;
+    node.product(stale).await;
+    stack.redis_evict(stale).await;
+    let lock = stack.lock_products().await;
+    let first = read(&node, running);
+    eventually("one runs", || async { stack.running_loads().await == 1 }).await;
+    let many: Vec<Read> = (0..20).map(|_| read(&node, stale)).collect();
+    eventually("another waits", || async { in_flight(&node).await == 2.0 }).await;
+    let needy = read(&node, absent);
+    for read in many {
+        let read = ended(read).await.unwrap();
+        assert_eq!(cache_status(&read), "hotshelf; hit; detail=hot; stale");
+    }
+    assert!(!needy.is_finished(), "it has the place");
+    lock.rollback().await.unwrap();
+    ended(needy).await.unwrap();
+    ended(first).await.unwrap();
+}
+
+async fn given_up(stack: Stack) {
+    let [running, left, wanted] =
+        [stack.insert("a").await, stack.insert("b").await, stack.insert("c").await];
+    let node = stack.node_with(tight).await;
+    let lock = stack.lock_products().await;
+    let first = read(&node, running);
+    eventually("one runs", || async { stack.running_loads().await == 1 }).await;
+    let given_up = read(&node, left);
+    eventually("another waits", || async { in_flight(&node).await == 2.0 }).await;
+    given_up.abort();
+    eventually("it is cancelled", || async {
+        let series = "grpc_server_handled_total{grpc_code=\"CANCELLED\",grpc_method=\"GetProduct\"\
+                      ,grpc_service=\"hotshelf.v1.ProductService\",grpc_type=\"unary\"}";
+        node.metric(series).await == 1.0
+    })
+    .await;
+    // As urgent as the other was, and later; but the other is not wanted any more.
+    let served = read(&node, wanted);
+    eventually("it waits", || async { in_flight(&node).await == 2.0 }).await;
+    let loads = stack.loads().await;
+    lock.rollback().await.unwrap();
+    ended(served).await.unwrap();
+    ended(first).await.unwrap();
+    assert_eq!(stack.loads().await - loads, 2, "and not the one that was given up");
+}
+
+async fn cold_start(stack: Stack) {
+    const PRODUCTS: i64 = 200;
+    const LOADS: i64 = 2;
+    let insert = "INSERT INTO products (name, price) SELECT 'lamp', 1 FROM generate_series(1, $1)";
+    sqlx::query(insert).bind(PRODUCTS).execute(&stack.sql).await.unwrap();
+    let options = |args: &mut ServeArgs| {
+        args.postgres.database_loads = 2;
+        args.postgres.database_queued_loads = 10;
+        args.postgres.database_acquire_timeout = Duration::from_millis(500);
+    };
+    let nodes =
+        tokio::join!(stack.node_with(options), stack.node_with(options), stack.node_with(options));
+    let nodes = [&nodes.0, &nodes.1, &nodes.2];
+    let lock = stack.lock_products().await;
+    let reads: Vec<Read> =
+        (0..PRODUCTS * 3).map(|n| read(nodes[(n % 3) as usize], n / 3 + 1)).collect();
+    eventually("the budget is used", || async {
+        let running = stack.running_loads().await;
+        assert!(running <= 3 * LOADS, "{running} at once");
+        running == 3 * LOADS
+    })
+    .await;
+    // All but those that run and those that wait are told while Postgres still hangs.
+    let told = || reads.iter().filter(|read| read.is_finished()).count();
+    eventually("the rest is told", || async { told() >= reads.len() / 2 }).await;
+    assert!(stack.running_loads().await <= 3 * LOADS);
+    lock.rollback().await.unwrap();
+    for read in join_all(reads).await {
+        if let Err(refused) = read.unwrap() {
+            assert!(
+                matches!(refused.code(), Code::ResourceExhausted | Code::Unavailable),
+                "{refused:?}"
+            );
+        }
+    }
+    let began = Instant::now();
+    for id in 1..=PRODUCTS {
+        while nodes[(id % 3) as usize].get(id).await.is_err() {
+            assert!(began.elapsed() < HANG, "it recovers");
+        }
+    }
+}

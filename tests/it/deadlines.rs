@@ -1,0 +1,81 @@
+//! A caller's deadline bounds what is done for it: a write that has not begun by then is not made.
+
+use std::time::Duration;
+
+use hotshelf::pause::Point;
+use hotshelf::proto::{DeleteProductRequest, Product, UpdateProductRequest};
+use sqlx::AssertSqlSafe;
+use tonic::Code;
+
+use crate::harness::{HANG, Node, Raw, Stack, Suite, eventually};
+use crate::newest_wins::rename;
+
+const UPDATE: &str = "/hotshelf.v1.ProductService/UpdateProduct";
+const DELETE: &str = "/hotshelf.v1.ProductService/DeleteProduct";
+
+pub fn register(suite: &mut Suite<'_>) {
+    suite.single("deadlines::a_write_that_waits_for_a_row_ends_with_its_caller", locked_row);
+    suite.single("deadlines::a_write_without_a_connection_ends_with_its_caller", no_connection);
+}
+
+fn late(id: i64) -> UpdateProductRequest {
+    let product = Some(Product { id, name: "too late".to_owned(), ..Product::default() });
+    UpdateProductRequest { product, ..Default::default() }
+}
+
+async fn raw(node: &Node) -> Raw {
+    Raw::connect(node.grpc_addr.port()).await
+}
+
+async fn locked_row(stack: Stack) {
+    let id = stack.insert("old").await;
+    let node = stack
+        // Nothing of Postgres' own ends a statement within this test.
+        .node_with(|args| args.postgres.database_statement_timeout = Duration::from_secs(600))
+        .await;
+    let version = stack.version(id).await;
+    let mut lock = stack.sql.begin().await.unwrap();
+    let row = format!("SELECT FROM products WHERE id = {id} FOR UPDATE");
+    sqlx::query(AssertSqlSafe(row)).execute(&mut *lock).await.unwrap();
+    let waits = || async { stack.waiting_statements().await == 1 };
+    let nothing_waits = || async { stack.waiting_statements().await == 0 };
+    let update = tokio::spawn({
+        let raw = raw(&node).await;
+        async move { raw.call_within("2S", UPDATE, &late(id)).await }
+    });
+    eventually("it waits for the row", waits).await;
+    let ended = update.await.unwrap();
+    assert!(matches!(ended.code(), Code::DeadlineExceeded | Code::Unavailable), "{ended:?}");
+    eventually("it waits no longer", nothing_waits).await;
+    let delete = DeleteProductRequest { id, ..Default::default() };
+    let ended = raw(&node).await.call_within("500m", DELETE, &delete).await;
+    assert!(matches!(ended.code(), Code::DeadlineExceeded | Code::Unavailable), "{ended:?}");
+    eventually("nor does this", nothing_waits).await;
+    lock.rollback().await.unwrap();
+    assert_eq!(stack.version(id).await, version, "neither was made");
+    assert_eq!(rename(&node, id, "in time").await.name, "in time");
+}
+
+async fn no_connection(stack: Stack) {
+    let id = stack.insert("old").await;
+    let node = stack
+        .node_with(|args| {
+            args.postgres.database_connections = 1;
+            args.postgres.database_acquire_timeout = Duration::from_secs(60);
+        })
+        .await;
+    let mut claimed = node.pauses.arm(Point::RelayClaimed);
+    stack.insert_unheard("something to relay").await;
+    let relay = tokio::time::timeout(HANG, claimed.recv()).await.unwrap();
+    node.pauses.release(Point::RelayClaimed);
+    let version = stack.version(id).await;
+    let ended = raw(&node).await.call_within("300m", UPDATE, &late(id)).await;
+    assert!(matches!(ended.code(), Code::DeadlineExceeded | Code::Unavailable), "{ended:?}");
+    drop(relay);
+    // After whatever waited for the connection before it.
+    assert_eq!(rename(&node, id, "in time").await.name, "in time");
+    let renamed = stack.version(id).await;
+    stack.settled().await;
+    assert_eq!(stack.version(id).await, renamed);
+    assert!(renamed > version);
+}

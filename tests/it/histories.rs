@@ -1,0 +1,116 @@
+//! P2 and P3 when Redis comes back with less than it had: restored from an old snapshot, or a replica that had
+//! not heard of the last writes.
+
+use std::time::Duration;
+
+use hotshelf::config::ServeArgs;
+use hotshelf::controls::Protection;
+use sqlx::AssertSqlSafe;
+
+use crate::harness::{Node, Private, Suite, cache_status, eventually};
+
+pub fn register(suite: &mut Suite<'_>) {
+    suite.private("histories::what_an_old_snapshot_brings_back_is_not_served", old_snapshot);
+    suite.private(
+        "histories::without_looking_at_histories_an_old_snapshot_is_served",
+        without_protection,
+    );
+    suite.private(
+        "histories::with_postgres_down_what_a_snapshot_brings_back_is_marked_stale",
+        nobody_vouches,
+    );
+    suite.private("histories::a_restart_that_lost_nothing_costs_no_reads", nothing_lost);
+}
+
+/// Changes are relayed again for so short a time that what the snapshot lacks is not among them.
+fn forgetful(args: &mut ServeArgs) {
+    args.caching.replay_window = Duration::from_millis(200);
+    args.caching.refresh_keys = 0;
+}
+
+/// A product that Redis holds in a version which was replaced after a snapshot and relayed long ago; and an
+/// instance that has never read it.
+async fn restored(world: &Private) -> (Node, i64) {
+    let id = world.insert("old").await;
+    let (reader, node) =
+        tokio::join!(world.impatient_node(forgetful), world.impatient_node(forgetful));
+    reader.product(id).await;
+    assert!(reader.app.stop().await);
+    let old = world.redis_digest(id);
+    assert!(old.is_some());
+    world.redis.command(&["SAVE"]).unwrap();
+    let rename = format!("UPDATE products SET name = 'new' WHERE id = {id}");
+    sqlx::query(AssertSqlSafe(rename)).execute(&world.sql).await.unwrap();
+    world.settled().await;
+    assert_ne!(world.redis_digest(id), old, "replaced");
+    eventually("it is not relayed again", || async { world.relayed().await == 0 }).await;
+    world.redis.kill();
+    world.redis.start_again().unwrap();
+    eventually("the snapshot is loaded", || async { world.redis_holds(id) }).await;
+    eventually("the old entry is back", || async { world.redis_digest(id) == old }).await;
+    (node, id)
+}
+
+async fn old_snapshot(world: Private) {
+    let (before, id) = restored(&world).await;
+    // It may have been read before anybody noticed, but not for long.
+    eventually("it is read again", || async { before.product(id).await.name == "new" }).await;
+    let after = world.impatient_node(forgetful).await;
+    assert_eq!(after.product(id).await.name, "new");
+    assert_eq!(before.product(id).await.name, "new", "for good");
+}
+
+async fn without_protection(world: Private) {
+    let (_before, id) = restored(&world).await;
+    let after = world.impatient_node(forgetful).await;
+    after.controls.turn_off(Protection::RedisHistory);
+    assert_eq!(after.product(id).await.name, "old");
+}
+
+async fn nobody_vouches(world: Private) {
+    let id = world.insert("old").await;
+    let (reader, node) =
+        tokio::join!(world.impatient_node(forgetful), world.impatient_node(forgetful));
+    reader.product(id).await;
+    assert!(reader.app.stop().await);
+    world.redis.command(&["SAVE"]).unwrap();
+    world.to_postgres.cut();
+    world.redis.kill();
+    world.redis.start_again().unwrap();
+    eventually("it is served as stale", || async {
+        let read = node.get(id).await;
+        read.is_ok_and(|read| cache_status(&read) == "hotshelf; hit; detail=redis; stale")
+    })
+    .await;
+    assert!(world.to_postgres.counts().refused > 0, "it happened");
+    world.to_postgres.heal();
+    eventually("it is served as it is", || async {
+        let read = node.get(id).await;
+        read.is_ok_and(|read| !cache_status(&read).contains("stale"))
+    })
+    .await;
+}
+
+async fn nothing_lost(world: Private) {
+    let id = world.insert("lamp").await;
+    let patient = |args: &mut ServeArgs| args.caching.refresh_keys = 0;
+    let (reader, node) = tokio::join!(world.impatient_node(patient), world.impatient_node(patient));
+    reader.product(id).await;
+    world.redis.command(&["SAVE"]).unwrap();
+    world.redis.kill();
+    world.redis.start_again().unwrap();
+    let loads = world.loads().await;
+    let histories = || async {
+        let count = sqlx::query_scalar("SELECT count(*) FROM redis_histories");
+        let count: i64 = count.fetch_one(&world.sql).await.unwrap();
+        count
+    };
+    eventually("it is noticed", || async { histories().await == 2 }).await;
+    // Known to be current within the time for which changes are relayed again.
+    eventually("Redis serves it", || async {
+        cache_status(&node.get(id).await.unwrap()) == "hotshelf; hit; detail=redis"
+            || node.metric("hotshelf_reads_total{served_by=\"redis\"}").await > 0.0
+    })
+    .await;
+    assert_eq!(world.loads().await, loads);
+}

@@ -1,0 +1,120 @@
+//! What comes back by itself, and how: the pool of connections to Postgres, the relay, the loads.
+
+use std::time::Duration;
+
+use devstack::Direction;
+use hotshelf::pause::Point;
+use sqlx::AssertSqlSafe;
+use sqlx::postgres::PgPool;
+
+use tonic::{Code, Status};
+use tonic_types::StatusExt;
+
+use crate::harness::{HANG, Node, Private, Stack, Suite, eventually};
+
+pub fn register(suite: &mut Suite<'_>) {
+    suite.private(
+        "recovery::a_relay_whose_connection_is_lost_without_a_word_goes_on",
+        relay_connection_lost,
+    );
+    suite.private(
+        "recovery::connections_lost_while_they_are_given_back_are_replaced",
+        pooled_connections_lost,
+    );
+    suite.single("recovery::while_postgres_is_read_only_writes_fail_cleanly", read_only);
+    suite.single("recovery::while_postgres_takes_no_connections_calls_are_refused", no_connections);
+}
+
+async fn relay_connection_lost(world: Private) {
+    let id = world.insert("old").await;
+    let node = world.impatient_node(|_| {}).await;
+    node.product(id).await;
+    let mut claimed = node.pauses.arm(Point::RelayClaimed);
+    // By SQL, so that only the relay can tell.
+    let rename = format!("UPDATE products SET name = 'new' WHERE id = {id}");
+    sqlx::query(AssertSqlSafe(rename)).execute(&world.sql).await.unwrap();
+    let held = tokio::time::timeout(HANG, claimed.recv()).await.unwrap();
+    node.pauses.release(Point::RelayClaimed);
+    world.to_postgres.forget_connections();
+    drop(held);
+    eventually("the change is relayed", || async { node.product(id).await.name == "new" }).await;
+    assert!(world.to_postgres.counts().to_server.swallowed > 0, "it happened");
+}
+
+async fn pooled_connections_lost(world: Private) {
+    let (a, b, c) = (world.insert("a").await, world.insert("b").await, world.insert("c").await);
+    let node = world.impatient_node(|args| args.postgres.database_connections = 2).await;
+    // Long enough that what asks the connections for a sign of life, after the answers, is under way.
+    world.to_postgres.delay(Direction::ToClient, Duration::from_millis(200));
+    let (read_a, read_b) = tokio::join!(node.get(a), node.get(b));
+    assert!(read_a.is_ok() || read_b.is_ok(), "{read_a:?}, {read_b:?}");
+    world.to_postgres.forget_connections();
+    world.to_postgres.heal();
+    eventually("misses are loaded", || async { node.get(c).await.is_ok() }).await;
+    assert!(world.to_postgres.counts().to_client.swallowed > 0, "it happened");
+}
+
+/// A session that is not in the database that a test breaks.
+fn outside(stack: &Stack) -> PgPool {
+    crate::harness::connect(&stack.database_url.replace(&stack.namespace, "postgres"), 1)
+}
+
+/// Changes the database, and ends all its sessions, as a failover does.
+async fn fail_over(stack: &Stack, change: &str) {
+    let outside = outside(stack);
+    let alter = format!("ALTER DATABASE {} {change}", stack.namespace);
+    sqlx::query(AssertSqlSafe(alter)).execute(&outside).await.unwrap();
+    let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1";
+    sqlx::query(end).bind(&stack.namespace).execute(&outside).await.unwrap();
+}
+
+async fn try_rename(node: &Node, id: i64, name: &str) -> Result<i64, Status> {
+    let product =
+        Some(hotshelf::proto::Product { id, name: name.to_owned(), ..Default::default() });
+    let request = hotshelf::proto::UpdateProductRequest { product, ..Default::default() };
+    Ok(node.client.clone().update_product(request).await?.into_inner().version)
+}
+
+fn assert_unavailable(refused: &Status) {
+    assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
+    let details = refused.get_error_details();
+    assert_eq!(details.error_info().unwrap().reason, "DATABASE_UNAVAILABLE");
+    assert!(details.retry_info().unwrap().retry_delay.is_some());
+}
+
+async fn read_only(stack: Stack) {
+    let [cached, uncached] = [stack.insert("a").await, stack.insert("b").await];
+    let node = stack.node().await;
+    node.product(cached).await;
+    let version = stack.version(cached).await;
+    fail_over(&stack, "SET default_transaction_read_only = on").await;
+    // The first may still meet a session that has just ended.
+    eventually("it is read-only", || async {
+        let refused = try_rename(&node, cached, "lost").await.unwrap_err();
+        assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
+        refused.get_error_details().error_info().unwrap().reason == "DATABASE_UNAVAILABLE"
+    })
+    .await;
+    assert_unavailable(&try_rename(&node, cached, "lost").await.unwrap_err());
+    assert_eq!(node.product(uncached).await.id, uncached, "reads go on");
+    assert_eq!(stack.version(cached).await, version, "what was refused was not done");
+    fail_over(&stack, "RESET ALL").await;
+    eventually("writes go on", || async { try_rename(&node, cached, "new").await.is_ok() }).await;
+    assert_eq!(node.product(cached).await.name, "new");
+}
+
+async fn no_connections(stack: Stack) {
+    let [cached, uncached] = [stack.insert("a").await, stack.insert("b").await];
+    let node = stack
+        .node_with(|args| args.postgres.database_acquire_timeout = Duration::from_millis(500))
+        .await;
+    node.product(cached).await;
+    fail_over(&stack, "ALLOW_CONNECTIONS false").await;
+    eventually("misses are refused", || async { node.get(uncached).await.is_err() }).await;
+    assert_unavailable(&node.get(uncached).await.unwrap_err());
+    assert_unavailable(&try_rename(&node, cached, "lost").await.unwrap_err());
+    assert_eq!(node.product(cached).await.id, cached, "what is cached is served");
+    fail_over(&stack, "ALLOW_CONNECTIONS true").await;
+    eventually("misses are loaded", || async { node.get(uncached).await.is_ok() }).await;
+    eventually("writes go on", || async { try_rename(&node, cached, "new").await.is_ok() }).await;
+}

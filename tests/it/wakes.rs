@@ -1,0 +1,89 @@
+//! An instance that stood still for longer than every TTL and lease, and goes on: it neither serves nor fills what
+//! it still believes.
+
+use std::time::Duration;
+
+use hotshelf::proto::{GetProductRequest, Product, ProductServiceClient};
+use nix::sys::signal::Signal;
+use sqlx::AssertSqlSafe;
+use tonic::transport::Channel;
+
+use crate::harness::{Program, Stack, Suite, eventually, get};
+
+const LEASES: Duration = Duration::from_millis(300);
+const OPTIONS: [&str; 8] = [
+    "--hot-lease",
+    "300ms",
+    "--max-staleness",
+    "300ms",
+    "--lease-ttl",
+    "300ms",
+    "--refresh-keys",
+    "0",
+];
+
+pub fn register(suite: &mut Suite<'_>) {
+    suite.both("wakes::it_does_not_serve_what_it_believed", serves_nothing_old);
+    suite.both("wakes::it_does_not_fill_what_it_had_loaded", fills_nothing_old);
+}
+
+async fn read(mut client: ProductServiceClient<Channel>, id: i64) -> Product {
+    let request: GetProductRequest = get(id);
+    client.get_product(request).await.unwrap().into_inner()
+}
+
+async fn rename(stack: &Stack, id: i64) {
+    let rename = format!("UPDATE products SET name = 'new' WHERE id = {id}");
+    sqlx::query(AssertSqlSafe(rename)).execute(&stack.sql).await.unwrap();
+}
+
+/// Everything that the one who sleeps holds has run out.
+async fn leases_run_out() {
+    tokio::time::sleep(LEASES * 3).await;
+}
+
+async fn serves_nothing_old(stack: Stack) {
+    let id = stack.insert("old").await;
+    let sleeper = Program::serve(&stack, &OPTIONS).await;
+    let client = sleeper.client().await;
+    eventually("it serves from memory", || async {
+        let read = client.clone().get_product(get(id)).await.unwrap();
+        crate::harness::cache_status(&read) == "hotshelf; hit; detail=hot"
+    })
+    .await;
+    let other = stack.node().await;
+    sleeper.signal(Signal::SIGSTOP);
+    rename(&stack, id).await;
+    eventually("the change is relayed", || async { stack.outbox().await == 0 }).await;
+    leases_run_out().await;
+    assert_eq!(other.product(id).await.name, "new");
+    sleeper.signal(Signal::SIGCONT);
+    for _ in 0..20 {
+        assert_eq!(read(client.clone(), id).await.name, "new");
+    }
+}
+
+async fn fills_nothing_old(stack: Stack) {
+    let id = stack.insert("old").await;
+    let sleeper = Program::serve(&stack, &OPTIONS).await;
+    let lock = stack.lock_products().await;
+    let reader = tokio::spawn(read(sleeper.client().await, id));
+    eventually("it is loading", || async { stack.running_loads().await == 1 }).await;
+    assert!(stack.is_leased(id).await);
+    sleeper.signal(Signal::SIGSTOP);
+    // The old row is on its way to one who does not take it.
+    lock.rollback().await.unwrap();
+    eventually("Postgres has answered", || async { stack.running_loads().await == 0 }).await;
+    eventually("its lease has run out", || async { !stack.is_leased(id).await }).await;
+    rename(&stack, id).await;
+    let other = stack.node().await;
+    assert_eq!(other.product(id).await.name, "new");
+    let new = stack.redis_revision(id).await;
+    assert!(new.is_some());
+    // With nothing there to compare with.
+    stack.redis_evict(id).await;
+    sleeper.signal(Signal::SIGCONT);
+    assert_eq!(reader.await.unwrap().name, "new");
+    let filled = stack.redis_revision(id).await;
+    assert!(filled.is_none() || filled == new, "{filled:?}, not {new:?}");
+}
