@@ -14,6 +14,9 @@ DURATION ?= 10m
 # For instance: --cluster
 CHECK_ARGS ?=
 
+# For instance: --full, or --only reads
+BENCH_ARGS ?=
+
 .PHONY: help
 help: ## Lists these targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -61,3 +64,14 @@ soak: deps ## Runs the long tests in release mode: minutes, not seconds.
 check-coherence: deps ## Looks for broken promises in DURATION of mixed load on three instances, and measures staleness.
 	cargo build --locked --release -p hotshelf -p checker
 	target/release/checker --duration $(DURATION) $(CHECK_ARGS)
+
+.PHONY: bench-deps
+bench-deps: ## Installs what `make bench` needs besides: h2load.
+	@scripts/install-deps.sh bench
+
+# hotshelf by itself, as it is deployed: the features that the tools need are not its own.
+.PHONY: bench
+bench: deps bench-deps ## Measures hotshelf side by side with other servers; BENCH_ARGS=--help lists what can be asked for.
+	cargo build --locked --release -p hotshelf
+	cargo build --locked --release -p bench -p baselines -p counted
+	target/release/bench $(BENCH_ARGS)
