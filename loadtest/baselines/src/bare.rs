@@ -3,8 +3,9 @@
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -30,11 +31,26 @@ pub async fn serve(listener: TcpListener, message: &[u8]) -> Result<(), Failure>
         socket.set_nodelay(true)?;
         let frame = frame.clone();
         let service = service_fn(move |request| reply(request, frame.clone()));
-        let connection = http2::Builder::new(Inline)
+        let answering = Answering::default();
+        let connection = http2::Builder::new(answering.clone())
             .max_concurrent_streams(1_024)
             .serve_connection(Coalescing::new(socket), service);
-        tokio::spawn(connection);
+        tokio::spawn(served(connection, answering));
     }
+}
+
+/// As in hotshelf's edge: accepts every call that has come, answers them all, and then writes the answers together.
+async fn served(connection: impl Future, answering: Answering) {
+    let mut connection = pin!(connection);
+    poll_fn(|cx| {
+        loop {
+            let polled = connection.as_mut().poll(cx).map(drop);
+            if polled.is_ready() || !answering.poll_each_once() {
+                return polled;
+            }
+        }
+    })
+    .await;
 }
 
 fn framed(message: &[u8]) -> Bytes {
@@ -87,16 +103,29 @@ fn ok() -> HeaderMap {
     HeaderMap::from_iter([status])
 }
 
-/// As in hotshelf's edge: polled at once, and spawned only if it has to wait.
-#[derive(Clone)]
-struct Inline;
+/// The calls that were accepted since the connection was polled.
+#[derive(Clone, Default)]
+struct Answering(Arc<Mutex<Vec<Call>>>);
 
-impl<F: Future<Output: Send> + Send + 'static> Executor<F> for Inline {
-    fn execute(&self, stream: F) {
-        let mut stream = Box::pin(stream);
-        if stream.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
-            drop(tokio::spawn(stream));
+type Call = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Answering {
+    fn execute(&self, call: F) {
+        self.0.lock().expect("nothing panics").push(Box::pin(call));
+    }
+}
+
+impl Answering {
+    /// What has to wait gets a task of its own. Returns whether there was any call.
+    fn poll_each_once(&self) -> bool {
+        let calls = std::mem::take(&mut *self.0.lock().expect("nothing panics"));
+        let any = !calls.is_empty();
+        for mut call in calls {
+            if call.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
+                drop(tokio::spawn(call));
+            }
         }
+        any
     }
 }
 
