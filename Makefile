@@ -16,6 +16,9 @@ CHECK_ARGS ?=
 # For instance: --only redis-killed, --short, --list
 DRILL_ARGS ?=
 
+# For instance: --full, or --only reads
+BENCH_ARGS ?=
+
 .PHONY: help
 help: ## Lists these targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -68,3 +71,14 @@ check-coherence: deps ## Looks for broken promises in DURATION of mixed load on 
 drill: deps ## Breaks everything that can break, one after the other, under load, and prints what callers felt: 12 minutes.
 	cargo build --locked --release -p hotshelf -p drill
 	target/release/drill $(DRILL_ARGS)
+
+.PHONY: bench-deps
+bench-deps: ## Installs what `make bench` needs besides: h2load.
+	@scripts/install-deps.sh bench
+
+# hotshelf by itself, as it is deployed: the features that the tools need are not its own.
+.PHONY: bench
+bench: deps bench-deps ## Measures hotshelf side by side with other servers; BENCH_ARGS=--help lists what can be asked for.
+	cargo build --locked --release -p hotshelf
+	cargo build --locked --release -p bench -p baselines -p counted
+	target/release/bench $(BENCH_ARGS)

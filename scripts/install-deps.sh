@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs what `make run` and `make test` need and this machine lacks. Does nothing, quickly, when nothing lacks.
+# Installs what `make run` and `make test` need and this machine lacks; `install-deps.sh bench` what `make bench` needs, too.
+# Does nothing, quickly, when nothing lacks.
 #
 # Only the programs are wanted: devstack starts PostgreSQL and Redis of its own, on free ports. Servers that a package
 # would start (5432, 6379) are neither started by this script nor ever used.
@@ -32,6 +33,9 @@ have_postgres || lacks "a PostgreSQL server (initdb, postgres)" postgresql postg
 have_redis || lacks "a Redis server (redis-server, redis-cli)" redis-server redis
 # The TLS library is partly C and assembly.
 have cc || lacks "a C compiler (cc)" "gcc libc6-dev" gcc
+
+have_load_generator() { have h2load || [[ ${1:-} != bench ]]; }
+have_load_generator "$@" || lacks "h2load" nghttp2-client nghttp2
 
 # apt_get ARGUMENT...: as root.
 apt_get() {
@@ -71,7 +75,7 @@ if [[ ${#names[@]} -gt 0 ]]; then
     else
         stop "please install: $list (needs root with apt-get, or brew, to do it by itself)"
     fi
-    if ! { have_postgres && have_redis && have cc; }; then
+    if ! { have_postgres && have_redis && have cc && have_load_generator "$@"; }; then
         stop "installed the packages, and still cannot find all of: $list"
     fi
 fi

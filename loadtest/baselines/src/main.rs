@@ -1,0 +1,16 @@
+//! `baseline`: one of the servers that hotshelf is measured against.
+
+use baselines::{Baseline, Failure};
+use clap::Parser;
+
+/// A server that hotshelf is measured against.
+#[derive(Parser)]
+struct Cli {
+    #[command(subcommand)]
+    baseline: Baseline,
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Failure> {
+    Cli::parse().baseline.serve().await
+}

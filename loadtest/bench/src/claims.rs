@@ -1,0 +1,229 @@
+//! What must be shown, and whether it was.
+
+use std::fmt;
+
+use crate::measure::Sample;
+use crate::report::{Section, number};
+
+/// A ratio of two contenders of a section, and its limit.
+struct Claim {
+    what: &'static str,
+    section: &'static str,
+    ours: &'static str,
+    theirs: &'static str,
+    of: fn(&Sample) -> f64,
+    limit: Limit,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Limit {
+    AtMost(f64),
+    AtLeast(f64),
+}
+
+/// A claim, and what was measured.
+pub(crate) struct Verdict {
+    claim: &'static Claim,
+    /// `None` when it was not measured.
+    pub(crate) ratio: Option<f64>,
+}
+
+const CPU: fn(&Sample) -> f64 = Sample::cpu_us;
+const RATE: fn(&Sample) -> f64 = |sample| sample.per_second;
+const P50: fn(&Sample) -> f64 = |sample| sample.p50_us;
+const PER_CPU: fn(&Sample) -> f64 = |sample| 1e6 / sample.cpu_us();
+
+const fn claim(
+    what: &'static str,
+    (section, ours, theirs): (&'static str, &'static str, &'static str),
+    of: fn(&Sample) -> f64,
+    limit: Limit,
+) -> Claim {
+    Claim { what, section, ours, theirs, of, limit }
+}
+
+use Limit::{AtLeast, AtMost};
+
+const BUSY: &str = "reads -c8 -m32";
+
+static CLAIMS: [Claim; 17] = [
+    claim(
+        "Hot read: CPU, of the ordinary server's",
+        (BUSY, "hotshelf", "ordinary"),
+        CPU,
+        AtMost(0.30),
+    ),
+    claim("Hot read: CPU, of the bare server's", (BUSY, "hotshelf", "bare"), CPU, AtMost(1.8)),
+    claim(
+        "Hot read: requests/s, of the ordinary server's",
+        (BUSY, "hotshelf", "ordinary"),
+        RATE,
+        AtLeast(2.5),
+    ),
+    claim("Hot read: CPU, of nginx' for a constant", (BUSY, "hotshelf", "nginx"), CPU, AtMost(0.5)),
+    claim(
+        "Hot read, -c16 -m1: CPU, of the ordinary server's",
+        ("reads -c16 -m1", "hotshelf", "ordinary"),
+        CPU,
+        AtMost(0.85),
+    ),
+    claim(
+        "Hot read, -c16 -m1: p50, of the ordinary server's",
+        ("reads -c16 -m1", "hotshelf", "ordinary"),
+        P50,
+        AtMost(0.85),
+    ),
+    claim(
+        "Hot read, -c1 -m1: p50, of the ordinary server's",
+        ("reads -c1 -m1", "hotshelf", "ordinary"),
+        P50,
+        AtMost(1.0),
+    ),
+    claim(
+        "Batch of 100, hot: products per CPU second, of the ordinary server's",
+        ("batch 100", "hotshelf", "ordinary"),
+        PER_CPU,
+        AtLeast(3.0),
+    ),
+    claim(
+        "Hit in Redis: CPU, of the ordinary server's",
+        ("redis -c8 -m32", "hotshelf", "ordinary"),
+        CPU,
+        AtMost(0.5),
+    ),
+    claim(
+        "Hit in Redis, -c1 -m1: p50, of a bare GET's",
+        ("redis -c1 -m1", "hotshelf", "bare GET"),
+        P50,
+        AtMost(2.0),
+    ),
+    claim(
+        "One hot key: CPU, of uniform keys'",
+        ("keys", "one key", "uniform keys"),
+        CPU,
+        AtMost(1.05),
+    ),
+    claim(
+        "One hot key: requests/s, of uniform keys'",
+        ("keys", "one key", "uniform keys"),
+        RATE,
+        AtLeast(0.95),
+    ),
+    claim(
+        "Catalogue of 100,000: CPU, of 10,000's",
+        ("catalogues", "100000 products", "10000 products"),
+        CPU,
+        AtMost(1.10),
+    ),
+    claim(
+        "Catalogue of 1,000,000: CPU, of 100,000's",
+        ("catalogues", "1000000 products", "100000 products"),
+        CPU,
+        AtMost(1.10),
+    ),
+    claim(
+        "Catalogue of 10,000,000: CPU, of 1,000,000's",
+        ("catalogues", "10000000 products", "1000000 products"),
+        CPU,
+        AtMost(1.10),
+    ),
+    claim(
+        "3 watchers of the hot keys: CPU, of 1 watcher's",
+        ("watchers", "3 watching", "1 watching"),
+        CPU,
+        AtMost(1.03),
+    ),
+    claim(
+        "9 watchers of the hot keys: CPU, of 3 watchers'",
+        ("watchers", "9 watching", "3 watching"),
+        CPU,
+        AtMost(1.03),
+    ),
+];
+
+/// Every claim, with what these sections say about it.
+pub(crate) fn judge(sections: &[Section]) -> Vec<Verdict> {
+    let ratio = |claim: &Claim| {
+        let section = sections.iter().find(|section| section.key == claim.section)?;
+        section.ratio(claim.ours, claim.theirs, claim.of)
+    };
+    CLAIMS.iter().map(|claim| Verdict { claim, ratio: ratio(claim) }).collect()
+}
+
+impl Limit {
+    fn holds(self, ratio: f64) -> bool {
+        match self {
+            // A limit is written with two digits, and holds to as many.
+            AtMost(limit) => (ratio * 100.0).round() <= limit * 100.0,
+            AtLeast(limit) => (ratio * 100.0).round() >= limit * 100.0,
+        }
+    }
+}
+
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            AtMost(limit) => write!(f, "at most {}", number(*limit)),
+            AtLeast(limit) => write!(f, "at least {}", number(*limit)),
+        }
+    }
+}
+
+impl Verdict {
+    /// `None` when it was not measured.
+    pub(crate) fn is_met(&self) -> Option<bool> {
+        self.ratio.map(|ratio| self.claim.limit.holds(ratio))
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let met = match self.is_met() {
+            Some(true) => "yes",
+            Some(false) => "**no**",
+            None => "not measured",
+        };
+        let ratio = number(self.ratio.unwrap_or(f64::NAN));
+        write!(f, "| {} | {} | {ratio} | {met} |", self.claim.what, self.claim.limit)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::measure::Row;
+
+    fn reads(hotshelf: f64) -> Section {
+        let row = |label: &str, user_us| Row {
+            label: label.to_owned(),
+            samples: vec![Sample { user_us, ..Sample::default() }],
+        };
+        Section {
+            key: BUSY.to_owned(),
+            title: String::new(),
+            text: String::new(),
+            rows: vec![row("hotshelf", hotshelf), row("ordinary", 10.0)],
+            against: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_ratio_above_its_limit_is_not_met() {
+        assert_eq!(judge(&[reads(3.0)])[0].is_met(), Some(true));
+        let verdicts = judge(&[reads(3.1)]);
+        assert_eq!(verdicts[0].is_met(), Some(false));
+        assert!(verdicts[0].to_string().ends_with("| at most 0.30 | 0.31 | **no** |"));
+    }
+
+    #[test]
+    fn what_was_not_measured_is_neither_met_nor_broken() {
+        let verdicts = judge(&[reads(3.0)]);
+        assert_eq!(verdicts[1].is_met(), None);
+        assert!(verdicts[1].to_string().ends_with("| - | not measured |"));
+    }
+
+    #[test]
+    fn a_least_ratio_must_be_reached() {
+        assert!(AtLeast(2.5).holds(2.5) && AtLeast(2.5).holds(9.0) && !AtLeast(2.5).holds(2.4));
+    }
+}

@@ -1,0 +1,164 @@
+//! What can be counted instead of timed: system calls and allocations for each request.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::process::{Child, Command};
+
+use crate::ground::Ground;
+use crate::h2load::Shape;
+use crate::reads::SHAPES;
+use crate::report::number;
+use crate::server::{Server, beside};
+
+/// Enough that connecting does not count.
+const REQUESTS: u64 = 50_000;
+const WARM_UP: u64 = 5_000;
+/// How long a tracer takes to attach.
+const ATTACH: Duration = Duration::from_millis(500);
+
+/// A table in Markdown.
+pub(crate) async fn table(ground: &Ground) -> Result<String> {
+    let shape = SHAPES[0];
+    let mut text = format!(
+        "### System calls and allocations, {shape}\n\nFor each request. {}\n\n| | system calls | allocations |\n|---|--:|--:|\n",
+        Tracer::find().await.note(),
+    );
+    for (label, server) in ground.servers.grpc() {
+        let calls = system_calls(ground, server, shape).await?;
+        let allocations = allocations(ground, label, shape).await?;
+        let calls = calls.map_or_else(|| "-".to_owned(), number);
+        text += &format!("| {label} | {calls} | {} |\n", number(allocations));
+    }
+    Ok(text)
+}
+
+/// By the same server with an allocator that counts.
+async fn allocations(ground: &Ground, label: &str, shape: Shape) -> Result<f64> {
+    let arguments = match label {
+        "hotshelf" => ground.shop.options(&[]),
+        _ => {
+            let products = [ground.typical()?.clone()];
+            let file = ground.shop.write_products(&products)?;
+            vec![label.to_owned(), crate::shop::path(&file)?.to_owned()]
+        }
+    };
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let mut counted = Server::start(&beside("counted")?, &arguments).await?;
+    let load = ground.typical_read(&counted, shape)?;
+    load.run(WARM_UP).await?;
+    let before = counted.allocations().await?;
+    load.run(REQUESTS).await?;
+    let after = counted.allocations().await?;
+    Ok((after - before) as f64 / REQUESTS as f64)
+}
+
+async fn system_calls(ground: &Ground, server: &Server, shape: Shape) -> Result<Option<f64>> {
+    let tracer = Tracer::find().await;
+    let Some(mut command) = tracer.command(server.pid) else { return Ok(None) };
+    let tracing = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()?;
+    tokio::time::sleep(ATTACH).await;
+    let load = ground.typical_read(server, shape)?;
+    load.run(REQUESTS).await?;
+    let said = interrupt(tracing).await?;
+    Ok(tracer.count(&said).map(|calls| calls / REQUESTS as f64))
+}
+
+async fn interrupt(tracing: Child) -> Result<String> {
+    let pid = tracing.id().context("the tracer ended by itself")?;
+    kill(Pid::from_raw(pid.cast_signed()), Signal::SIGINT)?;
+    Ok(String::from_utf8_lossy(&tracing.wait_with_output().await?.stderr).into_owned())
+}
+
+/// Who counts system calls.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Tracer {
+    /// Hardly slows the server.
+    Perf,
+    /// Slows it so much that more responses share a write.
+    Strace,
+    Nobody,
+}
+
+impl Tracer {
+    async fn find() -> Self {
+        let own = std::process::id();
+        for tracer in [Self::Perf, Self::Strace] {
+            let Some(mut command) = tracer.command(own) else { continue };
+            // Tried on a process that does nothing: it may be installed, and not allowed.
+            if tracer == Self::Perf {
+                let tried = command.args(["sleep", "0"]).output().await;
+                if tried.is_ok_and(|output| output.status.success()) {
+                    return tracer;
+                }
+            } else if Command::new("strace").arg("--version").output().await.is_ok() {
+                return tracer;
+            }
+        }
+        Self::Nobody
+    }
+
+    fn command(self, pid: u32) -> Option<Command> {
+        let (program, arguments): (_, &[&str]) = match self {
+            Self::Perf => ("perf", &["stat", "-x,", "-e", "raw_syscalls:sys_enter"]),
+            Self::Strace => ("strace", &["-c", "-f"]),
+            Self::Nobody => return None,
+        };
+        let mut command = Command::new(program);
+        command.args(arguments).args(["-p", &pid.to_string()]);
+        Some(command)
+    }
+
+    fn count(self, said: &str) -> Option<f64> {
+        match self {
+            Self::Perf => {
+                let line = said.lines().find(|line| line.contains("raw_syscalls:sys_enter"))?;
+                line.split(',').next()?.parse().ok()
+            }
+            Self::Strace => {
+                let line = said.lines().find(|line| line.trim_end().ends_with(" total"))?;
+                line.split_whitespace().nth(3)?.parse().ok()
+            }
+            Self::Nobody => None,
+        }
+    }
+
+    fn note(self) -> &'static str {
+        match self {
+            Self::Perf => "System calls were counted by perf.",
+            Self::Strace => {
+                "System calls were counted by strace, under which the servers are slower and answer more calls \
+                 with each write."
+            }
+            Self::Nobody => {
+                "System calls were not counted: neither perf nor strace can be used here."
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_perf_counted_is_read() {
+        let said = "1234,,raw_syscalls:sys_enter,231806,100.00,,\n";
+        assert_eq!(Tracer::Perf.count(said), Some(1234.0));
+        assert_eq!(Tracer::Perf.count("<not supported>,,raw_syscalls:sys_enter,0\n"), None);
+    }
+
+    #[test]
+    fn what_strace_counted_is_read() {
+        let said = "strace: Process 1 attached\n100.00    0.000000           0      2503         7 total\n";
+        assert_eq!(Tracer::Strace.count(said), Some(2503.0));
+    }
+}

@@ -1,0 +1,167 @@
+//! h2load: as many calls with one body as it is told, and what it says about them.
+
+use std::path::PathBuf;
+use std::process::Stdio;
+
+use anyhow::{Context, Result, bail, ensure};
+use tempfile::NamedTempFile;
+use tokio::process::Command;
+
+use crate::load::Outcome;
+use crate::stats::{percentile, sorted};
+
+/// How many connections, and how many calls at once on each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Shape {
+    pub(crate) connections: u32,
+    pub(crate) streams: u32,
+}
+
+impl std::fmt::Display for Shape {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "-c{} -m{}", self.connections, self.streams)
+    }
+}
+
+/// Calls of one method with one body.
+#[derive(Clone, Debug)]
+pub(crate) struct H2load {
+    pub(crate) port: u16,
+    pub(crate) method: &'static str,
+    /// The framed request.
+    pub(crate) body: PathBuf,
+    /// Bytes of each reply. gRPC reports failures with HTTP status 200: the length tells them apart.
+    pub(crate) reply: usize,
+    pub(crate) shape: Shape,
+}
+
+impl H2load {
+    pub(crate) async fn run(&self, requests: u64) -> Result<Outcome> {
+        let log = NamedTempFile::new()?;
+        let output = Command::new("h2load")
+            .args(["-t1", "-H", "content-type: application/grpc", "-H", "te: trailers"])
+            .args([format!("-c{}", self.shape.connections), format!("-m{}", self.shape.streams)])
+            .args(["-n", &requests.to_string()])
+            .arg(format!("--log-file={}", log.path().display()))
+            .arg("-d")
+            .arg(&self.body)
+            .arg(format!("http://127.0.0.1:{}{}", self.port, self.method))
+            .stdin(Stdio::null())
+            .kill_on_drop(true)
+            .output()
+            .await
+            .context("h2load cannot be started; `make bench-deps` installs it")?;
+        let said = String::from_utf8_lossy(&output.stdout);
+        let said = Said::parse(&said).with_context(|| format!("h2load said: {said}"))?;
+        said.check(requests, self.reply)?;
+        let times = durations(&std::fs::read_to_string(log.path())?);
+        ensure!(times.len() as u64 == requests, "h2load logged {} calls", times.len());
+        Ok(Outcome {
+            seconds: said.seconds,
+            p50_us: percentile(&times, 0.5),
+            p99_us: percentile(&times, 0.99),
+        })
+    }
+}
+
+/// What h2load prints at the end.
+#[derive(Debug, PartialEq)]
+struct Said {
+    seconds: f64,
+    succeeded: u64,
+    status_2xx: u64,
+    data_bytes: u64,
+}
+
+impl Said {
+    fn parse(text: &str) -> Option<Self> {
+        let line = |start: &str| text.lines().find_map(|line| line.strip_prefix(start));
+        Some(Self {
+            seconds: seconds(line("finished in ")?.split_once(',')?.0)?,
+            succeeded: number_before(line("requests: ")?, " succeeded")?,
+            status_2xx: number_before(line("status codes: ")?, " 2xx")?,
+            data_bytes: number_before(line("traffic: ")?, ") data")?,
+        })
+    }
+
+    /// Whether every call had the reply that was expected.
+    fn check(&self, requests: u64, reply: usize) -> Result<()> {
+        let Self { succeeded, status_2xx, data_bytes, .. } = self;
+        if *succeeded != requests || *status_2xx != requests {
+            bail!("of {requests} calls {succeeded} were answered, {status_2xx} with status 2xx");
+        }
+        let expected = requests * reply as u64;
+        ensure!(*data_bytes == expected, "replies had {data_bytes} bytes, not {expected}");
+        Ok(())
+    }
+}
+
+/// The number that ends where `end` begins.
+fn number_before(text: &str, end: &str) -> Option<u64> {
+    let (before, _) = text.split_once(end)?;
+    before.rsplit(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+}
+
+/// `1.50s`, `250.31ms`, `12us`.
+fn seconds(text: &str) -> Option<f64> {
+    let units = [("ms", 1e-3), ("us", 1e-6), ("s", 1.0)];
+    let (number, unit) =
+        units.iter().find_map(|(name, unit)| Some((text.strip_suffix(name)?, unit)))?;
+    Some(number.parse::<f64>().ok()? * unit)
+}
+
+/// The third column: microseconds from request to reply. Sorted.
+fn durations(log: &str) -> Vec<f64> {
+    let times = log.lines().filter_map(|line| line.split('\t').nth(2)?.trim().parse().ok());
+    sorted(&times.collect::<Vec<f64>>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OUTPUT: &str = "\
+finished in 13.73ms, 72817.30 req/s, 23.55MB/s
+requests: 1000 total, 1000 started, 1000 done, 1000 succeeded, 0 failed, 0 errored, 0 timeout
+status codes: 1000 2xx, 0 3xx, 0 4xx, 0 5xx
+traffic: 331.25KB (339201) total, 14.11KB (14449) headers (space savings 90.11%), 297.85KB (305000) data
+                     min         max         mean         sd        +/- sd
+time for request:       93us      5.25ms      1.20ms       745us    67.40%
+";
+
+    #[test]
+    fn what_h2load_prints_is_read() {
+        let said = Said::parse(OUTPUT).unwrap();
+        assert_eq!(
+            said,
+            Said { seconds: 0.01373, succeeded: 1000, status_2xx: 1000, data_bytes: 305_000 }
+        );
+        assert!(said.check(1000, 305).is_ok());
+    }
+
+    #[test]
+    fn a_reply_of_another_length_is_an_error() {
+        let said = Said::parse(OUTPUT).unwrap();
+        assert!(said.check(1000, 304).unwrap_err().to_string().contains("304000"));
+    }
+
+    #[test]
+    fn a_call_that_was_not_answered_is_an_error() {
+        let said = Said::parse(&OUTPUT.replace("1000 succeeded", "999 succeeded")).unwrap();
+        assert!(said.check(1000, 305).unwrap_err().to_string().contains("999"));
+    }
+
+    #[test]
+    fn times_are_sorted() {
+        let log = "1700000000000001\t200\t310\n1700000000000002\t200\t95\n";
+        assert_eq!(durations(log), [95.0, 310.0]);
+    }
+
+    #[test]
+    fn every_unit_of_time_is_understood() {
+        assert_eq!(seconds("1.50s"), Some(1.5));
+        assert_eq!(seconds("250ms"), Some(0.25));
+        assert_eq!(seconds("12us"), Some(12e-6));
+        assert_eq!(seconds("soon"), None);
+    }
+}

@@ -1,0 +1,130 @@
+//! Side by side: every contender is run once in each round, in an order that turns, so that whatever else happens on
+//! the machine happens to all of them.
+
+use anyhow::{Context, Result};
+
+use crate::cpu::Cpu;
+use crate::load::Load;
+use crate::stats::median;
+
+/// The first one mostly connects; the fastest of the others counts.
+const CALIBRATIONS: usize = 4;
+
+/// How often, and for about how long each time.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Effort {
+    pub(crate) rounds: usize,
+    pub(crate) seconds: f64,
+}
+
+/// A server under a load.
+#[derive(Clone, Debug)]
+pub(crate) struct Contender {
+    pub(crate) label: String,
+    /// The processes whose CPU time counts.
+    pub(crate) pids: Vec<u32>,
+    pub(crate) load: Load,
+}
+
+/// What one run came to, for each request.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Sample {
+    pub(crate) user_us: f64,
+    pub(crate) system_us: f64,
+    pub(crate) per_second: f64,
+    pub(crate) p50_us: f64,
+    pub(crate) p99_us: f64,
+}
+
+impl Sample {
+    pub(crate) fn cpu_us(&self) -> f64 {
+        self.user_us + self.system_us
+    }
+}
+
+/// All runs of one contender; one for each round.
+#[derive(Clone, Debug)]
+pub(crate) struct Row {
+    pub(crate) label: String,
+    pub(crate) samples: Vec<Sample>,
+}
+
+impl Row {
+    pub(crate) fn all(&self, of: impl Fn(&Sample) -> f64) -> Vec<f64> {
+        self.samples.iter().map(of).collect()
+    }
+
+    pub(crate) fn median(&self, of: impl Fn(&Sample) -> f64) -> f64 {
+        median(&self.all(of))
+    }
+
+    /// This one's value over the other's in the same round, for each round.
+    pub(crate) fn ratios(&self, to: &Self, of: impl Fn(&Sample) -> f64) -> Vec<f64> {
+        let pairs = self.samples.iter().zip(&to.samples);
+        pairs.map(|(this, other)| of(this) / of(other)).collect()
+    }
+}
+
+/// Runs them all, `effort.rounds` times.
+pub(crate) async fn interleaved(effort: Effort, contenders: &[Contender]) -> Result<Vec<Row>> {
+    let mut requests = Vec::new();
+    for contender in contenders {
+        requests.push(contender.calibrate(effort.seconds).await?);
+    }
+    let mut rows: Vec<Row> = contenders
+        .iter()
+        .map(|contender| Row { label: contender.label.clone(), samples: Vec::new() })
+        .collect();
+    for round in 0..effort.rounds {
+        for turn in 0..contenders.len() {
+            let at = (round + turn) % contenders.len();
+            rows[at].samples.push(contenders[at].run(requests[at]).await?);
+        }
+    }
+    Ok(rows)
+}
+
+impl Contender {
+    /// How many requests take about that long when the machine does nothing else. Warms it up, too.
+    async fn calibrate(&self, seconds: f64) -> Result<u64> {
+        let mut best: f64 = 0.0;
+        let mut requests = self.load.whole(200);
+        for _ in 0..CALIBRATIONS {
+            let outcome = self.load.run(requests).await.context(self.label.clone())?;
+            best = best.max(requests as f64 / outcome.seconds);
+            requests = self.load.whole((best * seconds / 4.0) as u64 + 1);
+        }
+        Ok(self.load.whole((best * seconds) as u64 + 1))
+    }
+
+    async fn run(&self, requests: u64) -> Result<Sample> {
+        let before = Cpu::of(&self.pids)?;
+        let outcome = self.load.run(requests).await.context(self.label.clone())?;
+        let used = Cpu::of(&self.pids)?.since(before);
+        let each = requests as f64;
+        Ok(Sample {
+            user_us: used.user / each,
+            system_us: used.system / each,
+            per_second: each / outcome.seconds,
+            p50_us: outcome.p50_us,
+            p99_us: outcome.p99_us,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(user: &[f64]) -> Row {
+        let sample = |user: &f64| Sample { user_us: *user, ..Sample::default() };
+        Row { label: String::new(), samples: user.iter().map(sample).collect() }
+    }
+
+    #[test]
+    fn ratios_are_taken_within_a_round() {
+        // The machine was twice as slow in the second round, for both.
+        let (ours, theirs) = (row(&[2.0, 4.0, 2.0]), row(&[8.0, 16.0, 8.0]));
+        assert_eq!(ours.ratios(&theirs, Sample::cpu_us), [0.25, 0.25, 0.25]);
+    }
+}

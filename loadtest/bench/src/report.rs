@@ -1,0 +1,144 @@
+//! Contenders that were measured together, as a table in Markdown.
+
+use std::fmt::{self, Write};
+
+use crate::measure::{Row, Sample};
+use crate::stats::{median, range};
+
+/// Contenders that were measured together.
+#[derive(Clone, Debug)]
+pub(crate) struct Section {
+    /// What the claims know it by.
+    pub(crate) key: String,
+    pub(crate) title: String,
+    pub(crate) text: String,
+    pub(crate) rows: Vec<Row>,
+    /// The labels of those that the others are compared with.
+    pub(crate) against: Vec<&'static str>,
+}
+
+impl Section {
+    pub(crate) fn row(&self, label: &str) -> Option<&Row> {
+        self.rows.iter().find(|row| row.label == label)
+    }
+
+    /// The median of the ratios of the rounds, or `None` when one of them was not measured.
+    pub(crate) fn ratio(&self, ours: &str, theirs: &str, of: fn(&Sample) -> f64) -> Option<f64> {
+        Some(median(&self.row(ours)?.ratios(self.row(theirs)?, of)))
+    }
+
+    fn head(&self) -> String {
+        let mut head =
+            "| | CPU us | user us | system us | requests/s | p50 us | p99 us |".to_owned();
+        let mut rule = "|---|--:|--:|--:|--:|--:|--:|".to_owned();
+        for label in self.references() {
+            let _ = write!(head, " CPU / {label} |");
+            rule += "--:|";
+        }
+        format!("{head}\n{rule}")
+    }
+
+    fn references(&self) -> impl Iterator<Item = &'static str> {
+        self.against.iter().copied().filter(|label| self.row(label).is_some())
+    }
+}
+
+impl fmt::Display for Section {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "### {}\n\n{}\n\n{}", self.title, self.text, self.head())?;
+        for row in &self.rows {
+            write!(f, "| {} ", row.label)?;
+            let columns: [fn(&Sample) -> f64; 6] = [
+                Sample::cpu_us,
+                |sample| sample.user_us,
+                |sample| sample.system_us,
+                |sample| sample.per_second,
+                |sample| sample.p50_us,
+                |sample| sample.p99_us,
+            ];
+            for of in columns {
+                write!(f, "| {} ", spread(&row.all(of)))?;
+            }
+            for label in self.references() {
+                let ratio = self.ratio(&row.label, label, Sample::cpu_us);
+                write!(f, "| {} ", number(ratio.unwrap_or(f64::NAN)))?;
+            }
+            writeln!(f, "|")?;
+        }
+        Ok(())
+    }
+}
+
+/// The median, and in parentheses the least and the most.
+fn spread(values: &[f64]) -> String {
+    let (least, most) = range(values);
+    if least.is_nan() {
+        return "-".to_owned();
+    }
+    format!("**{}** ({} - {})", number(median(values)), number(least), number(most))
+}
+
+/// Three digits that count.
+pub(crate) fn number(value: f64) -> String {
+    match value.abs() {
+        nan if nan.is_nan() => "-".to_owned(),
+        large if large >= 1_000.0 => thousands(value),
+        hundreds if hundreds >= 100.0 => format!("{value:.0}"),
+        tens if tens >= 10.0 => format!("{value:.1}"),
+        _ => format!("{value:.2}"),
+    }
+}
+
+fn thousands(value: f64) -> String {
+    let digits = format!("{value:.0}");
+    let mut text = String::new();
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(label: &str, user: [f64; 3]) -> Row {
+        let sample = |user_us| Sample { user_us, per_second: 1e6, ..Sample::default() };
+        Row { label: label.to_owned(), samples: user.map(sample).to_vec() }
+    }
+
+    fn section() -> Section {
+        Section {
+            key: "t".to_owned(),
+            title: "T".to_owned(),
+            text: "What it is.".to_owned(),
+            rows: vec![row("hotshelf", [3.0, 2.0, 2.5]), row("ordinary", [10.0, 8.0, 12.5])],
+            against: vec!["ordinary", "nginx"],
+        }
+    }
+
+    #[test]
+    fn a_table_has_medians_ranges_and_ratios_of_rounds() {
+        let text = section().to_string();
+        let line = text.lines().find(|line| line.starts_with("| hotshelf")).unwrap();
+        assert!(line.contains("| **2.50** (2.00 - 3.00) |"), "{line}");
+        assert!(line.contains("| **1,000,000** ("), "{line}");
+        assert!(line.ends_with("| 0.25 |"), "{line}");
+    }
+
+    #[test]
+    fn what_was_not_measured_is_no_column_and_no_ratio() {
+        assert!(!section().to_string().contains("nginx"));
+        assert_eq!(section().ratio("hotshelf", "nginx", Sample::cpu_us), None);
+    }
+
+    #[test]
+    fn numbers_keep_the_digits_that_count() {
+        let shown = [1.234, 12.34, 123.4, 1_234.5, 1_234_567.0].map(number);
+        assert_eq!(shown, ["1.23", "12.3", "123", "1,234", "1,234,567"]);
+        assert_eq!(number(f64::NAN), "-");
+    }
+}

@@ -1,0 +1,135 @@
+//! A process that serves, and ends with its value.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::net::TcpStream;
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+
+/// Longer than a start takes.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A process of ours.
+#[derive(Debug)]
+pub(crate) struct Server {
+    pub(crate) pid: u32,
+    pub(crate) port: u16,
+    /// Where /metrics is; hotshelf only.
+    pub(crate) admin_port: Option<u16>,
+    _child: Child,
+    counter: Option<(ChildStdin, Lines<BufReader<ChildStdout>>)>,
+}
+
+/// The program of that name beside this one.
+pub(crate) fn beside(name: &str) -> Result<PathBuf> {
+    let program = std::env::current_exe()?.with_file_name(name);
+    if !program.exists() {
+        bail!("{} is not built; `make bench` builds it", program.display());
+    }
+    Ok(program)
+}
+
+impl Server {
+    /// Starts a program that reports `grpc_addr=127.0.0.1:PORT` on standard error.
+    pub(crate) async fn start(program: &Path, arguments: &[&str]) -> Result<Self> {
+        let name = program.display().to_string();
+        let mut child = command(program, arguments)
+            .stderr(Stdio::piped())
+            .spawn()
+            .with_context(|| name.clone())?;
+        let stderr = child.stderr.take().context("no standard error")?;
+        let mut lines = BufReader::new(stderr).lines();
+        let mut last = String::new();
+        let reported = async {
+            while let Some(line) = lines.next_line().await? {
+                if let Some(port) = port_in(&line, "grpc_addr") {
+                    return Ok((port, port_in(&line, "admin_addr")));
+                }
+                last = line;
+            }
+            Err(anyhow!("{name} did not start: {last}"))
+        };
+        let (port, admin_port) = tokio::time::timeout(PATIENCE, reported)
+            .await
+            .with_context(|| format!("{name} does not serve after {PATIENCE:?}"))??;
+        // Read on, so that the process never waits for its log to be read.
+        tokio::spawn(async move {
+            while let Ok(Some(line)) = lines.next_line().await {
+                if line.contains("WARN") || line.contains("ERROR") || line.contains("panicked") {
+                    eprintln!("{line}");
+                }
+            }
+        });
+        let counter = child.stdin.take().zip(child.stdout.take());
+        let counter = counter.map(|(ask, told)| (ask, BufReader::new(told).lines()));
+        Ok(Self { pid: child.id().context("it ended")?, port, admin_port, _child: child, counter })
+    }
+
+    /// Starts a program that says nothing, and waits until it takes connections on `port`.
+    pub(crate) async fn start_on(port: u16, program: &Path, arguments: &[&str]) -> Result<Self> {
+        let name = program.display();
+        let mut child =
+            command(program, arguments).spawn().with_context(|| program.display().to_string())?;
+        let connects = async {
+            while TcpStream::connect(("127.0.0.1", port)).await.is_err() {
+                if let Some(status) = child.try_wait()? {
+                    bail!("{name} ended: {status}");
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            Ok(())
+        };
+        tokio::time::timeout(PATIENCE, connects).await.with_context(|| name.to_string())??;
+        let pid = child.id().context("it ended")?;
+        Ok(Self { pid, port, admin_port: None, _child: child, counter: None })
+    }
+
+    /// What /metrics says; hotshelf only.
+    pub(crate) async fn metrics(&self) -> Result<String> {
+        let port = self.admin_port.context("it has no admin port")?;
+        let mut socket = TcpStream::connect(("127.0.0.1", port)).await?;
+        let request = "GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+        socket.write_all(request.as_bytes()).await?;
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).await?;
+        Ok(answer)
+    }
+
+    /// How many allocations it has made, if it is `counted`.
+    pub(crate) async fn allocations(&mut self) -> Result<u64> {
+        let (ask, told) = self.counter.as_mut().context("its allocations are not counted")?;
+        ask.write_all(b"\n").await?;
+        let line = told.next_line().await?.context("it ended")?;
+        Ok(line.parse()?)
+    }
+}
+
+/// In an environment that configures nothing.
+fn command(program: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(program);
+    command.args(arguments).env_clear().current_dir(std::env::temp_dir()).kill_on_drop(true);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    command
+}
+
+/// The port in `... NAME=127.0.0.1:PORT ...`.
+fn port_in(line: &str, name: &str) -> Option<u16> {
+    let (_, rest) = line.split_once(&format!("{name}=127.0.0.1:"))?;
+    rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ports_are_found_in_the_log() {
+        let line = "INFO hotshelf::app: serving grpc_addr=127.0.0.1:40001 admin_addr=127.0.0.1:9";
+        assert_eq!(port_in(line, "grpc_addr"), Some(40_001));
+        assert_eq!(port_in(line, "admin_addr"), Some(9));
+        assert_eq!(port_in("nothing", "grpc_addr"), None);
+    }
+}

@@ -1,0 +1,145 @@
+//! hotshelf under other conditions: batches, sizes, watchers, instances.
+
+use anyhow::Result;
+use baselines::proto::{BatchGetProductsResponse, Product};
+use prost::Message;
+
+use crate::ground::Ground;
+use crate::h2load::{H2load, Shape};
+use crate::load::Load;
+use crate::measure::{Contender, interleaved};
+use crate::reads::FRAME;
+use crate::report::Section;
+use crate::server::Server;
+use crate::shop::{self, BATCH_GET_PRODUCTS, GET_PRODUCT};
+
+/// Few enough at once that large replies do not only queue, enough to keep two cores busy.
+const BATCHES: Shape = Shape { connections: 8, streams: 4 };
+const READS: Shape = Shape { connections: 8, streams: 32 };
+
+const BATCH_SIZES: [usize; 4] = [1, 10, 100, 1_000];
+/// The batch that a promise is about.
+const PROMISED_BATCH: usize = 100;
+const WATCHERS: [usize; 4] = [0, 1, 3, 9];
+const INSTANCES: usize = 3;
+
+fn contender(label: &str, server: &Server, load: H2load) -> Contender {
+    let load = Load::H2load(H2load { port: server.port, ..load });
+    Contender { label: label.to_owned(), pids: vec![server.pid], load }
+}
+
+/// BatchGetProducts of hot products.
+pub(crate) async fn batches(ground: &Ground) -> Result<Vec<Section>> {
+    let mut sections = Vec::new();
+    for size in BATCH_SIZES {
+        let products: Vec<Product> = ground.products.iter().take(size).cloned().collect();
+        let ids: Vec<i64> = products.iter().map(|product| product.id).collect();
+        let reply = BatchGetProductsResponse { products, ..Default::default() };
+        let load = H2load {
+            port: 0,
+            method: BATCH_GET_PRODUCTS,
+            body: ground.shop.request(&shop::get_many(&ids))?,
+            reply: FRAME + reply.encoded_len(),
+            shape: BATCHES,
+        };
+        let servers = &ground.servers;
+        let contenders = [
+            contender("hotshelf", &servers.hotshelf, load.clone()),
+            contender("ordinary", &servers.ordinary, load),
+        ];
+        let effort = if size == PROMISED_BATCH { ground.effort } else { ground.sweep };
+        sections.push(Section {
+            key: format!("batch {size}"),
+            title: format!("BatchGetProducts of {size}, hot, {BATCHES}"),
+            text: format!("Figures are for each batch of {} bytes.", reply.encoded_len()),
+            rows: interleaved(effort, &contenders).await?,
+            against: vec!["ordinary"],
+        });
+    }
+    Ok(sections)
+}
+
+/// GetProduct of larger products.
+pub(crate) async fn sizes(ground: &Ground) -> Result<Vec<Section>> {
+    let ids = shop::LARGE.map(|(id, _)| id);
+    let large = shop::read(ground.servers.hotshelf.port, &ids).await?;
+    let mut sections = Vec::new();
+    for product in large {
+        let load = H2load {
+            port: 0,
+            method: GET_PRODUCT,
+            body: ground.shop.request(&shop::get(product.id))?,
+            reply: FRAME + product.encoded_len(),
+            shape: READS,
+        };
+        let only = std::slice::from_ref(&product);
+        let ordinary = ground.shop.baseline("ordinary", only).await?;
+        let bare = ground.shop.baseline("bare", only).await?;
+        let contenders = [
+            contender("hotshelf", &ground.servers.hotshelf, load.clone()),
+            contender("ordinary", &ordinary, load.clone()),
+            contender("bare", &bare, load),
+        ];
+        sections.push(Section {
+            key: format!("size {}", product.encoded_len()),
+            title: format!("GetProduct of {} bytes, hot, {READS}", product.encoded_len()),
+            text: "As above, with a larger product.".to_owned(),
+            rows: interleaved(ground.sweep, &contenders).await?,
+            against: vec!["ordinary", "bare"],
+        });
+    }
+    Ok(sections)
+}
+
+/// GetProduct while others watch the hot keys.
+pub(crate) async fn watchers(ground: &Ground) -> Result<Vec<Section>> {
+    let hotshelf = &ground.servers.hotshelf;
+    let contender = |watchers: usize| -> Result<Contender> {
+        Ok(Contender {
+            label: format!("{watchers} watching"),
+            pids: vec![hotshelf.pid],
+            load: Load::Watched(watchers, ground.typical_read(hotshelf, READS)?),
+        })
+    };
+    let contenders = WATCHERS.map(contender).into_iter().collect::<Result<Vec<_>>>()?;
+    Ok(vec![Section {
+        key: "watchers".to_owned(),
+        title: format!("GetProduct with watchers of StreamHotKeys, hot, {READS}"),
+        text: "Each watcher gets a snapshot every second; what that costs is in the figures."
+            .to_owned(),
+        rows: interleaved(ground.effort, &contenders).await?,
+        against: vec!["0 watching", "1 watching"],
+    }])
+}
+
+/// GetProduct through several instances at once, each with a load of its own.
+pub(crate) async fn instances(ground: &Ground) -> Result<Vec<Section>> {
+    let product = ground.typical()?;
+    let mut others = Vec::new();
+    for _ in 1..INSTANCES {
+        let instance = ground.shop.hotshelf(&[]).await?;
+        shop::read(instance.port, &[product.id]).await?;
+        shop::check("another instance", instance.port, product).await?;
+        others.push(instance);
+    }
+    let all: Vec<&Server> = [&ground.servers.hotshelf].into_iter().chain(&others).collect();
+    let mut contenders = Vec::new();
+    for count in 1..=INSTANCES {
+        let some = &all[..count];
+        let loads = some.iter().map(|server| ground.typical_read(server, READS));
+        contenders.push(Contender {
+            label: format!("{count} running"),
+            pids: some.iter().map(|server| server.pid).collect(),
+            load: Load::Together(loads.collect::<Result<_>>()?),
+        });
+    }
+    Ok(vec![Section {
+        key: "instances".to_owned(),
+        title: format!("GetProduct through 1 to {INSTANCES} instances, hot, {READS} at each"),
+        text: "CPU is that of all instances, for each request; on one machine they share its cores with the load \
+               generators. p50 and p99 are those of the slowest instance."
+            .to_owned(),
+        rows: interleaved(ground.sweep, &contenders).await?,
+        against: vec!["1 running"],
+    }])
+}
