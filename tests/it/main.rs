@@ -30,6 +30,7 @@ mod hot_tier;
 mod import;
 mod kill;
 mod lease;
+mod loadtest;
 mod metrics;
 mod newest_wins;
 mod outage;
@@ -61,6 +62,7 @@ fn main() -> std::process::ExitCode {
     hot_keys::register(&mut suite);
     outage::register(&mut suite);
     examples::register(&mut suite);
+    loadtest::register(&mut suite);
     docs::register(&mut suite);
     import::register(&mut suite);
     errors::register(&mut suite);
