@@ -67,7 +67,8 @@ pub(super) fn decode(bytes: &Bytes) -> Option<Entry> {
         hard: Duration::from_millis(number(22..26)),
     };
     let known_at = known_at(UNIX_EPOCH.checked_add(Duration::from_millis(number(10..18)))?, ttl)?;
-    Entry::from_frame(revision, known_at, ttl, frame)
+    // A slice would keep the connection's whole read buffer for as long as memory holds the entry.
+    Entry::from_frame(revision, known_at, ttl, Bytes::copy_from_slice(&frame))
 }
 
 /// An entry from further in the future than clocks differ was stamped by one that is wrong, or ours is: nobody
@@ -115,6 +116,16 @@ mod tests {
             assert!(decode(&Bytes::from(changed)).is_none(), "byte {at} changed");
             assert!(decode(&bytes.slice(..at)).is_none(), "cut after {at} bytes");
         }
+    }
+
+    #[test]
+    fn an_entry_does_not_keep_the_buffer_that_it_came_in() {
+        let frame = Bytes::from_static(&[0x0A, 1, 0]);
+        let entry = Entry::from_frame(Revision::live(Version(7)), Instant::now(), ttl(), frame);
+        let buffer = encode(&entry.expect("a frame"));
+        let back = decode(&buffer).expect("an entry");
+        assert_eq!(back.frame().len(), 3);
+        assert!(!buffer.as_ptr_range().contains(&back.frame().as_ptr()));
     }
 
     #[test]
