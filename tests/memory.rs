@@ -1,0 +1,122 @@
+//! What a product in memory costs beyond its own bytes, as the allocator counts it. Nothing else may run in this process
+//! meanwhile, so it is none of the integration tests.
+#![allow(clippy::print_stdout, reason = "it prints what it measured")]
+#![allow(clippy::unwrap_used, reason = "a test fails where it fails")]
+
+use std::alloc::System;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use clap::Parser;
+use hotshelf::config::Cli;
+use hotshelf::entry::{Entry, Ttl};
+use hotshelf::hot_cache::HotCache;
+use hotshelf::metrics::Metrics;
+use hotshelf::product::{Currency, Price, Product, ProductId, Version};
+use libtest_mimic::{Arguments, Trial};
+use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
+
+#[global_allocator]
+static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
+
+/// Bytes for each product beyond its encoded size, at most. mini-moka takes 225 to 235 of them (two allocations for its
+/// entry, one for the key, one or two for its queues, a place in its table); the rest is the slot and what it holds.
+const ALLOWED: f64 = 490.0;
+/// Longer than anything takes that does not hang.
+const HANG: Duration = Duration::from_secs(60);
+
+fn main() -> std::process::ExitCode {
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads = Some(1);
+    let trials = vec![
+        Trial::test("memory::a_product_costs_little_more_than_its_300_bytes", || {
+            check(100_000, 300);
+            Ok(())
+        }),
+        Trial::test("memory::a_product_costs_little_more_than_its_64_kib", || {
+            check(5_000, 64 * 1024);
+            Ok(())
+        }),
+    ];
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+/// Fills a hot tier of this capacity with products of this size, reads each, and offers it as many others.
+fn check(capacity: usize, size: usize) {
+    let entry = entry(size);
+    let encoded = entry.body().unwrap().len();
+    drop(entry);
+    let region = Region::new(ALLOCATOR);
+    let hot = Arc::new(hot_cache(capacity));
+    let empty = live(&region);
+    fill(&hot, 1, capacity, size);
+    let (full, held) = (live(&region), hot.count_live());
+    let each = beyond(full - empty, held, encoded);
+    fill(&hot, capacity, 2 * capacity, size);
+    let (later, held_later) = (live(&region), hot.count_live());
+    let each_later = beyond(later - empty, held_later, encoded);
+    println!(
+        "{held} products of {encoded} bytes: {each:.0} bytes more for each, {each_later:.0} after evictions; {empty} bytes when empty"
+    );
+    assert_eq!(held, capacity as u64);
+    assert!(held_later.abs_diff(held) <= held / 100, "{held_later} are held");
+    assert!(each <= ALLOWED && each_later <= ALLOWED, "more than {ALLOWED} bytes");
+}
+
+fn hot_cache(capacity: usize) -> HotCache {
+    let capacity = capacity.to_string();
+    let args = Cli::try_parse_from(["hotshelf", "--hot-capacity", &capacity]).unwrap().serve;
+    HotCache::new(args.hot_cache(), Metrics::new())
+}
+
+fn live(region: &Region<'_, System>) -> u64 {
+    let change = region.change();
+    (change.bytes_allocated - change.bytes_deallocated) as u64
+}
+
+#[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+fn beyond(live: u64, held: u64, encoded: usize) -> f64 {
+    live as f64 / held as f64 - encoded as f64
+}
+
+/// Loads and reads these products until housekeeping, which mini-moka does now and then, has settled.
+fn fill(hot: &Arc<HotCache>, from: usize, to: usize, size: usize) {
+    let began = Instant::now();
+    let (mut before, mut still) = (u64::MAX, 0);
+    while still < 3 {
+        assert!(began.elapsed() < HANG, "housekeeping does not settle");
+        for n in from..=to {
+            let id = ProductId::new(i64::try_from(n).unwrap()).unwrap();
+            let held = match hot.get(id) {
+                Some(held) => held,
+                None => hot.begin_load(id).finish(entry(size)).unwrap(),
+            };
+            // As an answer does; it is the first clone that makes the bytes countable.
+            drop(held.entry.body());
+        }
+        // Its own pause between two housekeepings is 300 ms.
+        std::thread::park_timeout(Duration::from_millis(350));
+        still = if hot.len() == before { still + 1 } else { 0 };
+        before = hot.len();
+    }
+}
+
+/// A product of this size, encoded.
+fn entry(size: usize) -> Entry {
+    let hour = Duration::from_secs(3_600);
+    let (now, ttl) = (Instant::now(), Ttl { soft: hour, hard: hour });
+    let mut product = Product {
+        id: ProductId::new(1_000_000).unwrap(),
+        name: "walnut desk lamp".to_owned(),
+        price: Price::new(2_499, Currency::stored("USD").unwrap()).unwrap(),
+        description: String::new(),
+        version: Version(1_000_000),
+        create_time: SystemTime::UNIX_EPOCH + hour,
+        update_time: SystemTime::UNIX_EPOCH + hour,
+    };
+    let without = Entry::live(&product, now, ttl).body().unwrap().len();
+    // With a key, and a length of two bytes or three.
+    let head = if size < 1 << 14 { 3 } else { 4 };
+    product.description = "x".repeat(size - without - head);
+    Entry::live(&product, now, ttl)
+}
