@@ -36,6 +36,7 @@ mod newest_wins;
 mod outage;
 mod races;
 mod refresh;
+mod resident;
 mod schema;
 mod stampede;
 mod wire;
@@ -57,6 +58,7 @@ fn main() -> std::process::ExitCode {
     hot_tier::register(&mut suite);
     hot_model::register(&mut suite);
     hot_path::register(&mut suite);
+    resident::register(&mut suite);
     races::register(&mut suite);
     refresh::register(&mut suite);
     hot_keys::register(&mut suite);

@@ -97,10 +97,8 @@ impl http_body::Body for Constant {
         let data = self.answer.take().map(|answer| Ok(Frame::data(answer)));
         let frame = data.or_else(|| {
             std::mem::take(&mut self.trailers).then(|| {
-                let status = (
-                    http::HeaderName::from_static("grpc-status"),
-                    HeaderValue::from_static("0"),
-                );
+                let status =
+                    (http::HeaderName::from_static("grpc-status"), HeaderValue::from_static("0"));
                 Ok(Frame::trailers(HeaderMap::from_iter([status])))
             })
         });

@@ -114,6 +114,11 @@ impl Program {
         ProductServiceClient::new(channel(self.port).await)
     }
 
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id().expect("nobody waited for it")
+    }
+
     pub fn port(&self) -> u16 {
         self.port
     }

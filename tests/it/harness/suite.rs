@@ -10,6 +10,8 @@ use super::{Private, Servers, Stack, Topology};
 
 /// Longer than any test takes that does not hang.
 const LIMIT: Duration = Duration::from_secs(120);
+/// The same of those that take minutes.
+const LONG_LIMIT: Duration = Duration::from_secs(20 * 60);
 /// Tests mostly wait, so more of them than there are cores.
 const THREADS: usize = 4;
 
@@ -56,7 +58,7 @@ impl<'a> Suite<'a> {
         F: Future<Output = ()> + Send + 'static,
     {
         self.trials.push(Trial::test(name, move || {
-            run(Private::new(), test);
+            run(Private::new(), test, LIMIT);
             Ok(())
         }));
     }
@@ -94,7 +96,7 @@ impl<'a> Suite<'a> {
             Err(why) => Ok(Completion::ignored_with(why)),
             Ok(tool) => {
                 let world = Stack::new(&servers, Topology::Single);
-                run(world, move |stack| test(stack, tool));
+                run(world, move |stack| test(stack, tool), LIMIT);
                 Ok(Completion::Completed)
             }
         }));
@@ -107,7 +109,7 @@ impl<'a> Suite<'a> {
     {
         let servers = self.servers.clone();
         let trial = Trial::test(name, move || {
-            run(Stack::new(&servers, Topology::Single), test);
+            run(Stack::new(&servers, Topology::Single), test, LONG_LIMIT);
             Ok(())
         });
         self.trials.push(trial.with_ignored_flag(true));
@@ -119,7 +121,7 @@ impl<'a> Suite<'a> {
     {
         let servers = self.servers.clone();
         self.trials.push(Trial::test(name, move || {
-            run(Stack::new(&servers, topology), test);
+            run(Stack::new(&servers, topology), test, LIMIT);
             Ok(())
         }));
     }
@@ -130,7 +132,7 @@ impl<'a> Suite<'a> {
     }
 }
 
-fn run<W, F>(world: impl Future<Output = W>, test: impl FnOnce(W) -> F)
+fn run<W, F>(world: impl Future<Output = W>, test: impl FnOnce(W) -> F, limit: Duration)
 where
     F: Future<Output = ()> + Send + 'static,
 {
@@ -138,13 +140,13 @@ where
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let outcome = runtime.block_on(async {
         let world = world.await;
-        let test = AssertUnwindSafe(tokio::time::timeout(LIMIT, test(world))).catch_unwind();
+        let test = AssertUnwindSafe(tokio::time::timeout(limit, test(world))).catch_unwind();
         test.await
     });
     // Instances that a failed test leaves behind must not hold up the others.
     runtime.shutdown_background();
     match outcome {
-        Ok(in_time) => assert!(in_time.is_ok(), "still running after {LIMIT:?}"),
+        Ok(in_time) => assert!(in_time.is_ok(), "still running after {limit:?}"),
         Err(panic) => std::panic::resume_unwind(panic),
     }
 }
