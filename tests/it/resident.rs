@@ -55,14 +55,16 @@ async fn call(mut client: ProductServiceClient<Channel>, until: Instant) -> u64 
     let mut calls = 0;
     while Instant::now() < until {
         let id = rand::rng().random_range(1..=PRODUCTS);
-        match rand::rng().random_range(0..100) {
+        let kind = rand::rng().random_range(0..100);
+        match kind {
             0..10 => {
                 let ids = (0..20).map(|n| (id + n * 997) % PRODUCTS + 1).collect();
                 let request = BatchGetProductsRequest { ids, ..Default::default() };
                 client.batch_get_products(request).await.unwrap();
             }
             10..12 => {
-                let description = "y".repeat(rand::rng().random_range(0..16_000));
+                let length = rand::rng().random_range(0..16_000);
+                let description = "y".repeat(length);
                 let product = Product { id, description, ..Default::default() };
                 let paths = vec!["description".to_owned()];
                 let update_mask = Some(prost_types::FieldMask { paths });
