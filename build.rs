@@ -48,7 +48,7 @@ fn admin_service() -> Service {
 }
 
 /// The server side, by hand: answers that carry products are bytes that were encoded when the product
-/// was loaded, so their methods have a codec of ours.
+/// was loaded, so their methods have a codec of ours. The reads are not here: see `src/rpc/reads.rs`.
 fn product_service() -> Service {
     let unary = |name: &str, route: &str, stored: bool| {
         let message = |suffix: &str| format!("crate::proto::{route}{suffix}");
@@ -76,8 +76,6 @@ fn product_service() -> Service {
         .name("ProductService")
         .package("hotshelf.v1")
         .comment("Serves products: see `proto/hotshelf/v1/product_service.proto`.")
-        .method(unary("get_product", "GetProduct", true))
-        .method(unary("batch_get_products", "BatchGetProducts", true))
         .method(unary("update_product", "UpdateProduct", true))
         .method(unary("create_product", "CreateProduct", true))
         .method(unary("delete_product", "DeleteProduct", false))

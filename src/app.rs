@@ -20,7 +20,7 @@ use crate::pause::PausePoints;
 use crate::postgres::{self, Postgres};
 use crate::redis::Redis;
 use crate::relay::Relay;
-use crate::rpc::{self, Health};
+use crate::rpc::{self, Health, Tls};
 
 /// How long a start waits for Redis before it goes on without.
 const REDIS_PATIENCE: Duration = Duration::from_secs(2);
@@ -65,6 +65,8 @@ impl App {
     /// One line for the operator: a port in use, a URL that cannot be read, Postgres out of reach for
     /// longer than the startup timeout, a schema that this program does not know.
     pub async fn start(args: &ServeArgs) -> Result<Self, StartError> {
+        let tls = args.tls().map_err(StartError)?;
+        let tls = tls.as_ref().map(Tls::load).transpose().map_err(StartError)?;
         let grpc = bind(args.serving.grpc_addr, "GRPC_ADDR").await?;
         let admin = bind(args.serving.admin_addr, "ADMIN_ADDR").await?;
         let (grpc_addr, admin_addr) = (address(&grpc)?, address(&admin)?);
@@ -105,7 +107,8 @@ impl App {
             args.relay(),
             &drain,
         );
-        let health = rpc::serve(grpc, Arc::clone(&catalog), args.rpc(), &drain, &metrics).await;
+        let health =
+            rpc::serve(grpc, Arc::clone(&catalog), args.rpc(), tls, &drain, &metrics).await;
         readiness.set_not_ready("loading the hottest products");
         follow_changes(&hot).await;
         catalog.warm(args.caching.warm_timeout).await;
@@ -230,6 +233,9 @@ fn observe(parts: &Parts) {
     metrics.build_info();
     let help = "Entries in this process' memory.";
     metrics.gauge("hotshelf.hot.entries", help, hot, HotCache::len);
+    let help =
+        "What those entries cost, in bytes: their encoded size, and what keeping them takes.";
+    metrics.gauge("hotshelf.hot.bytes", help, hot, HotCache::bytes);
     let help = "Whether the change stream has been followed to its end so recently that memory is trusted: 1 or 0.";
     metrics.gauge("hotshelf.hot.lease.valid", help, hot, |hot| hot.is_proven().into());
     let help = "How long ago the change stream had surely been followed to its end, in seconds.";

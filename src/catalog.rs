@@ -18,7 +18,7 @@ use futures_util::future::join_all;
 
 use crate::drain::Drain;
 use crate::entry::{Entry, Freshness, TtlPolicy};
-use crate::hot_cache::HotCache;
+use crate::hot_cache::{Held, HotCache};
 use crate::hot_keys::{HotKey, HotKeys, two_deviations};
 use crate::metrics::{Lookup, Metrics, ServedBy};
 use crate::pause::PausePoints;
@@ -185,8 +185,12 @@ impl Catalog {
         if let Some(answer) = self.get_hot(id, &freshness) {
             return Ok(answer);
         }
-        let mut joined = self.join(&[id], freshness);
-        let seat = joined.pop().expect("one seat for each id");
+        // Boxed, so that a hot read does not carry the way to Postgres with it.
+        Box::pin(self.board(id, freshness)).await
+    }
+
+    async fn board(self: &Arc<Self>, id: ProductId, freshness: Freshness) -> Result<Answer, Error> {
+        let seat = self.join(&[id], freshness).pop().expect("one seat for each id");
         self.arrive(id, seat, freshness).await
     }
 
@@ -199,17 +203,17 @@ impl Catalog {
         ids: &[ProductId],
         freshness: Freshness,
     ) -> Result<Vec<Answer>, Error> {
-        let mut answers: Vec<Option<Answer>> = Vec::with_capacity(ids.len());
-        for id in ids {
-            self.hot_keys.record(*id);
-            answers.push(self.get_hot(*id, &freshness));
-        }
+        self.hot_keys.record_all(ids);
+        let answers = self.get_all_hot(ids, &freshness);
         let missing: Vec<ProductId> = ids
             .iter()
             .zip(&answers)
             .filter(|(_, answer)| answer.is_none())
             .map(|(id, _)| *id)
             .collect();
+        if missing.is_empty() {
+            return Ok(answers.into_iter().flatten().collect());
+        }
         let seats = self.join(&missing, freshness);
         let arrivals =
             missing.iter().zip(seats).map(|(id, seat)| self.arrive(*id, seat, freshness));
@@ -243,20 +247,44 @@ impl Catalog {
     /// What memory may answer. Past the soft TTL it answers, and the refresher is told.
     fn get_hot(&self, id: ProductId, freshness: &Freshness) -> Option<Answer> {
         let now = Instant::now();
-        let Some(held) = self.hot.get(id) else {
-            self.metrics.lookups.inc(Lookup::HotMiss);
-            return None;
+        let (lookup, entry) = self.look(id, freshness, now);
+        self.metrics.lookups.inc(lookup);
+        entry.map(|entry| self.answer(id, entry, ServedBy::Hot, now))
+    }
+
+    /// The same for many, which are counted at once.
+    fn get_all_hot(&self, ids: &[ProductId], freshness: &Freshness) -> Vec<Option<Answer>> {
+        let now = Instant::now();
+        let (mut hits, mut stale) = (0, 0);
+        let mut look = |id: &ProductId| {
+            let (lookup, entry) = self.look(*id, freshness, now);
+            hits += u64::from(lookup == Lookup::HotHit);
+            stale += u64::from(lookup == Lookup::HotStale);
+            entry.map(|entry| self.timed(*id, entry, ServedBy::Hot, now))
         };
-        if !self.hot.serves(&held, freshness, now) {
-            self.metrics.lookups.inc(Lookup::HotStale);
-            return None;
+        let answers: Vec<_> = ids.iter().map(&mut look).collect();
+        self.metrics.reads.add(ServedBy::Hot, hits);
+        self.metrics.lookups.add(Lookup::HotHit, hits);
+        self.metrics.lookups.add(Lookup::HotStale, stale);
+        self.metrics.lookups.add(Lookup::HotMiss, ids.len() as u64 - hits - stale);
+        answers
+    }
+
+    fn look(&self, id: ProductId, freshness: &Freshness, now: Instant) -> (Lookup, Option<Entry>) {
+        let serve = |held: &Held| self.hot.serves(held, freshness, now).then(|| held.entry.clone());
+        match self.hot.read(id, serve) {
+            None => (Lookup::HotMiss, None),
+            Some(None) => (Lookup::HotStale, None),
+            Some(entry) => (Lookup::HotHit, entry),
         }
-        self.metrics.lookups.inc(Lookup::HotHit);
-        Some(self.answer(id, held.entry.clone(), ServedBy::Hot, now))
     }
 
     fn answer(&self, id: ProductId, entry: Entry, from: ServedBy, now: Instant) -> Answer {
         self.metrics.reads.inc(from);
+        self.timed(id, entry, from, now)
+    }
+
+    fn timed(&self, id: ProductId, entry: Entry, from: ServedBy, now: Instant) -> Answer {
         let stale = entry.past_soft(now);
         if stale {
             self.refresh_queue.ask(id);
@@ -317,7 +345,7 @@ impl Catalog {
         error: &Error,
     ) -> Result<Answer, Error> {
         let excusable = matches!(error, Error::Unavailable(_) | Error::OverBudget);
-        let held = self.hot.get(id);
+        let held = self.hot.peek(id);
         let held = held.filter(|held| !held.is_void() && !held.entry.past_hard(Instant::now()));
         match held {
             Some(held) if excusable && freshness == Freshness::Cached => {

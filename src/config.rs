@@ -169,9 +169,15 @@ pub struct RedisArgs {
 pub struct CachingArgs {
     /// Products that are kept in this process' memory.
     ///
-    /// Too high: memory; each costs its encoded size and some 250 bytes. Too low: more reads go to Redis.
+    /// Too high: memory; each costs its encoded size and about 450 bytes. Too low: more reads go to Redis.
     #[arg(long, env, default_value_t = 100_000, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub hot_capacity: u64,
+    /// Largest product that is kept in this process' memory, encoded, in bytes; larger ones are read from Redis.
+    ///
+    /// Memory holds at most hot-capacity times this and 450 bytes. Too high: that bound. Too low: more reads
+    /// go to Redis.
+    #[arg(long, env, default_value_t = 16_384, value_name = "BYTES", value_parser = at_least_one)]
+    pub hot_max_product_bytes: usize,
     /// For how long memory is trusted without proof: how long after it was compared with Redis or PostgreSQL
     /// it may be served while the change stream cannot be followed.
     ///
@@ -225,6 +231,14 @@ pub struct ServingArgs {
     /// Where gRPC is served.
     #[arg(long, env, default_value = "0.0.0.0:50051", value_name = "ADDRESS")]
     pub grpc_addr: SocketAddr,
+    /// A PEM file with the certificate to serve gRPC over TLS with, and those that lead to one that clients know.
+    ///
+    /// It and its key are read at the start: a renewed one is taken by a restart.
+    #[arg(long, env, default_value = "", value_name = "FILE")]
+    pub grpc_tls_cert: String,
+    /// A PEM file with the certificate's private key.
+    #[arg(long, env, default_value = "", value_name = "FILE")]
+    pub grpc_tls_key: String,
     /// Where /metrics, /livez and /readyz are served.
     #[arg(long, env, default_value = "0.0.0.0:9464", value_name = "ADDRESS")]
     pub admin_addr: SocketAddr,
@@ -251,7 +265,7 @@ pub struct ServingArgs {
     /// After this long without a sign of life a peer is pinged.
     #[arg(long, env, default_value = "30s", value_name = "DURATION", value_parser = parse_duration)]
     pub keepalive_interval: Duration,
-    /// A peer that does not answer a ping for this long is gone.
+    /// A peer that does not answer a ping, or does not begin to speak HTTP/2, for this long is gone.
     #[arg(long, env, default_value = "20s", value_name = "DURATION", value_parser = parse_duration)]
     pub keepalive_timeout: Duration,
     /// On SIGTERM, how long to report NOT_SERVING and serve on, so that load balancers notice.

@@ -5,13 +5,13 @@ use std::time::{Duration, Instant, SystemTime};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use prost::Message;
-use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
 
 use crate::product::{Product, Revision, Version};
 use crate::proto;
 
-/// The number of `BatchGetProductsResponse.products`.
-const PRODUCTS_FIELD: u32 = 1;
+/// Bytes before a gRPC message: that it is not compressed, and its length
+/// (<https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>, Length-Prefixed-Message).
+pub const PREFIX: usize = 5;
 
 /// Clocks of other machines may be ahead of ours by this much.
 pub const MAX_CLOCK_SKEW: Duration = Duration::from_secs(1);
@@ -23,10 +23,11 @@ pub struct Entry {
     pub revision: Revision,
     /// When Postgres was last known to hold this revision: just before the statement that showed it.
     pub known_at: Instant,
-    /// How long it may be used.
-    pub ttl: Ttl,
-    /// By how much `known_at` may be too late: nothing for what this process loaded itself.
-    clock_doubt: Duration,
+    /// How long it may be used, in milliseconds: there are many entries, and two `Duration`s are 32 bytes.
+    soft_ms: u32,
+    hard_ms: u32,
+    /// Whether another machine's clock stamped it, so that `known_at` may be too late.
+    foreign: bool,
     frame: Bytes,
 }
 
@@ -70,19 +71,23 @@ impl Entry {
     /// The answer that `product` exists.
     #[must_use]
     pub fn live(product: &Product, known_at: Instant, ttl: Ttl) -> Self {
-        let revision = Revision::live(product.version);
-        Self { revision, known_at, ttl, clock_doubt: Duration::ZERO, frame: frame(product) }
+        Self::new(Revision::live(product.version), known_at, ttl, frame(product))
     }
 
     /// The answer that there is no product, and was none after `version`.
     #[must_use]
     pub fn tombstone(version: Version, known_at: Instant, ttl: Ttl) -> Self {
-        let revision = Revision::gone_after(version);
-        Self { revision, known_at, ttl, clock_doubt: Duration::ZERO, frame: Bytes::new() }
+        Self::new(Revision::gone_after(version), known_at, ttl, Bytes::new())
     }
 
-    /// An entry from the frame that another one held, stamped by any machine's clock. `None` when the frame is not one: an encoded
-    /// product behind its key and length, or nothing for a tombstone.
+    fn new(revision: Revision, known_at: Instant, ttl: Ttl, frame: Bytes) -> Self {
+        let millis = |ttl: Duration| u32::try_from(ttl.as_millis()).unwrap_or(u32::MAX);
+        let (soft_ms, hard_ms) = (millis(ttl.soft), millis(ttl.hard));
+        Self { revision, known_at, soft_ms, hard_ms, foreign: false, frame }
+    }
+
+    /// An entry from the frame that another one held, stamped by any machine's clock. `None` when the frame is not
+    /// one: a product's message behind its prefix, or nothing for a tombstone.
     #[must_use]
     pub fn from_frame(
         revision: Revision,
@@ -90,25 +95,31 @@ impl Entry {
         ttl: Ttl,
         frame: Bytes,
     ) -> Option<Self> {
-        let plausible = if revision.deleted {
-            frame.is_empty()
-        } else {
-            body_start(&frame).is_some_and(|start| start < frame.len())
+        let plausible = match frame.split_first_chunk() {
+            Some((before, message)) => *before == prefix(message.len()) && !message.is_empty(),
+            None => frame.is_empty(),
         };
-        plausible.then_some(Self { revision, known_at, ttl, clock_doubt: MAX_CLOCK_SKEW, frame })
+        (plausible && frame.is_empty() == revision.deleted)
+            .then(|| Self { foreign: true, ..Self::new(revision, known_at, ttl, frame) })
     }
 
-    /// The product as `BatchGetProductsResponse` holds it: key, length, encoded product. Empty for a
-    /// tombstone. Such frames concatenate to the response.
+    /// The product as GetProduct sends it: a gRPC message behind its prefix. Empty for a tombstone.
     #[must_use]
     pub fn frame(&self) -> &Bytes {
         &self.frame
     }
 
-    /// The encoded product, a slice of the frame; `None` for a tombstone.
+    /// The encoded product; `None` for a tombstone.
     #[must_use]
-    pub fn body(&self) -> Option<Bytes> {
-        (!self.revision.deleted).then(|| self.frame.slice(body_start(&self.frame).unwrap_or(0)..))
+    pub fn product(&self) -> Option<&[u8]> {
+        self.frame.get(PREFIX..)
+    }
+
+    /// How long it may be used after `known_at`.
+    #[must_use]
+    pub fn ttl(&self) -> Ttl {
+        let millis = |ms: u32| Duration::from_millis(ms.into());
+        Ttl { soft: millis(self.soft_ms), hard: millis(self.hard_ms) }
     }
 
     /// Whether it is due to be refreshed.
@@ -120,35 +131,36 @@ impl Entry {
     /// Whether it is due to be refreshed when this share of its soft TTL is all that it gets.
     #[must_use]
     pub fn is_due(&self, percent: u32, now: Instant) -> bool {
-        now.saturating_duration_since(self.known_at) > self.ttl.soft * percent / 100
+        now.saturating_duration_since(self.known_at) > self.ttl().soft * percent / 100
     }
 
     /// Since when it was current at the latest, whatever the clock of the machine that loaded it says.
     fn surely_known_at(&self) -> Option<Instant> {
-        self.known_at.checked_sub(self.clock_doubt)
+        self.known_at.checked_sub(if self.foreign { MAX_CLOCK_SKEW } else { Duration::ZERO })
     }
 
     /// Whether it must not be used any more.
     #[must_use]
     pub fn past_hard(&self, now: Instant) -> bool {
-        now.saturating_duration_since(self.known_at) > self.ttl.hard
+        now.saturating_duration_since(self.known_at) > self.ttl().hard
     }
 }
 
-/// Where the encoded product starts: behind the one byte of the key and the varint of the length.
-fn body_start(frame: &[u8]) -> Option<usize> {
-    let mut rest = frame.get(1..)?;
-    let length = prost::encoding::decode_varint(&mut rest).ok()?;
-    (u64::try_from(rest.len()) == Ok(length)).then(|| frame.len() - rest.len())
+/// What stands before a message of this length.
+///
+/// # Panics
+/// Above 4 GiB, which no limit of ours lets happen.
+#[must_use]
+pub fn prefix(length: usize) -> [u8; PREFIX] {
+    let [a, b, c, d] = u32::try_from(length).expect("far below 4 GiB").to_be_bytes();
+    [0, a, b, c, d]
 }
 
 fn frame(product: &Product) -> Bytes {
     let message = to_message(product);
     let length = message.encoded_len();
-    let head = key_len(PRODUCTS_FIELD) + encoded_len_varint(length as u64);
-    let mut buffer = BytesMut::with_capacity(head + length);
-    encode_key(PRODUCTS_FIELD, WireType::LengthDelimited, &mut buffer);
-    encode_varint(length as u64, &mut buffer);
+    let mut buffer = BytesMut::with_capacity(PREFIX + length);
+    buffer.put_slice(&prefix(length));
     buffer.put(message.encode_to_vec().as_slice());
     buffer.freeze()
 }

@@ -1,13 +1,15 @@
 //! The hot tier: recently and often read entries in this process' memory.
 //!
-//! mini-moka decides who stays (TinyLFU); what a product is now, is the business of its slot. mini-moka
+//! mini-moka decides who stays (TinyLFU); what a product is now, is the business of its slot (`slots.rs`). mini-moka
 //! 0.10.3 loses capacity when keys are overwritten or invalidated concurrently, so here a key is only ever
-//! **inserted, when it is absent, under a striped lock**; everything else happens inside the slot.
+//! **inserted, when it is absent**; everything else happens inside the slot.
 //! `tests/it/hot_tier.rs` has the soak test that keeps this true.
 //!
 //! Admission may refuse or evict a slot at any time, so nothing that correctness needs lives only in a slot:
 //! each load in flight has a *floor*, the newest revision heard of since it began, and what it brings
 //! back below its floor is not kept. Raising floors and inserting happen under the same stripe lock.
+
+mod slots;
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as MapEntry;
@@ -15,23 +17,21 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
-use mini_moka::sync::Cache;
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::MutexGuard;
 
 use crate::controls::{Controls, Protection};
 use crate::entry::{Entry, Freshness};
 use crate::metrics::{FillRejection, Metrics};
 use crate::product::{Change, ProductId, Revision};
-
-/// Enough that two cores rarely meet in one; each costs 48 bytes.
-const STRIPES: usize = 256;
+use slots::{Newcomer, Slots};
 
 /// Bounds of the hot tier.
 #[derive(Clone, Copy, Debug)]
 pub struct HotCacheOptions {
     /// How many entries are kept.
     pub capacity: u64,
+    /// The largest product that is kept, encoded, in bytes.
+    pub largest: usize,
     /// For how long memory is trusted after it was last compared with Redis or Postgres, while the change
     /// stream cannot be followed.
     pub trust: Duration,
@@ -42,8 +42,7 @@ pub struct HotCacheOptions {
 /// The hot tier of one instance.
 #[derive(Debug)]
 pub struct HotCache {
-    slots: Cache<ProductId, Arc<Slot>>,
-    stripes: Box<[Mutex<Stripe>]>,
+    slots: Slots,
     proof: Proof,
     options: HotCacheOptions,
     metrics: Arc<Metrics>,
@@ -69,10 +68,6 @@ struct Floor {
     revision: Revision,
 }
 
-/// What memory holds of one product, replaced as a whole and only by something newer.
-#[derive(Debug)]
-struct Slot(ArcSwap<Held>);
-
 /// An entry and how well it is known to be the newest.
 #[derive(Clone, Debug)]
 pub struct Held {
@@ -90,6 +85,11 @@ impl Held {
     pub fn is_void(&self) -> bool {
         self.entry.revision < self.floor
     }
+
+    /// What keeping it costs, in bytes.
+    fn cost(&self) -> u64 {
+        slots::ENTRY_BYTES + self.entry.frame().len() as u64
+    }
 }
 
 impl HotCache {
@@ -97,8 +97,7 @@ impl HotCache {
     #[must_use]
     pub fn new(options: HotCacheOptions, metrics: Arc<Metrics>) -> Self {
         Self {
-            slots: Cache::new(options.capacity),
-            stripes: (0..STRIPES).map(|_| Mutex::default()).collect(),
+            slots: Slots::new(options.capacity),
             proof: Proof::new(),
             options,
             metrics,
@@ -112,10 +111,15 @@ impl HotCache {
         Self { controls, ..self }
     }
 
-    /// What memory holds of `id`, whether or not it may be served.
+    /// Reads what memory holds of `id`, whether or not it may be served; counts as a use of it.
+    pub fn read<T>(&self, id: ProductId, read: impl FnOnce(&Held) -> T) -> Option<T> {
+        self.slots.read(id, read)
+    }
+
+    /// What memory holds of `id`, whether or not it may be served, without using it.
     #[must_use]
-    pub fn get(&self, id: ProductId) -> Option<Arc<Held>> {
-        self.slots.get(&id).map(|slot| slot.0.load_full())
+    pub fn peek(&self, id: ProductId) -> Option<Arc<Held>> {
+        self.slots.peek(id)
     }
 
     /// Whether `held` may be served to a caller who wants it this fresh.
@@ -160,24 +164,24 @@ impl HotCache {
 
     /// Takes in that a product changed. Returns whether memory held it, and what it held is void now.
     pub fn invalidate(&self, change: Change) -> bool {
-        let mut stripe = self.stripe(change.id);
+        let mut stripe = self.slots.stripe(change.id);
         if let Some(floor) = stripe.get_mut(&change.id) {
             floor.revision = floor.revision.max(change.revision);
         }
-        let Some(slot) = self.slots.get(&change.id) else { return false };
-        let held = slot.0.load_full();
+        let Some(held) = self.slots.peek(change.id) else { return false };
         if held.floor >= change.revision {
             return false;
         }
-        slot.0.store(Arc::new(Held { floor: change.revision, ..(*held).clone() }));
+        let void = Arc::new(Held { floor: change.revision, ..(*held).clone() });
+        self.slots.replace(change.id, void, &stripe);
         true
     }
 
     /// Announces a load of `id`. Until it is finished or dropped it hears of every newer revision.
     #[must_use]
     pub fn begin_load(self: &Arc<Self>, id: ProductId) -> LoadTicket {
-        let mut stripe = self.stripe(id);
-        let held = self.get(id).map_or(Revision::NONE, |held| held.floor);
+        let mut stripe = self.slots.stripe(id);
+        let held = self.peek(id).map_or(Revision::NONE, |held| held.floor);
         let floor = stripe.entry(id).or_insert(Floor { loads: 0, revision: held });
         // The ticket of a load that has just landed may still be here, from before memory held this.
         floor.revision = floor.revision.max(held);
@@ -190,26 +194,26 @@ impl HotCache {
     /// It does not populate. A writer that was held up after its commit would put back what others have
     /// replaced since; only who announced a load beforehand hears of that.
     pub fn offer(&self, id: ProductId, entry: Entry) {
-        let mut stripe = self.stripe(id);
+        let mut stripe = self.slots.stripe(id);
         if let Some(floor) = stripe.get_mut(&id) {
             floor.revision = floor.revision.max(entry.revision);
         }
-        if self.slots.contains_key(&id) {
+        if let Some(held) = self.slots.peek(id) {
             let known_at = entry.known_at;
-            self.keep(id, entry, known_at, &stripe);
+            self.replace(id, &held, entry, known_at, &stripe);
         }
     }
 
     /// How many products have a floor: those with a load or a write in flight.
     #[must_use]
     pub fn floors(&self) -> usize {
-        self.stripes.iter().map(|stripe| stripe.lock().len()).sum()
+        self.slots.stripes().map(|stripe| stripe.len()).sum()
     }
 
     /// How many entries there are.
     #[must_use]
     pub fn len(&self) -> u64 {
-        self.slots.entry_count()
+        self.slots.len()
     }
 
     /// Whether there are none.
@@ -218,44 +222,68 @@ impl HotCache {
         self.len() == 0
     }
 
-    /// How many entries can be read: what `len` should be, counted the slow way.
+    /// How many entries mini-moka counts: what `len` should be once it has done what it puts off.
     #[must_use]
-    pub fn count_live(&self) -> u64 {
-        self.slots.iter().count() as u64
+    pub fn count_tenants(&self) -> u64 {
+        self.slots.count_tenants()
     }
 
-    /// Newest wins. Returns what memory holds afterwards.
+    /// What the entries cost, in bytes: their encoded size, and what keeping them takes.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.slots.bytes()
+    }
+
+    /// Newest wins. Returns what memory holds afterwards, or would if it were not too large; and the newcomer, if it
+    /// is one, to be admitted when the stripe is unlocked.
     fn keep(
         &self,
         id: ProductId,
         entry: Entry,
         checked_at: Instant,
-        _locked: &MutexGuard<'_, Stripe>,
+        locked: &MutexGuard<'_, Stripe>,
+    ) -> (Arc<Held>, Option<Newcomer>) {
+        if let Some(held) = self.slots.peek(id) {
+            return (self.replace(id, &held, entry, checked_at, locked), None);
+        }
+        let held = Arc::new(Held { floor: entry.revision, entry, checked_at });
+        if self.is_too_large(&held.entry) {
+            return (held, None);
+        }
+        let newcomer = self.slots.take(id, Arc::clone(&held), locked);
+        (held, Some(newcomer))
+    }
+
+    /// The same, of what memory holds already.
+    fn replace(
+        &self,
+        id: ProductId,
+        held: &Arc<Held>,
+        entry: Entry,
+        checked_at: Instant,
+        locked: &MutexGuard<'_, Stripe>,
     ) -> Arc<Held> {
         let revision = entry.revision;
-        let Some(slot) = self.slots.get(&id) else {
-            let held = Arc::new(Held { entry, checked_at, floor: revision });
-            self.slots.insert(id, Arc::new(Slot(ArcSwap::new(Arc::clone(&held)))));
-            return held;
-        };
-        let held = slot.0.load_full();
         if revision < held.floor && self.controls.holds(Protection::SlotVersions) {
             self.metrics.fills_rejected.inc(FillRejection::HotOlder);
-            return held;
+            return Arc::clone(held);
         }
         let same = revision == held.entry.revision;
         let entry =
             if same && entry.known_at < held.entry.known_at { held.entry.clone() } else { entry };
         let checked_at = if same { checked_at.max(held.checked_at) } else { checked_at };
-        let held = Arc::new(Held { entry, checked_at, floor: revision });
-        slot.0.store(Arc::clone(&held));
-        held
+        let new = Arc::new(Held { entry, checked_at, floor: revision });
+        let kept = match self.is_too_large(&new.entry) {
+            // It has outgrown its slot, which goes on with what is void now.
+            true => Arc::new(Held { floor: revision, ..(**held).clone() }),
+            false => Arc::clone(&new),
+        };
+        self.slots.replace(id, kept, locked);
+        new
     }
 
-    fn stripe(&self, id: ProductId) -> MutexGuard<'_, Stripe> {
-        // Fibonacci hashing (Knuth, TAOCP 6.4): sequential ids spread over all stripes.
-        let hash = id.get().cast_unsigned().wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        self.stripes[(hash >> 56) as usize % STRIPES].lock()
+    fn is_too_large(&self, entry: &Entry) -> bool {
+        entry.frame().len() > self.options.largest
     }
 }
 
@@ -294,7 +322,7 @@ impl LoadTicket {
     /// The oldest revision that this load may bring back.
     #[must_use]
     pub fn floor(&self) -> Revision {
-        self.hot.stripe(self.id).get(&self.id).map_or(Revision::NONE, |floor| floor.revision)
+        self.hot.slots.stripe(self.id).get(&self.id).map_or(Revision::NONE, |floor| floor.revision)
     }
 
     /// Brings the load's result in. Returns what memory holds then, which may be newer.
@@ -303,19 +331,24 @@ impl LoadTicket {
     /// The floor, when the result is below it: something newer was committed meanwhile, and the load has
     /// to be done again.
     pub fn finish(&self, entry: Entry) -> Result<Arc<Held>, Revision> {
-        let stripe = self.hot.stripe(self.id);
+        let stripe = self.hot.slots.stripe(self.id);
         let floor = stripe.get(&self.id).map_or(Revision::NONE, |floor| floor.revision);
         if entry.revision < floor && self.hot.controls.holds(Protection::FlightFloor) {
             self.hot.metrics.fills_rejected.inc(FillRejection::HotBelowFloor);
             return Err(floor);
         }
-        Ok(self.hot.keep(self.id, entry, self.began, &stripe))
+        let (held, newcomer) = self.hot.keep(self.id, entry, self.began, &stripe);
+        drop(stripe);
+        if let Some(newcomer) = newcomer {
+            self.hot.slots.admit(newcomer);
+        }
+        Ok(held)
     }
 }
 
 impl Drop for LoadTicket {
     fn drop(&mut self) {
-        if let MapEntry::Occupied(mut floor) = self.hot.stripe(self.id).entry(self.id) {
+        if let MapEntry::Occupied(mut floor) = self.hot.slots.stripe(self.id).entry(self.id) {
             floor.get_mut().loads -= 1;
             if floor.get().loads == 0 {
                 floor.remove();

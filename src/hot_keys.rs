@@ -78,7 +78,20 @@ impl HotKeys {
 
     /// Counts a read.
     pub fn record(&self, id: ProductId) {
-        self.shards[thread_number() & (self.shards.len() - 1)].lock().add(&id, 1);
+        self.shard().lock().add(&id, 1);
+    }
+
+    /// Counts a read of each.
+    pub fn record_all(&self, ids: &[ProductId]) {
+        let mut sketch = self.shard().lock();
+        for id in ids {
+            sketch.add(id, 1);
+        }
+    }
+
+    /// This thread's sketch, so that its lock is nearly always free and on no other core.
+    fn shard(&self) -> &Mutex<BucketedTopK<ProductId>> {
+        &self.shards[thread_number() & (self.shards.len() - 1)]
     }
 
     /// Ends the current slice and returns what it counted, most read first.

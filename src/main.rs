@@ -9,8 +9,12 @@ use hotshelf::config::{Cli, Command, DatabaseArgs, ImportArgs, ServeArgs};
 use hotshelf::import;
 use hotshelf::metrics::Metrics;
 use hotshelf::postgres::{self, Postgres};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
+
+/// File descriptors besides those of connections: Redis, Postgres, scrapes, and some to spare.
+const OWN_FILES: u64 = 256;
 
 fn main() -> ExitCode {
     match run() {
@@ -83,7 +87,23 @@ fn one_line(error: &str) -> String {
     format!("{}; see hotshelf --help", said.join(" "))
 }
 
+/// Connections need file descriptors, and many shells and units allow 1,024 at first.
+fn raise_file_limit(connections: usize) {
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return };
+    let wanted = u64::try_from(connections).unwrap_or(u64::MAX).saturating_add(OWN_FILES);
+    let limit = wanted.min(hard).max(soft);
+    let raised = setrlimit(Resource::RLIMIT_NOFILE, limit, hard);
+    if raised.is_err() || limit < wanted {
+        tracing::warn!(
+            limit,
+            wanted,
+            "fewer file descriptors than MAX_CONNECTIONS needs; raise the hard limit (ulimit -Hn, LimitNOFILE)"
+        );
+    }
+}
+
 async fn serve(args: &ServeArgs) -> Result<(), String> {
+    raise_file_limit(args.serving.max_connections);
     let mut terminate = listen(SignalKind::terminate())?;
     let mut interrupt = listen(SignalKind::interrupt())?;
     let mut stop = async || {

@@ -7,20 +7,21 @@ mod deadline;
 mod edge;
 mod hot_keys;
 mod observe;
+mod reads;
+mod reply;
 mod service;
 mod shed;
 mod status;
+mod unary;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tonic::body::Body;
+use tokio_rustls::TlsAcceptor;
 use tonic::service::Routes;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 use tower::ServiceBuilder;
-use tower::util::MapResponse;
 
 use crate::catalog::Catalog;
 use crate::drain::Drain;
@@ -29,13 +30,14 @@ use crate::proto::DESCRIPTORS;
 use crate::proto::admin::AdminServiceServer;
 use crate::proto::server::ProductServiceServer;
 use admin_service::Admin;
-use deadline::{DeadlineLayer, DeadlineService};
+use deadline::DeadlineLayer;
 use edge::Edge;
-pub use edge::EdgeOptions;
+pub use edge::{EdgeOptions, TlsOptions};
 use hot_keys::Watchers;
-use observe::{ObserveLayer, ObserveService};
+use observe::ObserveLayer;
+use reads::Calls;
 use service::Products;
-use shed::{ShedLayer, ShedService};
+use shed::ShedLayer;
 
 /// Limits of calls.
 #[derive(Clone, Copy, Debug)]
@@ -44,17 +46,11 @@ pub struct RpcOptions {
     pub edge: EdgeOptions,
     /// Unary calls at once; more are refused.
     pub max_calls: usize,
-    /// The longest that a unary call may take, whatever the caller allows.
-    pub max_call_time: Duration,
     /// Largest request.
     pub max_request_bytes: usize,
     /// Streams of hot keys at once; more are refused.
     pub max_watchers: usize,
 }
-
-/// Everything that a call passes: counted, shed, bounded in time, routed.
-type Service = ObserveService<ShedService<DeadlineService<MapResponse<Routes, Translate>>>>;
-type Translate = fn(http::Response<Body>) -> http::Response<Body>;
 
 /// What the health service says.
 #[derive(Clone)]
@@ -85,25 +81,42 @@ impl Health {
     }
 }
 
+/// Who the server is, to clients that ask for proof.
+#[derive(Clone)]
+pub struct Tls(TlsAcceptor);
+
+impl Tls {
+    /// Reads the files.
+    ///
+    /// # Errors
+    /// One line for the operator: which file cannot be used, and why.
+    pub fn load(options: &TlsOptions) -> Result<Self, String> {
+        options.load().map(Self)
+    }
+}
+
 /// Serves `catalog` on `listener` until the drain begins. Health says NOT_SERVING until it is told otherwise.
 pub async fn serve(
     listener: TcpListener,
     catalog: Arc<Catalog>,
     options: RpcOptions,
+    tls: Option<Tls>,
     drain: &Drain,
     metrics: &Arc<Metrics>,
 ) -> Health {
     let reporter = HealthReporter::new();
     let health = Health(reporter.clone());
     health.set(false).await;
-    let routes = routes(catalog, reporter, &options, drain, metrics);
+    let others = routes(Arc::clone(&catalog), reporter, &options, drain, metrics);
+    let calls = Calls { catalog, others, max_request_bytes: options.max_request_bytes };
+    let calls = Arc::new(calls);
     let service = ServiceBuilder::new()
         .layer(ObserveLayer(Arc::clone(metrics)))
         .layer(ShedLayer::new(options.max_calls, Arc::clone(metrics)))
-        .layer(DeadlineLayer { longest: options.max_call_time })
-        .map_response(status::in_our_words as Translate)
-        .service(routes);
-    let edge = Edge::new(options.edge, drain.clone(), Arc::clone(metrics));
+        .layer(DeadlineLayer { longest: options.edge.max_call_time })
+        .service_fn(move |request| Arc::clone(&calls).call(request));
+    let tls = tls.map(|tls| tls.0);
+    let edge = Edge::new(options.edge, tls, drain.clone(), Arc::clone(metrics));
     drop(drain.spawn(edge.accept(listener, service)));
     health
 }

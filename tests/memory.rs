@@ -46,15 +46,15 @@ fn main() -> std::process::ExitCode {
 /// Fills a hot tier of this capacity with products of this size, reads each, and offers it some others.
 fn check(capacity: usize, size: usize) {
     let product = product(size);
-    let encoded = product.body().unwrap().len();
+    let encoded = product.product().unwrap().len();
     let region = Region::new(ALLOCATOR);
     let hot = Arc::new(hot_cache(capacity));
     let empty = live(&region);
     fill(&hot, 0..capacity, &product);
-    let (full, held) = (live(&region), hot.count_live());
+    let (full, held) = (live(&region), hot.count_tenants());
     let each = beyond(full - empty, held, encoded);
     fill(&hot, capacity..capacity + capacity / 5, &product);
-    let (later, held_later) = (live(&region), hot.count_live());
+    let (later, held_later) = (live(&region), hot.count_tenants());
     let each_later = beyond(later - empty, held_later, encoded);
     println!(
         "{held} products of {encoded} bytes: {each:.0} bytes more for each, {each_later:.0} after evictions; {empty} bytes when empty"
@@ -87,27 +87,25 @@ fn fill(hot: &Arc<HotCache>, products: Range<usize>, product: &Entry) {
         assert!(round < MAX_ROUNDS, "housekeeping does not settle");
         for n in products.clone() {
             let id = ProductId::new(i64::try_from(n).unwrap() + 1).unwrap();
-            let held = match hot.get(id) {
-                Some(held) => held,
-                None => hot.begin_load(id).finish(copy(product)).unwrap(),
-            };
             // As an answer does: the first clone of bytes allocates what counts the others.
-            drop(held.entry.body());
+            if hot.read(id, |held| held.entry.frame().clone()).is_none() {
+                drop(hot.begin_load(id).finish(copy(product)).unwrap().entry.frame().clone());
+            }
         }
         // Its own pause between two housekeepings is 300 ms.
         std::thread::park_timeout(Duration::from_millis(350));
-        still = if hot.len() == before { still + 1 } else { 0 };
+        still = if hot.count_tenants() == before { still + 1 } else { 0 };
         if still == 2 {
             return;
         }
-        before = hot.len();
+        before = hot.count_tenants();
     }
 }
 
 /// The same product, in memory of its own.
 fn copy(product: &Entry) -> Entry {
     let frame = Bytes::copy_from_slice(product.frame());
-    Entry::from_frame(product.revision, product.known_at, product.ttl, frame).unwrap()
+    Entry::from_frame(product.revision, product.known_at, product.ttl(), frame).unwrap()
 }
 
 /// A product of this size, encoded.
@@ -123,7 +121,7 @@ fn product(size: usize) -> Entry {
         create_time: SystemTime::UNIX_EPOCH + hour,
         update_time: SystemTime::UNIX_EPOCH + hour,
     };
-    let without = Entry::live(&product, now, ttl).body().unwrap().len();
+    let without = Entry::live(&product, now, ttl).product().unwrap().len();
     // With a key, and a length of two bytes or three.
     let head = if size < 1 << 14 { 3 } else { 4 };
     product.description = "x".repeat(size - without - head);

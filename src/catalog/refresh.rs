@@ -64,7 +64,7 @@ impl Catalog {
             // Due when it was asked for; meanwhile another request or instance may have done it.
             let due = |id: &ProductId| {
                 let now = Instant::now();
-                self.hot.get(*id).is_none_or(|held| held.is_void() || held.entry.past_soft(now))
+                self.hot.peek(*id).is_none_or(|held| held.is_void() || held.entry.past_soft(now))
             };
             ids.retain(due);
             if self.settle(&ids, Freshness::NotDue { percent: 100 }).await.is_err() {
@@ -113,7 +113,7 @@ impl Catalog {
     async fn keep_warm(self: &Arc<Self>, hottest: &[ProductId]) {
         let now = Instant::now();
         let due =
-            |id: &ProductId| self.hot.get(*id).is_none_or(|held| held.entry.is_due(AHEAD, now));
+            |id: &ProductId| self.hot.peek(*id).is_none_or(|held| held.entry.is_due(AHEAD, now));
         let due: Vec<ProductId> = hottest.iter().copied().filter(due).collect();
         for batch in due.chunks(BATCH) {
             if self.settle(batch, Freshness::NotDue { percent: AHEAD }).await.is_err() {

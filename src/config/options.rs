@@ -9,7 +9,7 @@ use crate::hot_cache::HotCacheOptions;
 use crate::postgres::PostgresOptions;
 use crate::redis::RedisOptions;
 use crate::relay::RelayOptions;
-use crate::rpc::{EdgeOptions, RpcOptions};
+use crate::rpc::{EdgeOptions, RpcOptions, TlsOptions};
 
 impl ServeArgs {
     /// The options of Postgres.
@@ -43,6 +43,7 @@ impl ServeArgs {
     pub fn hot_cache(&self) -> HotCacheOptions {
         HotCacheOptions {
             capacity: self.caching.hot_capacity,
+            largest: self.caching.hot_max_product_bytes,
             trust: self.caching.max_staleness,
             lease: self.caching.hot_lease,
         }
@@ -78,6 +79,24 @@ impl ServeArgs {
         }
     }
 
+    /// Whether gRPC is served over TLS, and as whom.
+    ///
+    /// # Errors
+    /// When only one of both files is given.
+    pub fn tls(&self) -> Result<Option<TlsOptions>, String> {
+        let (certificate, key) = (&self.serving.grpc_tls_cert, &self.serving.grpc_tls_key);
+        match (certificate.is_empty(), key.is_empty()) {
+            (true, true) => Ok(None),
+            (false, false) => {
+                Ok(Some(TlsOptions { certificate: certificate.clone(), key: key.clone() }))
+            }
+            _ => {
+                Err("GRPC_TLS_CERT and GRPC_TLS_KEY belong together; give both, or neither"
+                    .to_owned())
+            }
+        }
+    }
+
     /// The options of the edge.
     #[must_use]
     pub fn rpc(&self) -> RpcOptions {
@@ -88,9 +107,9 @@ impl ServeArgs {
                 max_streams: serving.max_streams_per_connection,
                 keepalive_interval: serving.keepalive_interval,
                 keepalive_timeout: serving.keepalive_timeout,
+                max_call_time: serving.max_call_time,
             },
             max_calls: serving.max_calls,
-            max_call_time: serving.max_call_time,
             max_request_bytes: serving.max_request_bytes,
             max_watchers: serving.max_watchers,
         }

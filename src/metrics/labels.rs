@@ -163,6 +163,12 @@ label_set! {
 }
 
 impl Method {
+    /// Whether a call lives until its caller has enough of it.
+    #[must_use]
+    pub fn is_lasting(self) -> bool {
+        matches!(self, Self::StreamHotKeys | Self::HealthWatch | Self::Reflection)
+    }
+
     /// The method that a request's path names.
     #[must_use]
     pub fn of_path(path: &str) -> Self {

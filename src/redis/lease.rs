@@ -137,7 +137,7 @@ impl Redis {
 
 /// How long Redis keeps an entry. It takes no zero, which would leave the old one in its place.
 pub(super) fn lifetime(entry: &Entry) -> Value {
-    number(millis(entry.ttl.hard).max(1))
+    number(millis(entry.ttl().hard).max(1))
 }
 
 pub(super) fn number(value: u64) -> Value {

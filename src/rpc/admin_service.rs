@@ -103,8 +103,8 @@ fn copy(entry: &Entry) -> CachedCopy {
         version: entry.revision.version.0,
         tombstone: entry.revision.deleted,
         age: duration(age),
-        soft_ttl_remaining: difference(entry.ttl.soft, age),
-        hard_ttl_remaining: difference(entry.ttl.hard, age),
+        soft_ttl_remaining: difference(entry.ttl().soft, age),
+        hard_ttl_remaining: difference(entry.ttl().hard, age),
     }
 }
 

@@ -1,4 +1,4 @@
-//! The codec of answers that carry products: bytes that were encoded when the product was loaded.
+//! The codec of writes, whose answers carry a product: bytes that were encoded when the product was loaded.
 
 use std::marker::PhantomData;
 
@@ -8,14 +8,9 @@ use tonic::Status;
 use tonic::codec::{BufferSettings, Codec, EncodeBuf, Encoder};
 use tonic_prost::ProstDecoder;
 
-/// An answer that is already encoded: the parts, one after the other.
+/// A product that is already encoded.
 #[derive(Debug)]
-pub enum Stored {
-    /// One product.
-    One(Bytes),
-    /// The frames of several products, then the rest of the message.
-    Many(Vec<Bytes>),
-}
+pub struct Stored(pub Bytes);
 
 /// Decodes requests as usual and sends stored bytes as they are.
 #[derive(Debug)]
@@ -51,16 +46,8 @@ impl Encoder for StoredEncoder {
     type Error = Status;
 
     fn encode(&mut self, item: Stored, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        match item {
-            Stored::One(bytes) => {
-                buffer.reserve(bytes.len());
-                buffer.put(bytes);
-            }
-            Stored::Many(parts) => {
-                buffer.reserve(parts.iter().map(Bytes::len).sum());
-                parts.into_iter().for_each(|part| buffer.put(part));
-            }
-        }
+        buffer.reserve(item.0.len());
+        buffer.put(item.0);
         Ok(())
     }
 

@@ -38,13 +38,14 @@ pub(super) fn ids(ids: &[i64]) -> Result<Vec<ProductId>, Status> {
     Ok(unique)
 }
 
-pub(super) fn freshness(asked: Option<AskedFreshness>, now: Instant) -> Result<Freshness, Status> {
+pub(super) fn freshness(asked: Option<AskedFreshness>) -> Result<Freshness, Status> {
     match asked {
         None | Some(AskedFreshness::Latest(false)) => Ok(Freshness::Cached),
-        Some(AskedFreshness::Latest(true)) => Ok(Freshness::KnownSince(now)),
-        Some(AskedFreshness::MaxStaleness(duration)) => known_since(duration, now),
+        Some(AskedFreshness::Latest(true)) => Ok(Freshness::KnownSince(Instant::now())),
+        Some(AskedFreshness::MaxStaleness(duration)) => known_since(duration),
         Some(AskedFreshness::MinVersion(version)) => {
-            Ok(Freshness::MinVersion { version: positive("min_version", version)?, arrived: now })
+            let version = positive("min_version", version)?;
+            Ok(Freshness::MinVersion { version, arrived: Instant::now() })
         }
     }
 }
@@ -52,19 +53,18 @@ pub(super) fn freshness(asked: Option<AskedFreshness>, now: Instant) -> Result<F
 pub(super) fn batch_freshness(
     max_staleness: Option<prost_types::Duration>,
     latest: bool,
-    now: Instant,
 ) -> Result<Freshness, Status> {
     match max_staleness {
-        _ if latest => Ok(Freshness::KnownSince(now)),
-        Some(duration) => known_since(duration, now),
+        _ if latest => Ok(Freshness::KnownSince(Instant::now())),
+        Some(duration) => known_since(duration),
         None => Ok(Freshness::Cached),
     }
 }
 
-fn known_since(duration: prost_types::Duration, now: Instant) -> Result<Freshness, Status> {
+fn known_since(duration: prost_types::Duration) -> Result<Freshness, Status> {
     let age = positive_duration("max_staleness", duration)?;
     // Further back than the clock reaches means that any age will do.
-    Ok(now.checked_sub(age).map_or(Freshness::Cached, Freshness::KnownSince))
+    Ok(Instant::now().checked_sub(age).map_or(Freshness::Cached, Freshness::KnownSince))
 }
 
 /// A duration that is not negative.

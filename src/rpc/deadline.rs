@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 
 use http::{HeaderMap, Request, Response};
 use pin_project_lite::pin_project;
-use tonic::body::Body;
+use tokio::time::Sleep;
 use tower::{Layer, Service};
 
+use super::reply::Reply;
 use super::status;
 use crate::metrics::Method;
 
@@ -43,9 +44,9 @@ pub(super) struct DeadlineService<S> {
 
 impl<S, B> Service<Request<B>> for DeadlineService<S>
 where
-    S: Service<Request<B>, Response = Response<Body>, Error = Infallible>,
+    S: Service<Request<B>, Response = Response<Reply>, Error = Infallible>,
 {
-    type Response = Response<Body>;
+    type Response = Response<Reply>;
     type Error = Infallible;
     type Future = DeadlineFuture<S::Future>;
 
@@ -55,18 +56,15 @@ where
 
     fn call(&mut self, mut request: Request<B>) -> DeadlineFuture<S::Future> {
         let asked = timeout_of(request.headers());
-        let timeout = match Method::of_path(request.uri().path()) {
-            // Streams live until the caller has enough of them, and end by themselves at its deadline.
-            Method::StreamHotKeys | Method::HealthWatch | Method::Reflection => asked,
-            _ => Some(asked.map_or(self.longest, |asked| asked.min(self.longest))),
+        // Streams live until the caller has enough of them, and end by themselves at its deadline.
+        let timeout = match Method::of_path(request.uri().path()).is_lasting() {
+            true => asked,
+            false => Some(asked.map_or(self.longest, |asked| asked.min(self.longest))),
         };
         if let Some(deadline) = asked.and_then(|asked| Instant::now().checked_add(asked)) {
             request.extensions_mut().insert(Deadline(deadline));
         }
-        let future = self.inner.call(request);
-        // Far away enough for a timeout that does not fit the clock.
-        let timeout = timeout.unwrap_or(Duration::from_secs(u32::MAX.into()));
-        DeadlineFuture { call: tokio::time::timeout(timeout, future) }
+        DeadlineFuture { call: self.inner.call(request), timeout, timer: None }
     }
 }
 
@@ -74,18 +72,27 @@ pin_project! {
     /// A call and its deadline.
     pub(super) struct DeadlineFuture<F> {
         #[pin]
-        call: tokio::time::Timeout<F>,
+        call: F,
+        timeout: Option<Duration>,
+        // Made when the call has to wait: most are done by then.
+        #[pin]
+        timer: Option<Sleep>,
     }
 }
 
-impl<F: Future<Output = Result<Response<Body>, Infallible>>> Future for DeadlineFuture<F> {
-    type Output = Result<Response<Body>, Infallible>;
+impl<F: Future<Output = Result<Response<Reply>, Infallible>>> Future for DeadlineFuture<F> {
+    type Output = Result<Response<Reply>, Infallible>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        self.project().call.poll(cx).map(|in_time| match in_time {
-            Ok(response) => response,
-            Err(_) => Ok(status::deadline_exceeded().into_http()),
-        })
+        let mut this = self.project();
+        if let Poll::Ready(response) = this.call.poll(cx) {
+            return Poll::Ready(response);
+        }
+        if let Some(timeout) = this.timeout.take() {
+            this.timer.set(Some(tokio::time::sleep(timeout)));
+        }
+        let Some(timer) = this.timer.as_pin_mut() else { return Poll::Pending };
+        timer.poll(cx).map(|()| Ok(status::deadline_exceeded().into_http()))
     }
 }
 

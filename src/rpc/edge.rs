@@ -1,21 +1,29 @@
 //! The connections: accepted up to a limit, served by hyper's HTTP/2 server, and closed gracefully when the
 //! drain begins.
 
-use std::future::Future;
+mod io;
+mod streams;
+mod tls;
+
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::rt::Executor;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, Semaphore};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 
-use super::Service;
 use crate::drain::Drain;
 use crate::metrics::{Metrics, Shed};
+use io::Coalescing;
+use streams::{Answers, Inline};
+pub use tls::TlsOptions;
 
 /// Limits of connections.
 #[derive(Clone, Copy, Debug)]
@@ -26,54 +34,44 @@ pub struct EdgeOptions {
     pub max_streams: u32,
     /// After this long without a sign of life the peer is pinged.
     pub keepalive_interval: Duration,
-    /// A peer that does not answer a ping for this long is gone.
+    /// A peer that does not answer a ping, or does not begin to speak, for this long is gone.
     pub keepalive_timeout: Duration,
+    /// The longest that a unary call may take, its answer's way to a slow reader included.
+    pub max_call_time: Duration,
 }
 
 /// Most bytes of a request's headers.
 const MAX_HEADER_BYTES: u32 = 16 * 1024;
+/// How much of requests that nobody has read yet a stream and a connection may hold. A request is below 70 kB.
+const STREAM_WINDOW: u32 = 64 * 1024;
+const CONNECTION_WINDOW: u32 = 256 * 1024;
 /// Out of file descriptors, say: accepting again at once would only spin.
 const PAUSE_AFTER_FAILED_ACCEPT: Duration = Duration::from_millis(50);
 
 /// Accepts connections until the drain begins.
-#[derive(Debug)]
 pub(super) struct Edge {
     drain: Drain,
     metrics: Arc<Metrics>,
     places: Arc<Semaphore>,
-    http2: http2::Builder<OnDrain>,
-}
-
-/// Every stream is a task that the drain waits for.
-#[derive(Clone, Debug)]
-struct OnDrain(Drain);
-
-impl<F> Executor<F> for OnDrain
-where
-    F: Future<Output: Send> + Send + 'static,
-{
-    fn execute(&self, stream: F) {
-        drop(self.0.spawn(stream));
-    }
+    options: EdgeOptions,
+    tls: Option<TlsAcceptor>,
 }
 
 impl Edge {
-    pub(super) fn new(options: EdgeOptions, drain: Drain, metrics: Arc<Metrics>) -> Self {
+    pub(super) fn new(
+        options: EdgeOptions,
+        tls: Option<TlsAcceptor>,
+        drain: Drain,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         let places = Arc::new(Semaphore::new(options.max_connections));
         metrics.gauge("hotshelf.connections", "Open gRPC connections.", &places, move |places| {
             options.max_connections.saturating_sub(places.available_permits()) as u64
         });
-        let mut http2 = http2::Builder::new(OnDrain(drain.clone()));
-        http2
-            .timer(TokioTimer::new())
-            .max_concurrent_streams(options.max_streams)
-            .max_header_list_size(MAX_HEADER_BYTES)
-            .keep_alive_interval(options.keepalive_interval)
-            .keep_alive_timeout(options.keepalive_timeout);
-        Self { drain, metrics, places, http2 }
+        Self { drain, metrics, places, options, tls }
     }
 
-    pub(super) async fn accept(self, listener: TcpListener, service: Service) {
+    pub(super) async fn accept(self, listener: TcpListener, service: impl Answers) {
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
@@ -89,32 +87,55 @@ impl Edge {
         }
     }
 
-    fn admit(&self, socket: TcpStream, service: &Service) {
+    fn admit(&self, socket: TcpStream, service: &impl Answers) {
         let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
             self.metrics.shed.inc(Shed::Connections);
             return;
         };
         // Without it a lone stream waits for delayed acknowledgements. A socket that refuses is closing.
         let _ = socket.set_nodelay(true);
-        let connection =
-            serve(socket, place, self.http2.clone(), service.clone(), self.drain.clone());
-        drop(self.drain.spawn(connection));
+        let (options, service, drain) = (self.options, service.clone(), self.drain.clone());
+        let tls = self.tls.clone();
+        drop(self.drain.spawn(async move {
+            match tls {
+                None => serve(socket, options, service, drain).await,
+                Some(tls) => match handshake(&tls, socket, options.keepalive_timeout).await {
+                    Ok(socket) => serve(socket, options, service, drain).await,
+                    Err(why) => tracing::debug!(why, "a connection did not become one"),
+                },
+            }
+            drop(place);
+        }));
+    }
+}
+
+async fn handshake(
+    tls: &TlsAcceptor,
+    socket: TcpStream,
+    patience: Duration,
+) -> Result<TlsStream<TcpStream>, String> {
+    match tokio::time::timeout(patience, tls.accept(socket)).await {
+        Ok(accepted) => accepted.map_err(|error| error.to_string()),
+        Err(_) => Err("no handshake in time".to_owned()),
     }
 }
 
 async fn serve(
-    socket: TcpStream,
-    _place: OwnedSemaphorePermit,
-    http2: http2::Builder<OnDrain>,
-    service: Service,
+    socket: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    options: EdgeOptions,
+    service: impl Answers,
     drain: Drain,
 ) {
-    let connection =
-        http2.serve_connection(TokioIo::new(socket), TowerToHyperService::new(service));
+    let io = Coalescing::new(socket);
+    let spoke = io.spoke();
+    let (calls, inline) = streams::pair(service, options.max_call_time, drain.clone());
+    let connection = http2(options, inline).serve_connection(TokioIo::new(io), calls);
     let mut connection = pin!(connection);
+    let mut announced = woken_once(drain.announced());
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
-        () = drain.announced() => {
+        () = silent(&spoke, options.keepalive_timeout) => return,
+        _ = announced.next() => {
             // GOAWAY: the calls in flight finish, new ones go elsewhere.
             connection.as_mut().graceful_shutdown();
             tokio::select! {
@@ -125,5 +146,37 @@ async fn serve(
     };
     if let Err(error) = ended {
         tracing::debug!(%error, "a connection broke");
+    }
+}
+
+/// The limits are said here also where they are hyper's defaults, which may change.
+fn http2(options: EdgeOptions, inline: Inline) -> http2::Builder<Inline> {
+    let mut http2 = http2::Builder::new(inline);
+    http2
+        .timer(TokioTimer::new())
+        // No caller of gRPC reads it.
+        .auto_date_header(false)
+        .max_concurrent_streams(options.max_streams)
+        .max_header_list_size(MAX_HEADER_BYTES)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        // Rapid reset, CVE-2023-44487, and its like: past these the connection is closed.
+        .max_pending_accept_reset_streams(20)
+        .max_local_error_reset_streams(64)
+        .keep_alive_interval(options.keepalive_interval)
+        .keep_alive_timeout(options.keepalive_timeout);
+    http2
+}
+
+/// A future that is polled when it has been woken, and not whenever its neighbours are: the drain's is behind
+/// a lock that all connections share.
+fn woken_once<F: Future>(future: F) -> FuturesUnordered<F> {
+    std::iter::once(future).collect()
+}
+
+/// Resolves when the peer has not begun to speak in time; keepalive only works from then on.
+async fn silent(spoke: &Notify, patience: Duration) {
+    if tokio::time::timeout(patience, spoke.notified()).await.is_ok() {
+        std::future::pending().await
     }
 }

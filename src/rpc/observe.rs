@@ -10,12 +10,12 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
-use http_body::{Body as HttpBody, Frame, SizeHint};
+use http_body::{Body as HttpBody, Frame};
 use pin_project_lite::pin_project;
-use tonic::body::Body;
 use tonic::{Code, Status};
 use tower::{Layer, Service};
 
+use super::shed::PlacedBody;
 use crate::metrics::{Method, Metrics};
 
 /// Puts [`ObserveService`] around a service.
@@ -62,7 +62,7 @@ impl Drop for Observer {
 
 impl<S, B> Service<Request<B>> for ObserveService<S>
 where
-    S: Service<Request<B>, Response = Response<Body>, Error = Infallible>,
+    S: Service<Request<B>, Response = Response<PlacedBody>, Error = Infallible>,
 {
     type Response = Response<ObservedBody>;
     type Error = Infallible;
@@ -90,7 +90,7 @@ pin_project! {
     }
 }
 
-impl<F: Future<Output = Result<Response<Body>, Infallible>>> Future for ObserveFuture<F> {
+impl<F: Future<Output = Result<Response<PlacedBody>, Infallible>>> Future for ObserveFuture<F> {
     type Output = Result<Response<ObservedBody>, Infallible>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
@@ -109,7 +109,7 @@ pin_project! {
     /// A response whose trailers say how the call ended.
     pub(super) struct ObservedBody {
         #[pin]
-        body: Body,
+        body: PlacedBody,
         observer: Option<Observer>,
     }
 }
@@ -138,9 +138,5 @@ impl HttpBody for ObservedBody {
 
     fn is_end_stream(&self) -> bool {
         self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }

@@ -5,32 +5,60 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready};
 
+use bytes::Bytes;
 use http::{Request, Response};
+use http_body::{Body as HttpBody, Frame};
 use pin_project_lite::pin_project;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tonic::body::Body;
+use tonic::Status;
 use tower::{Layer, Service};
 
+use super::reply::Reply;
 use super::status;
 use crate::metrics::{Method, Metrics, Shed};
 
 /// Puts [`ShedService`] around a service.
 #[derive(Clone, Debug)]
 pub(super) struct ShedLayer {
-    in_flight: Arc<Semaphore>,
+    places: Arc<Places>,
     metrics: Arc<Metrics>,
+}
+
+/// How many calls are in flight. A semaphore would take a lock for each, to see whether somebody waits; nobody does.
+#[derive(Debug)]
+struct Places {
+    taken: AtomicUsize,
+    limit: usize,
+}
+
+/// The place of a call in flight.
+#[derive(Debug)]
+pub(super) struct Place(Arc<Places>);
+
+impl Places {
+    fn take(self: &Arc<Self>) -> Option<Place> {
+        // The place gives itself back, also when there was none.
+        let place = Place(Arc::clone(self));
+        (self.taken.fetch_add(1, Ordering::Relaxed) < self.limit).then_some(place)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.taken.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl ShedLayer {
     pub(super) fn new(limit: usize, metrics: Arc<Metrics>) -> Self {
-        let in_flight = Arc::new(Semaphore::new(limit));
+        let places = Arc::new(Places { taken: AtomicUsize::new(0), limit });
         let help = "Unary calls in flight.";
-        metrics.gauge("hotshelf.calls.in.flight", help, &in_flight, move |in_flight| {
-            limit.saturating_sub(in_flight.available_permits()) as u64
+        metrics.gauge("hotshelf.calls.in.flight", help, &places, |places| {
+            places.taken.load(Ordering::Relaxed).min(places.limit) as u64
         });
-        Self { in_flight, metrics }
+        Self { places, metrics }
     }
 }
 
@@ -51,9 +79,9 @@ pub(super) struct ShedService<S> {
 
 impl<S, B> Service<Request<B>> for ShedService<S>
 where
-    S: Service<Request<B>, Response = Response<Body>, Error = Infallible>,
+    S: Service<Request<B>, Response = Response<Reply>, Error = Infallible>,
 {
-    type Response = Response<Body>;
+    type Response = Response<PlacedBody>;
     type Error = Infallible;
     type Future = ShedFuture<S::Future>;
 
@@ -62,21 +90,19 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> ShedFuture<S::Future> {
-        let permit = match Method::of_path(request.uri().path()) {
-            // Streams have limits of their own.
-            Method::HealthCheck
-            | Method::HealthWatch
-            | Method::Reflection
-            | Method::StreamHotKeys => None,
-            _ => match Arc::clone(&self.shed.in_flight).try_acquire_owned() {
-                Ok(permit) => Some(permit),
-                Err(_) => {
+        let method = Method::of_path(request.uri().path());
+        // Streams have limits of their own.
+        let place = match method.is_lasting() || method == Method::HealthCheck {
+            true => None,
+            false => match self.shed.places.take() {
+                Some(place) => Some(place),
+                None => {
                     self.shed.metrics.shed.inc(Shed::Calls);
                     return ShedFuture::Refused;
                 }
             },
         };
-        ShedFuture::Admitted { call: self.inner.call(request), permit }
+        ShedFuture::Admitted { call: self.inner.call(request), place }
     }
 }
 
@@ -87,19 +113,46 @@ pin_project! {
         Admitted {
             #[pin]
             call: F,
-            permit: Option<OwnedSemaphorePermit>,
+            place: Option<Place>,
         },
         Refused,
     }
 }
 
-impl<F: Future<Output = Result<Response<Body>, Infallible>>> Future for ShedFuture<F> {
-    type Output = Result<Response<Body>, Infallible>;
+impl<F: Future<Output = Result<Response<Reply>, Infallible>>> Future for ShedFuture<F> {
+    type Output = Result<Response<PlacedBody>, Infallible>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        match self.project() {
-            ShedProjection::Admitted { call, permit: _permit } => call.poll(cx),
-            ShedProjection::Refused => Poll::Ready(Ok(status::too_many_requests().into_http())),
-        }
+        let (response, place) = match self.project() {
+            ShedProjection::Admitted { call, place } => {
+                let Ok(response) = ready!(call.poll(cx));
+                (response, place.take())
+            }
+            ShedProjection::Refused => (status::too_many_requests().into_http(), None),
+        };
+        Poll::Ready(Ok(response.map(|body| PlacedBody { body, _place: place })))
+    }
+}
+
+/// A response that holds its call's place until it is sent: one that nobody reads takes memory, too.
+#[derive(Default)]
+pub(super) struct PlacedBody {
+    body: Reply,
+    _place: Option<Place>,
+}
+
+impl HttpBody for PlacedBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
     }
 }

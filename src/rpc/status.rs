@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use http::Response;
 use tonic::body::Body;
+use tonic::metadata::MetadataValue;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
@@ -78,8 +79,21 @@ pub(super) fn in_our_words(response: Response<Body>) -> Response<Body> {
     }
 }
 
+/// A request that is no message, in the code that tonic has for it.
+pub(super) fn malformed(why: &str) -> Status {
+    Status::internal(format!("the request cannot be read: {why}"))
+}
+
+/// A request that is compressed, which is not supported.
+pub(super) fn compressed() -> Status {
+    let mut status = Status::unimplemented("compressed requests are not supported");
+    let accepted = MetadataValue::from_static("identity");
+    status.metadata_mut().insert("grpc-accept-encoding", accepted);
+    status
+}
+
 /// Without a hint when to try again: the same call always fails.
-fn request_too_large() -> Status {
+pub(super) fn request_too_large() -> Status {
     let words = "the request is larger than this server accepts";
     status(Code::ResourceExhausted, words, "REQUEST_TOO_LARGE", HashMap::new())
 }

@@ -206,7 +206,7 @@ async fn readiness(stack: Stack) {
     let app = tokio::time::timeout(HANG, start).await.unwrap().unwrap();
     assert_eq!(health(grpc).await, Some(ServingStatus::Serving));
     assert_eq!(ready_at(admin_port).await, (200, "ready\n".to_owned()));
-    assert!(app.hot.get(hotshelf::product::ProductId::new(id).unwrap()).is_some());
+    assert!(app.hot.peek(hotshelf::product::ProductId::new(id).unwrap()).is_some());
 }
 
 /// `/readyz`, once the reason has reached it: the gRPC port opens a moment before.

@@ -45,6 +45,7 @@ struct Model {
 fn run(seed: u64, capacity: u64) {
     let options = HotCacheOptions {
         capacity,
+        largest: 1_000,
         trust: Duration::from_secs(60),
         lease: Duration::from_secs(60),
     };
@@ -71,7 +72,7 @@ impl Model {
             2 => self.finish(id),
             _ => self.give_up(id),
         }
-        let held = self.hot.get(id).map(|held| held.entry.revision);
+        let held = self.hot.peek(id).map(|held| held.entry.revision);
         let known = self.known.entry(id).or_default();
         if self.evicts {
             assert!(held.is_none_or(|held| Some(held) <= known.held), "from nowhere");
@@ -88,13 +89,13 @@ impl Model {
         if self.random.random() {
             return tombstone;
         }
-        // A product whose key, length and bytes are as short as they can be.
-        let frame = bytes::Bytes::from_static(&[0x0A, 1, 0]);
+        // A product whose message is as short as they can be.
+        let frame = bytes::Bytes::from_static(&[0, 0, 0, 0, 1, 0]);
         Entry::from_frame(Revision::live(version), Instant::now(), ttl, frame).unwrap()
     }
 
     fn begin(&mut self, id: ProductId) {
-        let held = self.hot.get(id).map(|held| held.entry.revision);
+        let held = self.hot.peek(id).map(|held| held.entry.revision);
         let ticket = self.hot.begin_load(id);
         let known = self.known.entry(id).or_default();
         for (_, floor) in &mut known.loads {

@@ -30,7 +30,8 @@ pub fn register(suite: &mut Suite<'_>) {
 
 fn cache() -> Arc<HotCache> {
     let minute = Duration::from_secs(60);
-    let options = HotCacheOptions { capacity: CAPACITY, trust: minute, lease: minute };
+    let options =
+        HotCacheOptions { capacity: CAPACITY, largest: 1_000, trust: minute, lease: minute };
     Arc::new(HotCache::new(options, Metrics::new()))
 }
 
@@ -53,7 +54,7 @@ fn soak(operations: i64) {
         }
     });
     fill_up(&hot);
-    let (live, count) = (hot.count_live(), hot.len());
+    let (count, live) = (hot.count_tenants(), hot.len());
     assert_eq!(live, count, "live entries and the count");
     assert_eq!(live, CAPACITY, "capacity");
 }
@@ -71,8 +72,8 @@ fn operate(hot: &Arc<HotCache>, thread: i64, operations: i64) {
                 let _ = load.finish(entry(version));
             }
             _ => {
-                if let Some(held) = hot.get(id) {
-                    assert!(held.entry.revision.version.0 <= operations * THREADS);
+                if let Some(version) = hot.read(id, |held| held.entry.revision.version.0) {
+                    assert!(version <= operations * THREADS);
                 }
             }
         }
@@ -81,12 +82,12 @@ fn operate(hot: &Arc<HotCache>, thread: i64, operations: i64) {
 
 /// mini-moka admits and evicts in its housekeeping, some writes later; more ids than fit settle it.
 fn fill_up(hot: &Arc<HotCache>) {
-    let settled = || hot.len() == CAPACITY && hot.count_live() == CAPACITY;
+    let settled = || hot.count_tenants() == CAPACITY && hot.len() == CAPACITY;
     let began = Instant::now();
     while !settled() && began.elapsed() < HANG {
         for number in 1..=IDS {
             let _ = hot.begin_load(id(number)).finish(entry(i64::MAX - 1));
-            let _ = hot.get(id(number));
+            hot.read(id(number), |_| ());
         }
         // Its own pause between two housekeepings is 300 ms.
         thread::park_timeout(Duration::from_millis(350));

@@ -39,6 +39,7 @@ mod refresh;
 mod resident;
 mod schema;
 mod stampede;
+mod tls;
 mod wire;
 
 use harness::{Servers, Suite};
@@ -48,6 +49,7 @@ fn main() -> std::process::ExitCode {
     let servers = Servers::default();
     let mut suite = Suite::new(&servers);
     stampede::register(&mut suite);
+    tls::register(&mut suite);
     newest_wins::register(&mut suite);
     lease::register(&mut suite);
     coherence::register(&mut suite);

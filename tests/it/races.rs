@@ -59,7 +59,7 @@ async fn no_room(stack: Stack) {
         node.pauses.release(Point::OfferedToMemory);
         eventually("memory had no room for it", || async {
             node.product(popular).await;
-            node.hot.get(ProductId::new(id).unwrap()).is_none()
+            node.hot.peek(ProductId::new(id).unwrap()).is_none()
         })
         .await;
         let read = node.product(id).await;

@@ -21,7 +21,7 @@ pub fn register(suite: &mut Suite<'_>) {
 }
 
 fn holds(node: &Node, id: i64) -> bool {
-    node.hot.get(ProductId::new(id).unwrap()).is_some()
+    node.hot.peek(ProductId::new(id).unwrap()).is_some()
 }
 
 async fn reads_stale(node: &Node, id: i64) -> bool {

@@ -47,8 +47,9 @@ impl ProductService for Ordinary {
 pub(crate) fn products() -> Cache<i64, Product> {
     let products = Cache::new(10 * PRODUCTS as u64);
     for n in 0..PRODUCTS {
-        let body = entry(n).body().expect("not a tombstone");
-        products.insert(id(n).get(), Product::decode(body).expect("hotshelf encoded it"));
+        let entry = entry(n);
+        let product = entry.product().expect("not a tombstone");
+        products.insert(id(n).get(), Product::decode(product).expect("hotshelf encoded it"));
     }
     products
 }

@@ -66,7 +66,7 @@ pub(crate) fn entry(n: usize) -> Entry {
 }
 
 fn encoded_len(entry: &Entry) -> usize {
-    entry.body().map_or(0, |body| body.len())
+    entry.product().map_or(0, <[u8]>::len)
 }
 
 impl Shelf {
@@ -101,7 +101,7 @@ impl Shelf {
     pub(crate) async fn serve(&self, listener: TcpListener) {
         let catalog = Arc::clone(&self.catalog);
         let (options, drain) = (self.args.rpc(), Drain::default());
-        let health = rpc::serve(listener, catalog, options, &drain, &self.metrics).await;
+        let health = rpc::serve(listener, catalog, options, None, &drain, &self.metrics).await;
         health.set(true).await;
     }
 

@@ -7,6 +7,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use prost::Message;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tonic::Status;
 
 /// A connection; cloned senders share it.
@@ -22,6 +23,13 @@ impl Raw {
     pub async fn try_connect(port: u16) -> Result<Self, hyper::Error> {
         let socket = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
         socket.set_nodelay(true).unwrap();
+        Self::over(socket).await
+    }
+
+    /// Over a connection that stands already.
+    pub async fn over(
+        socket: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    ) -> Result<Self, hyper::Error> {
         let io = TokioIo::new(socket);
         let (sender, connection) = http2::handshake(TokioExecutor::new(), io).await?;
         tokio::spawn(connection);

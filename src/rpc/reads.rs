@@ -1,0 +1,146 @@
+//! GetProduct and BatchGetProducts: from the bytes of a request to the stored bytes of its answer.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use http::{Method, Request, Response, StatusCode};
+use hyper::body::Incoming;
+use prost::encoding::{WireType, encode_key, encode_varint, int64};
+use tonic::Status;
+use tonic::metadata::MetadataValue;
+use tonic::service::Routes;
+use tower::Service;
+
+use super::reply::Reply;
+use super::unary::receive;
+use super::{convert, status};
+use crate::catalog::{Answer, Catalog};
+use crate::entry::{PREFIX, prefix};
+use crate::metrics::{Method as Called, ServedBy};
+use crate::product::{ProductId, Version};
+use crate::proto::get_product_request::Freshness;
+use crate::proto::{BatchGetProductsRequest, GetProductRequest};
+
+/// The field numbers of `BatchGetProductsResponse`.
+const PRODUCTS: u32 = 1;
+const NOT_FOUND_IDS: u32 = 2;
+/// The key and the length of a product in a batch.
+const KEY_AND_LENGTH: usize = 6;
+/// A larger batch takes so long that it does not run inline: the calls behind it on its connection would wait.
+const INLINE_BATCH: usize = 100;
+
+/// Answers the reads itself, and leaves every other call to tonic.
+#[derive(Debug)]
+pub(super) struct Calls {
+    pub(super) catalog: Arc<Catalog>,
+    pub(super) others: Routes,
+    pub(super) max_request_bytes: usize,
+}
+
+impl Calls {
+    pub(super) async fn call(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+    ) -> Result<Response<Reply>, Infallible> {
+        // To hyper any CONNECT that is answered with 200 is a tunnel.
+        if request.method() != Method::POST {
+            let mut refused = Response::new(Reply::default());
+            *refused.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
+            return Ok(refused);
+        }
+        let answer = match Called::of_path(request.uri().path()) {
+            Called::GetProduct => self.get_product(request.into_body()).await,
+            Called::BatchGetProducts => {
+                Box::pin(self.batch_get_products(request.into_body())).await
+            }
+            _ => {
+                let response = self.others.clone().call(request).await?;
+                return Ok(status::in_our_words(response).map(Reply::Tonic));
+            }
+        };
+        Ok(answer.unwrap_or_else(Status::into_http))
+    }
+
+    async fn get_product(&self, body: Incoming) -> Result<Response<Reply>, Status> {
+        let request: GetProductRequest = receive(body, self.max_request_bytes).await?;
+        let id = convert::id("id", request.id)?;
+        let freshness = convert::freshness(request.freshness)?;
+        let answer = self.catalog.get(id, freshness).await;
+        let answer = answer.map_err(|error| status::of_error(&error, min_version(&request)))?;
+        let cache_status = cache_status(answer.from, answer.stale);
+        if answer.entry.revision.deleted {
+            return Err(not_found(cache_status));
+        }
+        Ok(Reply::message(answer.entry.frame().clone(), cache_status))
+    }
+
+    async fn batch_get_products(&self, body: Incoming) -> Result<Response<Reply>, Status> {
+        let request: BatchGetProductsRequest = receive(body, self.max_request_bytes).await?;
+        let ids = convert::ids(&request.ids)?;
+        let freshness = convert::batch_freshness(request.max_staleness, request.latest)?;
+        if ids.len() > INLINE_BATCH {
+            tokio::task::yield_now().await;
+        }
+        let answers = self.catalog.get_many(&ids, freshness).await;
+        let answers = answers.map_err(|error| status::of_error(&error, None))?;
+        let (from, stale) = farthest(&answers);
+        Ok(Reply::message(concatenated(&ids, &answers), cache_status(from, stale)))
+    }
+}
+
+/// The message of a batch, made of the stored bytes of its products.
+fn concatenated(ids: &[ProductId], answers: &[Answer]) -> Bytes {
+    let length = |answer: &Answer| answer.entry.frame().len() + KEY_AND_LENGTH;
+    let products: usize = answers.iter().map(length).sum();
+    let mut message = BytesMut::with_capacity(PREFIX + products + KEY_AND_LENGTH);
+    message.put_bytes(0, PREFIX);
+    let mut absent = Vec::new();
+    for (id, answer) in ids.iter().zip(answers) {
+        let Some(product) = answer.entry.product() else {
+            absent.push(id.get());
+            continue;
+        };
+        encode_key(PRODUCTS, WireType::LengthDelimited, &mut message);
+        encode_varint(product.len() as u64, &mut message);
+        message.put_slice(product);
+    }
+    int64::encode_packed(NOT_FOUND_IDS, &absent, &mut message);
+    let length = message.len() - PREFIX;
+    message[..PREFIX].copy_from_slice(&prefix(length));
+    message.freeze()
+}
+
+fn not_found(cache_status: &'static str) -> Status {
+    let mut not_found = status::not_found();
+    let value = MetadataValue::from_static(cache_status);
+    not_found.metadata_mut().insert("cache-status", value);
+    not_found
+}
+
+fn min_version(request: &GetProductRequest) -> Option<Version> {
+    match request.freshness {
+        Some(Freshness::MinVersion(version)) => Some(Version(version)),
+        _ => None,
+    }
+}
+
+/// A batch reports the farthest tier that any of its products came from.
+fn farthest(answers: &[Answer]) -> (ServedBy, bool) {
+    let distance = |answer: &Answer| answer.from as usize;
+    let from =
+        answers.iter().max_by_key(|answer| distance(answer)).map_or(ServedBy::Hot, |far| far.from);
+    (from, answers.iter().any(|answer| answer.stale))
+}
+
+/// RFC 9211.
+fn cache_status(from: ServedBy, stale: bool) -> &'static str {
+    match (from, stale) {
+        (ServedBy::Hot, false) => "hotshelf; hit; detail=hot",
+        (ServedBy::Hot, true) => "hotshelf; hit; detail=hot; stale",
+        (ServedBy::Redis, false) => "hotshelf; hit; detail=redis",
+        (ServedBy::Redis, true) => "hotshelf; hit; detail=redis; stale",
+        (ServedBy::Postgres, false) => "hotshelf; fwd=miss; detail=postgres",
+        (ServedBy::Postgres, true) => "hotshelf; fwd=miss; detail=postgres; stale",
+    }
+}
