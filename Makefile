@@ -21,7 +21,7 @@ BENCH_ARGS ?=
 
 .PHONY: help
 help: ## Lists these targets.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: deps
 deps: ## Installs what is missing: PostgreSQL and Redis servers, a C compiler.
@@ -51,6 +51,16 @@ lint: ## Checks format, clippy, the fences between modules, and the protos.
 	else \
 		echo 'buf lint: SKIPPED, because npx (Node.js) is missing or cannot fetch buf'; \
 	fi
+
+.PHONY: instructions
+instructions: ## Counts the instructions of the hot path, and fails when they have become more by 3 %.
+	@scripts/install-deps.sh --with-valgrind
+	cargo build --locked --release -p instructions
+	target/release/instructions $(INSTRUCTIONS_ARGS)
+
+.PHONY: instructions-bless
+instructions-bless: ## Makes what is counted now the baseline of `make instructions`.
+	@$(MAKE) --no-print-directory instructions INSTRUCTIONS_ARGS=--bless
 
 .PHONY: sample
 sample: ## Writes sample products to SAMPLE_FILE (SAMPLE_COUNT of them).

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Installs what `make run` and `make test` need and this machine lacks; `install-deps.sh bench` what `make bench` needs, too.
-# Does nothing, quickly, when nothing lacks.
+# Installs what `make run` and `make test` need and this machine lacks. Does nothing, quickly, when nothing lacks.
+# `bench`: what `make bench` needs, too. `--with-valgrind`: that too, where apt-get has it; `make instructions` does without
+# where it has not.
 #
 # Only the programs are wanted: devstack starts PostgreSQL and Redis of its own, on free ports. Servers that a package
 # would start (5432, 6379) are neither started by this script nor ever used.
@@ -37,6 +38,11 @@ have cc || lacks "a C compiler (cc)" "gcc libc6-dev" gcc
 have_load_generator() { have h2load || [[ ${1:-} != bench ]]; }
 have_load_generator "$@" || lacks "h2load" nghttp2-client nghttp2
 
+can_apt() { have apt-get && { [[ $EUID -eq 0 ]] || have sudo; }; }
+if [[ ${1:-} == --with-valgrind ]] && ! have valgrind && can_apt; then
+    lacks valgrind valgrind ''
+fi
+
 # apt_get ARGUMENT...: as root.
 apt_get() {
     local as_root=()
@@ -64,7 +70,7 @@ with_services_held_back() {
 if [[ ${#names[@]} -gt 0 ]]; then
     printf -v list '%s; ' "${names[@]}"
     list=${list%; }
-    if have apt-get && { [[ $EUID -eq 0 ]] || have sudo; }; then
+    if can_apt; then
         echo "install-deps: installing with apt-get: ${apt_packages[*]}"
         apt_get update
         # shellcheck disable=SC2068 # an entry may name two packages

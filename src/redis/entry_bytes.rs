@@ -119,6 +119,16 @@ mod tests {
     }
 
     #[test]
+    fn an_entry_does_not_keep_the_buffer_that_it_came_in() {
+        let frame = Bytes::from_static(&[0, 0, 0, 0, 1, 7]);
+        let entry = Entry::from_frame(Revision::live(Version(7)), Instant::now(), ttl(), frame);
+        let buffer = encode(&entry.expect("a frame"));
+        let back = decode(&buffer).expect("an entry");
+        assert_eq!(back.frame().len(), 6);
+        assert!(!buffer.as_ptr_range().contains(&back.frame().as_ptr()));
+    }
+
+    #[test]
     fn an_entry_from_the_future_is_due_for_refresh() {
         let ahead = SystemTime::now() + Duration::from_secs(3600);
         let known_at = known_at(ahead, ttl()).expect("within this clock");

@@ -4,7 +4,7 @@
 //! What they need is installed under target/, once. Where that cannot be, they are reported as ignored.
 
 mod buf;
-mod install;
+pub mod install;
 
 use std::path::{Path, PathBuf};
 

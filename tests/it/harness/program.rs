@@ -114,8 +114,9 @@ impl Program {
         ProductServiceClient::new(channel(self.port).await)
     }
 
+    /// Its process.
     pub fn pid(&self) -> u32 {
-        self.child.id().unwrap()
+        self.child.id().expect("nobody waited for it")
     }
 
     pub fn port(&self) -> u16 {

@@ -10,6 +10,8 @@ use super::{Private, PrivateCluster, Servers, Stack, Topology};
 
 /// Longer than any test takes that does not hang.
 const LIMIT: Duration = Duration::from_secs(120);
+/// The same of those that take minutes.
+const LONG_LIMIT: Duration = Duration::from_secs(20 * 60);
 /// Tests mostly wait, so more of them than there are cores.
 const THREADS: usize = 4;
 
@@ -56,7 +58,7 @@ impl<'a> Suite<'a> {
         F: Future<Output = ()> + Send + 'static,
     {
         self.trials.push(Trial::test(name, move || {
-            run(Private::new(), test);
+            run(Private::new(), test, LIMIT);
             Ok(())
         }));
     }
@@ -67,7 +69,7 @@ impl<'a> Suite<'a> {
         F: Future<Output = ()> + Send + 'static,
     {
         self.trials.push(Trial::test(name, move || {
-            run(PrivateCluster::new(), test);
+            run(PrivateCluster::new(), test, LIMIT);
             Ok(())
         }));
     }
@@ -105,7 +107,7 @@ impl<'a> Suite<'a> {
             Err(why) => Ok(Completion::ignored_with(why)),
             Ok(tool) => {
                 let world = Stack::new(&servers, Topology::Single);
-                run(world, move |stack| test(stack, tool));
+                run(world, move |stack| test(stack, tool), LIMIT);
                 Ok(Completion::Completed)
             }
         }));
@@ -123,7 +125,7 @@ impl<'a> Suite<'a> {
         self.trials.push(Trial::ignorable_test(name, move || match missing {
             Some(why) => Ok(Completion::ignored_with(why)),
             None => {
-                run(async {}, |()| test());
+                run(async {}, |()| test(), LIMIT);
                 Ok(Completion::Completed)
             }
         }));
@@ -136,7 +138,7 @@ impl<'a> Suite<'a> {
     {
         let servers = self.servers.clone();
         let trial = Trial::test(name, move || {
-            run(Stack::new(&servers, Topology::Single), test);
+            run(Stack::new(&servers, Topology::Single), test, LONG_LIMIT);
             Ok(())
         });
         self.trials.push(trial.with_ignored_flag(true));
@@ -148,7 +150,7 @@ impl<'a> Suite<'a> {
     {
         let servers = self.servers.clone();
         self.trials.push(Trial::test(name, move || {
-            run(Stack::new(&servers, topology), test);
+            run(Stack::new(&servers, topology), test, LIMIT);
             Ok(())
         }));
     }
@@ -159,7 +161,7 @@ impl<'a> Suite<'a> {
     }
 }
 
-fn run<W, F>(world: impl Future<Output = W>, test: impl FnOnce(W) -> F)
+fn run<W, F>(world: impl Future<Output = W>, test: impl FnOnce(W) -> F, limit: Duration)
 where
     F: Future<Output = ()> + 'static,
 {
@@ -167,13 +169,13 @@ where
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let outcome = runtime.block_on(async {
         let world = world.await;
-        let test = AssertUnwindSafe(tokio::time::timeout(LIMIT, test(world))).catch_unwind();
+        let test = AssertUnwindSafe(tokio::time::timeout(limit, test(world))).catch_unwind();
         test.await
     });
     // Instances that a failed test leaves behind must not hold up the others.
     runtime.shutdown_background();
     match outcome {
-        Ok(in_time) => assert!(in_time.is_ok(), "still running after {LIMIT:?}"),
+        Ok(in_time) => assert!(in_time.is_ok(), "still running after {limit:?}"),
         Err(panic) => std::panic::resume_unwind(panic),
     }
 }

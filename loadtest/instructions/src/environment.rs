@@ -1,0 +1,56 @@
+//! What instruction counts depend on besides the code: the compiler, the C library, which chooses its `memcpy` by the CPU,
+//! and the CPU that valgrind shows to it.
+
+use std::process::Command;
+
+use serde::{Deserialize, Serialize};
+
+/// Features by which valgrind 3.19 and later choose the CPU they show, and with it the C library its functions.
+const FEATURES: [&str; 6] = ["sse4_2", "avx", "avx2", "bmi2", "f16c", "rdrand"];
+
+/// Counts taken in equal environments can be compared one by one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Environment {
+    rustc: String,
+    libc: String,
+    cpu: String,
+    valgrind: String,
+}
+
+impl Environment {
+    /// `None` where there is no valgrind.
+    pub(crate) fn here() -> Option<Self> {
+        let valgrind = first_line(Command::new("valgrind").arg("--version"))?;
+        let libc = first_line(Command::new("getconf").arg("GNU_LIBC_VERSION"));
+        Some(Self {
+            rustc: env!("RUSTC_VERSION").to_owned(),
+            libc: libc.unwrap_or_else(|| "unknown".to_owned()),
+            cpu: cpu(&std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default()),
+            valgrind,
+        })
+    }
+
+    /// What is different there, in words.
+    pub(crate) fn differences(&self, other: &Self) -> Vec<String> {
+        let pairs = [
+            (&self.rustc, &other.rustc),
+            (&self.libc, &other.libc),
+            (&self.cpu, &other.cpu),
+            (&self.valgrind, &other.valgrind),
+        ];
+        let differing = pairs.into_iter().filter(|(mine, others)| mine != others);
+        differing.map(|(mine, others)| format!("{mine}, here {others}")).collect()
+    }
+}
+
+fn cpu(cpuinfo: &str) -> String {
+    let flags = cpuinfo.lines().find_map(|line| line.strip_prefix("flags")?.split_once(':'));
+    let flags: Vec<&str> = flags.map_or(Vec::new(), |(_, flags)| flags.split(' ').collect());
+    let known = FEATURES.into_iter().filter(|feature| flags.contains(feature));
+    [std::env::consts::ARCH].into_iter().chain(known).collect::<Vec<_>>().join(" ")
+}
+
+fn first_line(command: &mut Command) -> Option<String> {
+    let printed = command.output().ok().filter(|output| output.status.success())?.stdout;
+    String::from_utf8_lossy(&printed).lines().next().map(str::to_owned)
+}

@@ -1,0 +1,159 @@
+//! What is counted.
+
+use std::future::poll_fn;
+use std::pin::pin;
+use std::time::Duration;
+
+use clap::ValueEnum;
+use futures_util::FutureExt;
+use hotshelf::entry::Freshness;
+use hotshelf::hot_keys::HotKeys;
+use hotshelf::metrics::{Lookup, Method, Metrics, ServedBy};
+use tokio::net::TcpListener;
+use tracing_subscriber::EnvFilter;
+
+use crate::counted::{client_part, counted_part};
+use crate::shelf::{PRODUCTS, Shelf, id};
+use crate::wire::{Calls, Client};
+use crate::{Error, reference};
+
+/// An operation of the hot path, or of what it is compared with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub(crate) enum Operation {
+    /// The whole server side of one GetProduct: from the socket, through every layer, to the socket.
+    GetProduct,
+    /// The same of one BatchGetProducts of 100 products.
+    BatchGetProducts,
+    /// The catalogue's share of it.
+    CatalogGet,
+    /// The metrics' share: a call that begins, a lookup, a read, and a call that ends.
+    Metrics,
+    /// The share of the count of hot keys.
+    HotKeysRecord,
+    /// For comparison: GetProduct as everyone writes it.
+    OrdinaryTonic,
+    /// For comparison: a constant from hyper's HTTP/2 server, with the connection I/O that hotshelf has.
+    BareHyper,
+}
+
+/// Enough that what happens once, or now and then, does not show.
+const ROUNDS: usize = 32;
+const WARM_UP: usize = 16;
+const REPEATS: usize = 20_000;
+const BATCH: usize = 100;
+
+impl Operation {
+    pub(crate) fn name(self) -> String {
+        self.to_possible_value().expect("no variant is skipped").get_name().to_owned()
+    }
+
+    /// Whether it is not hotshelf's.
+    pub(crate) fn is_reference(self) -> bool {
+        matches!(self, Self::OrdinaryTonic | Self::BareHyper)
+    }
+
+    /// How many operations are counted together.
+    pub(crate) fn repeats(self) -> usize {
+        match self {
+            Self::GetProduct | Self::BatchGetProducts | Self::OrdinaryTonic | Self::BareHyper => {
+                ROUNDS * self.calls().at_once
+            }
+            Self::CatalogGet | Self::Metrics | Self::HotKeysRecord => REPEATS,
+        }
+    }
+
+    /// How often it is counted. The header `date` is another one each second, and then every answer is compared with
+    /// more of them: the smallest count is the one that the clock disturbed least.
+    pub(crate) fn attempts(self) -> usize {
+        match self {
+            Self::GetProduct | Self::BatchGetProducts | Self::OrdinaryTonic | Self::BareHyper => 3,
+            Self::CatalogGet | Self::Metrics | Self::HotKeysRecord => 1,
+        }
+    }
+
+    fn calls(self) -> Calls {
+        match self {
+            Self::BatchGetProducts => Calls::batch_get_products(BATCH, 4),
+            // As many as the load generator of the issues' figures keeps in flight on a connection.
+            _ => Calls::get_product(32),
+        }
+    }
+
+    /// Does it, many times.
+    pub(crate) fn perform(self) -> Result<(), Error> {
+        log_as_the_program_does();
+        match self {
+            Self::GetProduct | Self::BatchGetProducts => {
+                let shelf = Shelf::new()?;
+                over_the_wire(self.calls(), async |listener| shelf.serve(listener).await)?;
+                shelf.answered_from_memory()
+            }
+            Self::OrdinaryTonic => {
+                let products = reference::products();
+                over_the_wire(self.calls(), async |listener| {
+                    reference::serve_tonic(listener, products);
+                })
+            }
+            Self::BareHyper => over_the_wire(self.calls(), async |listener| {
+                reference::serve_hyper(listener);
+            }),
+            Self::CatalogGet => catalog_get(),
+            Self::Metrics => Ok(record_metrics(&Metrics::new())),
+            Self::HotKeysRecord => Ok(record_hot_keys(&HotKeys::new())),
+        }
+    }
+}
+
+/// Without it h2's spans, which nobody wants to see, would be formatted for the `log` crate.
+fn log_as_the_program_does() {
+    tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::new("info"))
+        .with_writer(std::io::stderr)
+        .init();
+}
+
+/// Real sockets, and one thread for both ends, so that every run does the same.
+fn over_the_wire(calls: Calls, serve: impl AsyncFnOnce(TcpListener)) -> Result<(), Error> {
+    let failed = |error| Error::Io("the connection".to_owned(), error);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(failed)?;
+    let mut client = runtime.block_on(async {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let address = listener.local_addr()?;
+        serve(listener).await;
+        Client::connect(address, calls).await
+    });
+    let client = client.as_mut().map_err(|error| Error::Failed(error.to_string()))?;
+    runtime.block_on(client.rounds(WARM_UP)).map_err(failed)?;
+    let mut outcome = Ok(());
+    counted_part(&mut || {
+        let mut rounds = pin!(async { outcome = client.rounds(ROUNDS).await });
+        runtime.block_on(poll_fn(|cx| client_part(rounds.as_mut(), cx)));
+    });
+    outcome.map_err(failed)
+}
+
+fn catalog_get() -> Result<(), Error> {
+    let shelf = Shelf::new()?;
+    let read = |n: usize| shelf.catalog.get(id(n), Freshness::Cached).now_or_never();
+    (0..PRODUCTS).for_each(|n| drop(read(n)));
+    counted_part(&mut || (0..REPEATS).for_each(|n| drop(read(n % PRODUCTS))));
+    shelf.answered_from_memory()
+}
+
+fn record_metrics(metrics: &Metrics) {
+    let record = |n: usize| {
+        metrics.call_started(Method::GetProduct);
+        metrics.lookups.inc(Lookup::HotHit);
+        metrics.reads.inc(ServedBy::Hot);
+        metrics.call_handled(Method::GetProduct, 0, Duration::from_nanos(n as u64));
+    };
+    record(0);
+    counted_part(&mut || (0..REPEATS).for_each(record));
+}
+
+fn record_hot_keys(hot_keys: &HotKeys) {
+    let record = |n: usize| hot_keys.record(id(n % PRODUCTS));
+    (0..PRODUCTS).for_each(record);
+    counted_part(&mut || (0..REPEATS).for_each(record));
+}

@@ -1,0 +1,124 @@
+//! hotshelf with everything hot. Its parts are the program's, but Postgres and Redis are not there, and what runs in the
+//! background never gets a thread: nothing may happen but what is counted.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use clap::Parser;
+use hotshelf::catalog::{Catalog, Parts};
+use hotshelf::config::{Cli, ServeArgs};
+use hotshelf::controls::Controls;
+use hotshelf::drain::Drain;
+use hotshelf::entry::{Entry, Ttl};
+use hotshelf::hot_cache::HotCache;
+use hotshelf::hot_keys::HotKeys;
+use hotshelf::metrics::{Lookup, Metrics};
+use hotshelf::pause::PausePoints;
+use hotshelf::postgres::Postgres;
+use hotshelf::product::{Currency, Price, Product, ProductId, Version};
+use hotshelf::redis::Redis;
+use hotshelf::rpc;
+use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
+
+use crate::Error;
+
+/// How many products there are.
+pub(crate) const PRODUCTS: usize = 1_000;
+/// How long each of them is, encoded.
+pub(crate) const PRODUCT_BYTES: usize = 300;
+
+const DAY: Duration = Duration::from_secs(24 * 3_600);
+/// Nothing listens there; and nobody asks.
+const NOWHERE: [&str; 4] =
+    ["--database-url", "postgres://nobody@127.0.0.1:1/none", "--redis-url", "redis://127.0.0.1:1"];
+
+pub(crate) struct Shelf {
+    pub(crate) catalog: Arc<Catalog>,
+    metrics: Arc<Metrics>,
+    args: ServeArgs,
+    _background: Runtime,
+}
+
+/// The id of the n-th product.
+pub(crate) fn id(n: usize) -> ProductId {
+    i64::try_from(n).ok().and_then(|n| ProductId::new(n + 1)).expect("few products")
+}
+
+/// The n-th product, in the bytes that are kept of it.
+pub(crate) fn entry(n: usize) -> Entry {
+    let known_at = Instant::now();
+    let ttl = Ttl { soft: DAY, hard: DAY };
+    let currency = Currency::stored("USD").expect("three capital letters");
+    let mut product = Product {
+        id: id(n),
+        name: format!("walnut desk lamp {n}"),
+        price: Price::new(2_499, currency).expect("within the column"),
+        description: String::new(),
+        version: Version(7),
+        create_time: SystemTime::UNIX_EPOCH + DAY,
+        update_time: SystemTime::UNIX_EPOCH + DAY,
+    };
+    let without = encoded_len(&Entry::live(&product, known_at, ttl));
+    // A key and a length of two bytes come with it.
+    product.description = "x".repeat(PRODUCT_BYTES - without - 3);
+    Entry::live(&product, known_at, ttl)
+}
+
+fn encoded_len(entry: &Entry) -> usize {
+    entry.product().map_or(0, <[u8]>::len)
+}
+
+impl Shelf {
+    pub(crate) fn new() -> Result<Self, Error> {
+        let background = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let background = background.map_err(|error| Error::Io("a runtime".to_owned(), error))?;
+        // What the parts spawn is spawned there, and there it stays.
+        let entered = background.enter();
+        let long = ["--hot-lease", "1day", "--max-staleness", "1day", "--soft-ttl", "1day"];
+        let args = Cli::try_parse_from(["hotshelf"].into_iter().chain(NOWHERE).chain(long));
+        let args = args.map_err(|error| Error::Failed(error.to_string()))?.serve;
+        let metrics = Metrics::new();
+        let postgres = Postgres::new(&args.postgres(), Arc::clone(&metrics));
+        let redis = Redis::connect(args.redis(), Arc::clone(&metrics), Controls::default());
+        let hot = Arc::new(HotCache::new(args.hot_cache(), Arc::clone(&metrics)));
+        let parts = Parts {
+            hot: Arc::clone(&hot),
+            hot_keys: Arc::new(HotKeys::new()),
+            redis: Arc::new(redis.map_err(Error::Failed)?),
+            postgres: Arc::new(postgres.map_err(Error::Failed)?),
+            metrics: Arc::clone(&metrics),
+            drain: Drain::default(),
+            pauses: PausePoints::default(),
+        };
+        let catalog = Catalog::start(parts, args.catalog());
+        fill(&hot);
+        drop(entered);
+        Ok(Self { catalog, metrics, args, _background: background })
+    }
+
+    /// Serves as the program does, on the runtime that calls this.
+    pub(crate) async fn serve(&self, listener: TcpListener) {
+        let catalog = Arc::clone(&self.catalog);
+        let (options, drain) = (self.args.rpc(), Drain::default());
+        let health = rpc::serve(listener, catalog, options, None, &drain, &self.metrics).await;
+        health.set(true).await;
+    }
+
+    /// Whether the hot path was all that was taken.
+    pub(crate) fn answered_from_memory(&self) -> Result<(), Error> {
+        let lookups = &self.metrics.lookups;
+        match lookups.get(Lookup::HotMiss) + lookups.get(Lookup::HotStale) {
+            0 if lookups.get(Lookup::HotHit) > 0 => Ok(()),
+            missed => Err(Error::Failed(format!("{missed} reads were not hot"))),
+        }
+    }
+}
+
+fn fill(hot: &Arc<HotCache>) {
+    hot.prove(Instant::now());
+    for n in 0..PRODUCTS {
+        let load = hot.begin_load(id(n));
+        load.finish(entry(n)).expect("nothing newer was heard of");
+    }
+}

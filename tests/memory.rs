@@ -1,0 +1,129 @@
+//! What a product in memory costs beyond its own bytes, as the allocator counts it. Nothing else may run in this process
+//! meanwhile, so it is none of the integration tests.
+#![allow(clippy::print_stdout, reason = "it prints what it measured")]
+#![allow(clippy::unwrap_used, reason = "a test fails where it fails")]
+
+use std::alloc::System;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::Bytes;
+use clap::Parser;
+use hotshelf::config::Cli;
+use hotshelf::entry::{Entry, Ttl};
+use hotshelf::hot_cache::HotCache;
+use hotshelf::metrics::Metrics;
+use hotshelf::product::{Currency, Price, Product, ProductId, Version};
+use libtest_mimic::{Arguments, Trial};
+use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
+
+#[global_allocator]
+static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
+
+/// Bytes for each product beyond its encoded size, at most. mini-moka takes 225 to 235 of them (two allocations for its
+/// entry, one for the key, one or two for its queues, a place in its table); the rest is the slot and what it holds.
+const ALLOWED: f64 = 490.0;
+/// More than housekeeping ever needed.
+const MAX_ROUNDS: usize = 100;
+
+fn main() -> std::process::ExitCode {
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads = Some(1);
+    let trials = vec![
+        Trial::test("memory::a_product_costs_little_more_than_its_300_bytes", || {
+            check(100_000, 300);
+            Ok(())
+        }),
+        Trial::test("memory::a_product_costs_little_more_than_its_64_kib", || {
+            check(5_000, 64 * 1024);
+            Ok(())
+        }),
+    ];
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+/// Fills a hot tier of this capacity with products of this size, reads each, and offers it some others.
+fn check(capacity: usize, size: usize) {
+    let product = product(size);
+    let encoded = product.product().unwrap().len();
+    let region = Region::new(ALLOCATOR);
+    let hot = Arc::new(hot_cache(capacity));
+    let empty = live(&region);
+    fill(&hot, 0..capacity, &product);
+    let (full, held) = (live(&region), hot.count_tenants());
+    let each = beyond(full - empty, held, encoded);
+    fill(&hot, capacity..capacity + capacity / 5, &product);
+    let (later, held_later) = (live(&region), hot.count_tenants());
+    let each_later = beyond(later - empty, held_later, encoded);
+    println!(
+        "{held} products of {encoded} bytes: {each:.0} bytes more for each, {each_later:.0} after evictions; {empty} bytes when empty"
+    );
+    assert_eq!(held, capacity as u64);
+    assert!(held_later.abs_diff(held) <= held / 100, "{held_later} are held");
+    assert!(each <= ALLOWED && each_later <= ALLOWED, "more than {ALLOWED} bytes");
+}
+
+fn hot_cache(capacity: usize) -> HotCache {
+    let capacity = capacity.to_string();
+    let args = Cli::try_parse_from(["hotshelf", "--hot-capacity", &capacity]).unwrap().serve;
+    HotCache::new(args.hot_cache(), Metrics::new())
+}
+
+fn live(region: &Region<'_, System>) -> u64 {
+    let change = region.change();
+    (change.bytes_allocated - change.bytes_deallocated) as u64
+}
+
+#[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+fn beyond(live: u64, held: u64, encoded: usize) -> f64 {
+    live as f64 / held as f64 - encoded as f64
+}
+
+/// Loads and reads these products until housekeeping, which mini-moka does now and then, has settled.
+fn fill(hot: &Arc<HotCache>, products: Range<usize>, product: &Entry) {
+    let (mut before, mut still) = (u64::MAX, 0);
+    for round in 0.. {
+        assert!(round < MAX_ROUNDS, "housekeeping does not settle");
+        for n in products.clone() {
+            let id = ProductId::new(i64::try_from(n).unwrap() + 1).unwrap();
+            // As an answer does: the first clone of bytes allocates what counts the others.
+            if hot.read(id, |held| held.entry.frame().clone()).is_none() {
+                drop(hot.begin_load(id).finish(copy(product)).unwrap().entry.frame().clone());
+            }
+        }
+        // Its own pause between two housekeepings is 300 ms.
+        std::thread::park_timeout(Duration::from_millis(350));
+        still = if hot.count_tenants() == before { still + 1 } else { 0 };
+        if still == 2 {
+            return;
+        }
+        before = hot.count_tenants();
+    }
+}
+
+/// The same product, in memory of its own.
+fn copy(product: &Entry) -> Entry {
+    let frame = Bytes::copy_from_slice(product.frame());
+    Entry::from_frame(product.revision, product.known_at, product.ttl(), frame).unwrap()
+}
+
+/// A product of this size, encoded.
+fn product(size: usize) -> Entry {
+    let hour = Duration::from_secs(3_600);
+    let (now, ttl) = (Instant::now(), Ttl { soft: hour, hard: hour });
+    let mut product = Product {
+        id: ProductId::new(1_000_000).unwrap(),
+        name: "walnut desk lamp".to_owned(),
+        price: Price::new(2_499, Currency::stored("USD").unwrap()).unwrap(),
+        description: String::new(),
+        version: Version(1_000_000),
+        create_time: SystemTime::UNIX_EPOCH + hour,
+        update_time: SystemTime::UNIX_EPOCH + hour,
+    };
+    let without = Entry::live(&product, now, ttl).product().unwrap().len();
+    // With a key, and a length of two bytes or three.
+    let head = if size < 1 << 14 { 3 } else { 4 };
+    product.description = "x".repeat(size - without - head);
+    Entry::live(&product, now, ttl)
+}
