@@ -1,10 +1,5 @@
 //! The server half of GetProduct as tonic generates it for everyone, and the compiler's name for the baseline.
 
-#![expect(
-    clippy::disallowed_methods,
-    reason = "cargo speaks to build scripts through the environment"
-)]
-
 use std::error::Error;
 use std::process::Command;
 
