@@ -12,7 +12,7 @@ use bytes::Bytes;
 use clap::Parser;
 use hotshelf::config::Cli;
 use hotshelf::entry::{Entry, Ttl};
-use hotshelf::hot_cache::HotCache;
+use hotshelf::hot_cache::{HotCache, HotCacheOptions};
 use hotshelf::metrics::Metrics;
 use hotshelf::product::{Currency, Price, Product, ProductId, Version};
 use libtest_mimic::{Arguments, Trial};
@@ -48,7 +48,7 @@ fn check(capacity: usize, size: usize) {
     let product = product(size);
     let encoded = product.product().unwrap().len();
     let region = Region::new(ALLOCATOR);
-    let hot = Arc::new(hot_cache(capacity));
+    let hot = Arc::new(hot_cache(capacity, size));
     let empty = live(&region);
     fill(&hot, 0..capacity, &product);
     let (full, held) = (live(&region), hot.count_tenants());
@@ -64,10 +64,11 @@ fn check(capacity: usize, size: usize) {
     assert!(each <= ALLOWED && each_later <= ALLOWED, "more than {ALLOWED} bytes");
 }
 
-fn hot_cache(capacity: usize) -> HotCache {
+fn hot_cache(capacity: usize, largest: usize) -> HotCache {
     let capacity = capacity.to_string();
     let args = Cli::try_parse_from(["hotshelf", "--hot-capacity", &capacity]).unwrap().serve;
-    HotCache::new(args.hot_cache(), Metrics::new())
+    let options = HotCacheOptions { largest, ..args.hot_cache() };
+    HotCache::new(options, Metrics::new())
 }
 
 fn live(region: &Region<'_, System>) -> u64 {
