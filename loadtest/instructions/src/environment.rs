@@ -30,6 +30,12 @@ impl Environment {
         })
     }
 
+    #[cfg(test)]
+    pub(crate) fn of(rustc: &str) -> Self {
+        let [libc, cpu, valgrind] = ["libc", "cpu", "valgrind"].map(str::to_owned);
+        Self { rustc: rustc.to_owned(), libc, cpu, valgrind }
+    }
+
     /// What is different there, in words.
     pub(crate) fn differences(&self, other: &Self) -> Vec<String> {
         let pairs = [

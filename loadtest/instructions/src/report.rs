@@ -131,3 +131,57 @@ impl fmt::Display for Report {
 fn list(f: &mut fmt::Formatter<'_>, functions: &[(String, f64)]) -> fmt::Result {
     functions.iter().try_for_each(|(name, by)| writeln!(f, "{by:>+10.1}  {name}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::callgrind::Profile;
+    use crate::environment::Environment;
+
+    /// What is counted when GetProduct takes this much in one function, and the bare server that much.
+    fn counted(rustc: &str, get_product: u64, bare: u64) -> Baseline {
+        let mut baseline = Baseline::new(Environment::of(rustc));
+        let operations = Operation::value_variants()
+            .iter()
+            .filter(|operation| matches!(operation, Operation::GetProduct | Operation::BareHyper));
+        for operation in operations {
+            let count = if operation.is_reference() { bare } else { get_product };
+            let counts =
+                [("hotshelf::catalog::get".to_owned(), count * operation.repeats() as u64)];
+            let counts = std::collections::BTreeMap::from(counts);
+            let profile = Profile { own: counts.clone(), with_callees: counts };
+            baseline.insert(*operation, &profile);
+        }
+        baseline
+    }
+
+    #[test]
+    fn more_than_three_percent_fails_and_names_the_function() {
+        let before = counted("1", 1_000, 500);
+        assert!(Report::new(&before, &counted("1", 1_030, 500)).passed());
+        let report = Report::new(&before, &counted("1", 1_040, 500));
+        assert!(!report.passed());
+        assert!(report.to_string().contains("+40.0  hotshelf::catalog::get"), "{report}");
+    }
+
+    #[test]
+    fn what_it_is_compared_with_may_grow() {
+        assert!(Report::new(&counted("1", 1_000, 500), &counted("1", 1_000, 900)).passed());
+    }
+
+    #[test]
+    fn elsewhere_only_the_ratio_to_the_bare_server_counts() {
+        let before = counted("1", 1_000, 500);
+        assert!(Report::new(&before, &counted("2", 1_400, 700)).passed());
+        assert!(Report::new(&before, &counted("2", 1_090, 500)).passed());
+        let report = Report::new(&before, &counted("2", 1_400, 500));
+        assert!(!report.passed());
+        assert!(report.to_string().contains("1, here 2"), "{report}");
+    }
+
+    #[test]
+    fn an_operation_without_a_baseline_fails() {
+        let before = Baseline::new(Environment::of("1"));
+        assert!(!Report::new(&before, &counted("1", 1_000, 500)).passed());
+    }
+}
