@@ -45,6 +45,9 @@ const MAX_HEADER_BYTES: u32 = 16 * 1024;
 /// How much of requests that nobody has read yet a stream and a connection may hold. A request is below 70 kB.
 const STREAM_WINDOW: u32 = 64 * 1024;
 const CONNECTION_WINDOW: u32 = 256 * 1024;
+/// What h2 charges to half of the connection's window for a small request that nobody has read yet; past that it
+/// takes the peer for a flooder, and closes the connection.
+const CHARGE: u32 = 256;
 /// Out of file descriptors, say: accepting again at once would only spin.
 const PAUSE_AFTER_FAILED_ACCEPT: Duration = Duration::from_millis(50);
 
@@ -159,13 +162,19 @@ fn http2(options: EdgeOptions, inline: Inline) -> http2::Builder<Inline> {
         .max_concurrent_streams(options.max_streams)
         .max_header_list_size(MAX_HEADER_BYTES)
         .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_connection_window_size(connection_window(options.max_streams))
         // Rapid reset, CVE-2023-44487, and its like: past these the connection is closed.
         .max_pending_accept_reset_streams(20)
         .max_local_error_reset_streams(64)
         .keep_alive_interval(options.keepalive_interval)
         .keep_alive_timeout(options.keepalive_timeout);
     http2
+}
+
+/// Enough for as many calls at once as a connection may have: they come so after any pause.
+fn connection_window(max_streams: u32) -> u32 {
+    const LARGEST: u32 = i32::MAX.cast_unsigned();
+    CONNECTION_WINDOW.max(max_streams.saturating_mul(2 * CHARGE)).min(LARGEST)
 }
 
 /// A future that is polled when it has been woken, and not whenever its neighbours are: the drain's is behind

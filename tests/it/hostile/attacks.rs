@@ -6,8 +6,8 @@ use rand::rngs::StdRng;
 use rand::{Rng, RngExt};
 
 use super::frames::{
-    CONTINUATION, END_HEADERS, HEADERS, PING, PREFACE, RST_STREAM, SETTINGS, Socket, body, frame,
-    headers, setting,
+    CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, PING, PREFACE, RST_STREAM, SETTINGS,
+    Socket, WINDOW_UPDATE, body, frame, headers, setting,
 };
 use crate::harness::{HANG, Raw};
 
@@ -196,6 +196,22 @@ pub async fn unread(port: u16, products: &[i64], times: usize) -> Socket {
         let stream = u32::try_from(2 * sent + 1).unwrap();
         let mut bytes = frame(HEADERS, END_HEADERS, stream, &headers("POST", BATCH));
         bytes.extend(body(stream, &batch.encode_to_vec()));
+        assert!(socket.send_within(HANG, &bytes).await);
+    }
+    socket
+}
+
+/// Calls as a friendly client makes them, but all at once: a message, and then the end of the stream.
+pub async fn burst(port: u16, product: i64, calls: usize) -> Socket {
+    let wide = frame(WINDOW_UPDATE, 0, 0, &(1_u32 << 20).to_be_bytes());
+    let begin = [frame(SETTINGS, 0, 0, &[]), wide].concat();
+    let mut socket = Socket::greeted(port, &begin).await.unwrap();
+    let message = crate::harness::framed(&crate::harness::get(product).encode_to_vec());
+    for sent in 0..calls {
+        let stream = u32::try_from(2 * sent + 1).unwrap();
+        let mut bytes = frame(HEADERS, END_HEADERS, stream, &headers("POST", GET));
+        bytes.extend(frame(DATA, 0, stream, &message));
+        bytes.extend(frame(DATA, END_STREAM, stream, &[]));
         assert!(socket.send_within(HANG, &bytes).await);
     }
     socket

@@ -14,6 +14,7 @@ pub const HEADERS: u8 = 1;
 pub const RST_STREAM: u8 = 3;
 pub const SETTINGS: u8 = 4;
 pub const PING: u8 = 6;
+pub const WINDOW_UPDATE: u8 = 8;
 pub const CONTINUATION: u8 = 9;
 pub const END_STREAM: u8 = 1;
 pub const END_HEADERS: u8 = 4;
@@ -89,22 +90,25 @@ impl Socket {
         sent.is_ok_and(|sent| sent.is_ok())
     }
 
-    /// Waits until the server has taken back so many streams; `false` when it did not.
-    pub async fn saw_resets(&mut self, count: usize, patience: Duration) -> bool {
+    /// Waits until the server has ended so many streams, and returns how many of them by taking them back; `None`
+    /// when it hung up instead, or did not.
+    pub async fn ended(&mut self, count: usize, patience: Duration) -> Option<usize> {
         use tokio::io::AsyncReadExt;
-        let mut resets = 0;
+        let (mut answered, mut reset) = (0, 0);
         let all = async {
-            while resets < count {
+            while answered + reset < count {
                 let mut head = [0; 9];
                 self.0.read_exact(&mut head).await?;
-                let length = usize::from(head[0]) << 16 | usize::from(head[1]) << 8;
-                let mut payload = vec![0; length | usize::from(head[2])];
+                let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+                let mut payload = vec![0; usize::try_from(length).unwrap()];
                 self.0.read_exact(&mut payload).await?;
-                resets += usize::from(head[3] == RST_STREAM);
+                reset += usize::from(head[3] == RST_STREAM);
+                answered += usize::from(head[3] == HEADERS && head[4] & END_STREAM != 0);
             }
             std::io::Result::Ok(())
         };
-        matches!(tokio::time::timeout(patience, all).await, Ok(Ok(())))
+        tokio::time::timeout(patience, all).await.ok()?.ok()?;
+        Some(reset)
     }
 
     /// Waits until the server has hung up, for a while.
