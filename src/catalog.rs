@@ -82,6 +82,8 @@ pub struct Catalog {
     refresh_queue: RefreshQueue,
     options: CatalogOptions,
     started: Instant,
+    /// One looks after Redis at a time.
+    looking: tokio::sync::Mutex<()>,
 }
 
 /// What a load brought.
@@ -166,6 +168,7 @@ impl Catalog {
             refresh_queue,
             options,
             started: Instant::now(),
+            looking: tokio::sync::Mutex::new(()),
         });
         catalog.start_refreshing(requests);
         catalog.start_following(catalog.redis.follow_changes());

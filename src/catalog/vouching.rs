@@ -37,6 +37,7 @@ impl Catalog {
 
     /// Looks once. Returns whether Redis may have lost something, and nobody knew.
     pub async fn look_after_redis(&self) -> bool {
+        let _one = self.looking.lock().await;
         let mut lost = false;
         for unvouched in self.redis.look_after().await {
             lost |= self.vouch(&unvouched).await;

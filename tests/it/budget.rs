@@ -8,14 +8,12 @@ use hotshelf::config::ServeArgs;
 use hotshelf::proto::Product;
 use tokio::task::JoinHandle;
 use tonic::{Code, Response, Status};
-use tonic_types::StatusExt;
 
 use crate::harness::{HANG, Node, Stack, Suite, cache_status, eventually, get};
 
 type Read = JoinHandle<Result<Response<Product>, Status>>;
 
 pub fn register(suite: &mut Suite<'_>) {
-    suite.both("budget::a_full_queue_makes_room_for_what_most_wait_for", hottest_first);
     suite.both("budget::who_has_something_stale_gets_that_before_others_get_nothing", stale_last);
     suite.both("budget::a_load_that_everybody_gave_up_leaves_the_queue", given_up);
     suite.both("budget::a_fleet_that_starts_cold_stays_within_it_and_recovers", cold_start);
@@ -39,32 +37,6 @@ async fn in_flight(node: &Node) -> f64 {
 
 async fn ended(read: Read) -> Result<Response<Product>, Status> {
     tokio::time::timeout(HANG, read).await.unwrap().unwrap()
-}
-
-fn assert_refused(read: Result<Response<Product>, Status>) {
-    let refused = read.unwrap_err();
-    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused:?}");
-    let details = refused.get_error_details();
-    assert_eq!(details.error_info().unwrap().reason, "DATABASE_BUDGET_EXHAUSTED");
-    assert!(details.retry_info().unwrap().retry_delay.is_some());
-}
-
-async fn hottest_first(stack: Stack) {
-    let [running, cold, hot] =
-        [stack.insert("a").await, stack.insert("b").await, stack.insert("c").await];
-    let node = stack.node_with(tight).await;
-    let lock = stack.lock_products().await;
-    let first = read(&node, running);
-    eventually("one runs", || async { stack.running_loads().await == 1 }).await;
-    let second = read(&node, cold);
-    eventually("another waits", || async { in_flight(&node).await == 2.0 }).await;
-    let many: Vec<Read> = (0..20).map(|_| read(&node, hot)).collect();
-    assert_refused(ended(second).await);
-    assert!(!first.is_finished() && many.iter().all(|read| !read.is_finished()));
-    lock.rollback().await.unwrap();
-    for served in many.into_iter().chain([first]) {
-        ended(served).await.unwrap();
-    }
 }
 
 async fn stale_last(stack: Stack) {

@@ -15,6 +15,7 @@ pub fn register(suite: &mut Suite<'_>) {
     suite.both("races::memory_without_room_for_a_write_does_not_take_the_old_version", no_room);
     suite
         .both("races::another_machines_clock_does_not_make_an_old_version_the_latest", clock_ahead);
+    suite.both("races::a_clock_that_is_an_hour_off_keeps_nothing_old", clock_jumped);
     suite.both("races::what_is_no_lease_keeps_nobody_from_loading", no_lease);
 }
 
@@ -72,8 +73,12 @@ async fn no_room(stack: Stack) {
 
 /// The entry as a machine would have stamped it whose clock is ahead of ours.
 fn stamped_ahead(entry: &[u8], by: Duration) -> Vec<u8> {
+    stamped_at(entry, SystemTime::now() + by)
+}
+
+fn stamped_at(entry: &[u8], wall: SystemTime) -> Vec<u8> {
     let mut entry = entry.to_vec();
-    let stamp = (SystemTime::now() + by).duration_since(UNIX_EPOCH).unwrap();
+    let stamp = wall.duration_since(UNIX_EPOCH).unwrap();
     let millis = u64::try_from(stamp.as_millis()).unwrap();
     entry[10..18].copy_from_slice(&millis.to_be_bytes());
     let mut checksum = crc32fast::Hasher::new();
@@ -97,6 +102,31 @@ async fn clock_ahead(stack: Stack) {
         let read = node.client.clone().get_product(request).await.unwrap();
         assert_eq!(read.into_inner(), new);
         stack.redis_put(id, &old).await;
+    }
+}
+
+async fn clock_jumped(stack: Stack) {
+    const HOUR: Duration = Duration::from_secs(3_600);
+    let id = stack.insert("old").await;
+    let writer = stack.node().await;
+    writer.product(id).await;
+    let old = stack.redis_value(id).await.unwrap();
+    let new = rename(&writer, id, "new").await;
+    for wall in [SystemTime::now() + HOUR, SystemTime::now() - HOUR] {
+        let node = stack.node().await;
+        let stamped = stamped_at(&old, wall);
+        stack.redis_put(id, &stamped).await;
+        let latest = GetProductRequest { id, freshness: Some(Freshness::Latest(true)) };
+        assert_eq!(node.client.clone().get_product(latest).await.unwrap().into_inner(), new);
+        // A plain read has no way to know better, for once; but nobody believes the stamp.
+        let other = stack.node_with(|args| args.caching.refresh_keys = 0).await;
+        stack.redis_put(id, &stamped).await;
+        other.product(id).await;
+        eventually("it is read again", || async { other.product(id).await == new }).await;
+        eventually("it is stamped again", || async {
+            stack.redis_value(id).await.is_some_and(|value| value != stamped)
+        })
+        .await;
     }
 }
 

@@ -7,10 +7,11 @@ use hotshelf::pause::Point;
 use sqlx::AssertSqlSafe;
 use sqlx::postgres::PgPool;
 
+use tokio::net::TcpStream;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
-use crate::harness::{HANG, Node, Private, Stack, Suite, eventually};
+use crate::harness::{HANG, Node, Private, Program, Stack, Suite, eventually, get};
 
 pub fn register(suite: &mut Suite<'_>) {
     suite.private(
@@ -21,6 +22,7 @@ pub fn register(suite: &mut Suite<'_>) {
         "recovery::connections_lost_while_they_are_given_back_are_replaced",
         pooled_connections_lost,
     );
+    suite.single("recovery::out_of_file_descriptors_callers_stay_served", out_of_descriptors);
     suite.single("recovery::while_postgres_is_read_only_writes_fail_cleanly", read_only);
     suite.single("recovery::while_postgres_takes_no_connections_calls_are_refused", no_connections);
 }
@@ -117,4 +119,29 @@ async fn no_connections(stack: Stack) {
     fail_over(&stack, "ALLOW_CONNECTIONS true").await;
     eventually("misses are loaded", || async { node.get(uncached).await.is_ok() }).await;
     eventually("writes go on", || async { try_rename(&node, cached, "new").await.is_ok() }).await;
+}
+
+async fn out_of_descriptors(stack: Stack) {
+    let id = stack.insert("lamp").await;
+    let serving = Program::serving(&stack, &[]);
+    let mut limited = tokio::process::Command::new("sh");
+    limited.args(["-c", "ulimit -n 80; exec \"$0\" \"$@\""]).arg(serving.as_std().get_program());
+    limited.args(serving.as_std().get_args()).env_clear().kill_on_drop(true);
+    limited.stdin(std::process::Stdio::null()).stderr(std::process::Stdio::piped());
+    let program = Program::start(limited).await;
+    let mut client = program.client().await;
+    client.get_product(get(id)).await.unwrap();
+    let mut sockets = Vec::new();
+    for _ in 0..100 {
+        sockets.push(TcpStream::connect(("127.0.0.1", program.port())).await.unwrap());
+    }
+    let failed = || async { program.log().contains("a connection could not be accepted") };
+    eventually("it happened", failed).await;
+    client.get_product(get(id)).await.unwrap();
+    drop(sockets);
+    eventually("others are accepted", || async {
+        let mut other = program.client().await;
+        other.get_product(get(id)).await.is_ok()
+    })
+    .await;
 }

@@ -11,16 +11,8 @@ use tonic::transport::Channel;
 use crate::harness::{Program, Stack, Suite, eventually, get};
 
 const LEASES: Duration = Duration::from_millis(300);
-const OPTIONS: [&str; 8] = [
-    "--hot-lease",
-    "300ms",
-    "--max-staleness",
-    "300ms",
-    "--lease-ttl",
-    "300ms",
-    "--refresh-keys",
-    "0",
-];
+const OPTIONS: [&str; 6] =
+    ["--hot-lease", "300ms", "--max-staleness", "300ms", "--refresh-keys", "0"];
 
 pub fn register(suite: &mut Suite<'_>) {
     suite.both("wakes::it_does_not_serve_what_it_believed", serves_nothing_old);
@@ -66,6 +58,8 @@ async fn serves_nothing_old(stack: Stack) {
 async fn fills_nothing_old(stack: Stack) {
     let id = stack.insert("old").await;
     let sleeper = Program::serve(&stack, &OPTIONS).await;
+    // Or its insertion would break the lease.
+    stack.settled().await;
     let lock = stack.lock_products().await;
     let reader = tokio::spawn(read(sleeper.client().await, id));
     eventually("it is loading", || async { stack.running_loads().await == 1 }).await;
