@@ -147,7 +147,11 @@ impl Shop {
 
     /// A new directory.
     pub(crate) fn dir(&self) -> Result<PathBuf> {
-        Ok(tempfile::Builder::new().disable_cleanup(true).tempdir_in(self.dir.path())?.path().to_owned())
+        Ok(tempfile::Builder::new()
+            .disable_cleanup(true)
+            .tempdir_in(self.dir.path())?
+            .path()
+            .to_owned())
     }
 }
 
