@@ -51,16 +51,16 @@ async fn main() -> Result<(), Failure> {
         Server::Serve(args) => {
             let app = App::start(&args).await?;
             let hot = Arc::clone(&app.hot);
-            std::thread::spawn(|| answer(Some(hot)));
+            std::thread::spawn(move || answer(Some(&hot)));
             eprintln!("serving grpc_addr={}", app.grpc_addr);
             std::future::pending().await
         }
     }
 }
 
-fn answer(hot: Option<Arc<HotCache>>) -> io::Result<()> {
+fn answer(hot: Option<&HotCache>) -> io::Result<()> {
     for line in io::stdin().lock().lines() {
-        let answer = match (line?.parse::<usize>(), &hot) {
+        let answer = match (line?.parse::<usize>(), hot) {
             (Ok(threads), Some(hot)) => format!("{:.1}", nanos_of_a_lookup(hot, threads)),
             _ => (COUNTED.stats().allocations + COUNTED.stats().reallocations).to_string(),
         };
