@@ -90,5 +90,5 @@ bench-deps: ## Installs what `make bench` needs besides: h2load.
 .PHONY: bench
 bench: deps bench-deps ## Measures hotshelf side by side with other servers; BENCH_ARGS=--help lists what can be asked for.
 	cargo build --locked --release -p hotshelf
-	cargo build --locked --release -p bench -p baselines -p counted
+	cargo build --locked --release -p bench -p baselines -p inside
 	target/release/bench $(BENCH_ARGS)

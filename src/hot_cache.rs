@@ -283,7 +283,7 @@ impl HotCache {
     }
 
     fn is_too_large(&self, entry: &Entry) -> bool {
-        entry.frame().len() > self.options.largest
+        entry.product().map_or(0, <[u8]>::len) > self.options.largest
     }
 }
 

@@ -5,11 +5,12 @@ use std::fmt;
 use crate::measure::Sample;
 use crate::report::{Section, number};
 
-/// A ratio of two contenders of a section, and its limit.
+/// A ratio of two contenders of a section, or the value of one alone, and its limit.
 struct Claim {
     what: &'static str,
     section: &'static str,
     ours: &'static str,
+    /// Empty for a value alone.
     theirs: &'static str,
     of: fn(&Sample) -> f64,
     limit: Limit,
@@ -46,7 +47,7 @@ use Limit::{AtLeast, AtMost};
 
 const BUSY: &str = "reads -c8 -m32";
 
-static CLAIMS: [Claim; 17] = [
+static CLAIMS: [Claim; 19] = [
     claim(
         "Hot read: CPU, of the ordinary server's",
         (BUSY, "hotshelf", "ordinary"),
@@ -85,6 +86,8 @@ static CLAIMS: [Claim; 17] = [
         PER_CPU,
         AtLeast(3.0),
     ),
+    claim("Lookup on one thread, ns", ("lookups", "1 thread", ""), Sample::nanos, AtMost(100.0)),
+    claim("Lookup on two threads, ns", ("lookups", "2 threads", ""), Sample::nanos, AtMost(150.0)),
     claim(
         "Hit in Redis: CPU, of the ordinary server's",
         ("redis -c8 -m32", "hotshelf", "ordinary"),
@@ -145,9 +148,14 @@ static CLAIMS: [Claim; 17] = [
 pub(crate) fn judge(sections: &[Section]) -> Vec<Verdict> {
     let ratio = |claim: &Claim| {
         let section = sections.iter().find(|section| section.key == claim.section)?;
-        section.ratio(claim.ours, claim.theirs, claim.of)
+        match claim.theirs {
+            "" => Some(section.row(claim.ours)?.median(claim.of)),
+            theirs => section.ratio(claim.ours, theirs, claim.of),
+        }
     };
-    CLAIMS.iter().map(|claim| Verdict { claim, ratio: ratio(claim) }).collect()
+    // Of no rounds there is no median.
+    let measured = |claim: &Claim| ratio(claim).filter(|ratio| !ratio.is_nan());
+    CLAIMS.iter().map(|claim| Verdict { claim, ratio: measured(claim) }).collect()
 }
 
 impl Limit {
@@ -204,6 +212,7 @@ mod tests {
             text: String::new(),
             rows: vec![row("hotshelf", hotshelf), row("ordinary", 10.0)],
             against: Vec::new(),
+            columns: &[],
         }
     }
 

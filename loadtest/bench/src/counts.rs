@@ -10,8 +10,9 @@ use tokio::process::{Child, Command};
 
 use crate::ground::Ground;
 use crate::h2load::Shape;
+use crate::measure::{Row, Sample};
 use crate::reads::SHAPES;
-use crate::report::number;
+use crate::report::{Section, number};
 use crate::server::{Server, beside};
 
 /// Enough that connecting does not count.
@@ -47,13 +48,37 @@ async fn allocations(ground: &Ground, label: &str, shape: Shape) -> Result<f64> 
         }
     };
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let mut counted = Server::start(&beside("counted")?, &arguments).await?;
-    let load = ground.typical_read(&counted, shape)?;
+    let mut inside = Server::start(&beside("inside")?, &arguments).await?;
+    let load = ground.typical_read(&inside, shape)?;
     load.run(WARM_UP).await?;
-    let before = counted.allocations().await?;
+    let before = inside.allocations().await?;
     load.run(REQUESTS).await?;
-    let after = counted.allocations().await?;
+    let after = inside.allocations().await?;
     Ok((after - before) as f64 / REQUESTS as f64)
+}
+
+/// Lookups in the hot tier, on one thread and on two.
+pub(crate) async fn lookups(ground: &Ground) -> Result<Vec<Section>> {
+    let options = ground.shop.options(&[]);
+    let options: Vec<&str> = options.iter().map(String::as_str).collect();
+    let mut inside = Server::start(&beside("inside")?, &options).await?;
+    let ids: Vec<i64> = ground.products.iter().map(|product| product.id).collect();
+    crate::shop::read(inside.port, &ids).await?;
+    let mut rows = [("1 thread", 1), ("2 threads", 2)]
+        .map(|(label, threads)| (threads, Row { label: label.to_owned(), samples: Vec::new() }));
+    for _ in 0..ground.effort.rounds {
+        for (threads, row) in &mut rows {
+            row.samples.push(Sample::of_nanos(inside.lookup_nanos(*threads).await?));
+        }
+    }
+    Ok(vec![Section {
+        key: "lookups".to_owned(),
+        title: "A lookup in the hot tier".to_owned(),
+        text: format!("Of {} products, in an order that jumps, with the bytes in hand.", ids.len()),
+        rows: rows.map(|(_, row)| row).into(),
+        against: Vec::new(),
+        columns: &[("ns", Sample::nanos)],
+    }])
 }
 
 async fn system_calls(ground: &Ground, server: &Server, shape: Shape) -> Result<Option<f64>> {

@@ -67,6 +67,9 @@ impl Document<'_> {
         let plot = path.with_extension("svg");
         let name =
             plot.file_name().and_then(|name| name.to_str()).context("a file without a name")?;
+        if let Some(dir) = path.parent() {
+            fs::create_dir_all(dir)?;
+        }
         fs::write(&plot, plot::svg(&plotted)).with_context(|| plot.display().to_string())?;
         fs::write(path, self.markdown(name)?).with_context(|| path.display().to_string())
     }
@@ -90,13 +93,13 @@ mod tests {
     #[test]
     fn the_page_and_the_plot_are_written_side_by_side() {
         let dir = tempfile::tempdir().unwrap();
-        let page = dir.path().join("performance.md");
+        let page = dir.path().join("docs/performance.md");
         let document =
             Document { sections: &[], counts: "", verdicts: &[], arguments: " BENCH_ARGS=--full" };
         document.write(&page).unwrap();
         let text = fs::read_to_string(&page).unwrap();
         assert!(text.contains("](performance.svg)"));
         assert!(text.contains("$ make bench BENCH_ARGS=--full\n"));
-        assert!(dir.path().join("performance.svg").exists());
+        assert!(page.with_extension("svg").exists());
     }
 }

@@ -73,6 +73,8 @@ enum Part {
     Reads,
     /// System calls and allocations for each request.
     Counts,
+    /// Lookups in the hot tier.
+    Lookups,
     /// BatchGetProducts of 1 to 1000.
     Batches,
     /// Products of 4 and of 64 KiB.
@@ -126,6 +128,7 @@ async fn measure(part: Part, ground: &Ground) -> Result<Vec<Section>> {
     match part {
         Part::Reads => reads::compare(ground).await,
         Part::Counts => Ok(Vec::new()),
+        Part::Lookups => counts::lookups(ground).await,
         Part::Batches => sweeps::batches(ground).await,
         Part::Sizes => sweeps::sizes(ground).await,
         Part::Keys => tiers::one_key(ground).await,

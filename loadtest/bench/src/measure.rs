@@ -40,6 +40,15 @@ impl Sample {
     pub(crate) fn cpu_us(&self) -> f64 {
         self.user_us + self.system_us
     }
+
+    /// Of something that uses the CPU and nothing else.
+    pub(crate) fn of_nanos(nanos: f64) -> Self {
+        Self { user_us: nanos / 1e3, ..Self::default() }
+    }
+
+    pub(crate) fn nanos(&self) -> f64 {
+        self.cpu_us() * 1e3
+    }
 }
 
 /// All runs of one contender; one for each round.
@@ -102,9 +111,11 @@ impl Contender {
         let outcome = self.load.run(requests).await.context(self.label.clone())?;
         let used = Cpu::of(&self.pids)?.since(before);
         let each = requests as f64;
+        // Of nobody's CPU there is nothing to say.
+        let counted = if self.pids.is_empty() { f64::NAN } else { each };
         Ok(Sample {
-            user_us: used.user / each,
-            system_us: used.system / each,
+            user_us: used.user / counted,
+            system_us: used.system / counted,
             per_second: each / outcome.seconds,
             p50_us: outcome.p50_us,
             p99_us: outcome.p99_us,

@@ -96,6 +96,7 @@ mod tests {
                 row("bare GET", f64::NAN, f64::NAN),
             ],
             against: Vec::new(),
+            columns: &[],
         }
     }
 

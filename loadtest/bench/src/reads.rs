@@ -10,7 +10,7 @@ use crate::load::Load;
 use crate::measure::{Contender, interleaved};
 use crate::nginx;
 use crate::redis_load::RedisBenchmark;
-use crate::report::Section;
+use crate::report::{REQUESTS, Section};
 use crate::server::Server;
 use crate::shop::{self, Shop};
 
@@ -78,6 +78,7 @@ pub(crate) async fn compare(ground: &Ground) -> Result<Vec<Section>> {
             text: format!("One product of {bytes} bytes. CPU is the server's, for each request."),
             rows: interleaved(ground.effort, &contenders).await?,
             against: vec!["ordinary", "bare", "nginx"],
+            columns: REQUESTS,
         });
     }
     Ok(sections)

@@ -15,7 +15,21 @@ pub(crate) struct Section {
     pub(crate) rows: Vec<Row>,
     /// The labels of those that the others are compared with.
     pub(crate) against: Vec<&'static str>,
+    pub(crate) columns: &'static [Column],
 }
+
+/// The head of a column, and what is in it.
+pub(crate) type Column = (&'static str, fn(&Sample) -> f64);
+
+/// The columns of everything that answers requests.
+pub(crate) const REQUESTS: &[Column] = &[
+    ("CPU us", Sample::cpu_us),
+    ("user us", |sample| sample.user_us),
+    ("system us", |sample| sample.system_us),
+    ("requests/s", |sample| sample.per_second),
+    ("p50 us", |sample| sample.p50_us),
+    ("p99 us", |sample| sample.p99_us),
+];
 
 impl Section {
     pub(crate) fn row(&self, label: &str) -> Option<&Row> {
@@ -28,9 +42,11 @@ impl Section {
     }
 
     fn head(&self) -> String {
-        let mut head =
-            "| | CPU us | user us | system us | requests/s | p50 us | p99 us |".to_owned();
-        let mut rule = "|---|--:|--:|--:|--:|--:|--:|".to_owned();
+        let (mut head, mut rule) = ("| |".to_owned(), "|---|".to_owned());
+        for (name, _) in self.columns {
+            let _ = write!(head, " {name} |");
+            rule += "--:|";
+        }
         for label in self.references() {
             let _ = write!(head, " CPU / {label} |");
             rule += "--:|";
@@ -48,15 +64,7 @@ impl fmt::Display for Section {
         writeln!(f, "### {}\n\n{}\n\n{}", self.title, self.text, self.head())?;
         for row in &self.rows {
             write!(f, "| {} ", row.label)?;
-            let columns: [fn(&Sample) -> f64; 6] = [
-                Sample::cpu_us,
-                |sample| sample.user_us,
-                |sample| sample.system_us,
-                |sample| sample.per_second,
-                |sample| sample.p50_us,
-                |sample| sample.p99_us,
-            ];
-            for of in columns {
+            for (_, of) in self.columns {
                 write!(f, "| {} ", spread(&row.all(of)))?;
             }
             for label in self.references() {
@@ -117,6 +125,7 @@ mod tests {
             text: "What it is.".to_owned(),
             rows: vec![row("hotshelf", [3.0, 2.0, 2.5]), row("ordinary", [10.0, 8.0, 12.5])],
             against: vec!["ordinary", "nginx"],
+            columns: REQUESTS,
         }
     }
 

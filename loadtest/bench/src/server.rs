@@ -20,7 +20,7 @@ pub(crate) struct Server {
     /// Where /metrics is; hotshelf only.
     pub(crate) admin_port: Option<u16>,
     _child: Child,
-    counter: Option<(ChildStdin, Lines<BufReader<ChildStdout>>)>,
+    inside: Option<(ChildStdin, Lines<BufReader<ChildStdout>>)>,
 }
 
 /// The program of that name beside this one.
@@ -63,9 +63,9 @@ impl Server {
                 }
             }
         });
-        let counter = child.stdin.take().zip(child.stdout.take());
-        let counter = counter.map(|(ask, told)| (ask, BufReader::new(told).lines()));
-        Ok(Self { pid: child.id().context("it ended")?, port, admin_port, _child: child, counter })
+        let inside = child.stdin.take().zip(child.stdout.take());
+        let inside = inside.map(|(ask, told)| (ask, BufReader::new(told).lines()));
+        Ok(Self { pid: child.id().context("it ended")?, port, admin_port, _child: child, inside })
     }
 
     /// Starts a program that says nothing, and waits until it takes connections on `port`.
@@ -84,7 +84,7 @@ impl Server {
         };
         tokio::time::timeout(PATIENCE, connects).await.with_context(|| name.to_string())??;
         let pid = child.id().context("it ended")?;
-        Ok(Self { pid, port, admin_port: None, _child: child, counter: None })
+        Ok(Self { pid, port, admin_port: None, _child: child, inside: None })
     }
 
     /// What /metrics says; hotshelf only.
@@ -98,12 +98,20 @@ impl Server {
         Ok(answer)
     }
 
-    /// How many allocations it has made, if it is `counted`.
+    /// How many allocations it has made; `inside` only.
     pub(crate) async fn allocations(&mut self) -> Result<u64> {
-        let (ask, told) = self.counter.as_mut().context("its allocations are not counted")?;
-        ask.write_all(b"\n").await?;
-        let line = told.next_line().await?.context("it ended")?;
-        Ok(line.parse()?)
+        Ok(self.ask("").await?.parse()?)
+    }
+
+    /// How long a lookup in its hot tier takes on this many threads; hotshelf `inside` only.
+    pub(crate) async fn lookup_nanos(&mut self, threads: usize) -> Result<f64> {
+        Ok(self.ask(&threads.to_string()).await?.parse()?)
+    }
+
+    async fn ask(&mut self, what: &str) -> Result<String> {
+        let (ask, told) = self.inside.as_mut().context("it cannot be looked into")?;
+        ask.write_all(format!("{what}\n").as_bytes()).await?;
+        told.next_line().await?.context("it ended")
     }
 }
 

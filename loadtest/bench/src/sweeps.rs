@@ -9,7 +9,7 @@ use crate::h2load::{H2load, Shape};
 use crate::load::Load;
 use crate::measure::{Contender, interleaved};
 use crate::reads::FRAME;
-use crate::report::Section;
+use crate::report::{REQUESTS, Section};
 use crate::server::Server;
 use crate::shop::{self, BATCH_GET_PRODUCTS, GET_PRODUCT};
 
@@ -54,6 +54,7 @@ pub(crate) async fn batches(ground: &Ground) -> Result<Vec<Section>> {
             text: format!("Figures are for each batch of {} bytes.", reply.encoded_len()),
             rows: interleaved(effort, &contenders).await?,
             against: vec!["ordinary"],
+            columns: REQUESTS,
         });
     }
     Ok(sections)
@@ -62,7 +63,9 @@ pub(crate) async fn batches(ground: &Ground) -> Result<Vec<Section>> {
 /// GetProduct of larger products.
 pub(crate) async fn sizes(ground: &Ground) -> Result<Vec<Section>> {
     let ids = shop::LARGE.map(|(id, _)| id);
-    let large = shop::read(ground.servers.hotshelf.port, &ids).await?;
+    // By default the largest would not be kept in memory.
+    let hotshelf = ground.shop.hotshelf(&["--hot-max-product-bytes", "131072"]).await?;
+    let large = shop::read(hotshelf.port, &ids).await?;
     let mut sections = Vec::new();
     for product in large {
         let load = H2load {
@@ -73,10 +76,11 @@ pub(crate) async fn sizes(ground: &Ground) -> Result<Vec<Section>> {
             shape: READS,
         };
         let only = std::slice::from_ref(&product);
+        shop::check("hotshelf", hotshelf.port, &product).await?;
         let ordinary = ground.shop.baseline("ordinary", only).await?;
         let bare = ground.shop.baseline("bare", only).await?;
         let contenders = [
-            contender("hotshelf", &ground.servers.hotshelf, load.clone()),
+            contender("hotshelf", &hotshelf, load.clone()),
             contender("ordinary", &ordinary, load.clone()),
             contender("bare", &bare, load),
         ];
@@ -86,6 +90,7 @@ pub(crate) async fn sizes(ground: &Ground) -> Result<Vec<Section>> {
             text: "As above, with a larger product.".to_owned(),
             rows: interleaved(ground.sweep, &contenders).await?,
             against: vec!["ordinary", "bare"],
+            columns: REQUESTS,
         });
     }
     Ok(sections)
@@ -109,6 +114,7 @@ pub(crate) async fn watchers(ground: &Ground) -> Result<Vec<Section>> {
             .to_owned(),
         rows: interleaved(ground.effort, &contenders).await?,
         against: vec!["0 watching", "1 watching"],
+        columns: REQUESTS,
     }])
 }
 
@@ -141,5 +147,6 @@ pub(crate) async fn instances(ground: &Ground) -> Result<Vec<Section>> {
             .to_owned(),
         rows: interleaved(ground.sweep, &contenders).await?,
         against: vec!["1 running"],
+        columns: REQUESTS,
     }])
 }

@@ -13,7 +13,7 @@ use crate::keys::Keys;
 use crate::load::Load;
 use crate::measure::{Contender, interleaved};
 use crate::redis_load::RedisGets;
-use crate::report::Section;
+use crate::report::{REQUESTS, Section};
 use crate::server::Server;
 use crate::shop::{self, SAMPLE};
 
@@ -47,6 +47,7 @@ pub(crate) async fn one_key(ground: &Ground) -> Result<Vec<Section>> {
         text: "By a load generator of our own, for h2load sends one body only.".to_owned(),
         rows: interleaved(ground.effort, &contenders).await?,
         against: vec!["uniform keys"],
+        columns: REQUESTS,
     }])
 }
 
@@ -87,6 +88,7 @@ pub(crate) async fn redis(ground: &Ground) -> Result<Vec<Section>> {
             ),
             rows: interleaved(ground.effort, &contenders).await?,
             against: vec!["ordinary"],
+            columns: REQUESTS,
         });
     }
     let [hot, from_redis, postgres] = since(before, shop::served_by(&hotshelf).await?);
@@ -121,6 +123,7 @@ pub(crate) async fn hit_ratios(ground: &Ground) -> Result<Vec<Section>> {
             .to_owned(),
         rows: interleaved(ground.sweep, &contenders).await?,
         against: vec!["all from memory"],
+        columns: REQUESTS,
     }])
 }
 
@@ -164,6 +167,7 @@ pub(crate) async fn catalogues(ground: &Ground) -> Result<Vec<Section>> {
             .to_owned(),
         rows,
         against: vec!["10000 products"],
+        columns: REQUESTS,
     }])
 }
 

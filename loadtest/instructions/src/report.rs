@@ -148,7 +148,7 @@ mod tests {
             let count = if operation.is_reference() { bare } else { get_product };
             let counts =
                 [("hotshelf::catalog::get".to_owned(), count * operation.repeats() as u64)];
-            let counts = std::collections::BTreeMap::from(counts);
+            let counts = BTreeMap::from(counts);
             let profile = Profile { own: counts.clone(), with_callees: counts };
             baseline.insert(*operation, &profile);
         }

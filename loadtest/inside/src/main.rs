@@ -1,0 +1,89 @@
+//! `inside`: hotshelf or a baseline, and what can only be seen from inside its process.
+//!
+//! It answers each line of standard input on standard output. An empty line: how many allocations there have been.
+//! A number: how many nanoseconds a lookup in hotshelf's hot tier takes on as many threads.
+
+use std::alloc::System;
+use std::hint::black_box;
+use std::io::{self, BufRead, Write};
+use std::sync::Arc;
+use std::time::Instant;
+
+use baselines::{Baseline, Failure};
+use clap::{Parser, Subcommand};
+use hotshelf::app::App;
+use hotshelf::config::ServeArgs;
+use hotshelf::hot_cache::HotCache;
+use hotshelf::product::ProductId;
+use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
+
+#[global_allocator]
+static COUNTED: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
+
+/// What is looked up: the sample.
+const PRODUCTS: i64 = 10_000;
+/// A prime, so that each product has its turn, far from its neighbours.
+const STRIDE: i64 = 7_919;
+const LOOKUPS: i64 = 2_000_000;
+
+/// A server that can be looked into.
+#[derive(Parser)]
+struct Cli {
+    #[command(subcommand)]
+    server: Server,
+}
+
+#[derive(Subcommand)]
+enum Server {
+    #[command(flatten)]
+    Baseline(Baseline),
+    /// hotshelf, with the options of `hotshelf serve`.
+    Serve(Box<ServeArgs>),
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Failure> {
+    match Cli::parse().server {
+        Server::Baseline(baseline) => {
+            std::thread::spawn(|| answer(None));
+            baseline.serve().await
+        }
+        Server::Serve(args) => {
+            let app = App::start(&args).await?;
+            let hot = Arc::clone(&app.hot);
+            std::thread::spawn(move || answer(Some(&hot)));
+            eprintln!("serving grpc_addr={}", app.grpc_addr);
+            std::future::pending().await
+        }
+    }
+}
+
+fn answer(hot: Option<&HotCache>) -> io::Result<()> {
+    for line in io::stdin().lock().lines() {
+        let answer = match (line?.parse::<usize>(), hot) {
+            (Ok(threads), Some(hot)) => format!("{:.1}", nanos_of_a_lookup(hot, threads)),
+            _ => (COUNTED.stats().allocations + COUNTED.stats().reallocations).to_string(),
+        };
+        writeln!(io::stdout(), "{answer}")?;
+    }
+    Ok(())
+}
+
+/// As long as the slowest thread takes, and its bytes in hand, as a read has them.
+fn nanos_of_a_lookup(hot: &HotCache, threads: usize) -> f64 {
+    std::thread::scope(|scope| {
+        let readers: Vec<_> = (0..threads).map(|_| scope.spawn(|| look_up(hot))).collect();
+        let times = readers.into_iter().map(|reader| reader.join().expect("it does not panic"));
+        times.fold(0.0, f64::max)
+    })
+}
+
+fn look_up(hot: &HotCache) -> f64 {
+    let began = Instant::now();
+    for number in 0..LOOKUPS {
+        let id = ProductId::new(1 + number * STRIDE % PRODUCTS).expect("positive");
+        let found = hot.read(id, |held| held.entry.frame().clone());
+        black_box(found.expect("the sample is hot"));
+    }
+    began.elapsed().as_nanos() as f64 / LOOKUPS as f64
+}
