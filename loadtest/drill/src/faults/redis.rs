@@ -13,6 +13,7 @@ use crate::stage::{Stage, blocking};
 /// Below `--redis-timeout`: every command succeeds, and late.
 const SLOW: Duration = Duration::from_millis(80);
 const BETWEEN_CUTS: Duration = Duration::from_millis(100);
+const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
 
 pub(super) fn all() -> Vec<Fault> {
     let unfelt = |fault| Fault { demands: UNFELT, ..fault };
@@ -185,6 +186,7 @@ async fn loading(stage: &Stage<'_>) -> Result<(), Error> {
             while !start.is_finished() {
                 let said = redis.command(&["GET", "drill"]);
                 seen += u32::from(said.is_err_and(|error| error.to_string().contains("LOADING")));
+                std::thread::park_timeout(BETWEEN_LOOKS);
             }
             start.join().map(|started| started.map(|()| seen))
         })
