@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::{BufMut, Bytes, BytesMut};
 use prost::Message;
 
-use crate::product::{Product, Revision, Version};
+use crate::product::{Product, ProductId, Revision, Version};
 use crate::proto;
 
 /// Bytes before a gRPC message: that it is not compressed, and its length
@@ -115,6 +115,20 @@ impl Entry {
     #[must_use]
     pub fn product(&self) -> Option<&[u8]> {
         self.frame.get(PREFIX..)
+    }
+
+    /// Whether it can be the answer to a read of `id`: not when it holds another product.
+    #[must_use]
+    pub fn is_of(&self, id: ProductId) -> bool {
+        // Fields are encoded in the order of their numbers, and `id` is the first.
+        const ID: u8 = 1 << 3;
+        match self.product() {
+            None => true,
+            Some([ID, rest @ ..]) => {
+                prost::encoding::decode_varint(&mut &rest[..]) == Ok(id.get().cast_unsigned())
+            }
+            Some(_) => false,
+        }
     }
 
     /// How long it may be used after `known_at`.

@@ -235,7 +235,8 @@ impl Redis {
             Value::Null | Value::Boolean(false) => return None,
             value => value.into_bytes().unwrap_or_default(),
         };
-        let entry = decode(&bytes).map(|entry| self.judge(id, entry));
+        let entry = decode(&bytes).filter(|entry| entry.is_of(id));
+        let entry = entry.map(|entry| self.judge(id, entry));
         if entry.is_none() {
             self.metrics.redis_corrupt.inc(());
             tracing::warn!(%id, length = bytes.len(), "an entry in Redis cannot be read; removing it");

@@ -3,6 +3,8 @@
 
 mod io;
 mod streams;
+#[cfg(test)]
+mod tests;
 mod tls;
 
 use std::pin::pin;

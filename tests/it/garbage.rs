@@ -25,10 +25,12 @@ enum Garbage {
     /// A head that could be one, of a version that no write will ever reach.
     NewestOfAll,
     List,
+    /// All is well with it, but that it is another product's.
+    AnotherProduct,
 }
 
 impl Garbage {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Random,
         Self::Empty,
         Self::Truncated,
@@ -37,6 +39,7 @@ impl Garbage {
         Self::UnknownFormat,
         Self::NewestOfAll,
         Self::List,
+        Self::AnotherProduct,
     ];
 
     /// Replaces the entry of `id`, which must be there.
@@ -51,6 +54,14 @@ impl Garbage {
             Self::UnknownFormat => bytes[0] = 2,
             Self::NewestOfAll => bytes[2..10].copy_from_slice(&i64::MAX.to_be_bytes()),
             Self::List => return stack.redis_put_list(id).await,
+            Self::AnotherProduct => {
+                // Behind the head, the prefix and the key of the field.
+                bytes[36] ^= 1;
+                let mut checksum = crc32fast::Hasher::new();
+                checksum.update(&bytes[..26]);
+                checksum.update(&bytes[30..]);
+                bytes[26..30].copy_from_slice(&checksum.finalize().to_be_bytes());
+            }
         }
         stack.redis_put(id, &bytes).await;
     }

@@ -1,0 +1,132 @@
+//! A connection over a pipe, whose writes are counted.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use http::Request;
+use http_body_util::{BodyExt, Empty};
+use hyper::body::Incoming;
+use hyper::client::conn::http2::handshake;
+use hyper_util::rt::TokioExecutor;
+use tokio::io::{DuplexStream, ReadBuf};
+use tower::ServiceBuilder;
+
+use super::*;
+use crate::rpc::observe::ObserveLayer;
+use crate::rpc::reply::Reply;
+use crate::rpc::{local, shed::ShedLayer};
+
+/// Counts what would be system calls.
+struct Counting {
+    pipe: DuplexStream,
+    writes: Arc<AtomicUsize>,
+}
+
+impl AsyncRead for Counting {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.pipe).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Counting {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.writes.fetch_add(1, Ordering::Relaxed);
+        Pin::new(&mut self.pipe).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.writes.fetch_add(1, Ordering::Relaxed);
+        Pin::new(&mut self.pipe).poll_write_vectored(cx, parts)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.pipe).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.pipe).poll_shutdown(cx)
+    }
+}
+
+/// Answers at once with `bytes` bytes, but for /panic.
+fn answers(bytes: usize) -> impl Answers {
+    let metrics = Metrics::new();
+    ServiceBuilder::new()
+        .layer(ObserveLayer(local(&metrics)))
+        .layer(ShedLayer::new(1_000, &metrics))
+        .service_fn(move |request: Request<Incoming>| async move {
+            assert_ne!(request.uri().path(), "/panic", "as asked");
+            Ok(Reply::message(vec![7; bytes].into(), "test"))
+        })
+}
+
+const OPTIONS: EdgeOptions = EdgeOptions {
+    max_connections: 1,
+    max_streams: 100,
+    keepalive_interval: Duration::from_secs(60),
+    keepalive_timeout: Duration::from_secs(60),
+    max_call_time: Duration::from_secs(60),
+};
+
+/// Calls each of `paths` at once; how many bytes each answer had, and the writes that all of them took.
+async fn call(bytes: usize, paths: &[&str]) -> (Vec<Option<usize>>, usize) {
+    let (pipe, client) = tokio::io::duplex(1 << 20);
+    let writes = Arc::new(AtomicUsize::new(0));
+    let socket = Counting { pipe, writes: Arc::clone(&writes) };
+    let drain = Drain::default();
+    drop(drain.spawn(serve(socket, OPTIONS, answers(bytes), drain.clone())));
+    let (sender, connection) =
+        handshake(TokioExecutor::new(), TokioIo::new(client)).await.expect("a connection");
+    drop(drain.spawn(connection));
+    let one = |path: &str| {
+        let mut sender = sender.clone();
+        let request = Request::post(format!("http://test{path}")).body(Empty::<Bytes>::new());
+        async move {
+            let response = sender.send_request(request.expect("a request")).await.ok()?;
+            Some(response.into_body().collect().await.ok()?.to_bytes().len())
+        }
+    };
+    one("/").await.expect("an answer");
+    let before = writes.load(Ordering::Relaxed);
+    let answers = join_all(paths.iter().map(|path| one(path))).await;
+    (answers, writes.load(Ordering::Relaxed) - before)
+}
+
+#[tokio::test]
+async fn small_answers_that_are_ready_together_leave_together() {
+    let (answers, writes) = call(300, &["/"; 32]).await;
+    assert_eq!(answers, [Some(300); 32]);
+    assert!(writes <= 8, "{writes} writes for 32 answers");
+}
+
+#[tokio::test]
+async fn large_answers_arrive_whole() {
+    let (answers, _) = call(100_000, &["/"; 8]).await;
+    assert_eq!(answers, [Some(100_000); 8]);
+}
+
+#[tokio::test]
+async fn a_call_that_panics_ends_alone() {
+    let (answers, _) = call(300, &["/", "/panic", "/"]).await;
+    assert_eq!(answers, [Some(300), None, Some(300)]);
+}
