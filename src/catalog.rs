@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
+use parking_lot::Mutex;
 
 use crate::drain::Drain;
 use crate::entry::{Entry, Freshness, TtlPolicy};
@@ -28,7 +29,7 @@ use crate::product::{ProductId, Revision, Version};
 use crate::redis::Redis;
 pub use explain::{Explanation, SlotState};
 use flight::{Failed, Flights, Seat};
-use load::Patience;
+use load::{Load, Patience};
 use refresh::RefreshQueue;
 
 /// A caller who asks for more than the flight it joined can promise boards the next one, this often.
@@ -79,6 +80,8 @@ pub struct Catalog {
     drain: Drain,
     pauses: PausePoints,
     flights: Arc<Flights>,
+    /// Loads that are about to look into Redis.
+    departures: Mutex<Vec<Vec<Load>>>,
     refresh_queue: RefreshQueue,
     options: CatalogOptions,
     started: Instant,
@@ -165,6 +168,7 @@ impl Catalog {
             drain,
             pauses,
             flights,
+            departures: Mutex::default(),
             refresh_queue,
             options,
             started: Instant::now(),
@@ -316,9 +320,7 @@ impl Catalog {
             }
         }
         if !loads.is_empty() {
-            let catalog = Arc::clone(self);
-            // Detached: no caller's deadline bounds a load that others wait for.
-            drop(self.drain.spawn(async move { catalog.load(loads).await }));
+            self.depart(loads);
         }
         seats
     }

@@ -172,6 +172,11 @@ impl Redis {
         join_all(self.nodes.all().iter().map(|node| node.close())).await;
     }
 
+    /// Whether keys have nodes of their own.
+    pub(crate) fn is_cluster(&self) -> bool {
+        self.nodes.is_cluster()
+    }
+
     /// What Redis holds of several products, one answer for each: one round trip, or one for each node of a
     /// cluster.
     pub(crate) async fn get_many(

@@ -31,6 +31,7 @@ pub(super) enum Patience {
 }
 
 /// A product on its way in.
+#[derive(Debug)]
 pub(super) struct Load {
     pilot: Pilot,
     ticket: LoadTicket,
@@ -39,6 +40,28 @@ pub(super) struct Load {
     demand: Arc<Demand>,
     /// The newest that Redis was seen to hold.
     seen: Option<Entry>,
+}
+
+/// What the first look into Redis came to.
+enum Looked {
+    Landed,
+    /// It lacks it, or what it holds is not good enough.
+    Missing(Load),
+    /// It did not say.
+    Unknown(Load),
+}
+
+/// What is missing, and what is unknown.
+fn sorted(looked: impl Iterator<Item = Looked>) -> (Vec<Load>, Vec<Load>) {
+    let (mut missing, mut unknown) = (Vec::new(), Vec::new());
+    for looked in looked {
+        match looked {
+            Looked::Landed => {}
+            Looked::Missing(load) => missing.push(load),
+            Looked::Unknown(load) => unknown.push(load),
+        }
+    }
+    (missing, unknown)
 }
 
 /// Loads by what is to be done with them.
@@ -67,28 +90,64 @@ impl Catalog {
         Load { pilot, ticket, freshness, patience, demand: Arc::clone(demand), seen: None }
     }
 
-    /// Lands every one of `loads`.
-    pub(super) async fn load(&self, loads: Vec<Load>) {
-        let (missing, unknown) = self.land_from_redis(loads).await;
+    /// Lands every one of `loads`, detached: no caller's deadline bounds a load that others wait for.
+    ///
+    /// Loads that begin in the same turn of the scheduler look into Redis together, because a command costs more than a key
+    /// of it. Not in a cluster, where the keys have nodes of their own, and one that hangs would hold up all.
+    pub(super) fn depart(self: &Arc<Self>, loads: Vec<Load>) {
+        let catalog = Arc::clone(self);
+        if self.redis.is_cluster() {
+            drop(self.drain.spawn(async move { catalog.load(loads).await }));
+            return;
+        }
+        let mut departures = self.departures.lock();
+        departures.push(loads);
+        if departures.len() == 1 {
+            drop(self.drain.spawn(async move {
+                tokio::task::yield_now().await;
+                let departures = std::mem::take(&mut *catalog.departures.lock());
+                catalog.load_together(departures).await;
+            }));
+        }
+    }
+
+    /// From here on each goes its own way: what one has to wait for does not concern the others.
+    async fn load_together(self: &Arc<Self>, departures: Vec<Vec<Load>>) {
+        let sizes: Vec<usize> = departures.iter().map(Vec::len).collect();
+        let looked = self.look_into_redis(departures.into_iter().flatten().collect()).await;
+        let mut looked = looked.into_iter();
+        for size in sizes {
+            let (missing, unknown) = sorted(looked.by_ref().take(size));
+            if !missing.is_empty() || !unknown.is_empty() {
+                let catalog = Arc::clone(self);
+                drop(self.drain.spawn(async move { catalog.load_rest(missing, unknown).await }));
+            }
+        }
+    }
+
+    async fn load(&self, loads: Vec<Load>) {
+        let (missing, unknown) = sorted(self.look_into_redis(loads).await.into_iter());
+        self.load_rest(missing, unknown).await;
+    }
+
+    async fn load_rest(&self, missing: Vec<Load>, unknown: Vec<Load>) {
         tokio::join!(self.load_missing(missing), self.load_without_lease(unknown, None));
     }
 
-    /// Lands what Redis holds fresh enough, and returns the rest: what it lacks, and what it did not say.
-    async fn land_from_redis(&self, loads: Vec<Load>) -> (Vec<Load>, Vec<Load>) {
+    /// Lands what Redis holds fresh enough.
+    async fn look_into_redis(&self, loads: Vec<Load>) -> Vec<Looked> {
         let entries = self.redis.get_many(&ids(&loads)).await;
-        let (mut missing, mut unknown) = (Vec::new(), Vec::new());
-        for (load, entry) in loads.into_iter().zip(entries) {
+        let look = |(load, entry): (Load, Result<Option<Entry>, _>)| {
             let Ok(entry) = entry else {
                 self.metrics.lookups.inc(Lookup::RedisError);
-                unknown.push(load);
-                continue;
+                return Looked::Unknown(load);
             };
             let (lookup, missed) = self.land_if_good(load, entry);
             // Here only: asking again under the lease, or while waiting for one, is the same read.
             self.metrics.lookups.inc(lookup);
-            missing.extend(missed);
-        }
-        (missing, unknown)
+            missed.map_or(Looked::Landed, Looked::Missing)
+        };
+        loads.into_iter().zip(entries).map(look).collect()
     }
 
     async fn load_missing(&self, mut missing: Vec<Load>) {

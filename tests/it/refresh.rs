@@ -35,6 +35,8 @@ async fn past_soft(stack: Stack) {
         args.caching.max_staleness = Duration::from_secs(60);
         args.caching.refresh_keys = 0;
         args.redis.lease_wait = Duration::from_secs(60);
+        // The load hangs behind the lock for as long as the test looks around.
+        args.postgres.database_statement_timeout = Duration::from_secs(60);
     };
     let (a, b, c) =
         tokio::join!(stack.node_with(options), stack.node_with(options), stack.node_with(options));
@@ -118,7 +120,10 @@ async fn warm_start(stack: Stack) {
     }
     let mut lock = stack.sql.begin().await.unwrap();
     lock.execute("LOCK TABLE products IN ACCESS EXCLUSIVE MODE").await.unwrap();
-    let args = stack.args();
+    let mut args = stack.args();
+    // The loads hang behind the lock for as long as the test looks around.
+    args.postgres.database_statement_timeout = Duration::from_secs(60);
+    args.caching.warm_timeout = Duration::from_secs(60);
     let starting = tokio::spawn(async move { Node::start(&args).await });
     eventually("it loads them", || async { stack.running_loads().await > 0 }).await;
     assert!(!starting.is_finished(), "not ready before it has them");
