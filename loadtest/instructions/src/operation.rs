@@ -98,8 +98,14 @@ impl Operation {
                 reference::serve_hyper(listener);
             }),
             Self::CatalogGet => catalog_get(),
-            Self::Metrics => Ok(record_metrics(&Metrics::new())),
-            Self::HotKeysRecord => Ok(record_hot_keys(&HotKeys::new())),
+            Self::Metrics => {
+                record_metrics(&Metrics::new());
+                Ok(())
+            }
+            Self::HotKeysRecord => {
+                record_hot_keys(&HotKeys::new());
+                Ok(())
+            }
         }
     }
 }
