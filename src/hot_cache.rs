@@ -20,9 +20,9 @@ use std::time::{Duration, Instant};
 use parking_lot::MutexGuard;
 
 use crate::controls::{Controls, Protection};
-use crate::entry::{Entry, Freshness};
+use crate::entry::{Entry, Freshness, Ttl};
 use crate::metrics::{FillRejection, Metrics};
-use crate::product::{Change, ProductId, Revision};
+use crate::product::{Change, ProductId, Revision, Version};
 use slots::{Newcomer, Slots};
 
 /// Bounds of the hot tier.
@@ -84,6 +84,13 @@ impl Held {
     #[must_use]
     pub fn is_void(&self) -> bool {
         self.entry.revision < self.floor
+    }
+
+    /// The same without the product, for those who still find it: it is not served.
+    fn emptied(&self) -> Self {
+        let ttl = Ttl { soft: Duration::ZERO, hard: Duration::ZERO };
+        let entry = Entry::tombstone(Version(0), self.entry.known_at, ttl);
+        Self { entry, checked_at: self.checked_at, floor: self.floor }
     }
 
     /// What keeping it costs, in bytes.

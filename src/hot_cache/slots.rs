@@ -57,7 +57,9 @@ impl Drop for Tenant {
     fn drop(&mut self) {
         let _locked = self.shelf.stripe(self.id);
         if let Some(slot) = self.shelf.slots.pin().remove(&self.id) {
-            self.shelf.bytes.fetch_sub(slot.load().cost(), Ordering::Relaxed);
+            // The map frees slots by the dozen, when nobody can be reading them; the product goes now.
+            let held = slot.swap(Arc::new(slot.load().emptied()));
+            self.shelf.bytes.fetch_sub(held.cost(), Ordering::Relaxed);
         }
     }
 }
