@@ -20,7 +20,7 @@ const STRIPES: usize = 256;
 /// mini-moka hears of one lookup in this many, hits and misses alike, so that their frequencies compare.
 const SAMPLING: u8 = 16;
 /// What an entry costs besides its encoded product, half of it mini-moka's: 454 bytes when there have been no
-/// evictions, and up to 488 after them (`tests/memory.rs`).
+/// evictions, and some 490 after them (`tests/memory.rs`).
 pub(super) const ENTRY_BYTES: u64 = 490;
 
 /// What memory holds of one product, replaced as a whole and only by something newer.
@@ -90,7 +90,7 @@ impl Slots {
         self.shelf.stripes.iter().map(Mutex::lock)
     }
 
-    /// A reader's look: no lock, no count that cores share.
+    /// A reader's look: no lock and no count that cores share, but for the sample that mini-moka hears of.
     pub(super) fn read<T>(&self, id: ProductId, read: impl FnOnce(&Held) -> T) -> Option<T> {
         if fastrand::u8(..SAMPLING) == 0 {
             drop(self.tenants.get(&id));

@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use hotshelf::entry::{Entry, Ttl};
+use hotshelf::entry::{Entry, PREFIX, Ttl, prefix};
 use hotshelf::hot_cache::{HotCache, HotCacheOptions};
 use hotshelf::metrics::Metrics;
-use hotshelf::product::{ProductId, Version};
+use hotshelf::product::{ProductId, Revision, Version};
 use rand::RngExt;
 
 use crate::harness::{HANG, Suite};
@@ -17,6 +17,7 @@ const IDS: i64 = 10_000;
 const THREADS: i64 = 8;
 
 pub fn register(suite: &mut Suite<'_>) {
+    suite.plain("hot_tier::what_is_too_large_or_outgrows_its_slot_is_not_kept", too_large);
     suite.plain("hot_tier::capacity_is_intact_after_two_million_mixed_operations", || {
         soak(2_000_000)
     });
@@ -42,6 +43,28 @@ fn id(number: i64) -> ProductId {
 fn entry(version: i64) -> Entry {
     let ttl = Ttl { soft: Duration::from_secs(60), hard: Duration::from_secs(60) };
     Entry::tombstone(Version(version), Instant::now(), ttl)
+}
+
+/// A product of this version, of so many bytes.
+fn product(version: i64, size: usize) -> Entry {
+    let ttl = Ttl { soft: Duration::from_secs(60), hard: Duration::from_secs(60) };
+    let mut frame = prefix(size).to_vec();
+    frame.resize(PREFIX + size, 1);
+    Entry::from_frame(Revision::live(Version(version)), Instant::now(), ttl, frame.into()).unwrap()
+}
+
+fn too_large() {
+    let hot = cache();
+    let (large, grows) = (id(1), id(2));
+    let answer = hot.begin_load(large).finish(product(1, 1_001)).unwrap();
+    assert_eq!(answer.entry.revision, Revision::live(Version(1)), "it is answered all the same");
+    assert!(hot.peek(large).is_none());
+    let _ = hot.begin_load(grows).finish(product(1, 1_000)).unwrap();
+    let bytes = hot.bytes();
+    assert!(bytes > 1_000, "{bytes}");
+    hot.offer(grows, product(2, 1_001));
+    assert!(hot.peek(grows).unwrap().is_void(), "what it was is not served");
+    assert_eq!(hot.bytes(), bytes, "what it is takes no memory");
 }
 
 /// Reads, loads, and writes that replace, on all threads at once, over ten times the capacity.
