@@ -96,6 +96,7 @@ impl App {
             metrics: Arc::clone(&metrics),
             drain: drain.clone(),
             pauses: pauses.clone(),
+            controls: controls.clone(),
         };
         observe(&parts);
         let catalog = Catalog::start(parts, args.catalog());
@@ -238,10 +239,10 @@ fn observe(parts: &Parts) {
     let help =
         "What those entries cost, in bytes: their encoded size, and what keeping them takes.";
     metrics.gauge("hotshelf.hot.bytes", help, hot, HotCache::bytes);
-    let help = "Whether the change stream has been followed to its end so recently that memory is trusted: 1 or 0.";
+    let help = "Whether the change stream has been followed to its end so recently, and the relays are so little behind, that memory is trusted: 1 or 0.";
     metrics.gauge("hotshelf.hot.lease.valid", help, hot, |hot| hot.is_proven().into());
     let help = "How long ago the change stream had surely been followed to its end, in seconds.";
-    metrics.seconds("hotshelf.change.stream.lag", help, hot, HotCache::proof_age);
+    metrics.seconds("hotshelf.change.stream.lag", help, hot, HotCache::stream_lag);
     let help = "Connections to Redis that stand.";
     metrics.gauge("hotshelf.redis.connected", help, redis, Redis::connected);
     let help = "Circuit breakers in front of Redis that are open, or being probed.";

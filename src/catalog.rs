@@ -4,8 +4,11 @@
 //! (`flight.rs`). A write goes to Postgres, and once it is committed nothing can turn it into a failure
 //! (`write.rs`). Memory hears of every change (`invalidation.rs`), and is kept warm (`refresh.rs`).
 
+mod error;
 mod explain;
+mod fallback;
 mod flight;
+mod frontier;
 mod invalidation;
 mod load;
 mod refresh;
@@ -18,17 +21,20 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use parking_lot::Mutex;
 
+use crate::controls::Controls;
 use crate::drain::Drain;
 use crate::entry::{Entry, Freshness, TtlPolicy};
 use crate::hot_cache::{Held, HotCache};
 use crate::hot_keys::{HotKey, HotKeys, two_deviations};
 use crate::metrics::{Lookup, Metrics, ServedBy};
 use crate::pause::PausePoints;
-use crate::postgres::{self, Postgres};
-use crate::product::{ProductId, Revision, Version};
+use crate::postgres::Postgres;
+use crate::product::ProductId;
 use crate::redis::Redis;
+pub use error::Error;
 pub use explain::{Explanation, SlotState};
-use flight::{Failed, Flights, Seat};
+use flight::{Flights, Seat};
+use frontier::Frontier;
 use load::{Load, Patience};
 use refresh::RefreshQueue;
 
@@ -40,6 +46,8 @@ const MAX_FLIGHTS: usize = 16;
 pub struct CatalogOptions {
     /// How long entries may be used.
     pub ttl: TtlPolicy,
+    /// How far the relays may be behind before what Redis holds is not taken for current.
+    pub relay_lag: Duration,
     /// How far back changes are relayed again when Redis may have lost them.
     pub replay_window: Duration,
     /// How long to wait for another instance's load before asking Postgres without its lease.
@@ -67,6 +75,8 @@ pub struct Parts {
     pub drain: Drain,
     /// Where tests may hold it.
     pub pauses: PausePoints,
+    /// What tests may turn off.
+    pub controls: Controls,
 }
 
 /// The products, read through three tiers.
@@ -79,6 +89,8 @@ pub struct Catalog {
     metrics: Arc<Metrics>,
     drain: Drain,
     pauses: PausePoints,
+    controls: Controls,
+    frontier: Frontier,
     flights: Arc<Flights>,
     /// Loads that are about to look into Redis.
     departures: Mutex<Vec<Vec<Load>>>,
@@ -94,6 +106,14 @@ pub struct Catalog {
 struct Loaded {
     entry: Entry,
     from: ServedBy,
+    /// Whether nobody could say that it is current.
+    unproven: bool,
+}
+
+impl Loaded {
+    fn proven(entry: Entry, from: ServedBy) -> Self {
+        Self { entry, from, unproven: false }
+    }
 }
 
 /// The answer to a read.
@@ -107,56 +127,11 @@ pub struct Answer {
     pub stale: bool,
 }
 
-/// Why a read or a write failed. There is no variant for Redis, which is never the caller's error.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum Error {
-    /// No such product.
-    #[error("no such product")]
-    NotFound,
-    /// The product has another version than the caller expected.
-    #[error("the product is at version {current}")]
-    VersionMismatch {
-        /// The version it has.
-        current: Version,
-    },
-    /// Postgres itself has not reached the version that the caller asks for.
-    #[error("the product is only at version {current}")]
-    VersionNotReached {
-        /// The version it has.
-        current: Version,
-    },
-    /// Postgres cannot be reached, and nothing cached may be served.
-    #[error("the database is not available: {0}")]
-    Unavailable(String),
-    /// This instance asks as much of Postgres as it may already.
-    #[error("the database budget is exhausted")]
-    OverBudget,
-    /// The connection broke during a write, which may have been committed.
-    #[error("the outcome of the write is unknown: {0}")]
-    OutcomeUnknown(String),
-    /// A fault of ours.
-    #[error("internal: {0}")]
-    Internal(String),
-}
-
-impl From<postgres::Error> for Error {
-    fn from(error: postgres::Error) -> Self {
-        match error {
-            postgres::Error::NotFound => Self::NotFound,
-            postgres::Error::VersionMismatch { current } => Self::VersionMismatch { current },
-            postgres::Error::Unavailable(why) => Self::Unavailable(why),
-            postgres::Error::OverBudget => Self::OverBudget,
-            postgres::Error::OutcomeUnknown(why) => Self::OutcomeUnknown(why),
-            postgres::Error::Unexpected(why) => Self::Internal(why),
-        }
-    }
-}
-
 impl Catalog {
     /// A catalogue of these parts, which follows the change stream and refreshes what is due.
     #[must_use]
     pub fn start(parts: Parts, options: CatalogOptions) -> Arc<Self> {
-        let Parts { hot, hot_keys, redis, postgres, metrics, drain, pauses } = parts;
+        let Parts { hot, hot_keys, redis, postgres, metrics, drain, pauses, controls } = parts;
         let (refresh_queue, requests) = RefreshQueue::new(Arc::clone(&metrics));
         let flights = Flights::new();
         let catalog = Arc::new(Self {
@@ -167,6 +142,8 @@ impl Catalog {
             metrics,
             drain,
             pauses,
+            controls,
+            frontier: Frontier::new(),
             flights,
             departures: Mutex::default(),
             refresh_queue,
@@ -175,7 +152,8 @@ impl Catalog {
             looking: tokio::sync::Mutex::new(()),
         });
         catalog.start_refreshing(requests);
-        catalog.start_following(catalog.redis.follow_changes());
+        let looked = catalog.start_watching_relays();
+        catalog.start_following(catalog.redis.follow_changes(), looked);
         catalog.start_looking_after_redis();
         catalog
     }
@@ -199,6 +177,9 @@ impl Catalog {
     }
 
     async fn board(self: &Arc<Self>, id: ProductId, freshness: Freshness) -> Result<Answer, Error> {
+        if let Some(answer) = self.unproven(id, freshness) {
+            return Ok(answer);
+        }
         let seat = self.join(&[id], freshness).pop().expect("one seat for each id");
         self.arrive(id, seat, freshness).await
     }
@@ -213,7 +194,10 @@ impl Catalog {
         freshness: Freshness,
     ) -> Result<Vec<Answer>, Error> {
         self.hot_keys.record_all(ids);
-        let answers = self.get_all_hot(ids, &freshness);
+        let mut answers = self.get_all_hot(ids, &freshness);
+        for (id, answer) in ids.iter().zip(&mut answers).filter(|(_, answer)| answer.is_none()) {
+            *answer = self.unproven(*id, freshness);
+        }
         let missing: Vec<ProductId> = ids
             .iter()
             .zip(&answers)
@@ -325,16 +309,6 @@ impl Catalog {
         seats
     }
 
-    /// Whether there is something stale for a caller when the load fails; the refresher is in no need of anything.
-    fn may_fall_back(&self, id: ProductId, freshness: Freshness) -> bool {
-        let usable = |held: &Held| !held.is_void() && !held.entry.past_hard(Instant::now());
-        match freshness {
-            Freshness::Cached => self.hot.peek(id).is_some_and(|held| usable(&held)),
-            Freshness::NotDue { .. } => true,
-            Freshness::MinVersion { .. } | Freshness::KnownSince(_) => false,
-        }
-    }
-
     /// Waits for the landing, and boards again if what came is not fresh enough for this caller.
     async fn arrive(
         self: &Arc<Self>,
@@ -349,39 +323,13 @@ impl Catalog {
             };
             if freshness.accepts(&loaded.entry) {
                 reached(&loaded.entry, &freshness)?;
-                return Ok(self.answer(id, loaded.entry, loaded.from, Instant::now()));
+                let Loaded { entry, from, unproven } = loaded;
+                let answer = self.answer(id, entry, from, Instant::now());
+                return Ok(Answer { stale: answer.stale || unproven, ..answer });
             }
             seat = self.join(&[id], freshness).pop().expect("one seat for each id");
         }
         Err(Error::Unavailable("every load in flight was older than this read asks for".to_owned()))
-    }
-
-    /// With Postgres down or at its limit, what a cache still holds is better than nothing, if the caller did not
-    /// ask for more and it is within `stale_if_error`.
-    fn stale_or(
-        &self,
-        id: ProductId,
-        freshness: Freshness,
-        failed: &Failed,
-    ) -> Result<Answer, Error> {
-        let excusable = matches!(failed.error, Error::Unavailable(_) | Error::OverBudget);
-        let held = self.hot.peek(id);
-        let floor = held.as_ref().map_or(Revision::NONE, |held| held.floor);
-        let in_memory = held.map(|held| (held.entry.clone(), ServedBy::Hot));
-        let in_redis = failed.seen.clone().map(|entry| (entry, ServedBy::Redis));
-        let usable = |(entry, _): &(Entry, ServedBy)| {
-            entry.revision >= floor && !entry.past_hard(Instant::now())
-        };
-        // Of two that are as new, the one from Redis may have been confirmed since.
-        let newest = in_memory.into_iter().chain(in_redis).filter(usable);
-        match newest.max_by_key(|(entry, _)| entry.revision) {
-            Some((entry, from)) if excusable && freshness == Freshness::Cached => {
-                self.metrics.reads.inc(from);
-                self.metrics.served_stale.inc(());
-                Ok(Answer { entry, from, stale: true })
-            }
-            _ => Err(failed.error.clone()),
-        }
     }
 }
 

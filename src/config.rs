@@ -179,10 +179,11 @@ pub struct CachingArgs {
     /// go to Redis.
     #[arg(long, env, default_value_t = 16_384, value_name = "BYTES", value_parser = at_least_one)]
     pub hot_max_product_bytes: usize,
-    /// For how long memory is trusted without proof: how long after it was compared with Redis or PostgreSQL
-    /// it may be served while the change stream cannot be followed.
+    /// How old an answer may be, whatever has failed, that is not marked stale.
     ///
-    /// Too high: prices are older after a fault. Too low: more reads go to Redis during one.
+    /// Half of it the relays may be behind (not less than 2s), and for the other half memory is trusted after it was
+    /// compared with Redis, while the change stream cannot be followed. Too high: prices are older after a fault.
+    /// Too low: more reads go to Redis and PostgreSQL during one.
     #[arg(long, env, default_value = "5s", value_name = "DURATION", value_parser = parse_duration)]
     pub max_staleness: Duration,
     /// For how long a proof that the change stream has been followed to its end lets memory be trusted.

@@ -25,6 +25,8 @@ pub enum Protection {
     GapDetection,
     /// What a Redis holds that may have lost something is not taken for current.
     RedisHistory,
+    /// While the relays are behind, memory and Redis are not taken for current.
+    RelayLag,
 }
 
 /// The protections of one instance that are turned off.

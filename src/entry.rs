@@ -163,7 +163,8 @@ impl Entry {
     }
 
     /// Since when it was current at the latest, whatever the clock of the machine that loaded it says.
-    fn surely_known_at(&self) -> Option<Instant> {
+    #[must_use]
+    pub fn surely_known_at(&self) -> Option<Instant> {
         self.known_at.checked_sub(if self.foreign { MAX_CLOCK_SKEW } else { Duration::ZERO })
     }
 

@@ -32,11 +32,12 @@ pub struct HotCacheOptions {
     pub capacity: u64,
     /// The largest product that is kept, encoded, in bytes.
     pub largest: usize,
-    /// For how long memory is trusted after it was last compared with Redis or Postgres, while the change
-    /// stream cannot be followed.
+    /// For how long memory is trusted after it was last compared with Redis or Postgres, without any proof.
     pub trust: Duration,
     /// For how long a proof that the change stream has been followed to its end lets memory be trusted.
     pub lease: Duration,
+    /// How far the relays may be behind for such a proof to be one.
+    pub relay_lag: Duration,
 }
 
 /// The hot tier of one instance.
@@ -53,8 +54,10 @@ pub struct HotCache {
 #[derive(Debug)]
 struct Proof {
     base: Instant,
-    /// Whatever changed before this moment has been heard of; 0 while nothing has been proven.
-    proven_at: AtomicU64,
+    /// When the change stream had surely been followed to its end.
+    followed_at: AtomicU64,
+    /// Until when memory is trusted for that.
+    trusted_until: AtomicU64,
     /// What was last checked before this moment may be old: some changes were missed.
     covered_since: AtomicU64,
 }
@@ -142,14 +145,27 @@ impl HotCache {
     /// Whether no change of this product can have been missed, or not for longer than is allowed.
     fn trusts(&self, held: &Held, now: Instant) -> bool {
         let within = |moment: Instant, limit| now.saturating_duration_since(moment) <= limit;
-        held.checked_at >= self.proof.covered_since()
-            && (self.proof.proven_at().is_some_and(|proven| within(proven, self.options.lease))
-                || within(held.checked_at, self.options.trust))
+        self.has_followed(held)
+            && (now <= self.proof.trusted_until() || within(held.checked_at, self.options.trust))
     }
 
-    /// Whatever changed before `moment` has been heard of.
-    pub fn prove(&self, moment: Instant) {
-        self.proof.proven_at.store(self.proof.micros(moment), Ordering::Release);
+    /// Whether memory may have missed nothing but what nobody could tell it: what it holds is not known to be current,
+    /// and may be served when nothing better can be had.
+    #[must_use]
+    pub fn has_followed(&self, held: &Held) -> bool {
+        held.checked_at >= self.proof.covered_since()
+    }
+
+    /// Whatever was told before `moment` has been heard of; and `relayed_until`, which was known before the change
+    /// stream was asked, everything committed before has been told.
+    pub fn prove(&self, moment: Instant, relayed_until: Option<Instant>) {
+        let told = match self.controls.holds(Protection::RelayLag) {
+            true => relayed_until.map(|until| until + self.options.relay_lag),
+            false => Some(moment + self.options.lease),
+        };
+        let until = told.map_or(self.proof.base, |told| told.min(moment + self.options.lease));
+        self.proof.followed_at.store(self.proof.micros(moment), Ordering::Release);
+        self.proof.trusted_until.store(self.proof.micros(until), Ordering::Release);
     }
 
     /// Some changes were missed: what was checked before `moment` is not trusted any more.
@@ -157,16 +173,16 @@ impl HotCache {
         self.proof.covered_since.store(self.proof.micros(moment), Ordering::Release);
     }
 
-    /// How long ago it was proven that every change had been heard of.
+    /// How long ago the change stream had surely been followed to its end.
     #[must_use]
-    pub fn proof_age(&self) -> Duration {
-        self.proof.proven_at().unwrap_or(self.proof.base).elapsed()
+    pub fn stream_lag(&self) -> Duration {
+        self.proof.moment(&self.proof.followed_at).elapsed()
     }
 
     /// Whether memory is trusted on the proof alone.
     #[must_use]
     pub fn is_proven(&self) -> bool {
-        self.proof.proven_at().is_some_and(|proven| proven.elapsed() <= self.options.lease)
+        Instant::now() <= self.proof.trusted_until()
     }
 
     /// Takes in that a product changed. Returns whether memory held it, and what it held is void now.
@@ -296,24 +312,24 @@ impl HotCache {
 
 impl Proof {
     fn new() -> Self {
-        Self {
-            base: Instant::now(),
-            proven_at: AtomicU64::new(0),
-            covered_since: AtomicU64::new(0),
-        }
+        let [followed_at, trusted_until, covered_since] = Default::default();
+        Self { base: Instant::now(), followed_at, trusted_until, covered_since }
     }
 
     fn micros(&self, moment: Instant) -> u64 {
         u64::try_from(moment.saturating_duration_since(self.base).as_micros()).unwrap_or(u64::MAX)
     }
 
-    fn proven_at(&self) -> Option<Instant> {
-        let micros = self.proven_at.load(Ordering::Acquire);
-        (micros > 0).then(|| self.base + Duration::from_micros(micros))
+    fn moment(&self, micros: &AtomicU64) -> Instant {
+        self.base + Duration::from_micros(micros.load(Ordering::Acquire))
+    }
+
+    fn trusted_until(&self) -> Instant {
+        self.moment(&self.trusted_until)
     }
 
     fn covered_since(&self) -> Instant {
-        self.base + Duration::from_micros(self.covered_since.load(Ordering::Acquire))
+        self.moment(&self.covered_since)
     }
 }
 

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use super::Catalog;
-use crate::entry::Freshness;
+use crate::entry::{Entry, Freshness};
 use crate::hot_cache::Held;
 use crate::metrics::ServedBy;
 use crate::postgres::RowState;
@@ -26,7 +26,9 @@ pub struct Explanation {
     pub postgres: Option<RowState>,
     /// How long ago the change stream had surely been followed to its end.
     pub stream_lag: Duration,
-    /// Whether that is recent enough for memory to be trusted on it.
+    /// For how long committed changes may not have been relayed.
+    pub relay_lag: Duration,
+    /// Whether both are so little that memory is trusted.
     pub lease_valid: bool,
     /// Where a plain read would be answered from, and why.
     pub verdict: (ServedBy, &'static str),
@@ -53,7 +55,7 @@ impl Catalog {
     /// Looks at every tier, changes nothing, and counts as no read.
     pub async fn explain(&self, id: ProductId) -> Explanation {
         let (redis, postgres) = tokio::join!(self.redis.inspect(id), self.postgres.inspect(id));
-        let (redis, postgres) = (redis.ok(), postgres.ok());
+        let (redis, postgres) = (redis.ok().map(|redis| self.judge(redis)), postgres.ok());
         let memory = self.hot.peek(id).map(|held| (*held).clone());
         let slot = self.slot_state(memory.as_ref());
         Explanation {
@@ -63,9 +65,15 @@ impl Catalog {
             load_in_flight: self.flights.is_in_flight(id),
             redis,
             postgres,
-            stream_lag: self.hot.proof_age(),
+            stream_lag: self.hot.stream_lag(),
+            relay_lag: self.frontier.lag(),
             lease_valid: self.hot.is_proven(),
         }
+    }
+
+    fn judge(&self, redis: RedisState) -> RedisState {
+        let judge = |entry: Entry| if self.is_current(&entry) { entry } else { entry.in_doubt() };
+        RedisState { entry: redis.entry.map(judge), ..redis }
     }
 
     fn slot_state(&self, held: Option<&Held>) -> SlotState {
@@ -101,6 +109,9 @@ fn verdict(slot: SlotState, redis: Option<&RedisState>) -> (ServedBy, &'static s
         }
         (_, Some(redis)) if redis.lease.is_some() => {
             (ServedBy::Postgres, "no cache holds it; a load that holds the lease is reading it")
+        }
+        (_, Some(redis)) if redis.entry.is_some() => {
+            (ServedBy::Postgres, "what the caches hold may be old, and is compared with PostgreSQL")
         }
         _ => (ServedBy::Postgres, "no cache holds it"),
     }

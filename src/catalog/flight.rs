@@ -145,7 +145,7 @@ mod tests {
     fn result(flight: i64) -> Outcome {
         let ttl = Ttl { soft: Duration::ZERO, hard: Duration::ZERO };
         let entry = Entry::tombstone(Version(flight), Instant::now(), ttl);
-        Ok(Loaded { entry, from: ServedBy::Postgres })
+        Ok(Loaded::proven(entry, ServedBy::Postgres))
     }
 
     /// Whether the seat's flight has ended with its own result, or with the failure of a lost pilot.

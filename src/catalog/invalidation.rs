@@ -5,6 +5,8 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::oneshot;
+
 use super::Catalog;
 use crate::redis::{Follower, Poll};
 
@@ -12,14 +14,24 @@ use crate::redis::{Follower, Poll};
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(100);
 
 impl Catalog {
-    pub(super) fn start_following(self: &Arc<Self>, follower: Follower) {
+    /// Once it is known how far the relays are: no proof is one without.
+    pub(super) fn start_following(
+        self: &Arc<Self>,
+        follower: Follower,
+        looked: oneshot::Receiver<()>,
+    ) {
         let catalog = Arc::clone(self);
-        self.drain.spawn_loop("change stream", async move { catalog.follow(follower).await });
+        self.drain.spawn_loop("change stream", async move {
+            let _ = looked.await;
+            catalog.follow(follower).await
+        });
     }
 
     async fn follow(self: Arc<Self>, mut follower: Follower) -> Result<Infallible, Infallible> {
         let mut following = false;
         loop {
+            // Before the stream is asked: what was told until then is heard of when it says that this is its end.
+            let relayed_until = self.frontier.relayed_until();
             match follower.poll().await {
                 Ok(Poll::Changes { changes, proven }) => {
                     for change in changes {
@@ -29,7 +41,7 @@ impl Catalog {
                         }
                     }
                     if let Some(moment) = proven {
-                        self.hot.prove(moment);
+                        self.hot.prove(moment, relayed_until);
                     }
                 }
                 Ok(Poll::Restarted(moment)) => {
@@ -41,7 +53,7 @@ impl Catalog {
                     // At the start, too: another instance may have died before it did.
                     self.replay().await;
                     // What is checked from that moment on hears of every change.
-                    self.hot.prove(moment);
+                    self.hot.prove(moment, relayed_until);
                     following = true;
                 }
                 Err(error) => {

@@ -166,16 +166,29 @@ impl Catalog {
         if load.seen.as_ref().is_none_or(|seen| seen.revision <= entry.revision) {
             load.seen = Some(entry.clone());
         }
-        let good = !entry.is_in_doubt()
-            && !entry.past_hard(Instant::now())
-            && load.freshness.accepts(&entry);
-        if !good || entry.revision < load.ticket.floor() {
+        let good = !entry.past_hard(Instant::now())
+            && load.freshness.accepts(&entry)
+            && entry.revision >= load.ticket.floor();
+        if !good {
             return (Lookup::RedisStale, Some(load));
+        }
+        if entry.is_in_doubt() || !self.is_current(&entry) {
+            return (Lookup::RedisStale, self.land_unproven(load, entry));
         }
         match self.land(load, entry, ServedBy::Redis) {
             None => (Lookup::RedisHit, None),
             missed => (Lookup::RedisStale, missed),
         }
+    }
+
+    /// Lands a load with what may not be current, and is not kept, when Postgres answers nobody's questions.
+    fn land_unproven(&self, load: Load, entry: Entry) -> Option<Load> {
+        if load.freshness != Freshness::Cached || !self.frontier.is_blind() {
+            return Some(load);
+        }
+        self.metrics.served_stale.inc(());
+        load.pilot.land(Ok(Loaded { entry, from: ServedBy::Redis, unproven: true }));
+        None
     }
 
     /// Loads what we get the lease for, waits for what others load, and returns what has to be loaded again.
@@ -296,7 +309,7 @@ impl Catalog {
             let answer = entry.clone();
             if let Some(load) = self.land(load, entry, ServedBy::Postgres) {
                 // It was current when it was asked for. Something newer is in memory, or will be.
-                load.pilot.land(Ok(Loaded { entry: answer, from: ServedBy::Postgres }));
+                load.pilot.land(Ok(Loaded::proven(answer, ServedBy::Postgres)));
             }
         }
     }
@@ -328,7 +341,7 @@ impl Catalog {
     fn land(&self, load: Load, entry: Entry, from: ServedBy) -> Option<Load> {
         match load.ticket.finish(entry) {
             Ok(held) => {
-                load.pilot.land(Ok(Loaded { entry: held.entry.clone(), from }));
+                load.pilot.land(Ok(Loaded::proven(held.entry.clone(), from)));
                 None
             }
             Err(_floor) => Some(load),

@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use sqlx::{FromRow, PgTransaction};
+use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::{ConnectOptions, FromRow, PgTransaction};
 
 use super::products::{Loaded, load_on};
 use super::{Error, Postgres, read_error, within};
@@ -22,6 +23,11 @@ const CLAIM: &str = "WITH claimed AS (
 const PENDING: &str =
     "SELECT count(*), (extract(epoch FROM clock_timestamp() - min(change_time)) * 1000)::bigint
     FROM (SELECT change_time FROM product_changes ORDER BY seq LIMIT 100000) AS oldest";
+/// In the order of `seq` the ages are, but for the blink between taking a number and looking at the clock.
+const OLDEST: &str = "SELECT (extract(epoch FROM clock_timestamp() - change_time) * 1000)::bigint
+    FROM product_changes ORDER BY seq LIMIT 1";
+/// A server that takes longer to say how old the oldest change is, is as good as none.
+const LOOK: Duration = Duration::from_secs(1);
 /// Only one instance replays what is there, whoever else noticed the same.
 const REPLAY: &str = "WITH recent AS (
         DELETE FROM relayed_changes
@@ -56,6 +62,14 @@ pub(crate) struct Pending {
     pub(crate) rows: u64,
     /// The age of the oldest.
     pub(crate) oldest: Duration,
+}
+
+/// Looks at the outbox, on a connection of its own: it must not wait behind loads, which are many when the relays
+/// are behind.
+#[derive(Debug)]
+pub(crate) struct OutboxWatch {
+    connect: PgConnectOptions,
+    connection: Option<PgConnection>,
 }
 
 /// What is known of a history of Redis.
@@ -97,6 +111,11 @@ impl Postgres {
         Ok(Pending { rows: rows.unsigned_abs(), oldest })
     }
 
+    /// A watch over the outbox, which connects when it first looks.
+    pub(crate) fn watch_outbox(&self) -> OutboxWatch {
+        OutboxWatch { connect: (*self.pool.connect_options()).clone(), connection: None }
+    }
+
     /// Puts the changes that were relayed within `window` back into the outbox.
     pub(crate) async fn replay_changes(&self, window: Duration) -> Result<u64, Error> {
         let replay = sqlx::query(REPLAY).bind(millis(window)).execute(&self.pool);
@@ -128,6 +147,30 @@ impl Postgres {
         let forget = sqlx::query(FORGET).bind(millis(window)).bind(i64::from(limit));
         let forgotten = self.in_time(forget.execute(&self.pool)).await;
         Ok(forgotten.map_err(|error| read_error(&error))?.rows_affected())
+    }
+}
+
+impl OutboxWatch {
+    /// The moment before which every committed change has left the outbox: whatever is in it was written later.
+    pub(crate) async fn relayed_until(&mut self) -> Result<Instant, Error> {
+        // Taken out, so that one on which no answer came is not used again.
+        let open = self.connection.take();
+        let look = async {
+            let mut connection = match open {
+                Some(connection) => connection,
+                None => self.connect.connect().await?,
+            };
+            let asked = Instant::now();
+            let oldest = sqlx::query_as(OLDEST).fetch_optional(&mut connection).await?;
+            Ok((connection, asked, oldest))
+        };
+        let looked = within(Some(LOOK), look).await.map_err(|error| read_error(&error));
+        let (connection, asked, oldest): (_, _, Option<(i64,)>) = looked?;
+        self.connection = Some(connection);
+        let age = oldest.map_or(0, |(millis,)| millis.max(0).unsigned_abs());
+        let moment = asked.checked_sub(Duration::from_millis(age));
+        moment
+            .ok_or_else(|| Error::Unexpected("a change is older than this machine runs".to_owned()))
     }
 }
 

@@ -43,6 +43,7 @@ fn message(id: ProductId, explanation: &Explanation) -> ExplainProductResponse {
         postgres: Some(postgres(explanation)),
         change_stream: Some(ChangeStream {
             lag: duration(explanation.stream_lag),
+            relay_lag: duration(explanation.relay_lag),
             hot_lease_valid: explanation.lease_valid,
         }),
         served_from: match tier {

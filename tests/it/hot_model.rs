@@ -48,6 +48,7 @@ fn run(seed: u64, capacity: u64) {
         largest: 1_000,
         trust: Duration::from_secs(60),
         lease: Duration::from_secs(60),
+        relay_lag: Duration::from_secs(60),
     };
     let mut model = Model {
         hot: Arc::new(HotCache::new(options, Metrics::new())),

@@ -31,8 +31,8 @@ pub fn register(suite: &mut Suite<'_>) {
 
 fn cache() -> Arc<HotCache> {
     let minute = Duration::from_secs(60);
-    let options =
-        HotCacheOptions { capacity: CAPACITY, largest: 1_000, trust: minute, lease: minute };
+    let (trust, lease, relay_lag) = (minute, minute, minute);
+    let options = HotCacheOptions { capacity: CAPACITY, largest: 1_000, trust, lease, relay_lag };
     Arc::new(HotCache::new(options, Metrics::new()))
 }
 

@@ -44,6 +44,7 @@ mod outage;
 mod races;
 mod recovery;
 mod refresh;
+mod relay_lag;
 mod resident;
 mod schema;
 mod stampede;
@@ -72,6 +73,7 @@ fn main() -> std::process::ExitCode {
     resident::register(&mut suite);
     races::register(&mut suite);
     refresh::register(&mut suite);
+    relay_lag::register(&mut suite);
     hot_keys::register(&mut suite);
     outage::register(&mut suite);
     recovery::register(&mut suite);

@@ -11,8 +11,17 @@ use tonic::transport::Channel;
 use crate::harness::{Program, Stack, Suite, eventually, get};
 
 const LEASES: Duration = Duration::from_millis(300);
-const OPTIONS: [&str; 6] =
-    ["--hot-lease", "300ms", "--max-staleness", "300ms", "--refresh-keys", "0"];
+// A call may sleep through much of the test.
+const OPTIONS: [&str; 8] = [
+    "--hot-lease",
+    "300ms",
+    "--max-staleness",
+    "300ms",
+    "--refresh-keys",
+    "0",
+    "--max-call-time",
+    "1m",
+];
 
 pub fn register(suite: &mut Suite<'_>) {
     suite.both("wakes::it_does_not_serve_what_it_believed", serves_nothing_old);

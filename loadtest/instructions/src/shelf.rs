@@ -90,6 +90,7 @@ impl Shelf {
             metrics: Arc::clone(&metrics),
             drain: Drain::default(),
             pauses: PausePoints::default(),
+            controls: Controls::default(),
         };
         let catalog = Catalog::start(parts, args.catalog());
         fill(&hot);
@@ -116,7 +117,7 @@ impl Shelf {
 }
 
 fn fill(hot: &Arc<HotCache>) {
-    hot.prove(Instant::now());
+    hot.prove(Instant::now(), Some(Instant::now()));
     for n in 0..PRODUCTS {
         let load = hot.begin_load(id(n));
         load.finish(entry(n)).expect("nothing newer was heard of");

@@ -1,0 +1,49 @@
+//! What callers are told.
+
+use crate::postgres;
+use crate::product::Version;
+
+/// Why a read or a write failed. There is no variant for Redis, which is never the caller's error.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    /// No such product.
+    #[error("no such product")]
+    NotFound,
+    /// The product has another version than the caller expected.
+    #[error("the product is at version {current}")]
+    VersionMismatch {
+        /// The version it has.
+        current: Version,
+    },
+    /// Postgres itself has not reached the version that the caller asks for.
+    #[error("the product is only at version {current}")]
+    VersionNotReached {
+        /// The version it has.
+        current: Version,
+    },
+    /// Postgres cannot be reached, and nothing cached may be served.
+    #[error("the database is not available: {0}")]
+    Unavailable(String),
+    /// This instance asks as much of Postgres as it may already.
+    #[error("the database budget is exhausted")]
+    OverBudget,
+    /// The connection broke during a write, which may have been committed.
+    #[error("the outcome of the write is unknown: {0}")]
+    OutcomeUnknown(String),
+    /// A fault of ours.
+    #[error("internal: {0}")]
+    Internal(String),
+}
+
+impl From<postgres::Error> for Error {
+    fn from(error: postgres::Error) -> Self {
+        match error {
+            postgres::Error::NotFound => Self::NotFound,
+            postgres::Error::VersionMismatch { current } => Self::VersionMismatch { current },
+            postgres::Error::Unavailable(why) => Self::Unavailable(why),
+            postgres::Error::OverBudget => Self::OverBudget,
+            postgres::Error::OutcomeUnknown(why) => Self::OutcomeUnknown(why),
+            postgres::Error::Unexpected(why) => Self::Internal(why),
+        }
+    }
+}

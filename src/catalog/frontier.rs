@@ -1,0 +1,101 @@
+//! How far the relays have got: until when every committed change has been carried to Redis and into the change
+//! stream.
+//!
+//! That Redis answers and its stream can be followed says nothing of changes that nobody has put there: the
+//! relays may be behind, or unable to write. Only the outbox knows, so it is asked, a few times a second.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+
+use super::Catalog;
+use crate::controls::Protection;
+use crate::entry::Entry;
+
+/// How often the outbox is asked. Too high: memory and Redis are taken for less current than they are. Too low:
+/// needless queries.
+const INTERVAL: Duration = Duration::from_millis(250);
+
+/// What one instance knows of the relays, all of them.
+#[derive(Debug)]
+pub(super) struct Frontier {
+    base: Instant,
+    /// Microseconds since `base`; 0 while nothing is known.
+    relayed_until: AtomicU64,
+    /// Whether Postgres did not say when it was last asked.
+    blind: AtomicBool,
+}
+
+impl Frontier {
+    pub(super) fn new() -> Self {
+        let base = Instant::now();
+        Self { base, relayed_until: AtomicU64::new(0), blind: AtomicBool::new(false) }
+    }
+
+    /// Whatever was committed before this moment is in Redis and in the change stream. It never goes back: a
+    /// change that was begun before it and is committed after it comes later.
+    pub(super) fn relayed_until(&self) -> Option<Instant> {
+        let micros = self.relayed_until.load(Ordering::Acquire);
+        (micros > 0).then(|| self.base + Duration::from_micros(micros))
+    }
+
+    /// How far the relays may be behind.
+    pub(super) fn lag(&self) -> Duration {
+        self.relayed_until().unwrap_or(self.base).elapsed()
+    }
+
+    /// Whether Postgres does not answer, so that nobody can say what is current.
+    pub(super) fn is_blind(&self) -> bool {
+        self.blind.load(Ordering::Relaxed)
+    }
+
+    fn reach(&self, moment: Instant) {
+        let since = moment.saturating_duration_since(self.base).as_micros();
+        let micros = u64::try_from(since).unwrap_or(u64::MAX);
+        self.relayed_until.fetch_max(micros, Ordering::AcqRel);
+    }
+}
+
+impl Catalog {
+    /// Returns a receiver that hears of the first look.
+    pub(super) fn start_watching_relays(self: &Arc<Self>) -> oneshot::Receiver<()> {
+        let (looked, first_look) = oneshot::channel();
+        let catalog = Arc::clone(self);
+        let watching = async move { catalog.watch_relays(looked).await };
+        self.drain.spawn_loop("watch over the relays", watching);
+        let help = "For how long committed changes may not have reached Redis and the change stream, in seconds.";
+        self.metrics.seconds("hotshelf.relay.lag", help, self, |catalog| catalog.frontier.lag());
+        first_look
+    }
+
+    async fn watch_relays(
+        self: Arc<Self>,
+        looked: oneshot::Sender<()>,
+    ) -> Result<Infallible, Infallible> {
+        let mut watch = self.postgres.watch_outbox();
+        let mut looked = Some(looked);
+        loop {
+            let relayed_until = watch.relayed_until().await;
+            match &relayed_until {
+                Ok(moment) => self.frontier.reach(*moment),
+                Err(error) => tracing::debug!(%error, "the outbox cannot be looked at"),
+            }
+            self.frontier.blind.store(relayed_until.is_err(), Ordering::Relaxed);
+            looked.take().map(|looked| looked.send(()));
+            tokio::time::sleep(INTERVAL.mul_f64(rand::random_range(0.8..1.2))).await;
+        }
+    }
+
+    /// Whether `entry`, which Redis holds, cannot be older than the relays may be behind.
+    pub(super) fn is_current(&self, entry: &Entry) -> bool {
+        let within = |moment: Option<Instant>| {
+            moment.is_some_and(|moment| moment.elapsed() <= self.options.relay_lag)
+        };
+        within(self.frontier.relayed_until())
+            || within(entry.surely_known_at())
+            || !self.controls.holds(Protection::RelayLag)
+    }
+}
