@@ -255,6 +255,12 @@ pub struct ServingArgs {
     /// Too high: overload becomes latency and memory. Too low: bursts are refused needlessly.
     #[arg(long, env, default_value_t = 10_000, value_name = "N", value_parser = at_least_one)]
     pub max_calls: usize,
+    /// Bytes of batches that wait for their callers to read them; past it more are refused with RESOURCE_EXHAUSTED.
+    ///
+    /// A connection that holds more than an eighth of what is free gets no more. Too high: callers that do not read cost
+    /// that memory. Too low: large batches are refused; the largest that can be asked for is about 70 MB.
+    #[arg(long, env, default_value_t = 268_435_456, value_name = "BYTES", value_parser = at_least_one)]
+    pub max_unsent_bytes: usize,
     /// The longest that a unary call may take, whatever the caller allows.
     #[arg(long, env, default_value = "10s", value_name = "DURATION", value_parser = parse_duration)]
     pub max_call_time: Duration,

@@ -44,7 +44,7 @@ pub struct Metrics {
     pub redis_errors: Counters<RedisOperation>,
     /// Circuit breakers of Redis that opened, were probed, or closed.
     pub breaker_moves: Counters<BreakerMove>,
-    /// Calls and connections refused before they were begun.
+    /// Calls and connections refused to stay within limits.
     pub shed: Counters<Shed>,
     /// Products asked of Postgres, one for each product of a batch.
     pub postgres_loads: Counters<()>,

@@ -13,6 +13,7 @@ mod service;
 mod shed;
 mod status;
 mod unary;
+mod unsent;
 
 use std::sync::Arc;
 
@@ -35,9 +36,10 @@ use edge::Edge;
 pub use edge::{EdgeOptions, TlsOptions};
 use hot_keys::Watchers;
 use observe::ObserveLayer;
-use reads::Calls;
+use reads::{Calls, Shared};
 use service::Products;
 use shed::ShedLayer;
+use unsent::Unsent;
 
 /// Limits of calls.
 #[derive(Clone, Copy, Debug)]
@@ -46,6 +48,8 @@ pub struct RpcOptions {
     pub edge: EdgeOptions,
     /// Unary calls at once; more are refused.
     pub max_calls: usize,
+    /// Bytes of batches that wait to be sent; more are refused.
+    pub max_unsent_bytes: usize,
     /// Largest request.
     pub max_request_bytes: usize,
     /// Streams of hot keys at once; more are refused.
@@ -116,13 +120,14 @@ pub async fn serve(
     let health = Health(reporter.clone());
     health.set(false).await;
     let others = routes(Arc::clone(&catalog), reporter, &options, drain, metrics);
-    let calls = Calls { catalog, others, max_request_bytes: options.max_request_bytes };
-    let calls = Arc::new(calls);
+    let shared = Shared { catalog, others, max_request_bytes: options.max_request_bytes };
+    let shared = Arc::new(shared);
+    let unsent = Unsent::new(options.max_unsent_bytes, metrics);
     let observed = Arc::clone(metrics);
     let shed = ShedLayer::new(options.max_calls, metrics);
     let longest = options.edge.max_call_time;
     let service = move || {
-        let calls = local(&calls);
+        let calls = Arc::new(Calls { shared: Arc::clone(&shared), unsent: unsent.share() });
         ServiceBuilder::new()
             .layer(ObserveLayer(local(&observed)))
             .layer(shed.of_connection())

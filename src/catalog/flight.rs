@@ -104,6 +104,26 @@ impl Pilot {
         self.flights.stripe(self.id).lock().remove(&self.id);
         self.landing.send_replace(Some(outcome));
     }
+
+    /// Ends the flight if nobody is aboard any more; whoever comes later begins a new one. Boarding takes the same lock,
+    /// so nobody does in between.
+    pub(super) fn unless_empty(self) -> Option<Self> {
+        let mut flights = self.flights.stripe(self.id).lock();
+        if !flights.get(&self.id)?.demand.is_unwanted() {
+            drop(flights);
+            return Some(self);
+        }
+        flights.remove(&self.id);
+        // Or dropping the pilot would end the next flight, which may begin as soon as the lock is free.
+        self.landing.send_replace(Some(lost()));
+        None
+    }
+}
+
+/// What those aboard are told when nobody lands a flight.
+fn lost() -> Outcome {
+    let error = Error::Internal("a load ended without a result".to_owned());
+    Err(Arc::new(Failed { error, seen: None }))
 }
 
 impl Drop for Pilot {
@@ -119,16 +139,13 @@ impl Seat {
     pub(super) async fn landed(mut self) -> Outcome {
         let landed = self.landing.wait_for(Option::is_some).await;
         let outcome = landed.ok().and_then(|outcome| outcome.clone());
-        outcome.unwrap_or_else(|| {
-            let error = Error::Internal("a load ended without a result".to_owned());
-            Err(Arc::new(Failed { error, seen: None }))
-        })
+        outcome.unwrap_or_else(lost)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
     use std::time::{Duration, Instant};
 
     use futures_util::FutureExt;
@@ -194,6 +211,48 @@ mod tests {
     fn everybody_aboard_learns_how_the_flight_ended() {
         fly(0x5EED);
         fly(rand::random());
+    }
+
+    fn arrives(seat: Seat) -> bool {
+        let runtime = tokio::runtime::Builder::new_current_thread().build();
+        runtime.expect("a runtime").block_on(seat.landed()).is_ok()
+    }
+
+    /// Whoever boards a flight while its pilot gives it up because it is empty is in that one or in the next, and learns
+    /// how it ended.
+    #[test]
+    fn nobody_is_stranded_in_a_flight_that_is_given_up() {
+        let (flights, given_up) = (Flights::new(), AtomicUsize::new(0));
+        let id = ProductId::new(1).expect("positive");
+        let board = || {
+            let (seat, pilot) = flights.join(id, &Arc::default(), true);
+            // Boarded, and gone again.
+            if rand::random() {
+                drop(seat);
+                return pilot.map(|pilot| (None, pilot));
+            }
+            match pilot {
+                Some(pilot) => return Some((Some(seat), pilot)),
+                None => assert!(arrives(seat)),
+            }
+            None
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for flight in 0..50_000 {
+                        let Some((seat, pilot)) = board() else { continue };
+                        match pilot.unless_empty() {
+                            Some(pilot) => pilot.land(result(flight)),
+                            None => drop(given_up.fetch_add(1, Ordering::Relaxed)),
+                        }
+                        assert!(seat.is_none_or(|seat| arrives(seat)));
+                    }
+                });
+            }
+        });
+        assert!(given_up.into_inner() > 0);
+        assert!(!flights.is_in_flight(id));
     }
 
     /// What a landing leaves behind is no business of the flight after it, which may begin at any moment.

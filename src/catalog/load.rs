@@ -204,7 +204,8 @@ impl Catalog {
             );
             again.extend(filled);
             self.load_without_lease(sorted.impatient, Some(Publish::Read)).await;
-            waiting = sorted.patient;
+            // What nobody is aboard of any more waits for nobody.
+            waiting = sorted.patient.into_iter().filter_map(Load::unless_unwanted).collect();
             if waiting.is_empty() {
                 break;
             }
@@ -356,6 +357,10 @@ impl Catalog {
 }
 
 impl Load {
+    fn unless_unwanted(self) -> Option<Self> {
+        Some(Self { pilot: self.pilot.unless_empty()?, ..self })
+    }
+
     fn newest_heard_of(&self) -> Version {
         let seen = self.seen.as_ref().map(|seen| seen.revision.version);
         self.ticket.floor().version.max(seen.unwrap_or_default())

@@ -121,6 +121,7 @@ impl ServeArgs {
                 max_call_time: serving.max_call_time,
             },
             max_calls: serving.max_calls,
+            max_unsent_bytes: serving.max_unsent_bytes,
             max_request_bytes: serving.max_request_bytes,
             max_watchers: serving.max_watchers,
         }

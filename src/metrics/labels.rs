@@ -179,7 +179,7 @@ impl BreakerMove {
 }
 
 label_set! {
-    /// Why a call was refused before it was begun.
+    /// Why a call or a connection was refused.
     Shed { "reason" } [
         /// Too many calls in flight.
         Calls = ["calls"],
@@ -187,6 +187,8 @@ label_set! {
         Connections = ["connections"],
         /// Too many watchers of hot keys.
         Streams = ["streams"],
+        /// Too many bytes of answers that wait to be sent.
+        UnsentBytes = ["unsent_bytes"],
     ]
 }
 

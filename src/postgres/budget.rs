@@ -36,7 +36,8 @@ impl Demand {
         Caller { demand: Arc::clone(self), empty_handed }
     }
 
-    fn is_unwanted(&self) -> bool {
+    /// Whether everybody has left.
+    pub(crate) fn is_unwanted(&self) -> bool {
         self.callers.load(Ordering::Relaxed) == 0
     }
 

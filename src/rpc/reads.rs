@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::sync::Arc;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::BufMut;
 use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use prost::encoding::{WireType, encode_key, encode_varint, int64};
@@ -14,7 +14,8 @@ use tower::Service;
 
 use super::reply::Reply;
 use super::unary::receive;
-use super::{Local, convert, status};
+use super::unsent::Share;
+use super::{convert, status};
 use crate::catalog::{Answer, Catalog};
 use crate::entry::{PREFIX, prefix};
 use crate::metrics::{Method as Called, ServedBy};
@@ -30,9 +31,16 @@ const KEY_AND_LENGTH: usize = 6;
 /// A larger batch takes so long that it does not run inline: the calls behind it on its connection would wait.
 const INLINE_BATCH: usize = 100;
 
-/// Answers the reads itself, and leaves every other call to tonic.
+/// Answers the reads of a connection itself, and leaves every other call to tonic.
 #[derive(Debug)]
 pub(super) struct Calls {
+    pub(super) shared: Arc<Shared>,
+    pub(super) unsent: Arc<Share>,
+}
+
+/// What the calls of all connections need.
+#[derive(Debug)]
+pub(super) struct Shared {
     pub(super) catalog: Arc<Catalog>,
     pub(super) others: Routes,
     pub(super) max_request_bytes: usize,
@@ -40,7 +48,7 @@ pub(super) struct Calls {
 
 impl Calls {
     pub(super) async fn call(
-        calls: Local<Self>,
+        calls: Arc<Self>,
         request: Request<Incoming>,
     ) -> Result<Response<Reply>, Infallible> {
         // To hyper any CONNECT that is answered with 200 is a tunnel.
@@ -55,7 +63,7 @@ impl Calls {
                 Box::pin(calls.batch_get_products(request.into_body())).await
             }
             _ => {
-                let response = calls.others.clone().call(request).await?;
+                let response = calls.shared.others.clone().call(request).await?;
                 return Ok(status::in_our_words(response).map(Reply::Tonic));
             }
         };
@@ -63,10 +71,10 @@ impl Calls {
     }
 
     async fn get_product(&self, body: Incoming) -> Result<Response<Reply>, Status> {
-        let request: GetProductRequest = receive(body, self.max_request_bytes).await?;
+        let request: GetProductRequest = receive(body, self.shared.max_request_bytes).await?;
         let id = convert::id("id", request.id)?;
         let freshness = convert::freshness(request.freshness)?;
-        let answer = self.catalog.get(id, freshness).await;
+        let answer = self.shared.catalog.get(id, freshness).await;
         let answer = answer.map_err(|error| status::of_error(&error, min_version(&request)))?;
         let cache_status = cache_status(answer.from, answer.stale);
         if answer.entry.revision.deleted {
@@ -76,24 +84,31 @@ impl Calls {
     }
 
     async fn batch_get_products(&self, body: Incoming) -> Result<Response<Reply>, Status> {
-        let request: BatchGetProductsRequest = receive(body, self.max_request_bytes).await?;
+        let request: BatchGetProductsRequest = receive(body, self.shared.max_request_bytes).await?;
         let ids = convert::ids(&request.ids)?;
         let freshness = convert::batch_freshness(request.max_staleness, request.latest)?;
         if ids.len() > INLINE_BATCH {
             tokio::task::yield_now().await;
         }
-        let answers = self.catalog.get_many(&ids, freshness).await;
+        let answers = self.shared.catalog.get_many(&ids, freshness).await;
         let answers = answers.map_err(|error| status::of_error(&error, None))?;
         let (from, stale) = farthest(&answers);
-        Ok(Reply::message(concatenated(&ids, &answers), cache_status(from, stale)))
+        let room = self.unsent.take(most_bytes(&answers))?;
+        let message = room.holds(concatenated(&ids, &answers));
+        Ok(Reply::message(message, cache_status(from, stale)))
     }
 }
 
+/// What the message of a batch takes at most.
+fn most_bytes(answers: &[Answer]) -> usize {
+    // An absent product's is its id, of ten bytes at most.
+    let length = |answer: &Answer| answer.entry.frame().len().max(PREFIX) + KEY_AND_LENGTH;
+    PREFIX + KEY_AND_LENGTH + answers.iter().map(length).sum::<usize>()
+}
+
 /// The message of a batch, made of the stored bytes of its products.
-fn concatenated(ids: &[ProductId], answers: &[Answer]) -> Bytes {
-    let length = |answer: &Answer| answer.entry.frame().len() + KEY_AND_LENGTH;
-    let products: usize = answers.iter().map(length).sum();
-    let mut message = BytesMut::with_capacity(PREFIX + products + KEY_AND_LENGTH);
+fn concatenated(ids: &[ProductId], answers: &[Answer]) -> Vec<u8> {
+    let mut message = Vec::with_capacity(most_bytes(answers));
     message.put_bytes(0, PREFIX);
     let mut absent = Vec::new();
     for (id, answer) in ids.iter().zip(answers) {
@@ -108,7 +123,7 @@ fn concatenated(ids: &[ProductId], answers: &[Answer]) -> Bytes {
     int64::encode_packed(NOT_FOUND_IDS, &absent, &mut message);
     let length = message.len() - PREFIX;
     message[..PREFIX].copy_from_slice(&prefix(length));
-    message.freeze()
+    message
 }
 
 fn not_found(cache_status: &'static str) -> Status {

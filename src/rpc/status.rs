@@ -98,6 +98,12 @@ pub(super) fn request_too_large() -> Status {
     status(Code::ResourceExhausted, words, "REQUEST_TOO_LARGE", HashMap::new())
 }
 
+/// Without a hint when to try again, too.
+pub(super) fn response_too_large() -> Status {
+    let words = "the products are more bytes than this server answers with; ask for fewer";
+    status(Code::ResourceExhausted, words, "RESPONSE_TOO_LARGE", HashMap::new())
+}
+
 pub(super) fn deadline_exceeded() -> Status {
     let words = "the call took longer than its deadline";
     status(Code::DeadlineExceeded, words, "DEADLINE_EXCEEDED", HashMap::new())
@@ -105,6 +111,11 @@ pub(super) fn deadline_exceeded() -> Status {
 
 pub(super) fn too_many_requests() -> Status {
     retry(Code::ResourceExhausted, "too many calls are in flight", "TOO_MANY_REQUESTS")
+}
+
+pub(super) fn too_many_unsent_bytes() -> Status {
+    let words = "too many bytes of answers wait to be read, on this connection or in all";
+    retry(Code::ResourceExhausted, words, "TOO_MANY_UNSENT_BYTES")
 }
 
 pub(super) fn too_many_streams() -> Status {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use hotshelf::proto::BatchGetProductsRequest;
 use nix::sys::signal::Signal;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -39,11 +40,14 @@ const MAX_CONNECTIONS: usize = 200;
 const BURST: usize = 1_000;
 /// Requests of a client that never reads.
 const UNREAD: usize = 100;
+/// Bytes that such clients may hold: a tenth of what they ask for.
+const MOST_UNSENT: usize = 8 << 20;
 
 pub fn register(suite: &mut Suite<'_>) {
     suite.single("hostile::20_000_hostile_clients_crash_nothing_leak_nothing_starve_nobody", siege);
     suite.single("hostile::who_says_nothing_or_half_a_word_loses_its_place", silence);
     suite.single("hostile::answers_that_nobody_reads_are_taken_back", unread_answers);
+    suite.single("hostile::answers_that_nobody_reads_leave_room_for_others", greed);
     suite.single("hostile::a_burst_after_a_pause_is_served_and_no_attack", burst);
     suite.single("hostile::past_the_limit_of_connections_those_that_stand_are_served", crowd);
 }
@@ -152,8 +156,12 @@ impl Bystander {
 }
 
 async fn open_connections(program: &Program) -> f64 {
+    metric(program, "hotshelf_connections").await
+}
+
+async fn metric(program: &Program, series: &str) -> f64 {
     let (_, text) = program.admin("/metrics").await;
-    let line = text.lines().find_map(|line| line.strip_prefix("hotshelf_connections "));
+    let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
     line.unwrap().trim().parse().unwrap()
 }
 
@@ -215,6 +223,44 @@ async fn unread_answers(stack: Stack) {
     assert!(taken_back > 0);
     let mut client = program.client().await;
     assert_eq!(client.get_product(get(products[0])).await.unwrap().into_inner().id, products[0]);
+}
+
+async fn greed(stack: Stack) {
+    let products = many_products(&stack).await;
+    let limit = MOST_UNSENT.to_string();
+    let options = ["--max-unsent-bytes", &limit, "--max-call-time", "60s"];
+    let program = Program::serve(&stack, &options).await;
+    let mut client = program.client().await;
+    client.batch_get_products(batch(&products)).await.unwrap();
+    let mut deaf = Vec::new();
+    for _ in 0..DEAF {
+        deaf.push(attacks::unread(program.port(), &products, UNREAD).await);
+    }
+    let refused = "hotshelf_shed_total{reason=\"unsent_bytes\"}";
+    let unsent = async || {
+        let unsent = metric(&program, "hotshelf_unsent_bytes").await;
+        assert!(unsent <= MOST_UNSENT as f64, "{unsent}");
+        unsent
+    };
+    eventually("each is refused most of what it asks for", async || {
+        unsent().await > 0.0 && metric(&program, refused).await > (DEAF * UNREAD / 2) as f64
+    })
+    .await;
+    let held = unsent().await;
+    assert!(held > MOST_UNSENT as f64 / 2.0, "or nothing was at stake: {held}");
+    for id in &products {
+        client.get_product(get(*id)).await.unwrap();
+    }
+    // As large a one as theirs.
+    let answer = client.batch_get_products(batch(&products)).await.unwrap().into_inner();
+    assert_eq!(answer.products.len(), products.len());
+    assert!(unsent().await >= held, "they still held it all");
+    drop(deaf);
+    eventually("their bytes are free", async || unsent().await == 0.0).await;
+}
+
+fn batch(ids: &[i64]) -> BatchGetProductsRequest {
+    BatchGetProductsRequest { ids: ids.to_vec(), ..Default::default() }
 }
 
 async fn burst(stack: Stack) {

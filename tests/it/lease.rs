@@ -2,10 +2,15 @@
 
 use std::time::Duration;
 
+use hotshelf::config::ServeArgs;
 use hotshelf::pause::Point;
+use hotshelf::product::ProductId;
 use sqlx::Executor;
 
-use crate::harness::{Program, Stack, Suite, eventually, get};
+use crate::harness::{Node, Program, Stack, Suite, eventually, get};
+
+/// Longer than any test.
+const FOR_EVER: Duration = Duration::from_secs(600);
 
 pub fn register(suite: &mut Suite<'_>) {
     suite.both("lease::the_lease_of_a_killed_holder_is_taken_over", killed_holder);
@@ -14,6 +19,7 @@ pub fn register(suite: &mut Suite<'_>) {
         "lease::who_has_waited_long_enough_reads_postgres_and_leaves_redis_alone",
         waited_out,
     );
+    suite.both("lease::what_everybody_gave_up_does_not_wait_for_a_lease", given_up);
     suite.both("lease::a_load_that_fails_gives_its_lease_back", failed_load);
 }
 
@@ -79,6 +85,44 @@ async fn waited_out(stack: Stack) {
     drop(paused);
     assert!(read.await.unwrap().is_ok());
     assert!(stack.redis_revision(id).await.is_some());
+}
+
+async fn given_up(stack: Stack) {
+    let id = stack.insert("walnut desk lamp").await;
+    let patient = |args: &mut ServeArgs| {
+        (args.redis.lease_wait, args.redis.lease_ttl) = (FOR_EVER, FOR_EVER);
+        args.caching.refresh_keys = 0;
+    };
+    let (holder, other) = tokio::join!(stack.node_with(patient), stack.node_with(patient));
+    let mut held = holder.pauses.arm(Point::LoadedFromPostgres);
+    let read = |node: &Node| {
+        let mut client = node.client.clone();
+        tokio::spawn(async move { client.get_product(get(id)).await })
+    };
+    let first = read(&holder);
+    let paused = held.recv().await.unwrap();
+    let (left, stays) = (read(&other), read(&other));
+    let waits = async || other.metric(r#"hotshelf_lease_total{outcome="held"}"#).await;
+    eventually("it waits", async || waits().await > 3.0).await;
+    left.abort();
+    let given_up = "grpc_server_handled_total{grpc_code=\"CANCELLED\",grpc_method=\"GetProduct\",\
+                    grpc_service=\"hotshelf.v1.ProductService\",grpc_type=\"unary\"}";
+    eventually("one left", async || other.metric(given_up).await == 1.0).await;
+    let asked = waits().await;
+    eventually("it waits for the one who stays", async || waits().await > asked + 1.0).await;
+    stays.abort();
+    let in_flight = async || {
+        let product = ProductId::new(id).unwrap();
+        other.catalog.explain(product).await.load_in_flight
+    };
+    eventually("nobody is left, and nothing waits", async || !in_flight().await).await;
+    assert_eq!(other.metric(r#"hotshelf_lease_total{outcome="waited_out"}"#).await, 0.0);
+    assert!(stack.is_leased(id).await, "the holder still holds it");
+    let late = read(&other);
+    eventually("it waits again", async || in_flight().await).await;
+    drop(paused);
+    let (late, first) = (late.await.unwrap().unwrap(), first.await.unwrap().unwrap());
+    assert_eq!((late.into_inner().id, first.into_inner().id), (id, id));
 }
 
 async fn failed_load(stack: Stack) {
