@@ -33,9 +33,9 @@ use crate::product::ProductId;
 use crate::redis::Redis;
 pub use error::Error;
 pub use explain::{Explanation, SlotState};
-use flight::{Flights, Seat};
+use flight::{Class, Flights, Seat};
 use frontier::Frontier;
-use load::{Load, Patience};
+use load::Load;
 use refresh::RefreshQueue;
 
 /// A caller who asks for more than the flight it joined can promise boards the next one, this often.
@@ -287,19 +287,19 @@ impl Catalog {
 
     /// Boards the flights of `ids`, and sends off those that nobody had begun.
     fn join(self: &Arc<Self>, ids: &[ProductId], freshness: Freshness) -> Vec<Seat> {
-        let patience = match freshness {
-            Freshness::Cached | Freshness::NotDue { .. } => Patience::WaitForOthers,
-            Freshness::MinVersion { .. } | Freshness::KnownSince(_) => Patience::AskPostgres,
+        let class = match freshness {
+            Freshness::Cached | Freshness::NotDue { .. } => Class::Cached,
+            Freshness::MinVersion { .. } | Freshness::KnownSince(_) => Class::Strict,
         };
         let (mut seats, mut loads) = (Vec::with_capacity(ids.len()), Vec::new());
         // What is loaded together is wanted together.
         let demand = Arc::default();
         for id in ids {
             let empty_handed = !self.may_fall_back(*id, freshness);
-            let (seat, pilot) = self.flights.join(*id, &demand, empty_handed);
+            let (seat, pilot) = self.flights.join((*id, class), &demand, empty_handed);
             seats.push(seat);
             match pilot {
-                Some(pilot) => loads.push(self.begin(pilot, freshness, patience, &demand)),
+                Some(pilot) => loads.push(self.begin(pilot, freshness, &demand)),
                 None => self.metrics.singleflight_joined.inc(()),
             }
         }

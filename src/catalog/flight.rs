@@ -28,10 +28,22 @@ pub(super) struct Failed {
     pub(super) seen: Option<Entry>,
 }
 
+type Stripe = HashMap<(ProductId, Class), Flight>;
+
 /// The loads in flight of one instance.
 #[derive(Debug)]
 pub(super) struct Flights {
-    stripes: Box<[Mutex<HashMap<ProductId, Flight>>]>,
+    stripes: Box<[Mutex<Stripe>]>,
+}
+
+/// What those aboard are content with. Whoever takes what the caches hold does not board with those who ask Postgres:
+/// that may take long, or be refused, while Redis has what is good enough.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Class {
+    /// What the caches may serve.
+    Cached,
+    /// Nothing but what they ask for.
+    Strict,
 }
 
 /// A load in flight, and how much it is wanted.
@@ -46,6 +58,7 @@ struct Flight {
 pub(super) struct Pilot {
     flights: Arc<Flights>,
     id: ProductId,
+    class: Class,
     landing: watch::Sender<Option<Outcome>>,
 }
 
@@ -65,13 +78,13 @@ impl Flights {
     /// work. Whoever is `empty_handed` has nothing stale to fall back on.
     pub(super) fn join(
         self: &Arc<Self>,
-        id: ProductId,
+        (id, class): (ProductId, Class),
         demand: &Arc<Demand>,
         empty_handed: bool,
     ) -> (Seat, Option<Pilot>) {
         let seat =
             |landing, demand: &Arc<Demand>| Seat { landing, _caller: demand.wait(empty_handed) };
-        match self.stripe(id).lock().entry(id) {
+        match self.stripe(id).lock().entry((id, class)) {
             MapEntry::Occupied(flight) => {
                 let Flight { landing, demand } = flight.get();
                 (seat(landing.clone(), demand), None)
@@ -79,17 +92,18 @@ impl Flights {
             MapEntry::Vacant(free) => {
                 let (sender, landing) = watch::channel(None);
                 free.insert(Flight { landing: landing.clone(), demand: Arc::clone(demand) });
-                let pilot = Pilot { flights: Arc::clone(self), id, landing: sender };
+                let pilot = Pilot { flights: Arc::clone(self), id, class, landing: sender };
                 (seat(landing, demand), Some(pilot))
             }
         }
     }
 
     pub(super) fn is_in_flight(&self, id: ProductId) -> bool {
-        self.stripe(id).lock().contains_key(&id)
+        let flights = self.stripe(id).lock();
+        [Class::Cached, Class::Strict].iter().any(|class| flights.contains_key(&(id, *class)))
     }
 
-    fn stripe(&self, id: ProductId) -> &Mutex<HashMap<ProductId, Flight>> {
+    fn stripe(&self, id: ProductId) -> &Mutex<Stripe> {
         &self.stripes[id.get().unsigned_abs() as usize % STRIPES]
     }
 }
@@ -99,9 +113,13 @@ impl Pilot {
         self.id
     }
 
+    pub(super) fn class(&self) -> Class {
+        self.class
+    }
+
     /// Gives everybody aboard the outcome. Whoever comes later begins a new flight.
     pub(super) fn land(self, outcome: Outcome) {
-        self.flights.stripe(self.id).lock().remove(&self.id);
+        self.flights.stripe(self.id).lock().remove(&(self.id, self.class));
         self.landing.send_replace(Some(outcome));
     }
 
@@ -109,11 +127,12 @@ impl Pilot {
     /// so nobody does in between.
     pub(super) fn unless_empty(self) -> Option<Self> {
         let mut flights = self.flights.stripe(self.id).lock();
-        if !flights.get(&self.id)?.demand.is_unwanted() {
+        let flight = (self.id, self.class);
+        if !flights.get(&flight)?.demand.is_unwanted() {
             drop(flights);
             return Some(self);
         }
-        flights.remove(&self.id);
+        flights.remove(&flight);
         // Or dropping the pilot would end the next flight, which may begin as soon as the lock is free.
         self.landing.send_replace(Some(lost()));
         None
@@ -129,7 +148,7 @@ fn lost() -> Outcome {
 impl Drop for Pilot {
     fn drop(&mut self) {
         if self.landing.borrow().is_none() {
-            self.flights.stripe(self.id).lock().remove(&self.id);
+            self.flights.stripe(self.id).lock().remove(&(self.id, self.class));
         }
     }
 }
@@ -186,7 +205,7 @@ mod tests {
             // Two ids in one stripe.
             let id = ProductId::new(1 + (at as i64) * (STRIPES as i64 / 2)).expect("positive");
             if random.random_range(0..3) > 0 {
-                let (seat, pilot) = flights.join(id, &Arc::default(), true);
+                let (seat, pilot) = flights.join((id, Class::Cached), &Arc::default(), true);
                 assert_eq!(pilot.is_none(), flying[at].is_some(), "seed {seed:#x}, {flight}");
                 seats[at].push(seat);
                 flying[at] = flying[at].take().or(pilot.map(|pilot| (flight, pilot)));
@@ -225,7 +244,7 @@ mod tests {
         let (flights, given_up) = (Flights::new(), AtomicUsize::new(0));
         let id = ProductId::new(1).expect("positive");
         let board = || {
-            let (seat, pilot) = flights.join(id, &Arc::default(), true);
+            let (seat, pilot) = flights.join((id, Class::Cached), &Arc::default(), true);
             // Boarded, and gone again.
             if rand::random() {
                 drop(seat);
@@ -246,7 +265,7 @@ mod tests {
                             Some(pilot) => pilot.land(result(flight)),
                             None => drop(given_up.fetch_add(1, Ordering::Relaxed)),
                         }
-                        assert!(seat.is_none_or(|seat| arrives(seat)));
+                        assert!(seat.is_none_or(arrives));
                     }
                 });
             }
@@ -264,7 +283,9 @@ mod tests {
             for _ in 0..4 {
                 scope.spawn(|| {
                     for flight in 0..50_000 {
-                        let (_, Some(pilot)) = flights.join(id, &Arc::default(), true) else {
+                        let (_, Some(pilot)) =
+                            flights.join((id, Class::Cached), &Arc::default(), true)
+                        else {
                             continue;
                         };
                         assert!(!flying.swap(true, Ordering::SeqCst), "two pilots");

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use futures_util::future::join_all;
 
-use super::flight::{Failed, Pilot};
+use super::flight::{Class, Failed, Pilot};
 use super::{Catalog, Error, Loaded};
 use crate::entry::{Entry, Freshness};
 use crate::hot_cache::LoadTicket;
@@ -21,22 +21,12 @@ use crate::redis::{Filled, Lease, Publish};
 /// is given, and not kept.
 const MAX_ROUNDS: usize = 3;
 
-/// What to do when another instance is loading the same product.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Patience {
-    /// Wait for its fill.
-    WaitForOthers,
-    /// Ask Postgres all the same: what another began to load before may be too old for this caller.
-    AskPostgres,
-}
-
 /// A product on its way in.
 #[derive(Debug)]
 pub(super) struct Load {
     pilot: Pilot,
     ticket: LoadTicket,
     freshness: Freshness,
-    patience: Patience,
     demand: Arc<Demand>,
     /// The newest that Redis was seen to hold.
     seen: Option<Entry>,
@@ -79,15 +69,9 @@ struct Sorted {
 }
 
 impl Catalog {
-    pub(super) fn begin(
-        &self,
-        pilot: Pilot,
-        freshness: Freshness,
-        patience: Patience,
-        demand: &Arc<Demand>,
-    ) -> Load {
+    pub(super) fn begin(&self, pilot: Pilot, freshness: Freshness, demand: &Arc<Demand>) -> Load {
         let ticket = self.hot.begin_load(pilot.id());
-        Load { pilot, ticket, freshness, patience, demand: Arc::clone(demand), seen: None }
+        Load { pilot, ticket, freshness, demand: Arc::clone(demand), seen: None }
     }
 
     /// Lands every one of `loads`, detached: no caller's deadline bounds a load that others wait for.
@@ -234,7 +218,7 @@ impl Catalog {
                     sorted.ours.push(load);
                     sorted.leases.push(lease);
                 }
-                (Some(load), None) if load.patience == Patience::WaitForOthers => {
+                (Some(load), None) if load.pilot.class() == Class::Cached => {
                     sorted.patient.push(load);
                 }
                 (Some(load), None) => sorted.impatient.push(load),

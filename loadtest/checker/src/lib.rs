@@ -57,4 +57,7 @@ pub enum Error {
     /// An instance could not be reached or started.
     #[error("{0}")]
     Instance(String),
+    /// A defect of the checker.
+    #[error("the load ended early: {0}")]
+    Load(#[from] tokio::task::JoinError),
 }

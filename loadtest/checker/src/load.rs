@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use hotshelf::proto::{AdminServiceClient, ProductServiceClient};
 use tokio::sync::{Semaphore, watch};
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tonic::transport::Channel;
 
 use crate::converge::{self, Convergence};
@@ -143,8 +143,15 @@ pub async fn run_beside<T>(
         stop.send_replace(true);
         done
     };
-    let ((), (), done) =
-        tokio::join!(readers::drive(&world, load), writers::drive(&world, load), beside);
+    // Tasks of their own: what is done beside may block, and the load goes on.
+    let [reading, writing] = [Arc::clone(&world), Arc::clone(&world)];
+    let [reads, writes] = [load.clone(), load.clone()];
+    let reading = tokio::spawn(async move { readers::drive(&reading, &reads).await });
+    let writing = tokio::spawn(async move { writers::drive(&writing, &writes).await });
+    let (reading, writing) = (AbortOnDropHandle::new(reading), AbortOnDropHandle::new(writing));
+    let done = beside.await;
+    reading.await?;
+    writing.await?;
     world.writers.close();
     world.writers.wait().await;
     let convergence = converge::wait(&world, load.bound).await?;

@@ -1,9 +1,10 @@
 //! What was measured in a drill.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use checker::history::{Failure, Kind, Micros, Request, Wish, micros};
+use checker::history::{Failure, Kind, Micros, Read, Request, Tier, Wish, micros};
 use checker::staleness::percentile;
 use checker::{Outcome, Verdict};
 
@@ -37,6 +38,8 @@ pub struct Figures {
     pub p99_settled: Option<Micros>,
     /// The slowest of all reads that were due while it lasted.
     pub slowest: Micros,
+    /// The slowest of cached products, and which those were.
+    pub slow: Vec<String>,
     /// p99 of refusals.
     pub refused_p99: Micros,
     /// How long after it was mended the last request failed, and every instance trusted its memory; `None` when
@@ -91,6 +94,7 @@ impl Figures {
             p99_during: cached(course.broken, course.mended),
             p99_settled: (settled < course.mended).then(|| cached(settled, course.mended)),
             slowest: samples.iter().filter(during).map(|one| one.latency).max().unwrap_or(0),
+            slow: slow(outcome, course),
             refused_p99: p99_of(refusals.map(|failure| failure.end - failure.due).collect()),
             recovered: course.trusted.map(|trusted| {
                 let last = failures.iter().map(|failure| failure.end).max().unwrap_or(0);
@@ -126,10 +130,11 @@ pub(crate) const SETTLED: Duration = Duration::from_secs(2);
 
 fn samples(outcome: &Outcome, course: &Course) -> Vec<Sample> {
     let is_cached = |product, wish| wish == Wish::Plain && course.hot.contains(&product);
-    // A batch is one request, and shows as many reads: they count as reads of its products.
+    // A batch is one request, and shows as many reads: they count as reads of its products, but when some of them are
+    // not cached, what it waited for says nothing about those that are.
     let reads = outcome.history.reads.iter().filter_map(|read| {
         let due = read.begin - u64::from(read.late);
-        let cached = is_cached(read.product, read.wish);
+        let cached = is_cached(read.product, read.wish) && read.tier != Tier::Unsaid;
         let latency = read.end - due;
         let sample = Sample { due, latency, cached, failed: false };
         (!excused(&course.excuses, read.instance, due, read.end)).then_some(sample)
@@ -196,6 +201,19 @@ fn examples(failures: &[&Failure], course: &Course) -> Vec<String> {
         )
     };
     cached.into_iter().chain(others).take(EXAMPLES).map(line).collect()
+}
+
+fn slow(outcome: &Outcome, course: &Course) -> Vec<String> {
+    let due = |read: &Read| read.begin - u64::from(read.late);
+    let mut reads: Vec<&Read> = outcome.history.reads.iter().collect();
+    reads.retain(|read| (course.broken..course.mended).contains(&due(read)));
+    reads.retain(|read| read.wish == Wish::Plain && course.hot.contains(&read.product));
+    reads.sort_by_key(|read| Reverse(read.end - due(read)));
+    let line = |read: &&Read| {
+        let [after, took] = [due(read) - course.broken, read.end - due(read)].map(|us| us / 1_000);
+        format!("due {after} ms after the fault, took {took} ms: {read:?}")
+    };
+    reads.iter().take(EXAMPLES).map(line).collect()
 }
 
 fn p99(samples: &[Sample], of: impl Fn(&Sample) -> bool) -> Micros {

@@ -134,6 +134,7 @@ fn reported(drilled: Drilled) -> Drilled {
     }
     if !drilled.breaches.is_empty() {
         drilled.figures.examples.iter().for_each(|failure| eprintln!("  for instance: {failure}"));
+        drilled.figures.slow.iter().for_each(|read| eprintln!("  slow: {read}"));
         drilled.warnings.iter().for_each(|line| eprintln!("  log: {line}"));
     }
     drilled
