@@ -18,7 +18,7 @@ mod write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures_util::future::join_all;
+use futures_util::future::try_join_all;
 use parking_lot::Mutex;
 
 use crate::controls::Controls;
@@ -210,14 +210,10 @@ impl Catalog {
         let seats = self.join(&missing, freshness);
         let arrivals =
             missing.iter().zip(seats).map(|(id, seat)| self.arrive(*id, seat, freshness));
-        let mut arrived = join_all(arrivals).await.into_iter();
-        answers
-            .into_iter()
-            .map(|answer| match answer {
-                Some(answer) => Ok(answer),
-                None => arrived.next().expect("one arrival for each missing id"),
-            })
-            .collect()
+        // The first that fails fails them all, and the others are waited for no longer.
+        let mut arrived = try_join_all(arrivals).await?.into_iter();
+        let mut next = || arrived.next().expect("one arrival for each missing id");
+        Ok(answers.into_iter().map(|answer| answer.unwrap_or_else(&mut next)).collect())
     }
 
     /// What this instance is asked for most.

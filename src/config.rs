@@ -115,7 +115,7 @@ pub struct PostgresArgs {
     pub database_loads: usize,
     /// Loads that may wait for their turn; more are refused with RESOURCE_EXHAUSTED, the least wanted first.
     ///
-    /// Fewer may while PostgreSQL is slow: as many as will have their turn within the acquire timeout.
+    /// Fewer may while PostgreSQL is slow: as many as will have their turn within half the acquire timeout.
     /// Too high: overload becomes timeouts. Too low: a cold start is refused needlessly.
     #[arg(long, env, default_value_t = 256, value_name = "N")]
     pub database_queued_loads: usize,

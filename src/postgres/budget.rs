@@ -2,7 +2,11 @@
 //!
 //! Overload is a queue that does not get shorter. Then products go first that callers wait for who have nothing
 //! stale to fall back on, and of those the ones that most wait for. The rest is pushed out at once: waiting longer
-//! would only turn overload into timeouts.
+//! would only turn overload into timeouts. Who has nothing and has waited for a while is not pushed out any more, and
+//! in the end not overtaken either: a refusal after a long wait is worth less than both an answer and a refusal at once.
+
+#[cfg(test)]
+mod tests;
 
 use std::cmp::Reverse;
 use std::sync::Arc;
@@ -14,9 +18,14 @@ use tokio::sync::oneshot;
 
 use super::Error;
 
+/// Who has nothing to fall back on is refused within this time, or not for the sake of others.
+const TOLD_WITHIN: Duration = Duration::from_millis(50);
+
 /// How much a load is wanted, at this moment.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Demand {
+    /// For how long: also before it needed a turn, when it waited for somebody else's load.
+    since: Instant,
     callers: AtomicUsize,
     empty_handed: AtomicUsize,
 }
@@ -26,6 +35,13 @@ pub(crate) struct Demand {
 pub(crate) struct Caller {
     demand: Arc<Demand>,
     empty_handed: bool,
+}
+
+impl Default for Demand {
+    fn default() -> Self {
+        let (callers, empty_handed) = Default::default();
+        Self { since: Instant::now(), callers, empty_handed }
+    }
 }
 
 impl Demand {
@@ -125,6 +141,11 @@ impl Budget {
         Err(receiver)
     }
 
+    /// After so long it is not overtaken any more, and the rest of its patience is enough for all before it.
+    fn overtaken(&self) -> Duration {
+        self.patience / 2
+    }
+
     /// How many may wait: as many as will have their turn before they lose patience.
     fn room(&self, queue: &Queue) -> usize {
         // While nothing ends, what has ended says nothing.
@@ -133,7 +154,7 @@ impl Budget {
         if took.is_zero() {
             return self.queued;
         }
-        let rounds = self.patience.as_secs_f64() / took.as_secs_f64();
+        let rounds = self.overtaken().as_secs_f64() / took.as_secs_f64();
         // Cut off, and a float that is too large becomes the largest.
         self.queued.min((rounds * self.loads as f64) as usize)
     }
@@ -147,7 +168,7 @@ impl Budget {
                 if queue.running.len() >= self.loads {
                     return;
                 }
-                let Some(next) = queue.take_most_urgent() else { return };
+                let Some(next) = queue.take_most_urgent(self.overtaken()) else { return };
                 let began = Instant::now();
                 queue.running.push(began);
                 (next, Turn { budget: Some(Arc::clone(self)), began })
@@ -175,24 +196,35 @@ impl Queue {
 
     /// Drops the least urgent, who is told; of equals the one that has waited least.
     fn push_out(&mut self) {
-        let urgency = |(_, waiting): &(usize, &Waiting)| waiting.urgency();
+        let overdue = long_before(TOLD_WITHIN);
+        let urgency = |(_, waiting): &(usize, &Waiting)| waiting.urgency(overdue);
         if let Some((least, _)) = self.waiting.iter().enumerate().min_by_key(urgency) {
             self.waiting.swap_remove(least);
         }
     }
 
     /// What everybody has given up needs no turn, only its place back.
-    fn take_most_urgent(&mut self) -> Option<Waiting> {
+    fn take_most_urgent(&mut self, overtaken: Duration) -> Option<Waiting> {
         self.waiting.retain(|waiting| !waiting.demand.is_unwanted());
-        let urgency = |(_, waiting): &(usize, &Waiting)| waiting.urgency();
+        let overdue = long_before(overtaken);
+        let urgency = |(_, waiting): &(usize, &Waiting)| waiting.urgency(overdue);
         let (most, _) = self.waiting.iter().enumerate().max_by_key(urgency)?;
         Some(self.waiting.swap_remove(most))
     }
 }
 
+/// So long ago; `None` before the clock began.
+fn long_before(age: Duration) -> Option<Instant> {
+    Instant::now().checked_sub(age)
+}
+
 impl Waiting {
-    fn urgency(&self) -> ((bool, usize), Reverse<Instant>) {
-        (self.demand.urgency(), Reverse(self.since))
+    /// Of those who have nothing, the ones from before `overdue` come first, whoever waits for the others.
+    fn urgency(&self, overdue: Option<Instant>) -> (bool, usize, Reverse<[Instant; 2]>) {
+        let (empty_handed, callers) = self.demand.urgency();
+        let overdue = overdue.is_some_and(|overdue| self.demand.since < overdue);
+        let callers = if empty_handed && overdue { usize::MAX } else { callers };
+        (empty_handed, callers, Reverse([self.demand.since, self.since]))
     }
 }
 
@@ -201,97 +233,5 @@ impl Drop for Turn {
         if let Some(budget) = self.budget.take() {
             budget.hand_on(self.began);
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use futures_util::FutureExt;
-
-    use super::*;
-
-    const PATIENCE: Duration = Duration::from_secs(60);
-
-    fn wanted_by(callers: usize, empty_handed: bool) -> (Arc<Demand>, Vec<Caller>) {
-        let demand = Arc::new(Demand::default());
-        let callers = (0..callers).map(|_| demand.wait(empty_handed)).collect();
-        (demand, callers)
-    }
-
-    fn place(budget: &Arc<Budget>, demand: &Arc<Demand>) -> oneshot::Receiver<Turn> {
-        budget.enter(demand).expect_err("a place in the queue")
-    }
-
-    fn turn_of(place: &mut oneshot::Receiver<Turn>) -> Option<Turn> {
-        place.now_or_never()?.ok()
-    }
-
-    #[test]
-    fn who_has_nothing_to_fall_back_on_goes_first_and_then_what_most_wait_for() {
-        let budget = Budget::new(1, 10, PATIENCE);
-        let (stale, _a) = wanted_by(9, false);
-        let (cold, _b) = wanted_by(1, true);
-        let (hot, _c) = wanted_by(3, true);
-        let turn = budget.enter(&stale).expect("free");
-        let mut places = [&stale, &cold, &hot].map(|demand| place(&budget, demand));
-        drop(turn);
-        let turn = turn_of(&mut places[2]).expect("the hottest");
-        drop(turn);
-        let turn = turn_of(&mut places[1]).expect("the other one without anything");
-        drop(turn);
-        turn_of(&mut places[0]).expect("who had something stale");
-        assert_eq!(budget.in_use(), 0);
-    }
-
-    #[test]
-    fn a_full_queue_pushes_out_the_least_urgent_at_once() {
-        let budget = Budget::new(1, 2, PATIENCE);
-        let (cold, _a) = wanted_by(1, true);
-        let (hot, _b) = wanted_by(5, true);
-        let _turn = budget.enter(&cold).expect("free");
-        let mut first = place(&budget, &cold);
-        let mut second = place(&budget, &cold);
-        let mut third = place(&budget, &hot);
-        assert!(matches!((&mut second).now_or_never(), Some(Err(_))), "told at once");
-        assert!((&mut first).now_or_never().is_none());
-        assert!((&mut third).now_or_never().is_none());
-        assert_eq!(budget.in_use(), 3);
-    }
-
-    #[test]
-    fn what_nobody_waits_for_any_more_gives_its_place_back() {
-        let budget = Budget::new(1, 10, PATIENCE);
-        let (wanted, _a) = wanted_by(1, false);
-        let (given_up, callers) = wanted_by(9, true);
-        let turn = budget.enter(&wanted).expect("free");
-        let mut places = [&given_up, &wanted].map(|demand| place(&budget, demand));
-        drop(callers);
-        drop(turn);
-        assert!(matches!((&mut places[0]).now_or_never(), Some(Err(_))));
-        turn_of(&mut places[1]).expect("the one that is wanted");
-    }
-
-    #[test]
-    fn a_turn_that_is_given_to_one_who_left_goes_to_the_next() {
-        let budget = Budget::new(1, 10, PATIENCE);
-        let (demand, _callers) = wanted_by(1, true);
-        let turn = budget.enter(&demand).expect("free");
-        let gone = place(&budget, &demand);
-        let mut next = place(&budget, &demand);
-        drop(gone);
-        drop(turn);
-        turn_of(&mut next).expect("the next");
-        assert_eq!(budget.in_use(), 0);
-    }
-
-    #[test]
-    fn while_nothing_ends_fewer_and_fewer_may_wait() {
-        let budget = Budget::new(2, 100, Duration::from_millis(500));
-        let ago = |millis| Instant::now() - Duration::from_millis(millis);
-        let queue = |ages: [u64; 2]| Queue { running: ages.map(ago).into(), ..Queue::default() };
-        assert!(budget.room(&queue([1, 2])) == 100);
-        assert!(budget.room(&queue([5_000, 1])) == 100, "one is stuck");
-        assert!((1..=4).contains(&budget.room(&queue([250, 300]))));
-        assert_eq!(budget.room(&queue([5_000, 5_000])), 0, "Postgres is");
     }
 }

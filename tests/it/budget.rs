@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use hotshelf::config::ServeArgs;
-use hotshelf::proto::Product;
+use hotshelf::proto::{BatchGetProductsRequest, Product};
 use tokio::task::JoinHandle;
 use tonic::{Code, Response, Status};
+use tonic_types::StatusExt;
 
 use crate::harness::{HANG, Node, Stack, Suite, cache_status, eventually, get};
 
@@ -15,6 +16,7 @@ type Read = JoinHandle<Result<Response<Product>, Status>>;
 
 pub fn register(suite: &mut Suite<'_>) {
     suite.both("budget::who_has_something_stale_gets_that_before_others_get_nothing", stale_last);
+    suite.both("budget::who_is_refused_waits_for_nobody", told_at_once);
     suite.both("budget::a_load_that_everybody_gave_up_leaves_the_queue", given_up);
     suite.both("budget::a_fleet_that_starts_cold_stays_within_it_and_recovers", cold_start);
 }
@@ -66,6 +68,43 @@ async fn stale_last(stack: Stack) {
     lock.rollback().await.unwrap();
     ended(needy).await.unwrap();
     ended(first).await.unwrap();
+}
+
+async fn told_at_once(stack: Stack) {
+    let [running, waiting, absent] =
+        [stack.insert("a").await, stack.insert("b").await, stack.insert("c").await];
+    let node = stack
+        .node_with(|args| {
+            tight(args);
+            args.postgres.database_acquire_timeout = 3 * HANG;
+            args.postgres.database_statement_timeout = 3 * HANG;
+            args.serving.max_call_time = 3 * HANG;
+        })
+        .await;
+    let lock = stack.lock_products().await;
+    let first = read(&node, running);
+    eventually("one runs", || async { stack.running_loads().await == 1 }).await;
+    let second = read(&node, waiting);
+    eventually("another waits", || async { in_flight(&node).await == 2.0 }).await;
+    let refused = ended(read(&node, absent)).await.unwrap_err();
+    assert_eq!(reason(&refused), "DATABASE_BUDGET_EXHAUSTED");
+    // One of its products is refused: that the other is about to come is of no use.
+    let batch = BatchGetProductsRequest { ids: vec![running, absent], ..Default::default() };
+    let mut client = node.client.clone();
+    let refused = tokio::time::timeout(HANG, client.batch_get_products(batch)).await.unwrap();
+    assert_eq!(reason(&refused.unwrap_err()), "DATABASE_BUDGET_EXHAUSTED");
+    assert!(!first.is_finished() && !second.is_finished());
+    assert!(!stack.is_leased(absent).await, "nobody else waits for it either");
+    lock.rollback().await.unwrap();
+    ended(first).await.unwrap();
+    ended(second).await.unwrap();
+}
+
+fn reason(status: &Status) -> String {
+    assert_eq!(status.code(), Code::ResourceExhausted);
+    let details = status.get_error_details();
+    assert!(details.retry_info().is_some());
+    details.error_info().unwrap().reason.clone()
 }
 
 async fn given_up(stack: Stack) {
