@@ -28,6 +28,8 @@
 //! | `RelaySupersede`, `RelayLoad`, `RelayReplace`, `RelayAppend` | `Relay::step`: `supersede.lua`, `Claim::load`, `publish.lua`, `append.lua` |
 //! | `Hear`, `FindGap`, `Restart` | `Follower::poll` and `restart` (`redis/changes.rs`), `HotCache::invalidate` and `void_before` |
 //! | `Replay` | `Catalog::replay` (`catalog/invalidation.rs`), `Postgres::replay_changes` |
+//! | `Look` | `OutboxWatch::relayed_until` (`postgres/outbox.rs`): what was committed before the oldest row of the outbox is relayed |
+//! | `Poll`, `Prove` | `Catalog::follow`: Redis finds nothing behind the cursor; the answer comes, and `HotCache::prove` hears of it |
 //! | `RedisFails` | a command that fails and was not executed |
 //! | `EvictEntry`, `EvictSlot` | memory is short, or a hard TTL passes |
 //! | `ExpireLease` | the TTL of the lease passes, whatever its holder does |
@@ -42,6 +44,13 @@
 //! every memory that may be served hold what Postgres holds, without the help of a TTL (P3). From every
 //! state such an end can be reached, so every fair continuation reaches one.
 //!
+//! P3's bound has no time here, but what it rests on: an instance that knows what has been relayed, and then heard
+//! the stream to its end, has nothing older in a memory that is trusted; and Redis holds nothing older than what
+//! anybody knows to be relayed. How old that knowledge may be is the program's affair (`max_staleness`). Both are checked
+//! without a failover, which loses what was relayed. The program then takes nothing from Redis that was last known to be
+//! current long before the failover, until the changes of that time are relayed again (`Catalog::look_after_redis`): that
+//! is about `known_at`, which is not here.
+//!
 //! An entry knows which commit it really shows, beside the revision that the protocol sees; "older" means
 //! the former, so a label that is wrong is found out.
 //!
@@ -55,6 +64,9 @@
 //!   flight and boards the next is two loads.
 //! - `read_postgres` takes the floors and the rows in one step; `CreateProduct` is an insert by SQL, since
 //!   nobody has heard of its id before.
+//! - What is replayed counts as if it had never been relayed; the program takes its new row for a new change. That makes no
+//!   difference unless it was lost, for which see above.
+//! - Only one of the instances looks how far changes have been relayed: what it knows concerns nobody else.
 //! - In Redis Cluster the product and the stream fail over apart; here they do so together.
 //!
 //! The bounds are those of [`Scenario`](scenarios::Scenario). The instances are alike, so of two states that differ

@@ -36,6 +36,10 @@ pub struct Protections {
     /// The absence of a product is labelled with the version that was deleted, not with the newest that
     /// happened to be heard of.
     pub exact_tombstones: bool,
+    /// An instance that asks whether all has been relayed sees also what a relay has claimed and not done.
+    pub look_sees_claimed: bool,
+    /// A poll of the stream proves what was known to be relayed before it, not when its answer came.
+    pub looked_before_poll: bool,
     /// The clock of the new primary is not behind, so that new entries of the stream are behind every cursor.
     pub clock_goes_on: bool,
 }
@@ -57,6 +61,8 @@ impl Protections {
         replay_after_relay: true,
         replay_at_start: true,
         exact_tombstones: true,
+        look_sees_claimed: true,
+        looked_before_poll: true,
         clock_goes_on: true,
     };
 }

@@ -1,5 +1,6 @@
 //! What can happen: the protocol, and what is done to it from outside.
 
+mod frontier;
 mod load;
 mod memory;
 pub mod promises;
@@ -59,6 +60,9 @@ pub enum Action {
     FindGap(u8),
     Restart(u8),
     Replay(u8),
+    Look(u8),
+    Poll(u8),
+    Prove(u8),
     RedisFails(u8),
     EvictEntry,
     EvictSlot(u8),
@@ -96,6 +100,7 @@ impl Model for Protocol {
             moment.write(at);
             moment.relay(at);
             moment.follow(at);
+            moment.frontier(at);
             moment.environment_of(at);
         }
         moment.environment();

@@ -19,6 +19,8 @@ pub struct Scenario {
     pub evictions: bool,
     /// Whether Redis may fail to answer, as often as it is asked.
     pub redis_fails: bool,
+    /// Whether instances look how far changes have been relayed.
+    pub looks: bool,
     /// How often each fault happens at most.
     pub faults: Faults,
 }
@@ -32,6 +34,7 @@ impl Scenario {
         relays: 1,
         evictions: false,
         redis_fails: false,
+        looks: false,
         faults: Faults { crashes: 0, failovers: 0, trims: 0 },
     };
 
@@ -57,6 +60,16 @@ impl Scenario {
     /// An instance falls behind by more than the change stream keeps.
     pub const TRIM: Self =
         Self { evictions: true, faults: Faults { trims: 1, ..Self::CALM.faults }, ..Self::CALM };
+    /// Two changes by SQL, a relay for each, and an instance that looks how far they have been relayed.
+    pub const FRONTIER: Self = Self { writes: 2, relays: 2, looks: true, ..Self::CALM };
+    /// The same of an update or a change by SQL, with everything that may come in its way.
+    pub const FRONTIER_OF_ONE: Self =
+        Self { api: 1, evictions: true, redis_fails: true, looks: true, ..Self::CALM };
+    /// The same of a deletion by SQL.
+    pub const FRONTIER_OF_DELETION: Self =
+        Self { deletions: true, evictions: true, redis_fails: true, looks: true, ..Self::CALM };
+    /// The same, and an instance is killed between any two steps.
+    pub const FRONTIER_AND_CRASH: Self = Self { api: 0, looks: true, ..Self::CRASH };
 
     /// As [`UPDATE`](Self::UPDATE), with loads in both instances. Takes half a minute.
     pub const LONG_UPDATE: Self =
@@ -69,4 +82,8 @@ impl Scenario {
     /// A failover and the death of an instance, in any order. Takes minutes and 4 GB.
     pub const LONG_DOUBLE_FAULT: Self =
         Self { faults: Faults { crashes: 1, failovers: 1, ..Self::CALM.faults }, ..Self::CALM };
+    /// As [`FRONTIER`](Self::FRONTIER), with an `UpdateProduct` that may be overtaken. Takes a quarter of a minute.
+    pub const LONG_FRONTIER: Self = Self { writes: 2, api: 1, looks: true, ..Self::CALM };
+    /// As [`TRIM`](Self::TRIM), with an instance that looks, and a Redis that fails. Takes a minute.
+    pub const LONG_FRONTIER_AND_TRIM: Self = Self { redis_fails: true, looks: true, ..Self::TRIM };
 }

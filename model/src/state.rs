@@ -1,6 +1,6 @@
 //! What the world is made of: one product, and where copies of it are.
 
-use crate::stream::{Place, Stream};
+use crate::stream::{Frontier, Place, Stream};
 
 /// How many instances there are.
 pub const INSTANCES: usize = 2;
@@ -174,6 +174,8 @@ pub struct Instance {
     pub cursor: Option<Place>,
     /// Whether it will replay what was relayed (`Catalog::replay`).
     pub replay: bool,
+    /// How far it knows that changes have been relayed.
+    pub frontier: Frontier,
 }
 
 /// What may still happen to it from outside.

@@ -23,6 +23,17 @@ pub struct Told {
     pub revision: Revision,
 }
 
+/// What an instance knows to have been relayed. A number is a commit, and stands for it and all before it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Frontier {
+    /// The newest before the oldest that was to be relayed when it last looked.
+    pub relayed: u8,
+    /// What that was before a poll of the stream, which found nothing more, and whose answer is on its way.
+    pub polled: Option<u8>,
+    /// What memory shows, where it is trusted.
+    pub covered: u8,
+}
+
 /// The change stream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Stream {

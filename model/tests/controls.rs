@@ -3,7 +3,9 @@
 use hotshelf_model::checker::check;
 use hotshelf_model::protections::Protections;
 use hotshelf_model::protocol::Protocol;
-use hotshelf_model::protocol::promises::{CONVERGED, MEMORY_GOES_ON, REDIS_GOES_ON};
+use hotshelf_model::protocol::promises::{
+    CONVERGED, MEMORY_COVERS, MEMORY_GOES_ON, REDIS_COVERS, REDIS_GOES_ON,
+};
 use hotshelf_model::scenarios::Scenario;
 
 const ALL: Protections = Protections::ALL;
@@ -102,4 +104,16 @@ fn a_tombstone_of_too_low_a_version_gives_way_to_what_was_deleted() {
 #[test]
 fn with_a_clock_that_went_back_new_changes_hide_behind_a_cursor() {
     breaks(CONVERGED, Scenario::FAILOVER, Protections { clock_goes_on: false, ..ALL });
+}
+
+#[test]
+fn what_is_claimed_and_not_done_has_not_been_relayed() {
+    let without = Protections { look_sees_claimed: false, ..ALL };
+    breaks(REDIS_COVERS, Scenario::FRONTIER, without);
+}
+
+#[test]
+fn what_was_relayed_during_a_poll_is_not_covered_by_it() {
+    let without = Protections { looked_before_poll: false, ..ALL };
+    breaks(MEMORY_COVERS, Scenario::FRONTIER, without);
 }

@@ -53,6 +53,26 @@ fn when_an_instance_falls_behind_the_change_stream() {
 }
 
 #[test]
+fn while_an_instance_looks_how_far_two_changes_have_been_relayed() {
+    promises_hold(Scenario::FRONTIER);
+}
+
+#[test]
+fn while_an_instance_looks_how_far_an_update_has_been_relayed() {
+    promises_hold(Scenario::FRONTIER_OF_ONE);
+}
+
+#[test]
+fn while_an_instance_looks_how_far_a_deletion_has_been_relayed() {
+    promises_hold(Scenario::FRONTIER_OF_DELETION);
+}
+
+#[test]
+fn when_an_instance_that_looks_or_another_is_killed() {
+    promises_hold(Scenario::FRONTIER_AND_CRASH);
+}
+
+#[test]
 #[ignore = "half a minute"]
 fn soak_loads_in_both_instances_during_an_update() {
     promises_hold(Scenario::LONG_UPDATE);
@@ -74,4 +94,16 @@ fn soak_two_updates_overtake_each_other() {
 #[ignore = "minutes, and 4 GB"]
 fn soak_a_failover_and_the_death_of_an_instance() {
     promises_hold(Scenario::LONG_DOUBLE_FAULT);
+}
+
+#[test]
+#[ignore = "a quarter of a minute"]
+fn soak_an_instance_looks_during_an_update_that_is_overtaken() {
+    promises_hold(Scenario::LONG_FRONTIER);
+}
+
+#[test]
+#[ignore = "a minute, and 3 GB"]
+fn soak_an_instance_looks_and_falls_behind() {
+    promises_hold(Scenario::LONG_FRONTIER_AND_TRIM);
 }

@@ -9,6 +9,9 @@ impl Moment<'_> {
     /// Hears the next change, or starts anew.
     pub(super) fn follow(&mut self, at: usize) {
         self.replay(at);
+        if self.instance(at).frontier.polled.is_some() {
+            return;
+        }
         let protections = self.protocol.protections;
         let Some(cursor) = self.instance(at).cursor else { return self.restart(at) };
         let stream = self.state.redis.stream;
@@ -41,6 +44,8 @@ impl Moment<'_> {
         self.will(Action::Restart(name(at)), |state| {
             let instance = &mut state.instances[at];
             instance.cursor = Some(state.redis.stream.end);
+            // What is trusted from here on was read after this.
+            instance.frontier.covered = instance.frontier.covered.max(instance.frontier.relayed);
             if voids {
                 instance.distrust();
             }

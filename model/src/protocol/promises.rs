@@ -14,6 +14,10 @@ pub const COMMITTED: &str = "nothing is held that was never committed";
 pub const MIN_VERSION: &str = "a copy that claims a version is not older than it";
 /// P3, without the bound.
 pub const CONVERGED: &str = "in the end, whatever may be served is what Postgres holds";
+/// P3, with the bound: what the frontier says of memory.
+pub const MEMORY_COVERS: &str = "memory that is trusted shows what it is proven to cover";
+/// P3, with the bound: what the frontier says of Redis.
+pub const REDIS_COVERS: &str = "Redis holds nothing older than what is known to be relayed";
 
 /// The promise that a step breaks.
 pub(super) fn broken(before: &State, step: &Step<Protocol>) -> Option<&'static str> {
@@ -30,7 +34,7 @@ pub(super) fn broken(before: &State, step: &Step<Protocol>) -> Option<&'static s
             return Some(MEMORY_GOES_ON);
         }
     }
-    copies(after).find_map(|copy| lies(after, copy))
+    copies(after).find_map(|copy| lies(after, copy)).or_else(|| uncovered(after))
 }
 
 /// The promise that is broken when nothing more happens.
@@ -39,6 +43,21 @@ pub(super) fn broken_at_rest(state: &State) -> Option<&'static str> {
     let memory = state.instances.iter().filter(trusted).filter_map(not_void);
     let same = memory.chain(state.redis.entry).all(|entry| entry.commit == state.commit);
     (!same).then_some(CONVERGED)
+}
+
+/// What is older than the frontier says.
+fn uncovered(state: &State) -> Option<&'static str> {
+    let old = |instance: &Instance| {
+        let trusted = instance.slot.is_some_and(|slot| slot.trusted);
+        let shown = not_void(instance).filter(|_| trusted);
+        shown.is_some_and(|entry| entry.commit < instance.frontier.covered)
+    };
+    if state.instances.iter().any(old) {
+        return Some(MEMORY_COVERS);
+    }
+    let relayed = state.instances.iter().map(|instance| instance.frontier.relayed).max();
+    let older = state.redis.entry.is_some_and(|held| Some(held.commit) < relayed);
+    older.then_some(REDIS_COVERS)
 }
 
 fn not_void(instance: &Instance) -> Option<Entry> {
