@@ -95,7 +95,7 @@ pub struct ServeArgs {
 /// Connections, limits and deadlines of PostgreSQL.
 #[derive(Args, Clone, Debug)]
 pub struct PostgresArgs {
-    /// Connections of this instance.
+    /// Connections of this instance, besides the one that watches the outbox.
     ///
     /// Too high: many instances exhaust max_connections. Too low: writes wait for reads.
     #[arg(long, env, default_value_t = 10, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]

@@ -37,7 +37,7 @@ fn migrations() -> Migrator {
 pub struct PostgresOptions {
     /// `postgres://user:password@host:port/database`
     pub url: String,
-    /// Connections of this instance.
+    /// Connections of this instance, besides the one that watches the outbox.
     pub connections: u32,
     /// How long to wait for one of them.
     pub acquire_timeout: Duration,
