@@ -21,7 +21,9 @@ macro_rules! columns {
 
 const LOAD: &str = concat!("SELECT ", columns!(), " FROM products WHERE id = ANY($1)");
 /// Waiting for a row that somebody else has locked ends when the caller's time is up. In the statement itself, before
-/// the row is locked: no round trip more, and gone with it.
+/// the row is locked: no round trip more, and gone with it. Behind another waiter there are two waits, for the other and for
+/// whom the other waits for, and each may take so long. A `statement_timeout` would count both, but has to be set before
+/// the statement, and would end one that has its row and is under way.
 macro_rules! patient {
     ($parameter:literal) => {
         concat!(
