@@ -123,6 +123,11 @@ impl HotCache {
         self.slots.read(id, read)
     }
 
+    /// The same for many, in their order.
+    pub fn read_all(&self, ids: &[ProductId], read: impl FnMut(ProductId, Option<&Held>)) {
+        self.slots.read_all(ids, read);
+    }
+
     /// What memory holds of `id`, whether or not it may be served, without using it.
     #[must_use]
     pub fn peek(&self, id: ProductId) -> Option<Arc<Held>> {
