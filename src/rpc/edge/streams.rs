@@ -13,7 +13,9 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::rt::Executor;
 use parking_lot::Mutex;
+use tokio::io::AsyncWrite;
 
+use super::io::Outgoing;
 use crate::drain::Drain;
 use crate::metrics::Method;
 use crate::rpc::observe::ObservedBody;
@@ -75,7 +77,7 @@ impl<S: Answers> hyper::service::Service<Request<Incoming>> for Calls<S> {
 /// Runs calls in their connection's own task, each until it has to wait; then it gets a task of its own.
 ///
 /// A hot read is done by then, and spares the scheduler. All that came in one read are accepted before the first of
-/// them runs, so that their answers leave in one write: h2 writes what it has whenever it is asked for the next.
+/// them runs, and their answers are sent when all of them have run.
 #[derive(Clone, Debug)]
 pub(super) struct Inline(Arc<Connection>);
 
@@ -104,14 +106,22 @@ where
 }
 
 impl Inline {
-    /// Drives a connection and its calls to the connection's end.
-    pub(super) async fn drive<C: Future>(&self, mut connection: Pin<&mut C>) -> C::Output {
+    /// Drives a connection and its calls to the connection's end, and sends what they write.
+    pub(super) async fn drive<C: Future>(
+        &self,
+        mut connection: Pin<&mut C>,
+        outgoing: &Outgoing<impl AsyncWrite + Unpin>,
+    ) -> C::Output {
         let mut running = Vec::new();
         poll_fn(|cx| {
             loop {
                 let polled = connection.as_mut().poll(cx);
                 std::mem::swap(&mut running, &mut *self.0.accepted.lock());
-                if polled.is_ready() || running.is_empty() {
+                if polled.is_ready() {
+                    return polled;
+                }
+                if running.is_empty() {
+                    outgoing.send(cx);
                     return polled;
                 }
                 running.drain(..).for_each(|accepted| self.0.run(accepted));

@@ -1,6 +1,6 @@
 //! A connection over a pipe, whose writes are counted.
 
-use std::io::{self, IoSlice};
+use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
@@ -12,7 +12,7 @@ use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
 use hyper::client::conn::http2::handshake;
 use hyper_util::rt::TokioExecutor;
-use tokio::io::{DuplexStream, ReadBuf};
+use tokio::io::{AsyncWriteExt, DuplexStream, ReadBuf};
 use tower::ServiceBuilder;
 
 use super::*;
@@ -46,25 +46,39 @@ impl AsyncWrite for Counting {
         Pin::new(&mut self.pipe).poll_write(cx, bytes)
     }
 
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        parts: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        self.writes.fetch_add(1, Ordering::Relaxed);
-        Pin::new(&mut self.pipe).poll_write_vectored(cx, parts)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.pipe).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.pipe).poll_shutdown(cx)
+    }
+}
+
+/// Takes no bytes.
+struct Unwritable(DuplexStream);
+
+impl AsyncRead for Unwritable {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Unwritable {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, _: &[u8]) -> Poll<io::Result<usize>> {
+        Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -88,9 +102,13 @@ const OPTIONS: EdgeOptions = EdgeOptions {
     max_call_time: Duration::from_secs(60),
 };
 
-/// Calls each of `paths` at once; how many bytes each answer had, and the writes that all of them took.
-async fn call(bytes: usize, paths: &[&str]) -> (Vec<Option<usize>>, usize) {
-    let (pipe, client) = tokio::io::duplex(1 << 20);
+/// So wide that it takes whatever is written.
+const WIDE: usize = 1 << 20;
+
+/// Calls each of `paths` at once over a pipe that is so wide; how many bytes each answer had, and the writes that all of
+/// them took.
+async fn call(width: usize, bytes: usize, paths: &[&str]) -> (Vec<Option<usize>>, usize) {
+    let (pipe, client) = tokio::io::duplex(width);
     let writes = Arc::new(AtomicUsize::new(0));
     let socket = Counting { pipe, writes: Arc::clone(&writes) };
     let drain = Drain::default();
@@ -114,19 +132,39 @@ async fn call(bytes: usize, paths: &[&str]) -> (Vec<Option<usize>>, usize) {
 
 #[tokio::test]
 async fn small_answers_that_are_ready_together_leave_together() {
-    let (answers, writes) = call(300, &["/"; 32]).await;
+    let (answers, writes) = call(WIDE, 300, &["/"; 32]).await;
     assert_eq!(answers, [Some(300); 32]);
     assert!(writes <= 8, "{writes} writes for 32 answers");
 }
 
 #[tokio::test]
-async fn large_answers_arrive_whole() {
-    let (answers, _) = call(100_000, &["/"; 8]).await;
-    assert_eq!(answers, [Some(100_000); 8]);
+async fn large_answers_that_are_ready_together_leave_together() {
+    let (answers, writes) = call(WIDE, 40_000, &["/"; 8]).await;
+    assert_eq!(answers, [Some(40_000); 8]);
+    assert!(writes <= 12, "{writes} writes for 24 frames");
+}
+
+#[tokio::test]
+async fn large_answers_arrive_whole_however_little_the_socket_takes() {
+    for width in [1_000, WIDE] {
+        let (answers, _) = call(width, 100_000, &["/"; 8]).await;
+        assert_eq!(answers, [Some(100_000); 8]);
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_cannot_be_written_to_ends() {
+    // Its peer neither closes it nor says anything more.
+    let (socket, mut client) = tokio::io::duplex(WIDE);
+    let drain = Drain::default();
+    let served = drain.spawn(serve(Unwritable(socket), OPTIONS, answers(1), drain.clone()));
+    client.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.expect("read");
+    let ended = tokio::time::timeout(Duration::from_secs(30), served).await;
+    assert!(ended.is_ok(), "it waits for ever to read");
 }
 
 #[tokio::test]
 async fn a_call_that_panics_ends_alone() {
-    let (answers, _) = call(300, &["/", "/panic", "/"]).await;
+    let (answers, _) = call(WIDE, 300, &["/", "/panic", "/"]).await;
     assert_eq!(answers, [Some(300), None, Some(300)]);
 }
