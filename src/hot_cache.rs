@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use ahash::RandomState;
 use parking_lot::MutexGuard;
 
 use crate::controls::{Controls, Protection};
@@ -60,7 +61,7 @@ struct Proof {
 }
 
 /// The loads in flight of the products of one stripe.
-type Stripe = HashMap<ProductId, Floor>;
+type Stripe = HashMap<ProductId, Floor, RandomState>;
 
 #[derive(Debug)]
 struct Floor {

@@ -6,8 +6,9 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry as MapEntry;
 use std::sync::Arc;
 
+use ahash::RandomState;
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::Notify;
 
 use super::{Error, Loaded};
 use crate::entry::Entry;
@@ -18,7 +19,13 @@ const STRIPES: usize = 64;
 
 /// What a load came to, for everybody who waits for it.
 pub(super) type Outcome = Result<Loaded, Arc<Failed>>;
-type Landing = watch::Receiver<Option<Outcome>>;
+
+/// How a flight ended, for those aboard.
+#[derive(Debug, Default)]
+struct Landing {
+    outcome: Mutex<Option<Outcome>>,
+    told: Notify,
+}
 
 /// Why a load failed.
 #[derive(Debug)]
@@ -31,13 +38,15 @@ pub(super) struct Failed {
 /// The loads in flight of one instance.
 #[derive(Debug)]
 pub(super) struct Flights {
-    stripes: Box<[Mutex<HashMap<ProductId, Flight>>]>,
+    stripes: Box<[Mutex<Stripe>]>,
 }
+
+type Stripe = HashMap<ProductId, Flight, RandomState>;
 
 /// A load in flight, and how much it is wanted.
 #[derive(Debug)]
 struct Flight {
-    landing: Landing,
+    landing: Arc<Landing>,
     demand: Arc<Demand>,
 }
 
@@ -46,13 +55,13 @@ struct Flight {
 pub(super) struct Pilot {
     flights: Arc<Flights>,
     id: ProductId,
-    landing: watch::Sender<Option<Outcome>>,
+    landing: Arc<Landing>,
 }
 
 /// A seat in a flight.
 #[derive(Debug)]
 pub(super) struct Seat {
-    landing: Landing,
+    landing: Arc<Landing>,
     _caller: Caller,
 }
 
@@ -74,12 +83,12 @@ impl Flights {
         match self.stripe(id).lock().entry(id) {
             MapEntry::Occupied(flight) => {
                 let Flight { landing, demand } = flight.get();
-                (seat(landing.clone(), demand), None)
+                (seat(Arc::clone(landing), demand), None)
             }
             MapEntry::Vacant(free) => {
-                let (sender, landing) = watch::channel(None);
-                free.insert(Flight { landing: landing.clone(), demand: Arc::clone(demand) });
-                let pilot = Pilot { flights: Arc::clone(self), id, landing: sender };
+                let landing = Arc::default();
+                free.insert(Flight { landing: Arc::clone(&landing), demand: Arc::clone(demand) });
+                let pilot = Pilot { flights: Arc::clone(self), id, landing: Arc::clone(&landing) };
                 (seat(landing, demand), Some(pilot))
             }
         }
@@ -89,7 +98,7 @@ impl Flights {
         self.stripe(id).lock().contains_key(&id)
     }
 
-    fn stripe(&self, id: ProductId) -> &Mutex<HashMap<ProductId, Flight>> {
+    fn stripe(&self, id: ProductId) -> &Mutex<Stripe> {
         &self.stripes[id.get().unsigned_abs() as usize % STRIPES]
     }
 }
@@ -102,27 +111,46 @@ impl Pilot {
     /// Gives everybody aboard the outcome. Whoever comes later begins a new flight.
     pub(super) fn land(self, outcome: Outcome) {
         self.flights.stripe(self.id).lock().remove(&self.id);
-        self.landing.send_replace(Some(outcome));
+        self.landing.tell(outcome);
     }
+}
+
+impl Landing {
+    fn tell(&self, outcome: Outcome) {
+        *self.outcome.lock() = Some(outcome);
+        self.told.notify_waiters();
+    }
+
+    fn outcome(&self) -> Option<Outcome> {
+        self.outcome.lock().clone()
+    }
+}
+
+/// What those aboard are told when nobody lands a flight.
+fn lost() -> Outcome {
+    let error = Error::Internal("a load ended without a result".to_owned());
+    Err(Arc::new(Failed { error, seen: None }))
 }
 
 impl Drop for Pilot {
     fn drop(&mut self) {
-        if self.landing.borrow().is_none() {
+        if self.landing.outcome().is_none() {
             self.flights.stripe(self.id).lock().remove(&self.id);
+            self.landing.tell(lost());
         }
     }
 }
 
 impl Seat {
     /// Waits for the landing.
-    pub(super) async fn landed(mut self) -> Outcome {
-        let landed = self.landing.wait_for(Option::is_some).await;
-        let outcome = landed.ok().and_then(|outcome| outcome.clone());
-        outcome.unwrap_or_else(|| {
-            let error = Error::Internal("a load ended without a result".to_owned());
-            Err(Arc::new(Failed { error, seen: None }))
-        })
+    pub(super) async fn landed(self) -> Outcome {
+        // From here on it hears of the landing; before, it sees how it went.
+        let told = self.landing.told.notified();
+        if let Some(outcome) = self.landing.outcome() {
+            return outcome;
+        }
+        told.await;
+        self.landing.outcome().unwrap_or_else(lost)
     }
 }
 
