@@ -1,5 +1,6 @@
 //! A connection over a pipe, whose writes are counted.
 
+use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -82,16 +83,31 @@ impl AsyncWrite for Unwritable {
     }
 }
 
-/// Answers at once with `bytes` bytes, but for /panic.
+/// Answers with `bytes` bytes, at once or "late", unless it is asked to "panic".
 fn answers(bytes: usize) -> impl Answers {
     let metrics = Metrics::new();
     ServiceBuilder::new()
         .layer(ObserveLayer(local(&metrics)))
         .layer(ShedLayer::new(1_000, &metrics))
         .service_fn(move |request: Request<Incoming>| async move {
-            assert_ne!(request.uri().path(), "/panic", "as asked");
+            let asked = request.uri().query().unwrap_or_default().to_owned();
+            if asked.contains("late") {
+                pause_often().await;
+            }
+            assert!(!asked.contains("panic"), "as asked");
             Ok(Reply::message(vec![7; bytes].into(), "test"))
         })
+}
+
+/// Waits as often as no turn of a connection goes on by itself, and lets nobody but itself end that.
+async fn pause_often() {
+    let mut left = 1_000;
+    poll_fn(|cx| {
+        left -= 1;
+        cx.waker().wake_by_ref();
+        if left > 0 { Poll::Pending } else { Poll::Ready(()) }
+    })
+    .await;
 }
 
 const OPTIONS: EdgeOptions = EdgeOptions {
@@ -163,8 +179,25 @@ async fn a_connection_that_cannot_be_written_to_ends() {
     assert!(ended.is_ok(), "it waits for ever to read");
 }
 
+/// One that waits in its connection's task, and one that waits in a task of its own.
+const METHODS: [&str; 2] =
+    ["/hotshelf.v1.ProductService/GetProduct", "/hotshelf.v1.ProductService/BatchGetProducts"];
+
+#[tokio::test]
+async fn calls_that_wait_are_answered() {
+    for method in METHODS {
+        let (answers, _) = call(WIDE, 300, &[format!("{method}?late").as_str(); 32]).await;
+        assert_eq!(answers, [Some(300); 32], "{method}");
+    }
+}
+
 #[tokio::test]
 async fn a_call_that_panics_ends_alone() {
-    let (answers, _) = call(WIDE, 300, &["/", "/panic", "/"]).await;
-    assert_eq!(answers, [Some(300), None, Some(300)]);
+    for method in METHODS {
+        for panics in ["panic", "late-panic"] {
+            let [late, panics] = ["late", panics].map(|asked| format!("{method}?{asked}"));
+            let (answers, _) = call(WIDE, 300, &[method, &late, &panics, &late]).await;
+            assert_eq!(answers, [Some(300), Some(300), None, Some(300)], "{panics}");
+        }
+    }
 }
