@@ -245,13 +245,14 @@ impl Catalog {
     fn get_all_hot(&self, ids: &[ProductId], freshness: &Freshness) -> Vec<Option<Answer>> {
         let now = Instant::now();
         let (mut hits, mut stale) = (0, 0);
-        let mut look = |id: &ProductId| {
-            let (lookup, entry) = self.look(*id, freshness, now);
-            hits += u64::from(lookup == Lookup::HotHit);
-            stale += u64::from(lookup == Lookup::HotStale);
-            entry.map(|entry| self.timed(*id, entry, ServedBy::Hot, now))
-        };
-        let answers: Vec<_> = ids.iter().map(&mut look).collect();
+        let mut answers = Vec::with_capacity(ids.len());
+        self.hot.read_all(ids, |id, held| {
+            let served = held.filter(|held| self.hot.serves(held, freshness, now));
+            hits += u64::from(served.is_some());
+            stale += u64::from(held.is_some() && served.is_none());
+            let answer = |held: &Held| self.timed(id, held.entry.clone(), ServedBy::Hot, now);
+            answers.push(served.map(answer));
+        });
         self.metrics.reads.add(ServedBy::Hot, hits);
         self.metrics.lookups.add(Lookup::HotHit, hits);
         self.metrics.lookups.add(Lookup::HotStale, stale);

@@ -159,7 +159,8 @@ impl Entry {
     /// Whether it is due to be refreshed when this share of its soft TTL is all that it gets.
     #[must_use]
     pub fn is_due(&self, percent: u32, now: Instant) -> bool {
-        now.saturating_duration_since(self.known_at) > self.ttl().soft * percent / 100
+        let share = u64::from(self.soft_ms) * u64::from(percent) / 100;
+        now.saturating_duration_since(self.known_at) > Duration::from_millis(share)
     }
 
     /// Since when it was current at the latest, whatever the clock of the machine that loaded it says.

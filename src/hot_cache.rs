@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use ahash::RandomState;
 use parking_lot::MutexGuard;
 
 use crate::controls::{Controls, Protection};
@@ -63,7 +64,7 @@ struct Proof {
 }
 
 /// The loads in flight of the products of one stripe.
-type Stripe = HashMap<ProductId, Floor>;
+type Stripe = HashMap<ProductId, Floor, RandomState>;
 
 #[derive(Debug)]
 struct Floor {
@@ -124,6 +125,11 @@ impl HotCache {
     /// Reads what memory holds of `id`, whether or not it may be served; counts as a use of it.
     pub fn read<T>(&self, id: ProductId, read: impl FnOnce(&Held) -> T) -> Option<T> {
         self.slots.read(id, read)
+    }
+
+    /// The same for many, in their order.
+    pub fn read_all(&self, ids: &[ProductId], read: impl FnMut(ProductId, Option<&Held>)) {
+        self.slots.read_all(ids, read);
     }
 
     /// What memory holds of `id`, whether or not it may be served, without using it.

@@ -186,15 +186,22 @@ impl Redis {
         if self.nodes.is_cluster() || ids.len() == 1 {
             return join_all(ids.iter().map(|id| self.get(*id))).await;
         }
-        let keys: Vec<Bytes> = ids.iter().map(|id| self.keys.entry(*id)).collect();
-        let args = keys.iter().cloned().map(Value::Bytes).collect();
-        let Some(first) = keys.first() else { return Vec::new() };
-        let reply = self.nodes.send(first, Command::new("MGET", args)).await;
+        let Some(first) = ids.first() else { return Vec::new() };
+        let keys = ids.iter().map(|id| Value::Bytes(self.keys.entry(*id))).collect();
+        let reply = self.nodes.send(&self.keys.entry(*first), Command::new("MGET", keys)).await;
         let Ok(Value::Array(values)) = self.counted(RedisOperation::Get, reply) else {
             return vec![Err(Unavailable); ids.len()];
         };
-        let entries = ids.iter().zip(values).map(|(id, value)| self.read_value(*id, value));
-        join_all(entries).await.into_iter().map(Ok).collect()
+        let (mut entries, mut unreadable) = (Vec::with_capacity(ids.len()), Vec::new());
+        for (id, value) in ids.iter().zip(values) {
+            let entry = self.entry_in(*id, value);
+            entries.push(Ok(entry.unwrap_or_else(|bytes| {
+                unreadable.push(self.discard(*id, bytes));
+                None
+            })));
+        }
+        join_all(unreadable).await;
+        entries
     }
 
     async fn get(&self, id: ProductId) -> Result<Option<Entry>, Unavailable> {
@@ -236,21 +243,28 @@ impl Redis {
     /// The entry in a value. Bytes that are none count as a miss, and are removed, so that no script takes
     /// them for something newer.
     async fn read_value(&self, id: ProductId, value: Value) -> Option<Entry> {
+        match self.entry_in(id, value) {
+            Ok(entry) => entry,
+            Err(unreadable) => {
+                self.discard(id, unreadable).await;
+                None
+            }
+        }
+    }
+
+    /// The entry in a value, or its bytes when they are none.
+    fn entry_in(&self, id: ProductId, value: Value) -> Result<Option<Entry>, Bytes> {
         let bytes = match value {
-            Value::Null | Value::Boolean(false) => return None,
+            Value::Null | Value::Boolean(false) => return Ok(None),
             value => value.into_bytes().unwrap_or_default(),
         };
         let entry = decode(&bytes).filter(|entry| entry.is_of(id));
-        let entry = entry.map(|entry| self.judge(id, entry));
-        if entry.is_none() {
-            self.metrics.redis_corrupt.inc(());
-            tracing::warn!(%id, length = bytes.len(), "an entry in Redis cannot be read; removing it");
-            self.discard(id, &bytes).await;
-        }
-        entry
+        entry.map(|entry| Some(self.judge(id, entry))).ok_or(bytes)
     }
 
-    async fn discard(&self, id: ProductId, bytes: &Bytes) {
+    async fn discard(&self, id: ProductId, bytes: Bytes) {
+        self.metrics.redis_corrupt.inc(());
+        tracing::warn!(%id, length = bytes.len(), "an entry in Redis cannot be read; removing it");
         let head = bytes.slice(..bytes.len().min(HEAD));
         let args = vec![head.into(), number(bytes.len() as u64)];
         let reply = self.run::<i64>(&self.scripts.discard, vec![self.keys.entry(id)], args).await;

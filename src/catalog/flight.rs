@@ -6,8 +6,9 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry as MapEntry;
 use std::sync::Arc;
 
+use ahash::RandomState;
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::Notify;
 
 use super::{Error, Loaded};
 use crate::entry::Entry;
@@ -18,7 +19,13 @@ const STRIPES: usize = 64;
 
 /// What a load came to, for everybody who waits for it.
 pub(super) type Outcome = Result<Loaded, Arc<Failed>>;
-type Landing = watch::Receiver<Option<Outcome>>;
+
+/// How a flight ended, for those aboard.
+#[derive(Debug, Default)]
+struct Landing {
+    outcome: Mutex<Option<Outcome>>,
+    told: Notify,
+}
 
 /// Why a load failed.
 #[derive(Debug)]
@@ -28,7 +35,7 @@ pub(super) struct Failed {
     pub(super) seen: Option<Entry>,
 }
 
-type Stripe = HashMap<(ProductId, Class), Flight>;
+type Stripe = HashMap<(ProductId, Class), Flight, RandomState>;
 
 /// The loads in flight of one instance.
 #[derive(Debug)]
@@ -49,7 +56,7 @@ pub(super) enum Class {
 /// A load in flight, and how much it is wanted.
 #[derive(Debug)]
 struct Flight {
-    landing: Landing,
+    landing: Arc<Landing>,
     demand: Arc<Demand>,
 }
 
@@ -59,13 +66,13 @@ pub(super) struct Pilot {
     flights: Arc<Flights>,
     id: ProductId,
     class: Class,
-    landing: watch::Sender<Option<Outcome>>,
+    landing: Arc<Landing>,
 }
 
 /// A seat in a flight.
 #[derive(Debug)]
 pub(super) struct Seat {
-    landing: Landing,
+    landing: Arc<Landing>,
     _caller: Caller,
 }
 
@@ -87,12 +94,13 @@ impl Flights {
         match self.stripe(id).lock().entry((id, class)) {
             MapEntry::Occupied(flight) => {
                 let Flight { landing, demand } = flight.get();
-                (seat(landing.clone(), demand), None)
+                (seat(Arc::clone(landing), demand), None)
             }
             MapEntry::Vacant(free) => {
-                let (sender, landing) = watch::channel(None);
-                free.insert(Flight { landing: landing.clone(), demand: Arc::clone(demand) });
-                let pilot = Pilot { flights: Arc::clone(self), id, class, landing: sender };
+                let landing = Arc::default();
+                free.insert(Flight { landing: Arc::clone(&landing), demand: Arc::clone(demand) });
+                let pilot =
+                    Pilot { flights: Arc::clone(self), id, class, landing: Arc::clone(&landing) };
                 (seat(landing, demand), Some(pilot))
             }
         }
@@ -120,7 +128,7 @@ impl Pilot {
     /// Gives everybody aboard the outcome. Whoever comes later begins a new flight.
     pub(super) fn land(self, outcome: Outcome) {
         self.flights.stripe(self.id).lock().remove(&(self.id, self.class));
-        self.landing.send_replace(Some(outcome));
+        self.landing.tell(outcome);
     }
 
     /// Ends the flight if nobody is aboard any more; whoever comes later begins a new one. Boarding takes the same lock,
@@ -134,8 +142,19 @@ impl Pilot {
         }
         flights.remove(&flight);
         // Or dropping the pilot would end the next flight, which may begin as soon as the lock is free.
-        self.landing.send_replace(Some(lost()));
+        self.landing.tell(lost());
         None
+    }
+}
+
+impl Landing {
+    fn tell(&self, outcome: Outcome) {
+        *self.outcome.lock() = Some(outcome);
+        self.told.notify_waiters();
+    }
+
+    fn outcome(&self) -> Option<Outcome> {
+        self.outcome.lock().clone()
     }
 }
 
@@ -147,18 +166,23 @@ fn lost() -> Outcome {
 
 impl Drop for Pilot {
     fn drop(&mut self) {
-        if self.landing.borrow().is_none() {
+        if self.landing.outcome().is_none() {
             self.flights.stripe(self.id).lock().remove(&(self.id, self.class));
+            self.landing.tell(lost());
         }
     }
 }
 
 impl Seat {
     /// Waits for the landing.
-    pub(super) async fn landed(mut self) -> Outcome {
-        let landed = self.landing.wait_for(Option::is_some).await;
-        let outcome = landed.ok().and_then(|outcome| outcome.clone());
-        outcome.unwrap_or_else(lost)
+    pub(super) async fn landed(self) -> Outcome {
+        // From here on it hears of the landing; before, it sees how it went.
+        let told = self.landing.told.notified();
+        if let Some(outcome) = self.landing.outcome() {
+            return outcome;
+        }
+        told.await;
+        self.landing.outcome().unwrap_or_else(lost)
     }
 }
 

@@ -98,6 +98,25 @@ impl Slots {
         self.shelf.slots.pin().get(&id).map(|slot| read(&slot.load()))
     }
 
+    /// The same for many, which enter the map once, and have every 16th told to mini-moka.
+    pub(super) fn read_all(
+        &self,
+        ids: &[ProductId],
+        mut read: impl FnMut(ProductId, Option<&Held>),
+    ) {
+        let first_told = fastrand::u8(..SAMPLING).into();
+        for id in ids.iter().skip(first_told).step_by(SAMPLING.into()) {
+            drop(self.tenants.get(id));
+        }
+        let slots = self.shelf.slots.pin();
+        for id in ids {
+            match slots.get(id) {
+                Some(slot) => read(*id, Some(&slot.load())),
+                None => read(*id, None),
+            }
+        }
+    }
+
     /// What is held, for those who are no readers.
     pub(super) fn peek(&self, id: ProductId) -> Option<Arc<Held>> {
         self.shelf.slots.pin().get(&id).map(ArcSwap::load_full)

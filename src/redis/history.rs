@@ -54,7 +54,10 @@ impl Redis {
 
     /// An entry that Redis holds, in doubt or not.
     pub(super) fn judge(&self, id: ProductId, entry: Entry) -> Entry {
-        let node = self.nodes.of_key(&self.keys.entry(id));
+        let node = match self.nodes.is_cluster() {
+            true => self.nodes.of_key(&self.keys.entry(id)),
+            false => self.nodes.of_key(&[]),
+        };
         let doubtful = node.is_none_or(|node| node.doubts(&entry));
         let protected = self.controls.holds(Protection::RedisHistory);
         if doubtful && protected { entry.in_doubt() } else { entry }

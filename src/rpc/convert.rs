@@ -1,7 +1,9 @@
 //! Requests become domain types here, once; whatever breaks a rule is refused by the name of its field.
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
+use ahash::RandomState;
 use tonic::Status;
 
 use super::status::invalid;
@@ -27,10 +29,12 @@ pub(super) fn ids(ids: &[i64]) -> Result<Vec<ProductId>, Status> {
             format!("must have 1 to {MAX_BATCH} elements, not {}", ids.len()),
         ));
     }
-    let mut seen = std::collections::HashSet::with_capacity(ids.len());
+    let mut seen = HashSet::with_capacity_and_hasher(ids.len(), RandomState::new());
     let mut unique = Vec::with_capacity(ids.len());
     for (place, number) in ids.iter().enumerate() {
-        let id = id(&format!("ids[{place}]"), *number)?;
+        // Only a refusal needs the name of the field.
+        let id =
+            ProductId::new(*number).map_or_else(|| id(&format!("ids[{place}]"), *number), Ok)?;
         if seen.insert(id) {
             unique.push(id);
         }

@@ -23,7 +23,7 @@ use tokio_rustls::server::TlsStream;
 
 use crate::drain::Drain;
 use crate::metrics::{Metrics, Shed};
-use io::Coalescing;
+use io::gathering;
 use streams::{Answers, Inline};
 pub use tls::TlsOptions;
 
@@ -131,20 +131,20 @@ async fn serve(
     service: impl Answers,
     drain: Drain,
 ) {
-    let io = Coalescing::new(socket);
+    let (io, outgoing) = gathering(socket);
     let spoke = io.spoke();
     let (calls, inline) = streams::pair(service, options.max_call_time, drain.clone());
     let connection = http2(options, inline.clone()).serve_connection(TokioIo::new(io), calls);
     let mut connection = pin!(connection);
     let mut announced = woken_once(drain.announced());
     let ended = tokio::select! {
-        ended = inline.drive(connection.as_mut()) => ended,
+        ended = inline.drive(connection.as_mut(), &outgoing) => ended,
         () = silent(&spoke, options.keepalive_timeout) => return,
         _ = announced.next() => {
             // GOAWAY: the calls in flight finish, new ones go elsewhere.
             connection.as_mut().graceful_shutdown();
             tokio::select! {
-                ended = inline.drive(connection) => ended,
+                ended = inline.drive(connection, &outgoing) => ended,
                 () = drain.ended() => return,
             }
         }

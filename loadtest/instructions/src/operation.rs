@@ -88,14 +88,11 @@ impl Operation {
                 over_the_wire(self.calls(), async |listener| shelf.serve(listener).await)?;
                 shelf.answered_from_memory()
             }
-            Self::OrdinaryTonic => {
-                let products = reference::products();
-                over_the_wire(self.calls(), async |listener| {
-                    reference::serve_tonic(listener, products);
-                })
-            }
+            Self::OrdinaryTonic => over_the_wire(self.calls(), async |listener| {
+                reference::serve_ordinary(listener);
+            }),
             Self::BareHyper => over_the_wire(self.calls(), async |listener| {
-                reference::serve_hyper(listener);
+                reference::serve_bare(listener);
             }),
             Self::CatalogGet => catalog_get(),
             Self::Metrics => {

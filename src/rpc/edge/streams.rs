@@ -5,15 +5,22 @@ use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll, Waker};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
+use futures_util::future::CatchUnwind;
+use futures_util::stream::FuturesUnordered;
+use futures_util::task::AtomicWaker;
+use futures_util::{FutureExt, StreamExt};
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::rt::Executor;
 use parking_lot::Mutex;
+use tokio::io::AsyncWrite;
+use tokio::time::Timeout;
 
+use super::io::Outgoing;
 use crate::drain::Drain;
 use crate::metrics::Method;
 use crate::rpc::observe::ObservedBody;
@@ -43,21 +50,43 @@ impl<S> Answers for S where
 {
 }
 
+/// Where a call goes on that has to wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// In its connection's task: there is next to nothing left to do.
+    Connection,
+    /// In a task of its own, where it delays nobody.
+    Task,
+    /// The same, and it may last as long as it likes.
+    LastingTask,
+}
+
+impl Place {
+    fn of(method: Method) -> Self {
+        match method {
+            Method::GetProduct => Self::Connection,
+            method if method.is_lasting() => Self::LastingTask,
+            _ => Self::Task,
+        }
+    }
+}
+
 /// The service of one connection, and where its calls run.
 ///
 /// hyper calls the service, and gives what that returned to the executor at once: so the one can tell the other
-/// whether the call is meant to last.
+/// where the call belongs.
 pub(super) fn pair<S>(service: S, longest: Duration, drain: Drain) -> (Calls<S>, Inline) {
-    let lasting = Arc::new(AtomicBool::new(false));
-    let calls = Calls { service, lasting: Arc::clone(&lasting) };
-    (calls, Inline(Arc::new(Connection { drain, longest, lasting, accepted: Mutex::default() })))
+    let place = Arc::new(Mutex::new(Place::Task));
+    let calls = Calls { service, place: Arc::clone(&place) };
+    let (accepted, waiting) = Default::default();
+    (calls, Inline(Arc::new(Connection { drain, longest, place, accepted, waiting })))
 }
 
 /// The calls of one connection.
 #[derive(Debug)]
 pub(super) struct Calls<S> {
     service: S,
-    lasting: Arc<AtomicBool>,
+    place: Arc<Mutex<Place>>,
 }
 
 impl<S: Answers> hyper::service::Service<Request<Incoming>> for Calls<S> {
@@ -66,81 +95,162 @@ impl<S: Answers> hyper::service::Service<Request<Incoming>> for Calls<S> {
     type Future = S::Future;
 
     fn call(&self, request: Request<Incoming>) -> S::Future {
-        let lasting = Method::of_path(request.uri().path()).is_lasting();
-        self.lasting.store(lasting, Ordering::Relaxed);
+        *self.place.lock() = Place::of(Method::of_path(request.uri().path()));
         self.service.clone().call(request)
     }
 }
 
-/// Runs calls in their connection's own task, each until it has to wait; then it gets a task of its own.
+/// Runs calls in their connection's own task, each until it has to wait; then most get tasks of their own.
 ///
-/// A hot read is done by then, and spares the scheduler. All that came in one read are accepted before the first of
-/// them runs, so that their answers leave in one write: h2 writes what it has whenever it is asked for the next.
+/// A hot read is done by then, and spares the scheduler. A read that waits for a load stays: it has only to be answered,
+/// and those of a connection whose loads land together are answered together. All that came in one read are accepted
+/// before the first of them runs, and what they answer is sent when all of them have run.
 #[derive(Clone, Debug)]
 pub(super) struct Inline(Arc<Connection>);
 
+// None of the locks is ever contended: the connection's task alone uses them.
 #[derive(Debug)]
 struct Connection {
     drain: Drain,
     longest: Duration,
-    lasting: Arc<AtomicBool>,
-    // Never contended: the connection's task alone uses it.
+    place: Arc<Mutex<Place>>,
     accepted: Mutex<Vec<Accepted>>,
+    waiting: Mutex<FuturesUnordered<Waiting>>,
 }
 
+type Call = Pin<Box<dyn Future<Output = ()> + Send>>;
+
 struct Accepted {
-    call: Pin<Box<dyn Future<Output = ()> + Send>>,
-    lasting: bool,
+    call: Call,
+    place: Place,
 }
+
+/// A panic ends its own call, as it would in a task of its own, and not the connection.
+type Waiting = CatchUnwind<AssertUnwindSafe<Timeout<Call>>>;
+
+/// A turn of a connection's task. h2 wakes the task that it runs in whenever a call has taken its request; the scheduler
+/// would take that for a reason to run it once more, and to wake another core to help.
+#[derive(Debug, Default)]
+struct Turn {
+    task: AtomicWaker,
+    state: AtomicU8,
+}
+
+const OVER: u8 = 0;
+const UNDER_WAY: u8 = 1;
+const WOKEN: u8 = 2;
+/// After so many in a row others get theirs: tokio ends the reads of a task that does not pause.
+const MOST_TURNS: usize = 16;
 
 impl<F> Executor<F> for Inline
 where
     F: Future<Output = ()> + Send + 'static,
 {
     fn execute(&self, call: F) {
-        let lasting = self.0.lasting.load(Ordering::Relaxed);
-        self.0.accepted.lock().push(Accepted { call: Box::pin(call), lasting });
+        let place = *self.0.place.lock();
+        self.0.accepted.lock().push(Accepted { call: Box::pin(call), place });
     }
 }
 
 impl Inline {
-    /// Drives a connection and its calls to the connection's end.
-    pub(super) async fn drive<C: Future>(&self, mut connection: Pin<&mut C>) -> C::Output {
-        let mut running = Vec::new();
-        poll_fn(|cx| {
-            loop {
-                let polled = connection.as_mut().poll(cx);
-                std::mem::swap(&mut running, &mut *self.0.accepted.lock());
-                if polled.is_ready() || running.is_empty() {
+    /// Drives a connection and its calls to the connection's end, and sends what they write.
+    pub(super) async fn drive<C: Future>(
+        &self,
+        mut connection: Pin<&mut C>,
+        outgoing: &Outgoing<impl AsyncWrite + Unpin>,
+    ) -> C::Output {
+        let (mut running, turn) = (Vec::new(), Arc::<Turn>::default());
+        let waker = Waker::from(Arc::clone(&turn));
+        poll_fn(|task| {
+            turn.task.register(task.waker());
+            let mut cx = Context::from_waker(&waker);
+            for _ in 0..MOST_TURNS {
+                turn.begin();
+                let polled = connection.as_mut().poll(&mut cx);
+                if polled.is_ready() {
                     return polled;
                 }
+                std::mem::swap(&mut running, &mut *self.0.accepted.lock());
+                let ran = !running.is_empty();
                 running.drain(..).for_each(|accepted| self.0.run(accepted));
+                if self.0.go_on(&mut cx) || ran {
+                    continue;
+                }
+                outgoing.send(&mut cx);
+                if turn.ends() {
+                    return Poll::Pending;
+                }
             }
+            outgoing.send(&mut cx);
+            task.waker().wake_by_ref();
+            Poll::Pending
         })
         .await
     }
 }
 
-impl Connection {
-    fn run(&self, Accepted { mut call, lasting }: Accepted) {
-        // Whom the waker would wake is not there yet: the first poll of the task registers again.
-        let mut cx = Context::from_waker(Waker::noop());
-        // A panic ends its own call, as it would in a task of its own, and not the connection.
-        let polled = catch_unwind(AssertUnwindSafe(|| call.as_mut().poll(&mut cx)));
-        match polled {
-            Ok(Poll::Pending) if lasting => drop(self.drain.spawn(call)),
-            // Twice, because the first is for the answer to be made. A caller that does not read it holds it, and
-            // nothing but the end of this future would free it.
-            Ok(Poll::Pending) => {
-                drop(self.drain.spawn(tokio::time::timeout(self.longest * 2, call)));
-            }
-            Ok(Poll::Ready(())) | Err(_) => {}
+impl Wake for Turn {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        if self.state.swap(WOKEN, Ordering::AcqRel) == OVER {
+            self.task.wake();
         }
+    }
+}
+
+impl Turn {
+    /// Whoever woke the task before this is served by what follows.
+    fn begin(&self) {
+        self.state.store(UNDER_WAY, Ordering::Release);
+    }
+
+    /// Whether nobody has woken the task since it began. From here on whoever does wakes it in earnest.
+    fn ends(&self) -> bool {
+        let ended =
+            self.state.compare_exchange(UNDER_WAY, OVER, Ordering::AcqRel, Ordering::Relaxed);
+        ended.is_ok()
+    }
+}
+
+impl Connection {
+    fn run(&self, Accepted { mut call, place }: Accepted) {
+        // Whom the waker would wake is not there yet: the next poll registers again.
+        let mut cx = Context::from_waker(Waker::noop());
+        let polled = catch_unwind(AssertUnwindSafe(|| call.as_mut().poll(&mut cx)));
+        if let Ok(Poll::Pending) = polled {
+            self.wait(call, place);
+        }
+    }
+
+    fn wait(&self, call: Call, place: Place) {
+        // Twice, because the first is for the answer to be made. A caller that does not read it holds it, and
+        // nothing but the end of this future would free it.
+        let limited = |call| tokio::time::timeout(self.longest * 2, call);
+        match place {
+            Place::Connection => {
+                self.waiting.lock().push(AssertUnwindSafe(limited(call)).catch_unwind());
+            }
+            Place::Task => drop(self.drain.spawn(limited(call))),
+            Place::LastingTask => drop(self.drain.spawn(call)),
+        }
+    }
+
+    /// Goes on with the calls that wait no longer. Returns whether any has ended.
+    fn go_on(&self, cx: &mut Context<'_>) -> bool {
+        let mut waiting = self.waiting.lock();
+        let mut any = false;
+        while let Poll::Ready(Some(_)) = waiting.poll_next_unpin(cx) {
+            any = true;
+        }
+        any
     }
 }
 
 impl std::fmt::Debug for Accepted {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Accepted").field("lasting", &self.lasting).finish_non_exhaustive()
+        f.debug_struct("Accepted").field("place", &self.place).finish_non_exhaustive()
     }
 }

@@ -1,6 +1,7 @@
 //! A connection over a pipe, whose writes are counted.
 
-use std::io::{self, IoSlice};
+use std::future::poll_fn;
+use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
@@ -12,7 +13,7 @@ use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
 use hyper::client::conn::http2::handshake;
 use hyper_util::rt::TokioExecutor;
-use tokio::io::{DuplexStream, ReadBuf};
+use tokio::io::{AsyncWriteExt, DuplexStream, ReadBuf};
 use tower::ServiceBuilder;
 
 use super::*;
@@ -46,19 +47,6 @@ impl AsyncWrite for Counting {
         Pin::new(&mut self.pipe).poll_write(cx, bytes)
     }
 
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        parts: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        self.writes.fetch_add(1, Ordering::Relaxed);
-        Pin::new(&mut self.pipe).poll_write_vectored(cx, parts)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.pipe).poll_flush(cx)
     }
@@ -68,16 +56,58 @@ impl AsyncWrite for Counting {
     }
 }
 
-/// Answers at once with `bytes` bytes, but for /panic.
+/// Takes no bytes.
+struct Unwritable(DuplexStream);
+
+impl AsyncRead for Unwritable {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Unwritable {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, _: &[u8]) -> Poll<io::Result<usize>> {
+        Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// Answers with `bytes` bytes, at once or "late", unless it is asked to "panic".
 fn answers(bytes: usize) -> impl Answers {
     let metrics = Metrics::new();
     ServiceBuilder::new()
         .layer(ObserveLayer(local(&metrics)))
         .layer(ShedLayer::new(1_000, &metrics))
         .service_fn(move |request: Request<Incoming>| async move {
-            assert_ne!(request.uri().path(), "/panic", "as asked");
+            let asked = request.uri().query().unwrap_or_default().to_owned();
+            if asked.contains("late") {
+                pause_often().await;
+            }
+            assert!(!asked.contains("panic"), "as asked");
             Ok(Reply::message(vec![7; bytes].into(), "test"))
         })
+}
+
+/// Waits as often as no turn of a connection goes on by itself, and lets nobody but itself end that.
+async fn pause_often() {
+    let mut left = 1_000;
+    poll_fn(|cx| {
+        left -= 1;
+        cx.waker().wake_by_ref();
+        if left > 0 { Poll::Pending } else { Poll::Ready(()) }
+    })
+    .await;
 }
 
 const OPTIONS: EdgeOptions = EdgeOptions {
@@ -88,9 +118,13 @@ const OPTIONS: EdgeOptions = EdgeOptions {
     max_call_time: Duration::from_secs(60),
 };
 
-/// Calls each of `paths` at once; how many bytes each answer had, and the writes that all of them took.
-async fn call(bytes: usize, paths: &[&str]) -> (Vec<Option<usize>>, usize) {
-    let (pipe, client) = tokio::io::duplex(1 << 20);
+/// So wide that it takes whatever is written.
+const WIDE: usize = 1 << 20;
+
+/// Calls each of `paths` at once over a pipe that is so wide; how many bytes each answer had, and the writes that all of
+/// them took.
+async fn call(width: usize, bytes: usize, paths: &[&str]) -> (Vec<Option<usize>>, usize) {
+    let (pipe, client) = tokio::io::duplex(width);
     let writes = Arc::new(AtomicUsize::new(0));
     let socket = Counting { pipe, writes: Arc::clone(&writes) };
     let drain = Drain::default();
@@ -114,19 +148,56 @@ async fn call(bytes: usize, paths: &[&str]) -> (Vec<Option<usize>>, usize) {
 
 #[tokio::test]
 async fn small_answers_that_are_ready_together_leave_together() {
-    let (answers, writes) = call(300, &["/"; 32]).await;
+    let (answers, writes) = call(WIDE, 300, &["/"; 32]).await;
     assert_eq!(answers, [Some(300); 32]);
     assert!(writes <= 8, "{writes} writes for 32 answers");
 }
 
 #[tokio::test]
-async fn large_answers_arrive_whole() {
-    let (answers, _) = call(100_000, &["/"; 8]).await;
-    assert_eq!(answers, [Some(100_000); 8]);
+async fn large_answers_that_are_ready_together_leave_together() {
+    let (answers, writes) = call(WIDE, 40_000, &["/"; 8]).await;
+    assert_eq!(answers, [Some(40_000); 8]);
+    assert!(writes <= 12, "{writes} writes for 24 frames");
+}
+
+#[tokio::test]
+async fn large_answers_arrive_whole_however_little_the_socket_takes() {
+    for width in [1_000, WIDE] {
+        let (answers, _) = call(width, 100_000, &["/"; 8]).await;
+        assert_eq!(answers, [Some(100_000); 8]);
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_cannot_be_written_to_ends() {
+    // Its peer neither closes it nor says anything more.
+    let (socket, mut client) = tokio::io::duplex(WIDE);
+    let drain = Drain::default();
+    let served = drain.spawn(serve(Unwritable(socket), OPTIONS, answers(1), drain.clone()));
+    client.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.expect("read");
+    let ended = tokio::time::timeout(Duration::from_secs(30), served).await;
+    assert!(ended.is_ok(), "it waits for ever to read");
+}
+
+/// One that waits in its connection's task, and one that waits in a task of its own.
+const METHODS: [&str; 2] =
+    ["/hotshelf.v1.ProductService/GetProduct", "/hotshelf.v1.ProductService/BatchGetProducts"];
+
+#[tokio::test]
+async fn calls_that_wait_are_answered() {
+    for method in METHODS {
+        let (answers, _) = call(WIDE, 300, &[format!("{method}?late").as_str(); 32]).await;
+        assert_eq!(answers, [Some(300); 32], "{method}");
+    }
 }
 
 #[tokio::test]
 async fn a_call_that_panics_ends_alone() {
-    let (answers, _) = call(300, &["/", "/panic", "/"]).await;
-    assert_eq!(answers, [Some(300), None, Some(300)]);
+    for method in METHODS {
+        for panics in ["panic", "late-panic"] {
+            let [late, panics] = ["late", panics].map(|asked| format!("{method}?{asked}"));
+            let (answers, _) = call(WIDE, 300, &[method, &late, &panics, &late]).await;
+            assert_eq!(answers, [Some(300), Some(300), None, Some(300)], "{panics}");
+        }
+    }
 }
