@@ -133,18 +133,19 @@ async fn serve(
 ) {
     let (io, outgoing) = gathering(socket);
     let spoke = io.spoke();
-    let (calls, inline) = streams::pair(service, options.max_call_time, drain.clone());
-    let connection = http2(options, inline.clone()).serve_connection(TokioIo::new(io), calls);
+    let longest = options.max_call_time;
+    let (calls, inline, mut driver) = streams::driven(service, longest, drain.clone());
+    let connection = http2(options, inline).serve_connection(TokioIo::new(io), calls);
     let mut connection = pin!(connection);
     let mut announced = woken_once(drain.announced());
     let ended = tokio::select! {
-        ended = inline.drive(connection.as_mut(), &outgoing) => ended,
+        ended = driver.drive(connection.as_mut(), &outgoing) => ended,
         () = silent(&spoke, options.keepalive_timeout) => return,
         _ = announced.next() => {
             // GOAWAY: the calls in flight finish, new ones go elsewhere.
             connection.as_mut().graceful_shutdown();
             tokio::select! {
-                ended = inline.drive(connection, &outgoing) => ended,
+                ended = driver.drive(connection, &outgoing) => ended,
                 () = drain.ended() => return,
             }
         }

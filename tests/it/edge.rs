@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use hotshelf::proto::StreamHotKeysRequest;
+use hotshelf::proto::{BatchGetProductsRequest, StreamHotKeysRequest};
+use http::HeaderMap;
 use prost::Message;
 use tonic::{Code, Status};
 use tonic_health::pb::HealthCheckRequest;
@@ -15,11 +16,13 @@ use crate::harness::{
 };
 
 const GET: &str = "/hotshelf.v1.ProductService/GetProduct";
+const BATCH: &str = "/hotshelf.v1.ProductService/BatchGetProducts";
 const CHECK: &str = "/grpc.health.v1.Health/Check";
 
 pub fn register(suite: &mut Suite<'_>) {
     suite.both("edge::a_callers_deadline_ends_its_call_and_not_the_load", callers_deadline);
     suite.both("edge::a_caller_that_hangs_up_does_not_end_the_load", hang_up);
+    suite.single("edge::a_connection_that_breaks_gives_the_places_of_its_calls_back", broken_off);
     suite.single("edge::no_call_takes_longer_than_the_server_allows", longest_call);
     suite.single("edge::past_the_limit_calls_are_refused_and_health_checks_pass", shedding);
     suite.single("edge::past_the_limit_connections_are_closed", connections);
@@ -79,6 +82,32 @@ async fn hang_up(stack: Stack) {
     next_reader_joins(&stack, &node, id, lock).await;
 }
 
+/// Nobody says that the calls are cancelled: there is nobody left to say it.
+async fn broken_off(stack: Stack) {
+    let id = stack.insert("walnut desk lamp").await;
+    let node = stack.node().await;
+    let lock = stack.lock_products().await;
+    let mut socket =
+        tokio::net::TcpStream::connect(("127.0.0.1", node.grpc_addr.port())).await.unwrap();
+    let (near, mut far) = tokio::io::duplex(64 * 1024);
+    let wire = tokio::spawn(async move {
+        tokio::io::copy_bidirectional(&mut far, &mut socket).await.unwrap();
+    });
+    let raw = Raw::over(near).await.unwrap();
+    let batch = BatchGetProductsRequest { ids: vec![id], ..Default::default() };
+    for (path, message) in [(GET, get(id).encode_to_vec()), (BATCH, batch.encode_to_vec())] {
+        let raw = raw.clone();
+        drop(tokio::spawn(
+            async move { raw.call_with(path, HeaderMap::new(), framed(&message)).await },
+        ));
+    }
+    let in_flight = async |calls| node.metric("hotshelf_calls_in_flight").await == calls;
+    eventually("both are in flight", async || in_flight(2.0).await).await;
+    wire.abort();
+    eventually("their places are free again", async || in_flight(0.0).await).await;
+    lock.rollback().await.unwrap();
+}
+
 async fn longest_call(stack: Stack) {
     let id = stack.insert("walnut desk lamp").await;
     let node =
@@ -121,7 +150,7 @@ async fn connections(stack: Stack) {
     assert!(open(2.0).await);
     let third = async {
         let raw = Raw::try_connect(node.grpc_addr.port()).await?;
-        raw.call_with(GET, http::HeaderMap::new(), framed(&get(id).encode_to_vec())).await
+        raw.call_with(GET, HeaderMap::new(), framed(&get(id).encode_to_vec())).await
     };
     let third = tokio::time::timeout(HANG, third).await.expect("closed at once");
     assert!(third.is_err());
@@ -157,7 +186,7 @@ async fn streams(stack: Stack) {
     let spawn = |path, message: Vec<u8>| {
         let raw = raw.clone();
         tokio::spawn(async move {
-            raw.call_with(path, http::HeaderMap::new(), framed(&message)).await.unwrap()
+            raw.call_with(path, HeaderMap::new(), framed(&message)).await.unwrap()
         })
     };
     let first = spawn(GET, get(id).encode_to_vec());

@@ -75,18 +75,18 @@ impl Place {
 ///
 /// hyper calls the service, and gives what that returned to the executor at once: so the one can tell the other
 /// where the call belongs.
-pub(super) fn pair<S>(service: S, longest: Duration, drain: Drain) -> (Calls<S>, Inline) {
-    let place = Arc::new(Mutex::new(Place::Task));
-    let calls = Calls { service, place: Arc::clone(&place) };
-    let (accepted, waiting) = Default::default();
-    (calls, Inline(Arc::new(Connection { drain, longest, place, accepted, waiting })))
+pub(super) fn driven<S>(service: S, longest: Duration, drain: Drain) -> (Calls<S>, Inline, Driver) {
+    let accepting = Arc::new(Accepting { place: Mutex::new(Place::Task), calls: Mutex::default() });
+    let calls = Calls { service, accepting: Arc::clone(&accepting) };
+    let inline = Inline(Arc::clone(&accepting));
+    (calls, inline, Driver { drain, longest, accepting, waiting: FuturesUnordered::new() })
 }
 
 /// The calls of one connection.
 #[derive(Debug)]
 pub(super) struct Calls<S> {
     service: S,
-    place: Arc<Mutex<Place>>,
+    accepting: Arc<Accepting>,
 }
 
 impl<S: Answers> hyper::service::Service<Request<Incoming>> for Calls<S> {
@@ -95,9 +95,20 @@ impl<S: Answers> hyper::service::Service<Request<Incoming>> for Calls<S> {
     type Future = S::Future;
 
     fn call(&self, request: Request<Incoming>) -> S::Future {
-        *self.place.lock() = Place::of(Method::of_path(request.uri().path()));
+        *self.accepting.place.lock() = Place::of(Method::of_path(request.uri().path()));
         self.service.clone().call(request)
     }
+}
+
+/// Takes the calls of a connection, for its driver.
+#[derive(Clone, Debug)]
+pub(super) struct Inline(Arc<Accepting>);
+
+// Neither lock is ever contended: the connection's task alone uses them.
+#[derive(Debug)]
+struct Accepting {
+    place: Mutex<Place>,
+    calls: Mutex<Vec<Accepted>>,
 }
 
 /// Runs calls in their connection's own task, each until it has to wait; then most get tasks of their own.
@@ -105,17 +116,15 @@ impl<S: Answers> hyper::service::Service<Request<Incoming>> for Calls<S> {
 /// A hot read is done by then, and spares the scheduler. A read that waits for a load stays: it has only to be answered,
 /// and those of a connection whose loads land together are answered together. All that came in one read are accepted
 /// before the first of them runs, and what they answer is sent when all of them have run.
-#[derive(Clone, Debug)]
-pub(super) struct Inline(Arc<Connection>);
-
-// None of the locks is ever contended: the connection's task alone uses them.
+///
+/// With its driver, whatever a connection still waited for is gone: each call refers to where the next is accepted, so
+/// there they would keep themselves for ever.
 #[derive(Debug)]
-struct Connection {
+pub(super) struct Driver {
     drain: Drain,
     longest: Duration,
-    place: Arc<Mutex<Place>>,
-    accepted: Mutex<Vec<Accepted>>,
-    waiting: Mutex<FuturesUnordered<Waiting>>,
+    accepting: Arc<Accepting>,
+    waiting: FuturesUnordered<Waiting>,
 }
 
 type Call = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -148,14 +157,14 @@ where
 {
     fn execute(&self, call: F) {
         let place = *self.0.place.lock();
-        self.0.accepted.lock().push(Accepted { call: Box::pin(call), place });
+        self.0.calls.lock().push(Accepted { call: Box::pin(call), place });
     }
 }
 
-impl Inline {
+impl Driver {
     /// Drives a connection and its calls to the connection's end, and sends what they write.
     pub(super) async fn drive<C: Future>(
-        &self,
+        &mut self,
         mut connection: Pin<&mut C>,
         outgoing: &Outgoing<impl AsyncWrite + Unpin>,
     ) -> C::Output {
@@ -170,10 +179,10 @@ impl Inline {
                 if polled.is_ready() {
                     return polled;
                 }
-                std::mem::swap(&mut running, &mut *self.0.accepted.lock());
+                std::mem::swap(&mut running, &mut *self.accepting.calls.lock());
                 let ran = !running.is_empty();
-                running.drain(..).for_each(|accepted| self.0.run(accepted));
-                if self.0.go_on(&mut cx) || ran {
+                running.drain(..).for_each(|accepted| self.run(accepted));
+                if self.go_on(&mut cx) || ran {
                     continue;
                 }
                 outgoing.send(&mut cx);
@@ -186,6 +195,44 @@ impl Inline {
             Poll::Pending
         })
         .await
+    }
+
+    fn run(&mut self, Accepted { mut call, place }: Accepted) {
+        // Whom the waker would wake is not there yet: the next poll registers again.
+        let mut cx = Context::from_waker(Waker::noop());
+        let polled = catch_unwind(AssertUnwindSafe(|| call.as_mut().poll(&mut cx)));
+        if let Ok(Poll::Pending) = polled {
+            self.wait(call, place);
+        }
+    }
+
+    fn wait(&mut self, call: Call, place: Place) {
+        // Twice, because the first is for the answer to be made. A caller that does not read it holds it, and
+        // nothing but the end of this future would free it.
+        let limited = |call| tokio::time::timeout(self.longest * 2, call);
+        match place {
+            Place::Connection => {
+                self.waiting.push(AssertUnwindSafe(limited(call)).catch_unwind());
+            }
+            Place::Task => drop(self.drain.spawn(limited(call))),
+            Place::LastingTask => drop(self.drain.spawn(call)),
+        }
+    }
+
+    /// Goes on with the calls that wait no longer. Returns whether any has ended.
+    fn go_on(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut any = false;
+        while let Poll::Ready(Some(_)) = self.waiting.poll_next_unpin(cx) {
+            any = true;
+        }
+        any
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        // Not under the lock: nobody knows what a call does when it is dropped.
+        drop(std::mem::take(&mut *self.accepting.calls.lock()));
     }
 }
 
@@ -212,40 +259,6 @@ impl Turn {
         let ended =
             self.state.compare_exchange(UNDER_WAY, OVER, Ordering::AcqRel, Ordering::Relaxed);
         ended.is_ok()
-    }
-}
-
-impl Connection {
-    fn run(&self, Accepted { mut call, place }: Accepted) {
-        // Whom the waker would wake is not there yet: the next poll registers again.
-        let mut cx = Context::from_waker(Waker::noop());
-        let polled = catch_unwind(AssertUnwindSafe(|| call.as_mut().poll(&mut cx)));
-        if let Ok(Poll::Pending) = polled {
-            self.wait(call, place);
-        }
-    }
-
-    fn wait(&self, call: Call, place: Place) {
-        // Twice, because the first is for the answer to be made. A caller that does not read it holds it, and
-        // nothing but the end of this future would free it.
-        let limited = |call| tokio::time::timeout(self.longest * 2, call);
-        match place {
-            Place::Connection => {
-                self.waiting.lock().push(AssertUnwindSafe(limited(call)).catch_unwind());
-            }
-            Place::Task => drop(self.drain.spawn(limited(call))),
-            Place::LastingTask => drop(self.drain.spawn(call)),
-        }
-    }
-
-    /// Goes on with the calls that wait no longer. Returns whether any has ended.
-    fn go_on(&self, cx: &mut Context<'_>) -> bool {
-        let mut waiting = self.waiting.lock();
-        let mut any = false;
-        while let Poll::Ready(Some(_)) = waiting.poll_next_unpin(cx) {
-            any = true;
-        }
-        any
     }
 }
 
