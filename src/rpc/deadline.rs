@@ -7,7 +7,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, HeaderName, Request, Response};
 use pin_project_lite::pin_project;
 use tokio::time::Sleep;
 use tower::{Layer, Service};
@@ -15,6 +15,9 @@ use tower::{Layer, Service};
 use super::reply::Reply;
 use super::status;
 use crate::metrics::Method;
+
+// A name that is no string is not parsed for each call.
+const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
 /// When the caller stops waiting; among the extensions of a request that has a deadline.
 #[derive(Clone, Copy, Debug)]
@@ -98,7 +101,7 @@ impl<F: Future<Output = Result<Response<Reply>, Infallible>>> Future for Deadlin
 
 /// `grpc-timeout`: at most eight digits and a unit. What is malformed counts as absent.
 fn timeout_of(headers: &HeaderMap) -> Option<Duration> {
-    let text = headers.get("grpc-timeout")?.to_str().ok()?;
+    let text = headers.get(GRPC_TIMEOUT)?.to_str().ok()?;
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     if digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;

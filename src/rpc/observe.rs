@@ -48,7 +48,7 @@ struct Observer {
 
 impl Observer {
     fn note_status(&mut self, headers: &HeaderMap) {
-        if let Some(status) = headers.get("grpc-status") {
+        if let Some(status) = headers.get(Status::GRPC_STATUS) {
             self.code = Code::from_bytes(status.as_bytes());
         }
     }
