@@ -143,7 +143,7 @@ impl Budget {
 
     /// After so long it is not overtaken any more, and the rest of its patience is enough for all before it.
     fn overtaken(&self) -> Duration {
-        self.patience / 2
+        self.patience / 4
     }
 
     /// How many may wait: as many as will have their turn before they lose patience.
@@ -154,7 +154,7 @@ impl Budget {
         if took.is_zero() {
             return self.queued;
         }
-        let rounds = self.overtaken().as_secs_f64() / took.as_secs_f64();
+        let rounds = (self.patience / 2).as_secs_f64() / took.as_secs_f64();
         // Cut off, and a float that is too large becomes the largest.
         self.queued.min((rounds * self.loads as f64) as usize)
     }
@@ -220,11 +220,11 @@ fn long_before(age: Duration) -> Option<Instant> {
 
 impl Waiting {
     /// Of those who have nothing, the ones from before `overdue` come first, whoever waits for the others.
-    fn urgency(&self, overdue: Option<Instant>) -> (bool, usize, Reverse<[Instant; 2]>) {
+    fn urgency(&self, overdue: Option<Instant>) -> (bool, usize, Reverse<Instant>) {
         let (empty_handed, callers) = self.demand.urgency();
         let overdue = overdue.is_some_and(|overdue| self.demand.since < overdue);
         let callers = if empty_handed && overdue { usize::MAX } else { callers };
-        (empty_handed, callers, Reverse([self.demand.since, self.since]))
+        (empty_handed, callers, Reverse(self.since))
     }
 }
 

@@ -38,10 +38,11 @@ pub struct Figures {
     pub p99_settled: Option<Micros>,
     /// The slowest of all reads that were due while it lasted.
     pub slowest: Micros,
-    /// The slowest of cached products, and which those were.
+    /// The slowest reads of cached products, and the slowest refusals.
     pub slow: Vec<String>,
-    /// p99 of refusals.
-    pub refused_p99: Micros,
+    /// How long refusals took: p50, p95, p99. The last are of those who had waited for another's load, which was refused,
+    /// or came back too old for them.
+    pub refused: [Micros; 3],
     /// How long after it was mended the last request failed, and every instance trusted its memory; `None` when
     /// they never did.
     pub recovered: Option<Micros>,
@@ -95,7 +96,7 @@ impl Figures {
             p99_settled: (settled < course.mended).then(|| cached(settled, course.mended)),
             slowest: samples.iter().filter(during).map(|one| one.latency).max().unwrap_or(0),
             slow: slow(outcome, course),
-            refused_p99: p99_of(refusals.map(|failure| failure.end - failure.due).collect()),
+            refused: spread(refusals.map(|failure| failure.end - failure.due).collect()),
             recovered: course.trusted.map(|trusted| {
                 let last = failures.iter().map(|failure| failure.end).max().unwrap_or(0);
                 trusted.max(last).saturating_sub(course.mended)
@@ -213,11 +214,25 @@ fn slow(outcome: &Outcome, course: &Course) -> Vec<String> {
         let [after, took] = [due(read) - course.broken, read.end - due(read)].map(|us| us / 1_000);
         format!("due {after} ms after the fault, took {took} ms: {read:?}")
     };
-    reads.iter().take(EXAMPLES).map(line).collect()
+    let refused = |failure: &&Failure| failure.what.contains("ResourceExhausted");
+    let mut refusals: Vec<&Failure> = outcome.failures.iter().filter(refused).collect();
+    refusals.sort_by_key(|failure| Reverse(failure.end - failure.due));
+    let refusal = |failure: &&Failure| {
+        let Failure { request, due, end, .. } = failure;
+        let [after, took] = [due.saturating_sub(course.broken), end - due].map(|us| us / 1_000);
+        format!("due {after} ms after the fault, refused {took} ms later: {request:?}")
+    };
+    let refusals = refusals.iter().take(EXAMPLES).map(refusal);
+    reads.iter().take(EXAMPLES).map(line).chain(refusals).collect()
 }
 
 fn p99(samples: &[Sample], of: impl Fn(&Sample) -> bool) -> Micros {
     p99_of(samples.iter().filter(|sample| of(sample)).map(|sample| sample.latency).collect())
+}
+
+fn spread(mut times: Vec<Micros>) -> [Micros; 3] {
+    times.sort_unstable();
+    [0.5, 0.95, 0.99].map(|share| percentile(&times, share))
 }
 
 fn p99_of(mut times: Vec<Micros>) -> Micros {

@@ -70,7 +70,7 @@ fn of_failures(demands: &Demands, figures: &Figures) -> Vec<String> {
 }
 
 fn of_speed(demands: &Demands, figures: &Figures) -> Vec<String> {
-    let Figures { p99_before, p99_during, p99_settled, slowest, refused_p99, .. } = *figures;
+    let Figures { p99_before, p99_during, p99_settled, slowest, refused, .. } = *figures;
     let longer = |time: Micros, limit: Option<Duration>| {
         limit.filter(|limit| time > micros(*limit)).map(|limit| (time, limit))
     };
@@ -83,8 +83,8 @@ fn of_speed(demands: &Demands, figures: &Figures) -> Vec<String> {
     if let Some((time, limit)) = longer(slowest, demands.slowest) {
         breaches.push(format!("a read took {time} us, and may take {limit:?}"));
     }
-    if let Some((time, limit)) = longer(refused_p99, demands.refused_within) {
-        breaches.push(format!("refusing took {time} us (p99), and may take {limit:?}"));
+    if let Some((time, limit)) = longer(refused[1], demands.refused_within) {
+        breaches.push(format!("refusing took {time} us (p95), and may take {limit:?}"));
     }
     let settled = p99_settled.filter(|_| demands.soon_fast);
     if let Some(settled) = settled.filter(|settled| *settled > 2 * p99_before + ABOUT) {

@@ -126,6 +126,10 @@ fn plan(cli: &Cli) -> Result<Plan, Error> {
 fn reported(drilled: Drilled) -> Drilled {
     eprintln!("{}", Line(&drilled));
     eprintln!("  proven: {}", drilled.proofs.join("; "));
+    let [p50, p95, p99] = drilled.figures.refused.map(|us| us / 1_000);
+    if p99 > 0 {
+        eprintln!("  refused within {p50} ms (p50), {p95} ms (p95), {p99} ms (p99)");
+    }
     if !drilled.figures.reasons.is_empty() {
         eprintln!("  failures: {:?}", drilled.figures.reasons);
     }
