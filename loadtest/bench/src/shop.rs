@@ -100,7 +100,12 @@ impl Shop {
 
     /// Waits until what was imported is relayed: nothing else is to be done while it is measured.
     pub(crate) async fn settle(&self) -> Result<()> {
-        let sql = self.sql(&self.postgres.url()).await?;
+        self.settle_database(&self.postgres.url()).await
+    }
+
+    /// The same of a database.
+    pub(crate) async fn settle_database(&self, url: &str) -> Result<()> {
+        let sql = self.sql(url).await?;
         loop {
             let pending: i64 =
                 sqlx::query_scalar("SELECT count(*) FROM product_changes").fetch_one(&sql).await?;

@@ -187,6 +187,7 @@ async fn catalogue(ground: &Ground, size: i64) -> Result<(Server, Arc<Vec<Bytes>
     ];
     let server = ground.shop.hotshelf(options.as_flattened()).await?;
     shop::add_products(&ground.shop.sql(&url).await?, 1, size).await?;
+    ground.shop.settle_database(&url).await?;
     let ids: Vec<i64> = (1..=hot).collect();
     shop::read(server.port, &ids).await?;
     Ok((server, shop::shuffled(1..=hot)))
