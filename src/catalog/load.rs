@@ -88,7 +88,10 @@ impl Catalog {
         departures.push(loads);
         if departures.len() == 1 {
             drop(self.drain.spawn(async move {
-                tokio::task::yield_now().await;
+                // Where several calls of a connection wait, those of others will. A lone one would only wait longer.
+                if catalog.departures.lock().len() > 1 {
+                    tokio::task::yield_now().await;
+                }
                 let departures = std::mem::take(&mut *catalog.departures.lock());
                 catalog.load_together(departures).await;
             }));
