@@ -321,8 +321,10 @@ impl Catalog {
             if freshness.accepts(&loaded.entry) {
                 reached(&loaded.entry, &freshness)?;
                 let Loaded { entry, from, unproven } = loaded;
-                let answer = self.answer(id, entry, from, Instant::now());
-                return Ok(Answer { stale: answer.stale || unproven, ..answer });
+                if unproven {
+                    return Ok(self.stale(entry, from));
+                }
+                return Ok(self.answer(id, entry, from, Instant::now()));
             }
             seat = self.join(&[id], freshness).pop().expect("one seat for each id");
         }

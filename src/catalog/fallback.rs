@@ -58,7 +58,7 @@ impl Catalog {
         }
     }
 
-    fn stale(&self, entry: Entry, from: ServedBy) -> Answer {
+    pub(super) fn stale(&self, entry: Entry, from: ServedBy) -> Answer {
         self.metrics.reads.inc(from);
         self.metrics.served_stale.inc(());
         Answer { entry, from, stale: true }

@@ -80,7 +80,8 @@ impl Catalog {
         loop {
             let relayed_until = watch.relayed_until().await;
             match &relayed_until {
-                Ok(moment) => self.frontier.reach(*moment),
+                Ok(Some(moment)) => self.frontier.reach(*moment),
+                Ok(None) => {}
                 Err(error) => tracing::debug!(%error, "the outbox cannot be looked at"),
             }
             self.frontier.blind.store(relayed_until.is_err(), Ordering::Relaxed);

@@ -173,7 +173,6 @@ impl Catalog {
         if load.freshness != Freshness::Cached || !self.frontier.is_blind() {
             return Some(load);
         }
-        self.metrics.served_stale.inc(());
         load.pilot.land(Ok(Loaded { entry, from: ServedBy::Redis, unproven: true }));
         None
     }
