@@ -52,7 +52,7 @@ pub struct Metrics {
     pub singleflight_joined: Counters<()>,
     /// Entries in Redis that could not be read.
     pub redis_corrupt: Counters<()>,
-    /// Answers past their time, given because nothing newer could be had.
+    /// Answers past their time, or that nobody could say are current, given because nothing better could be had.
     pub served_stale: Counters<()>,
     /// Products that the refresh task had loaded again.
     pub refreshed: Counters<()>,
@@ -209,7 +209,7 @@ impl Metrics {
             served_stale: Counters::new(
                 &meter,
                 "hotshelf.served.stale",
-                "Answers past their time, given because nothing newer could be had.",
+                "Answers past their time, or that nobody could say are current, given because nothing better could be had.",
             ),
             refreshed: Counters::new(
                 &meter,

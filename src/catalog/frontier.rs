@@ -79,13 +79,19 @@ impl Catalog {
         let mut looked = Some(looked);
         loop {
             let relayed_until = watch.relayed_until().await;
-            match &relayed_until {
-                Ok(Some(moment)) => self.frontier.reach(*moment),
+            let was_blind = self.frontier.blind.swap(relayed_until.is_err(), Ordering::Relaxed);
+            match relayed_until {
+                Ok(Some(moment)) => self.frontier.reach(moment),
                 Ok(None) => {}
-                Err(error) => tracing::debug!(%error, "the outbox cannot be looked at"),
+                Err(error) if !was_blind => {
+                    tracing::warn!(%error, "nobody can say what is current: soon it is served as stale");
+                }
+                Err(_) => {}
             }
-            self.frontier.blind.store(relayed_until.is_err(), Ordering::Relaxed);
-            looked.take().map(|looked| looked.send(()));
+            if let Some(looked) = looked.take() {
+                // Who waited for it is gone, if it is not there.
+                let _ = looked.send(());
+            }
             tokio::time::sleep(INTERVAL.mul_f64(rand::random_range(0.8..1.2))).await;
         }
     }
