@@ -52,7 +52,8 @@ async fn renewal(stack: Stack) {
     let id = stack.insert("walnut desk lamp").await;
     let node = stack
         .node_with(|args| {
-            args.redis.lease_ttl = Duration::from_millis(600);
+            args.redis.lease_ttl = Duration::from_secs(6);
+            args.postgres.database_statement_timeout = FOR_EVER;
         })
         .await;
     let mut lock = stack.sql.begin().await.unwrap();
@@ -60,12 +61,16 @@ async fn renewal(stack: Stack) {
     let mut client = node.client.clone();
     let read = tokio::spawn(async move { client.get_product(get(id)).await });
     eventually("the lease is taken", || stack.is_leased(id)).await;
-    for _ in 0..20 {
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        assert!(stack.is_leased(id).await, "renewed");
+    for renewal in 1..=3 {
+        // It is renewed when a third of it is over.
+        let runs_down = || async { stack.lease_left(id).await < Duration::from_secs(5) };
+        eventually("it runs down", runs_down).await;
+        let renewed = || async { stack.lease_left(id).await > Duration::from_secs(5) };
+        eventually(&format!("renewal {renewal}"), renewed).await;
     }
     lock.rollback().await.unwrap();
     assert!(read.await.unwrap().is_ok());
+    assert_eq!(node.metric(r#"hotshelf_lease_total{outcome="lost"}"#).await, 0.0);
     assert!(stack.redis_revision(id).await.is_some(), "the fill was accepted");
 }
 

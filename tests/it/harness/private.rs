@@ -10,6 +10,9 @@ use hotshelf::config::ServeArgs;
 
 use super::{Node, Servers, Stack, Topology};
 
+/// The program's default.
+const REPLAY_WINDOW: &str = "1m";
+
 /// Instances reach the servers through the proxies; the test's own SQL goes around them.
 pub struct Private {
     stack: Stack,
@@ -23,6 +26,7 @@ impl Private {
     pub async fn new() -> Self {
         let servers = Servers::default();
         let mut stack = Stack::new(&servers, Topology::Single).await;
+        stack.replay_window = REPLAY_WINDOW;
         let (postgres, redis) = (servers.postgres(), servers.redis());
         let to_postgres = through_proxy(&mut stack.database_url, postgres.port());
         let to_redis = through_proxy(&mut stack.redis_url, redis.port());
@@ -79,7 +83,8 @@ pub struct PrivateCluster {
 impl PrivateCluster {
     pub async fn new() -> Self {
         let servers = Servers::default();
-        let stack = Stack::new(&servers, Topology::Cluster).await;
+        let mut stack = Stack::new(&servers, Topology::Cluster).await;
+        stack.replay_window = REPLAY_WINDOW;
         Self { stack, cluster: servers.cluster() }
     }
 

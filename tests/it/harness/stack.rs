@@ -43,6 +43,8 @@ pub struct Stack {
     pub database_url: String,
     pub redis_url: String,
     pub namespace: String,
+    /// For how long changes are relayed again; also three seconds after an instance's start, which breaks leases.
+    pub replay_window: &'static str,
     relayed_by_somebody: AtomicBool,
     redis: Client,
     // Kept, so that nobody stops them meanwhile.
@@ -80,6 +82,8 @@ impl Stack {
             database_url,
             redis_url,
             namespace,
+            // Nobody breaks the servers that tests share.
+            replay_window: "1ms",
             relayed_by_somebody,
             redis,
             _servers: servers,
@@ -103,6 +107,8 @@ impl Stack {
             "10s",
             "--database-statement-timeout",
             "10s",
+            "--replay-window",
+            self.replay_window,
             "--grpc-addr",
             "127.0.0.1:0",
             "--admin-addr",
@@ -290,5 +296,11 @@ impl Stack {
     pub async fn is_leased(&self, id: i64) -> bool {
         let found: i64 = self.redis.exists(self.lock_key(id)).await.unwrap();
         found == 1
+    }
+
+    /// How long the lease of `id` lasts if nobody renews it; zero if there is none.
+    pub async fn lease_left(&self, id: i64) -> Duration {
+        let left: i64 = self.redis.pttl(self.lock_key(id)).await.unwrap();
+        Duration::from_millis(left.try_into().unwrap_or_default())
     }
 }
