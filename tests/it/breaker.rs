@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use devstack::Direction;
 use futures_util::future::join_all;
+use hotshelf::config::ServeArgs;
 
 use crate::harness::{Node, Private, Suite, eventually};
 
@@ -96,7 +97,12 @@ async fn slow(world: Private) {
 
 async fn read_only(world: Private) {
     let ids = insert_many_unheard(&world, 20).await;
-    let (node, other) = tokio::join!(node(&world), node(&world));
+    // What is inserted below cannot be relayed, and after half as long nobody would vouch for what Redis holds.
+    let patient = |args: &mut ServeArgs| {
+        args.redis.redis_timeout = REDIS_TIMEOUT;
+        args.caching.max_staleness = Duration::from_secs(600);
+    };
+    let (node, other) = tokio::join!(world.impatient_node(patient), world.impatient_node(patient));
     join_all(ids.iter().map(|id| other.product(*id))).await;
     assert!(ids.iter().all(|id| world.redis_holds(*id)));
     world.redis.command(&["CONFIG", "SET", "maxmemory", "1"]).unwrap();

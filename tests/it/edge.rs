@@ -62,7 +62,9 @@ async fn callers_deadline(stack: Stack) {
     let node = stack.node().await;
     let lock = stack.lock_products().await;
     let raw = Raw::connect(node.grpc_addr.port()).await;
-    let late = raw.call_within("300m", GET, &get(id)).await;
+    let request = get(id);
+    let hangs = eventually("it hangs", async || stack.waiting_statements().await == 1);
+    let (late, ()) = tokio::join!(raw.call_within("2S", GET, &request), hangs);
     assert_refused(&late, Code::DeadlineExceeded, "DEADLINE_EXCEEDED", false);
     next_reader_joins(&stack, &node, id, lock).await;
 }

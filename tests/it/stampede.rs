@@ -64,6 +64,8 @@ async fn absent(stack: Stack) {
     // However long a load takes on a busy machine, none is refused.
     let patient = |args: &mut hotshelf::config::ServeArgs| {
         args.postgres.database_acquire_timeout = HANG;
+        args.postgres.database_queued_loads = 2 * IDS as usize;
+        args.redis.lease_wait = HANG;
     };
     let (a, b) = tokio::join!(stack.node_with(patient), stack.node_with(patient));
     for chunk in (0..10_000).collect::<Vec<i64>>().chunks(1_000) {
