@@ -45,6 +45,11 @@ fn spawn_get(node: &Node, id: i64) -> tokio::task::JoinHandle<Result<(), Status>
     tokio::spawn(async move { client.get_product(get(id)).await.map(drop) })
 }
 
+/// An instance that loads nothing but what it is asked for.
+async fn without_refresh(stack: &Stack) -> Node {
+    stack.node_with(|args| args.caching.refresh_keys = 0).await
+}
+
 /// The next reader joins the load that was left behind.
 async fn next_reader_joins(stack: &Stack, node: &Node, id: i64, lock: Lock) {
     let next = spawn_get(node, id);
@@ -59,7 +64,7 @@ type Lock = sqlx::Transaction<'static, sqlx::Postgres>;
 
 async fn callers_deadline(stack: Stack) {
     let id = stack.insert("walnut desk lamp").await;
-    let node = stack.node().await;
+    let node = without_refresh(&stack).await;
     let lock = stack.lock_products().await;
     let raw = Raw::connect(node.grpc_addr.port()).await;
     let request = get(id);
@@ -71,7 +76,7 @@ async fn callers_deadline(stack: Stack) {
 
 async fn hang_up(stack: Stack) {
     let id = stack.insert("walnut desk lamp").await;
-    let node = stack.node().await;
+    let node = without_refresh(&stack).await;
     let lock = stack.lock_products().await;
     let first = spawn_get(&node, id);
     eventually("it hangs", async || stack.waiting_statements().await == 1).await;
