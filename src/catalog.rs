@@ -16,7 +16,7 @@ mod vouching;
 mod write;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::future::try_join_all;
 use parking_lot::Mutex;
@@ -27,6 +27,7 @@ use crate::entry::{Entry, Freshness, TtlPolicy};
 use crate::hot_cache::{Held, HotCache};
 use crate::hot_keys::{HotKey, HotKeys, two_deviations};
 use crate::metrics::{Lookup, Metrics, ServedBy};
+use crate::moment::Moment;
 use crate::pause::PausePoints;
 use crate::postgres::Postgres;
 use crate::product::ProductId;
@@ -96,7 +97,6 @@ pub struct Catalog {
     departures: Mutex<Vec<Vec<Load>>>,
     refresh_queue: RefreshQueue,
     options: CatalogOptions,
-    started: Instant,
     /// One looks after Redis at a time.
     looking: tokio::sync::Mutex<()>,
 }
@@ -148,7 +148,6 @@ impl Catalog {
             departures: Mutex::default(),
             refresh_queue,
             options,
-            started: Instant::now(),
             looking: tokio::sync::Mutex::new(()),
         });
         catalog.start_refreshing(requests);
@@ -235,7 +234,7 @@ impl Catalog {
 
     /// What memory may answer. Past the soft TTL it answers, and the refresher is told.
     fn get_hot(&self, id: ProductId, freshness: &Freshness) -> Option<Answer> {
-        let now = Instant::now();
+        let now = Moment::now();
         let (lookup, entry) = self.look(id, freshness, now);
         self.metrics.lookups.inc(lookup);
         entry.map(|entry| self.answer(id, entry, ServedBy::Hot, now))
@@ -243,7 +242,7 @@ impl Catalog {
 
     /// The same for many, which are counted at once.
     fn get_all_hot(&self, ids: &[ProductId], freshness: &Freshness) -> Vec<Option<Answer>> {
-        let now = Instant::now();
+        let now = Moment::now();
         let (mut hits, mut stale) = (0, 0);
         let mut answers = Vec::with_capacity(ids.len());
         self.hot.read_all(ids, |id, held| {
@@ -260,7 +259,7 @@ impl Catalog {
         answers
     }
 
-    fn look(&self, id: ProductId, freshness: &Freshness, now: Instant) -> (Lookup, Option<Entry>) {
+    fn look(&self, id: ProductId, freshness: &Freshness, now: Moment) -> (Lookup, Option<Entry>) {
         let serve = |held: &Held| self.hot.serves(held, freshness, now).then(|| held.entry.clone());
         match self.hot.read(id, serve) {
             None => (Lookup::HotMiss, None),
@@ -269,12 +268,12 @@ impl Catalog {
         }
     }
 
-    fn answer(&self, id: ProductId, entry: Entry, from: ServedBy, now: Instant) -> Answer {
+    fn answer(&self, id: ProductId, entry: Entry, from: ServedBy, now: Moment) -> Answer {
         self.metrics.reads.inc(from);
         self.timed(id, entry, from, now)
     }
 
-    fn timed(&self, id: ProductId, entry: Entry, from: ServedBy, now: Instant) -> Answer {
+    fn timed(&self, id: ProductId, entry: Entry, from: ServedBy, now: Moment) -> Answer {
         let stale = entry.past_soft(now);
         if stale {
             self.refresh_queue.ask(id);
@@ -324,7 +323,7 @@ impl Catalog {
                 if unproven {
                     return Ok(self.stale(entry, from));
                 }
-                return Ok(self.answer(id, entry, from, Instant::now()));
+                return Ok(self.answer(id, entry, from, Moment::now()));
             }
             seat = self.join(&[id], freshness).pop().expect("one seat for each id");
         }
@@ -337,9 +336,9 @@ impl Catalog {
 fn reached(entry: &Entry, freshness: &Freshness) -> Result<(), Error> {
     match *freshness {
         Freshness::MinVersion { version, .. }
-            if !entry.revision.deleted && entry.revision.version < version =>
+            if !entry.is_tombstone() && entry.revision().version < version =>
         {
-            Err(Error::VersionNotReached { current: entry.revision.version })
+            Err(Error::VersionNotReached { current: entry.revision().version })
         }
         _ => Ok(()),
     }

@@ -1,11 +1,14 @@
 //! One cached answer: a product, encoded once, or the knowledge that there is none; with its revision and
 //! how long it may be used.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::fmt::{self, Debug, Formatter};
+use std::time::Duration;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::BufMut;
 use prost::Message;
+use triomphe::ThinArc;
 
+use crate::moment::Moment;
 use crate::product::{Product, ProductId, Revision, Version};
 use crate::proto;
 
@@ -16,21 +19,23 @@ pub const PREFIX: usize = 5;
 /// Clocks of other machines may be ahead of ours by this much.
 pub const MAX_CLOCK_SKEW: Duration = Duration::from_secs(1);
 
-/// A cached answer, immutable and cheap to clone.
-#[derive(Clone, Debug)]
-pub struct Entry {
-    /// Which state of the product this is.
-    pub revision: Revision,
-    /// When Postgres was last known to hold this revision: just before the statement that showed it.
-    pub known_at: Instant,
-    /// How long it may be used, in milliseconds: there are many entries, and two `Duration`s are 32 bytes.
+/// A cached answer, immutable. All clones share one allocation, with the product's bytes behind what is known of them: there
+/// are many, and each is a few lines of the processor's cache.
+#[derive(Clone)]
+pub struct Entry(ThinArc<Head, u8>);
+
+/// What is known of an entry's bytes. That there are none is what a tombstone says.
+#[derive(Clone, Copy, Debug)]
+struct Head {
+    version: Version,
+    known_at: Moment,
+    /// In milliseconds: two `Duration`s are 32 bytes.
     soft_ms: u32,
     hard_ms: u32,
     /// Whether another machine's clock stamped it, so that `known_at` may be too late.
     foreign: bool,
     /// Whether something newer may have been lost.
     in_doubt: bool,
-    frame: Bytes,
 }
 
 /// How long after `known_at` an entry may be used.
@@ -72,20 +77,18 @@ impl TtlPolicy {
 impl Entry {
     /// The answer that `product` exists.
     #[must_use]
-    pub fn live(product: &Product, known_at: Instant, ttl: Ttl) -> Self {
-        Self::new(Revision::live(product.version), known_at, ttl, frame(product))
+    pub fn live(product: &Product, known_at: Moment, ttl: Ttl) -> Self {
+        Self::new(Head::new(product.version, known_at, ttl), &frame(product))
     }
 
     /// The answer that there is no product, and was none after `version`.
     #[must_use]
-    pub fn tombstone(version: Version, known_at: Instant, ttl: Ttl) -> Self {
-        Self::new(Revision::gone_after(version), known_at, ttl, Bytes::new())
+    pub fn tombstone(version: Version, known_at: Moment, ttl: Ttl) -> Self {
+        Self::new(Head::new(version, known_at, ttl), &[])
     }
 
-    fn new(revision: Revision, known_at: Instant, ttl: Ttl, frame: Bytes) -> Self {
-        let millis = |ttl: Duration| u32::try_from(ttl.as_millis()).unwrap_or(u32::MAX);
-        let (soft_ms, hard_ms) = (millis(ttl.soft), millis(ttl.hard));
-        Self { revision, known_at, soft_ms, hard_ms, foreign: false, in_doubt: false, frame }
+    fn new(head: Head, frame: &[u8]) -> Self {
+        Self(ThinArc::from_header_and_slice(head, frame))
     }
 
     /// An entry from the frame that another one held, stamped by any machine's clock. `None` when the frame is not
@@ -93,28 +96,50 @@ impl Entry {
     #[must_use]
     pub fn from_frame(
         revision: Revision,
-        known_at: Instant,
+        known_at: Moment,
         ttl: Ttl,
-        frame: Bytes,
+        frame: &[u8],
     ) -> Option<Self> {
         let plausible = match frame.split_first_chunk() {
             Some((before, message)) => *before == prefix(message.len()) && !message.is_empty(),
             None => frame.is_empty(),
         };
-        (plausible && frame.is_empty() == revision.deleted)
-            .then(|| Self { foreign: true, ..Self::new(revision, known_at, ttl, frame) })
+        let head = Head { foreign: true, ..Head::new(revision.version, known_at, ttl) };
+        (plausible && frame.is_empty() == revision.deleted).then(|| Self::new(head, frame))
+    }
+
+    fn head(&self) -> &Head {
+        &self.0.header.header
+    }
+
+    /// Which state of the product this is.
+    #[must_use]
+    pub fn revision(&self) -> Revision {
+        Revision { version: self.head().version, deleted: self.is_tombstone() }
+    }
+
+    /// Whether it says that there is no product.
+    #[must_use]
+    pub fn is_tombstone(&self) -> bool {
+        self.frame().is_empty()
+    }
+
+    /// When Postgres was last known to hold this revision: just before the statement that showed it.
+    #[must_use]
+    pub fn known_at(&self) -> Moment {
+        self.head().known_at
     }
 
     /// The product as GetProduct sends it: a gRPC message behind its prefix. Empty for a tombstone.
     #[must_use]
-    pub fn frame(&self) -> &Bytes {
-        &self.frame
+    pub fn frame(&self) -> &[u8] {
+        &self.0.slice
     }
 
     /// The encoded product; `None` for a tombstone.
     #[must_use]
     pub fn product(&self) -> Option<&[u8]> {
-        self.frame.get(PREFIX..)
+        self.frame().get(PREFIX..)
     }
 
     /// Whether it can be the answer to a read of `id`: not when it holds another product.
@@ -135,44 +160,61 @@ impl Entry {
     #[must_use]
     pub fn ttl(&self) -> Ttl {
         let millis = |ms: u32| Duration::from_millis(ms.into());
-        Ttl { soft: millis(self.soft_ms), hard: millis(self.hard_ms) }
+        Ttl { soft: millis(self.head().soft_ms), hard: millis(self.head().hard_ms) }
     }
 
     /// The same, of which something newer may have been lost.
     #[must_use]
-    pub fn in_doubt(self) -> Self {
-        Self { in_doubt: true, ..self }
+    pub fn in_doubt(&self) -> Self {
+        Self::new(Head { in_doubt: true, ..*self.head() }, self.frame())
     }
 
     /// Whether something newer may have been lost. Then it may be served only when nothing better can be had.
     #[must_use]
     pub fn is_in_doubt(&self) -> bool {
-        self.in_doubt
+        self.head().in_doubt
     }
 
     /// Whether it is due to be refreshed.
     #[must_use]
-    pub fn past_soft(&self, now: Instant) -> bool {
-        self.is_due(100, now)
+    pub fn past_soft(&self, now: Moment) -> bool {
+        now > self.known_at() + self.ttl().soft
     }
 
     /// Whether it is due to be refreshed when this share of its soft TTL is all that it gets.
     #[must_use]
-    pub fn is_due(&self, percent: u32, now: Instant) -> bool {
-        let share = u64::from(self.soft_ms) * u64::from(percent) / 100;
-        now.saturating_duration_since(self.known_at) > Duration::from_millis(share)
+    pub fn is_due(&self, percent: u32, now: Moment) -> bool {
+        now > self.known_at() + self.ttl().soft * percent / 100
     }
 
     /// Since when it was current at the latest, whatever the clock of the machine that loaded it says.
     #[must_use]
-    pub fn surely_known_at(&self) -> Option<Instant> {
-        self.known_at.checked_sub(if self.foreign { MAX_CLOCK_SKEW } else { Duration::ZERO })
+    pub fn surely_known_at(&self) -> Moment {
+        match self.head().foreign {
+            true => self.known_at().before(MAX_CLOCK_SKEW),
+            false => self.known_at(),
+        }
     }
 
     /// Whether it must not be used any more.
     #[must_use]
-    pub fn past_hard(&self, now: Instant) -> bool {
-        now.saturating_duration_since(self.known_at) > self.ttl().hard
+    pub fn past_hard(&self, now: Moment) -> bool {
+        now > self.known_at() + self.ttl().hard
+    }
+}
+
+impl Debug for Entry {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let bytes = self.frame().len();
+        f.debug_struct("Entry").field("head", self.head()).field("bytes", &bytes).finish()
+    }
+}
+
+impl Head {
+    fn new(version: Version, known_at: Moment, ttl: Ttl) -> Self {
+        let millis = |ttl: Duration| u32::try_from(ttl.as_millis()).unwrap_or(u32::MAX);
+        let (soft_ms, hard_ms) = (millis(ttl.soft), millis(ttl.hard));
+        Self { version, known_at, soft_ms, hard_ms, foreign: false, in_doubt: false }
     }
 }
 
@@ -186,13 +228,13 @@ pub fn prefix(length: usize) -> [u8; PREFIX] {
     [0, a, b, c, d]
 }
 
-fn frame(product: &Product) -> Bytes {
+fn frame(product: &Product) -> Vec<u8> {
     let message = to_message(product);
     let length = message.encoded_len();
-    let mut buffer = BytesMut::with_capacity(PREFIX + length);
-    buffer.put_slice(&prefix(length));
-    buffer.put(message.encode_to_vec().as_slice());
-    buffer.freeze()
+    let mut frame = Vec::with_capacity(PREFIX + length);
+    frame.put_slice(&prefix(length));
+    message.encode_raw(&mut frame);
+    frame
 }
 
 fn to_message(product: &Product) -> proto::Product {
@@ -222,10 +264,10 @@ pub enum Freshness {
         /// The oldest version that will do.
         version: Version,
         /// What Postgres said after this moment is as new as it gets.
-        arrived: Instant,
+        arrived: Moment,
     },
     /// Nothing that was not known to be current at this moment or later.
-    KnownSince(Instant),
+    KnownSince(Moment),
     /// Nothing that is due to be refreshed once this share of its own soft TTL has passed.
     NotDue {
         /// The share.
@@ -240,24 +282,10 @@ impl Freshness {
         match *self {
             Self::Cached => true,
             Self::MinVersion { version, arrived } => {
-                entry.revision.version >= version || entry.surely_known_at() >= Some(arrived)
+                entry.revision().version >= version || entry.surely_known_at() >= arrived
             }
-            Self::KnownSince(moment) => entry.surely_known_at() >= Some(moment),
-            Self::NotDue { percent } => !entry.is_due(percent, Instant::now()),
+            Self::KnownSince(moment) => entry.surely_known_at() >= moment,
+            Self::NotDue { percent } => !entry.is_due(percent, Moment::now()),
         }
     }
-}
-
-/// The moment in this process' monotonic time that another machine's wall clock calls `wall`. `None` when
-/// `wall` lies further back than this clock reaches.
-#[must_use]
-pub fn instant_of(wall: SystemTime) -> Option<Instant> {
-    let age = SystemTime::now().duration_since(wall).unwrap_or_default();
-    Instant::now().checked_sub(age)
-}
-
-/// The wall clock's name for a moment of the past.
-#[must_use]
-pub fn wall_of(moment: Instant) -> SystemTime {
-    SystemTime::now() - moment.elapsed()
 }

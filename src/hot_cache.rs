@@ -14,8 +14,7 @@ mod slots;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as MapEntry;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ahash::RandomState;
 use parking_lot::MutexGuard;
@@ -23,6 +22,7 @@ use parking_lot::MutexGuard;
 use crate::controls::{Controls, Protection};
 use crate::entry::{Entry, Freshness, Ttl};
 use crate::metrics::{FillRejection, Metrics};
+use crate::moment::{AtomicMoment, Moment};
 use crate::product::{Change, ProductId, Revision, Version};
 use slots::{Newcomer, Slots};
 
@@ -51,16 +51,15 @@ pub struct HotCache {
     controls: Controls,
 }
 
-/// What is known of the change stream, as microseconds since `base`.
+/// What is known of the change stream.
 #[derive(Debug)]
 struct Proof {
-    base: Instant,
     /// When the change stream had surely been followed to its end.
-    followed_at: AtomicU64,
+    followed_at: AtomicMoment,
     /// Until when memory is trusted for that.
-    trusted_until: AtomicU64,
+    trusted_until: AtomicMoment,
     /// What was last checked before this moment may be old: some changes were missed.
-    covered_since: AtomicU64,
+    covered_since: AtomicMoment,
 }
 
 /// The loads in flight of the products of one stripe.
@@ -78,7 +77,7 @@ pub struct Held {
     /// The entry.
     pub entry: Entry,
     /// When it was last compared with Redis or Postgres.
-    pub checked_at: Instant,
+    pub checked_at: Moment,
     /// The newest revision that was heard of.
     pub floor: Revision,
 }
@@ -87,13 +86,13 @@ impl Held {
     /// Whether something newer was committed: then it is known to be old, and is never served.
     #[must_use]
     pub fn is_void(&self) -> bool {
-        self.entry.revision < self.floor
+        self.entry.revision() < self.floor
     }
 
     /// The same without the product, for those who still find it: it is not served.
     fn emptied(&self) -> Self {
         let ttl = Ttl { soft: Duration::ZERO, hard: Duration::ZERO };
-        let entry = Entry::tombstone(Version(0), self.entry.known_at, ttl);
+        let entry = Entry::tombstone(Version(0), self.entry.known_at(), ttl);
         Self { entry, checked_at: self.checked_at, floor: self.floor }
     }
 
@@ -109,7 +108,7 @@ impl HotCache {
     pub fn new(options: HotCacheOptions, metrics: Arc<Metrics>) -> Self {
         Self {
             slots: Slots::new(options.capacity),
-            proof: Proof::new(),
+            proof: Proof::nothing(),
             options,
             metrics,
             controls: Controls::default(),
@@ -140,7 +139,7 @@ impl HotCache {
 
     /// Whether `held` may be served to a caller who wants it this fresh.
     #[must_use]
-    pub fn serves(&self, held: &Held, freshness: &Freshness, now: Instant) -> bool {
+    pub fn serves(&self, held: &Held, freshness: &Freshness, now: Moment) -> bool {
         // Of whatever freshness: a caller who is content with more than the bound is given no less than it.
         self.trusts(held, now)
             && !held.is_void()
@@ -149,46 +148,46 @@ impl HotCache {
     }
 
     /// Whether no change of this product can have been missed, or not for longer than is allowed.
-    fn trusts(&self, held: &Held, now: Instant) -> bool {
-        let within = |moment: Instant, limit| now.saturating_duration_since(moment) <= limit;
+    fn trusts(&self, held: &Held, now: Moment) -> bool {
         self.has_followed(held)
-            && (now <= self.proof.trusted_until() || within(held.checked_at, self.options.trust))
+            && (now <= self.proof.trusted_until.load()
+                || now <= held.checked_at + self.options.trust)
     }
 
     /// Whether memory may have missed nothing but what nobody could tell it: what it holds is not known to be current,
     /// and may be served when nothing better can be had.
     #[must_use]
     pub fn has_followed(&self, held: &Held) -> bool {
-        held.checked_at >= self.proof.covered_since()
+        held.checked_at >= self.proof.covered_since.load()
     }
 
     /// Whatever was told before `moment` has been heard of; and `relayed_until`, which was known before the change
     /// stream was asked, everything committed before has been told.
-    pub fn prove(&self, moment: Instant, relayed_until: Option<Instant>) {
+    pub fn prove(&self, moment: Moment, relayed_until: Option<Moment>) {
         let told = match self.controls.holds(Protection::RelayLag) {
             true => relayed_until.map(|until| until + self.options.relay_lag),
             false => Some(moment + self.options.lease),
         };
-        let until = told.map_or(self.proof.base, |told| told.min(moment + self.options.lease));
-        self.proof.followed_at.store(self.proof.micros(moment), Ordering::Release);
-        self.proof.trusted_until.store(self.proof.micros(until), Ordering::Release);
+        let until = told.map_or(Moment::NEVER, |told| told.min(moment + self.options.lease));
+        self.proof.followed_at.store(moment);
+        self.proof.trusted_until.store(until);
     }
 
     /// Some changes were missed: what was checked before `moment` is not trusted any more.
-    pub fn void_before(&self, moment: Instant) {
-        self.proof.covered_since.store(self.proof.micros(moment), Ordering::Release);
+    pub fn void_before(&self, moment: Moment) {
+        self.proof.covered_since.store(moment);
     }
 
     /// How long ago the change stream had surely been followed to its end.
     #[must_use]
     pub fn stream_lag(&self) -> Duration {
-        self.proof.moment(&self.proof.followed_at).elapsed()
+        self.proof.followed_at.load().elapsed()
     }
 
     /// Whether memory is trusted on the proof alone.
     #[must_use]
     pub fn is_proven(&self) -> bool {
-        Instant::now() <= self.proof.trusted_until()
+        Moment::now() <= self.proof.trusted_until.load()
     }
 
     /// Takes in that a product changed. Returns whether memory held it, and what it held is void now.
@@ -215,7 +214,7 @@ impl HotCache {
         // The ticket of a load that has just landed may still be here, from before memory held this.
         floor.revision = floor.revision.max(held);
         floor.loads += 1;
-        LoadTicket { hot: Arc::clone(self), id, began: Instant::now() }
+        LoadTicket { hot: Arc::clone(self), id, began: Moment::now() }
     }
 
     /// Takes in a write of our own: raises the floors of loads in flight, and replaces what memory holds.
@@ -225,10 +224,10 @@ impl HotCache {
     pub fn offer(&self, id: ProductId, entry: Entry) {
         let mut stripe = self.slots.stripe(id);
         if let Some(floor) = stripe.get_mut(&id) {
-            floor.revision = floor.revision.max(entry.revision);
+            floor.revision = floor.revision.max(entry.revision());
         }
         if let Some(held) = self.slots.peek(id) {
-            let known_at = entry.known_at;
+            let known_at = entry.known_at();
             self.replace(id, &held, entry, known_at, &stripe);
         }
     }
@@ -269,13 +268,13 @@ impl HotCache {
         &self,
         id: ProductId,
         entry: Entry,
-        checked_at: Instant,
+        checked_at: Moment,
         locked: &MutexGuard<'_, Stripe>,
     ) -> (Arc<Held>, Option<Newcomer>) {
         if let Some(held) = self.slots.peek(id) {
             return (self.replace(id, &held, entry, checked_at, locked), None);
         }
-        let held = Arc::new(Held { floor: entry.revision, entry, checked_at });
+        let held = Arc::new(Held { floor: entry.revision(), entry, checked_at });
         if self.is_too_large(&held.entry) {
             return (held, None);
         }
@@ -289,17 +288,20 @@ impl HotCache {
         id: ProductId,
         held: &Arc<Held>,
         entry: Entry,
-        checked_at: Instant,
+        checked_at: Moment,
         locked: &MutexGuard<'_, Stripe>,
     ) -> Arc<Held> {
-        let revision = entry.revision;
+        let revision = entry.revision();
         if revision < held.floor && self.controls.holds(Protection::SlotVersions) {
             self.metrics.fills_rejected.inc(FillRejection::HotOlder);
             return Arc::clone(held);
         }
-        let same = revision == held.entry.revision;
-        let entry =
-            if same && entry.known_at < held.entry.known_at { held.entry.clone() } else { entry };
+        let same = revision == held.entry.revision();
+        let entry = if same && entry.known_at() < held.entry.known_at() {
+            held.entry.clone()
+        } else {
+            entry
+        };
         let checked_at = if same { checked_at.max(held.checked_at) } else { checked_at };
         let new = Arc::new(Held { entry, checked_at, floor: revision });
         let kept = match self.is_too_large(&new.entry) {
@@ -317,25 +319,9 @@ impl HotCache {
 }
 
 impl Proof {
-    fn new() -> Self {
-        let [followed_at, trusted_until, covered_since] = Default::default();
-        Self { base: Instant::now(), followed_at, trusted_until, covered_since }
-    }
-
-    fn micros(&self, moment: Instant) -> u64 {
-        u64::try_from(moment.saturating_duration_since(self.base).as_micros()).unwrap_or(u64::MAX)
-    }
-
-    fn moment(&self, micros: &AtomicU64) -> Instant {
-        self.base + Duration::from_micros(micros.load(Ordering::Acquire))
-    }
-
-    fn trusted_until(&self) -> Instant {
-        self.moment(&self.trusted_until)
-    }
-
-    fn covered_since(&self) -> Instant {
-        self.moment(&self.covered_since)
+    fn nothing() -> Self {
+        let [trusted_until, covered_since] = [Moment::NEVER; 2].map(AtomicMoment::new);
+        Self { followed_at: AtomicMoment::new(Moment::now()), trusted_until, covered_since }
     }
 }
 
@@ -344,7 +330,7 @@ impl Proof {
 pub struct LoadTicket {
     hot: Arc<HotCache>,
     id: ProductId,
-    began: Instant,
+    began: Moment,
 }
 
 impl LoadTicket {
@@ -362,7 +348,7 @@ impl LoadTicket {
     pub fn finish(&self, entry: Entry) -> Result<Arc<Held>, Revision> {
         let stripe = self.hot.slots.stripe(self.id);
         let floor = stripe.get(&self.id).map_or(Revision::NONE, |floor| floor.revision);
-        if entry.revision < floor && self.hot.controls.holds(Protection::FlightFloor) {
+        if entry.revision() < floor && self.hot.controls.holds(Protection::FlightFloor) {
             self.hot.metrics.fills_rejected.inc(FillRejection::HotBelowFloor);
             return Err(floor);
         }

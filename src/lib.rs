@@ -8,7 +8,7 @@
 //! - [`hot_cache`], [`redis`] and [`postgres`] are the tiers; [`entry`] is what the first two hold.
 //! - [`relay`] carries every committed change from the outbox to Redis and to all instances.
 //! - [`hot_keys`] knows what is read most; [`import`] reads CSV files.
-//! - [`product`], [`metrics`], [`drain`], [`pause`] and [`controls`] are used by everybody.
+//! - [`product`], [`moment`], [`metrics`], [`drain`], [`pause`] and [`controls`] are used by everybody.
 //!
 //! # What is never the case
 //!
@@ -31,6 +31,7 @@ pub mod hot_cache;
 pub mod hot_keys;
 pub mod import;
 pub mod metrics;
+pub mod moment;
 pub mod pause;
 pub mod postgres;
 pub mod product;

@@ -36,7 +36,7 @@ use edge::Edge;
 pub use edge::{EdgeOptions, TlsOptions};
 use hot_keys::Watchers;
 use observe::ObserveLayer;
-use reads::{Calls, Shared};
+use reads::{Calls, Headers, Shared};
 use service::Products;
 use shed::ShedLayer;
 use unsent::Unsent;
@@ -120,7 +120,8 @@ pub async fn serve(
     let health = Health(reporter.clone());
     health.set(false).await;
     let others = routes(Arc::clone(&catalog), reporter, &options, drain, metrics);
-    let shared = Shared { catalog, others, max_request_bytes: options.max_request_bytes };
+    let max_request_bytes = options.max_request_bytes;
+    let shared = Shared { catalog, others, max_request_bytes, headers: Headers::new() };
     let shared = Arc::new(shared);
     let unsent = Unsent::new(options.max_unsent_bytes, metrics);
     let observed = Arc::clone(metrics);

@@ -1,12 +1,13 @@
 //! What each tier holds of a product, and which one a read would be answered from: for the operator who is
 //! asked "why do I see the old price?".
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::Catalog;
 use crate::entry::{Entry, Freshness};
 use crate::hot_cache::Held;
 use crate::metrics::ServedBy;
+use crate::moment::Moment;
 use crate::postgres::RowState;
 use crate::product::ProductId;
 use crate::redis::RedisState;
@@ -77,7 +78,7 @@ impl Catalog {
     }
 
     fn slot_state(&self, held: Option<&Held>) -> SlotState {
-        let now = Instant::now();
+        let now = Moment::now();
         match held {
             None => SlotState::Empty,
             Some(held) if held.is_void() => SlotState::Void,

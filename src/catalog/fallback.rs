@@ -1,18 +1,17 @@
 //! What is served, marked stale, when nothing better can be had.
 
-use std::time::Instant;
-
 use super::flight::Failed;
 use super::{Answer, Catalog, Error};
 use crate::entry::{Entry, Freshness};
 use crate::hot_cache::Held;
 use crate::metrics::ServedBy;
+use crate::moment::Moment;
 use crate::product::{ProductId, Revision};
 
 impl Catalog {
     /// Whether there is something stale for a caller when the load fails; the refresher is in no need of anything.
     pub(super) fn may_fall_back(&self, id: ProductId, freshness: Freshness) -> bool {
-        let usable = |held: &Held| !held.is_void() && !held.entry.past_hard(Instant::now());
+        let usable = |held: &Held| !held.is_void() && !held.entry.past_hard(Moment::now());
         match freshness {
             Freshness::Cached => self.hot.peek(id).is_some_and(|held| usable(&held)),
             Freshness::NotDue { .. } => true,
@@ -26,9 +25,8 @@ impl Catalog {
             return None;
         }
         let held = self.hot.peek(id)?;
-        let usable = self.hot.has_followed(&held)
-            && !held.is_void()
-            && !held.entry.past_hard(Instant::now());
+        let usable =
+            self.hot.has_followed(&held) && !held.is_void() && !held.entry.past_hard(Moment::now());
         usable.then(|| self.stale(held.entry.clone(), ServedBy::Hot))
     }
 
@@ -46,11 +44,11 @@ impl Catalog {
         let in_memory = held.map(|held| (held.entry.clone(), ServedBy::Hot));
         let in_redis = failed.seen.clone().map(|entry| (entry, ServedBy::Redis));
         let usable = |(entry, _): &(Entry, ServedBy)| {
-            entry.revision >= floor && !entry.past_hard(Instant::now())
+            entry.revision() >= floor && !entry.past_hard(Moment::now())
         };
         // Of two that are as new, the one from Redis may have been confirmed since.
         let newest = in_memory.into_iter().chain(in_redis).filter(usable);
-        match newest.max_by_key(|(entry, _)| entry.revision) {
+        match newest.max_by_key(|(entry, _)| entry.revision()) {
             Some((entry, from)) if excusable && freshness == Freshness::Cached => {
                 Ok(self.stale(entry, from))
             }

@@ -189,7 +189,7 @@ impl Seat {
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-    use std::time::{Duration, Instant};
+    use std::time::Duration;
 
     use futures_util::FutureExt;
     use rand::rngs::StdRng;
@@ -198,20 +198,21 @@ mod tests {
     use super::*;
     use crate::entry::Ttl;
     use crate::metrics::ServedBy;
+    use crate::moment::Moment;
     use crate::product::Version;
 
     const IDS: usize = 4;
 
     fn result(flight: i64) -> Outcome {
         let ttl = Ttl { soft: Duration::ZERO, hard: Duration::ZERO };
-        let entry = Entry::tombstone(Version(flight), Instant::now(), ttl);
+        let entry = Entry::tombstone(Version(flight), Moment::now(), ttl);
         Ok(Loaded::proven(entry, ServedBy::Postgres))
     }
 
     /// Whether the seat's flight has ended with its own result, or with the failure of a lost pilot.
     fn ended_as(seat: Seat, flight: i64, landed: bool) -> bool {
         match seat.landed().now_or_never() {
-            Some(Ok(loaded)) => landed && loaded.entry.revision.version == Version(flight),
+            Some(Ok(loaded)) => landed && loaded.entry.revision().version == Version(flight),
             Some(Err(error)) => !landed && matches!(error.error, Error::Internal(_)),
             None => false,
         }

@@ -6,14 +6,15 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 
 use super::Catalog;
 use crate::controls::Protection;
 use crate::entry::Entry;
+use crate::moment::{AtomicMoment, Moment};
 
 /// How often the outbox is asked. Too high: memory and Redis are taken for less current than they are. Too low:
 /// needless queries.
@@ -22,40 +23,33 @@ const INTERVAL: Duration = Duration::from_millis(250);
 /// What one instance knows of the relays, all of them.
 #[derive(Debug)]
 pub(super) struct Frontier {
-    base: Instant,
-    /// Microseconds since `base`; 0 while nothing is known.
-    relayed_until: AtomicU64,
+    began: Moment,
+    /// Never, while nothing is known.
+    relayed_until: AtomicMoment,
     /// Whether Postgres did not say when it was last asked.
     blind: AtomicBool,
 }
 
 impl Frontier {
     pub(super) fn new() -> Self {
-        let base = Instant::now();
-        Self { base, relayed_until: AtomicU64::new(0), blind: AtomicBool::new(false) }
+        let relayed_until = AtomicMoment::new(Moment::NEVER);
+        Self { began: Moment::now(), relayed_until, blind: AtomicBool::new(false) }
     }
 
     /// Whatever was committed before this moment is in Redis and in the change stream. It never goes back: a
     /// change that was begun before it and is committed after it comes later.
-    pub(super) fn relayed_until(&self) -> Option<Instant> {
-        let micros = self.relayed_until.load(Ordering::Acquire);
-        (micros > 0).then(|| self.base + Duration::from_micros(micros))
+    pub(super) fn relayed_until(&self) -> Option<Moment> {
+        Some(self.relayed_until.load()).filter(|moment| *moment > Moment::NEVER)
     }
 
     /// How far the relays may be behind.
     pub(super) fn lag(&self) -> Duration {
-        self.relayed_until().unwrap_or(self.base).elapsed()
+        self.relayed_until().unwrap_or(self.began).elapsed()
     }
 
     /// Whether Postgres does not answer, so that nobody can say what is current.
     pub(super) fn is_blind(&self) -> bool {
         self.blind.load(Ordering::Relaxed)
-    }
-
-    fn reach(&self, moment: Instant) {
-        let since = moment.saturating_duration_since(self.base).as_micros();
-        let micros = u64::try_from(since).unwrap_or(u64::MAX);
-        self.relayed_until.fetch_max(micros, Ordering::AcqRel);
     }
 }
 
@@ -81,8 +75,7 @@ impl Catalog {
             let relayed_until = watch.relayed_until().await;
             let was_blind = self.frontier.blind.swap(relayed_until.is_err(), Ordering::Relaxed);
             match relayed_until {
-                Ok(Some(moment)) => self.frontier.reach(moment),
-                Ok(None) => {}
+                Ok(moment) => self.frontier.relayed_until.advance(moment),
                 Err(error) if !was_blind => {
                     tracing::warn!(%error, "nobody can say what is current: soon it is served as stale");
                 }
@@ -98,11 +91,9 @@ impl Catalog {
 
     /// Whether `entry`, which Redis holds, cannot be older than the relays may be behind.
     pub(super) fn is_current(&self, entry: &Entry) -> bool {
-        let within = |moment: Option<Instant>| {
-            moment.is_some_and(|moment| moment.elapsed() <= self.options.relay_lag)
-        };
-        within(self.frontier.relayed_until())
-            || within(entry.surely_known_at())
+        let late = Moment::now().before(self.options.relay_lag);
+        self.frontier.relayed_until.load() >= late
+            || entry.surely_known_at() >= late
             || !self.controls.holds(Protection::RelayLag)
     }
 }

@@ -12,6 +12,7 @@ use super::{Catalog, Error, Loaded};
 use crate::entry::{Entry, Freshness};
 use crate::hot_cache::LoadTicket;
 use crate::metrics::{LeaseOutcome, Lookup, ServedBy};
+use crate::moment::Moment;
 use crate::pause::Point;
 use crate::postgres::Demand;
 use crate::product::{ProductId, Version};
@@ -150,12 +151,12 @@ impl Catalog {
     /// Lands a load with what Redis holds, or returns it when that is not good enough.
     fn land_if_good(&self, mut load: Load, entry: Option<Entry>) -> (Lookup, Option<Load>) {
         let Some(entry) = entry else { return (Lookup::RedisMiss, Some(load)) };
-        if load.seen.as_ref().is_none_or(|seen| seen.revision <= entry.revision) {
+        if load.seen.as_ref().is_none_or(|seen| seen.revision() <= entry.revision()) {
             load.seen = Some(entry.clone());
         }
-        let good = !entry.past_hard(Instant::now())
+        let good = !entry.past_hard(Moment::now())
             && load.freshness.accepts(&entry)
-            && entry.revision >= load.ticket.floor();
+            && entry.revision() >= load.ticket.floor();
         if !good {
             return (Lookup::RedisStale, Some(load));
         }
@@ -266,7 +267,7 @@ impl Catalog {
         match filled {
             Some(Filled::Older(newer)) => self.land(load, newer, ServedBy::Redis),
             Some(Filled::Lost(held)) => match held {
-                Some(newer) if newer.revision > entry.revision => {
+                Some(newer) if newer.revision() > entry.revision() => {
                     self.land(load, newer, ServedBy::Redis)
                 }
                 _ => Some(load),
@@ -348,7 +349,7 @@ impl Load {
     }
 
     fn newest_heard_of(&self) -> Version {
-        let seen = self.seen.as_ref().map(|seen| seen.revision.version);
+        let seen = self.seen.as_ref().map(|seen| seen.revision().version);
         self.ticket.floor().version.max(seen.unwrap_or_default())
     }
 }

@@ -3,13 +3,14 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 
 use super::{Catalog, Error};
 use crate::entry::Freshness;
 use crate::metrics::{Metrics, RefreshRequest};
+use crate::moment::Moment;
 use crate::product::ProductId;
 
 /// Refreshes that may wait. What does not fit is dropped: the next read of that product asks again.
@@ -63,7 +64,7 @@ impl Catalog {
             ids.dedup();
             // Due when it was asked for; meanwhile another request or instance may have done it.
             let due = |id: &ProductId| {
-                let now = Instant::now();
+                let now = Moment::now();
                 self.hot.peek(*id).is_none_or(|held| held.is_void() || held.entry.past_soft(now))
             };
             ids.retain(due);
@@ -111,7 +112,7 @@ impl Catalog {
 
     /// Brings the hottest products into memory, and refreshes those that are nearly due.
     async fn keep_warm(self: &Arc<Self>, hottest: &[ProductId]) {
-        let now = Instant::now();
+        let now = Moment::now();
         let due =
             |id: &ProductId| self.hot.peek(*id).is_none_or(|held| held.entry.is_due(AHEAD, now));
         let due: Vec<ProductId> = hottest.iter().copied().filter(due).collect();

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Catalog;
+use crate::moment::Moment;
 use crate::redis::Unvouched;
 
 /// How often. Too high: Redis is used again later after a fault, and what it lost is noticed later. Too low:
@@ -49,15 +50,13 @@ impl Catalog {
     async fn vouch(&self, unvouched: &Unvouched) -> bool {
         if unvouched.is_news {
             // It may have been compared with what had lost something.
-            self.hot.void_before(Instant::now());
+            self.hot.void_before(Moment::now());
         }
         match self.postgres.witness(unvouched.id(), self.options.replay_window).await {
             Ok(witnessed) => {
                 // Changes of the last window before were relayed again; half of it is for how long that took.
                 let reach = witnessed.known_for + self.options.replay_window / 2;
-                // Further back than this machine runs: nothing is in doubt.
-                let since = Instant::now().checked_sub(reach);
-                unvouched.vouch(since.unwrap_or(self.started));
+                unvouched.vouch(Moment::now().before(reach));
                 if witnessed.is_news {
                     tracing::info!("Redis has another history: what it held before is read again");
                 }

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use super::{Catalog, Error};
 use crate::entry::Entry;
+use crate::moment::Moment;
 use crate::pause::Point;
 use crate::product::{Change, NewProduct, Patch, Product, ProductId, Version};
 use crate::redis::Publish;
@@ -25,7 +26,7 @@ impl Catalog {
     ) -> Result<Entry, Error> {
         let catalog = Arc::clone(self);
         self.detached(async move {
-            let known_at = Instant::now();
+            let known_at = Moment::now();
             let product = catalog.postgres.update(id, &patch, expected, deadline).await?;
             Ok(catalog.publish_product(&product, known_at).await)
         })
@@ -43,7 +44,7 @@ impl Catalog {
     ) -> Result<Entry, Error> {
         let catalog = Arc::clone(self);
         self.detached(async move {
-            let known_at = Instant::now();
+            let known_at = Moment::now();
             let product = catalog.postgres.create(&product, deadline).await?;
             Ok(catalog.publish_product(&product, known_at).await)
         })
@@ -62,7 +63,7 @@ impl Catalog {
     ) -> Result<(), Error> {
         let catalog = Arc::clone(self);
         self.detached(async move {
-            let known_at = Instant::now();
+            let known_at = Moment::now();
             let version = catalog.postgres.delete(id, expected, deadline).await?;
             let tombstone = Entry::tombstone(version, known_at, catalog.options.ttl.tombstone());
             catalog.publish(id, &tombstone).await;
@@ -71,7 +72,7 @@ impl Catalog {
         .await
     }
 
-    async fn publish_product(&self, product: &Product, known_at: Instant) -> Entry {
+    async fn publish_product(&self, product: &Product, known_at: Moment) -> Entry {
         let entry = Entry::live(product, known_at, self.options.ttl.product());
         self.publish(product.id, &entry).await;
         entry
@@ -90,11 +91,11 @@ impl Catalog {
         self.pauses.reach(Point::Published).await;
         // Redis first, so that whoever hears of the change finds it there.
         let told = match published {
-            Ok(()) => self.redis.append_changes(&[Change { id, revision: entry.revision }]).await,
+            Ok(()) => self.redis.append_changes(&[Change { id, revision: entry.revision() }]).await,
             Err(unavailable) => Err(unavailable),
         };
         if told.is_err() {
-            tracing::warn!(%id, version = %entry.revision.version, "Redis did not take a committed write; the relay will see to it");
+            tracing::warn!(%id, version = %entry.revision().version, "Redis did not take a committed write; the relay will see to it");
         }
     }
 

@@ -1,13 +1,14 @@
 //! The outbox: changes that are committed, and that the caches may not know of.
 
 use std::collections::HashMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions, FromRow, PgTransaction};
 
 use super::products::{Loaded, load_on};
 use super::{Error, Postgres, read_error, within};
+use crate::moment::Moment;
 use crate::product::{Change, ProductId, Revision, Version};
 
 /// Takes the oldest changes that no other relay has taken, and remembers them for a replay.
@@ -151,9 +152,8 @@ impl Postgres {
 }
 
 impl OutboxWatch {
-    /// The moment before which every committed change has left the outbox: whatever is in it was written later. `None`
-    /// when that was before this machine ran.
-    pub(crate) async fn relayed_until(&mut self) -> Result<Option<Instant>, Error> {
+    /// The moment before which every committed change has left the outbox: whatever is in it was written later.
+    pub(crate) async fn relayed_until(&mut self) -> Result<Moment, Error> {
         // Taken out, so that one on which no answer came is not used again.
         let open = self.connection.take();
         let look = async {
@@ -161,7 +161,7 @@ impl OutboxWatch {
                 Some(connection) => connection,
                 None => self.connect.connect().await?,
             };
-            let asked = Instant::now();
+            let asked = Moment::now();
             let oldest = sqlx::query_as(OLDEST).fetch_optional(&mut connection).await?;
             Ok((connection, asked, oldest))
         };
@@ -169,14 +169,14 @@ impl OutboxWatch {
         let (connection, asked, oldest): (_, _, Option<(i64,)>) = looked?;
         self.connection = Some(connection);
         let age = oldest.map_or(0, |(millis,)| millis.max(0).unsigned_abs());
-        Ok(asked.checked_sub(Duration::from_millis(age)))
+        Ok(asked.before(Duration::from_millis(age)))
     }
 }
 
 impl Claim {
     /// What some of the products are now.
     pub(crate) async fn load(&mut self, ids: &[ProductId]) -> Result<Loaded, Error> {
-        let known_at = Instant::now();
+        let known_at = Moment::now();
         let found = within(self.patience, load_on(&mut self.transaction, ids)).await;
         let (rows, gone) = found.map_err(|error| read_error(&error))?;
         Loaded::new(rows, gone, known_at)

@@ -8,6 +8,7 @@ use sqlx::pool::PoolConnection;
 use sqlx::{FromRow, Postgres as Db};
 
 use super::{Demand, Error, Postgres, given_up, read_error, unreachable, write_error};
+use crate::moment::Moment;
 use crate::product::{Currency, NewProduct, Patch, Price, Product, ProductId, Version};
 
 /// Times as microseconds and prices as hundredths: exact, and no crates for dates and decimals.
@@ -63,14 +64,14 @@ pub(crate) struct Loaded {
     /// The last versions of products that were deleted; some of them may exist again.
     gone: HashMap<ProductId, Version>,
     /// What was found was current at this moment, or later.
-    pub(crate) known_at: Instant,
+    pub(crate) known_at: Moment,
 }
 
 impl Loaded {
     pub(super) fn new(
         rows: Vec<Row>,
         gone: Vec<(i64, i64)>,
-        known_at: Instant,
+        known_at: Moment,
     ) -> Result<Self, Error> {
         let products: Result<_, _> = rows.into_iter().map(Product::try_from).collect();
         let gone = gone.into_iter();
@@ -133,7 +134,7 @@ impl Postgres {
         let _turn = self.budget.turn(demand).await?;
         self.metrics.postgres_loads.add((), ids.len() as u64);
         let mut connection = self.connection(None).await?;
-        let known_at = Instant::now();
+        let known_at = Moment::now();
         let found = self.in_time(load_on(&mut connection, ids)).await;
         let (rows, gone) = found.map_err(|error| read_error(&given_up(&mut connection, error)))?;
         Loaded::new(rows, gone, known_at)

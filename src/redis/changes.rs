@@ -22,6 +22,7 @@ use super::nodes::{Nodes, nobody};
 use super::{Redis, Unavailable};
 use crate::controls::{Controls, Protection};
 use crate::metrics::RedisOperation;
+use crate::moment::Moment;
 use crate::product::{Change, ProductId, Revision, Version};
 
 /// About how many entries the stream keeps: at most 170 MB, if each is as full as it can be. One who falls behind
@@ -112,11 +113,11 @@ pub(crate) enum Poll {
         /// What changed.
         changes: Vec<Change>,
         /// Until when nothing was missed.
-        proven: Option<Instant>,
+        proven: Option<Moment>,
     },
     /// Some entries were missed, or this is the beginning: whatever is held from before this moment may be
     /// old.
-    Restarted(Instant),
+    Restarted(Moment),
 }
 
 impl Follower {
@@ -137,7 +138,7 @@ impl Follower {
     async fn poll_once(&mut self) -> Result<Poll, Error> {
         self.seek_server().await?;
         let Some(cursor) = self.cursor.clone() else { return self.restart().await };
-        let sent = Instant::now();
+        let sent = Moment::now();
         let entries = self.read_after(cursor.id).await?;
         if entries.is_empty() {
             return self.prove_idle(&cursor, sent).await;
@@ -185,12 +186,12 @@ impl Follower {
         let last = self.last().await?;
         self.cursor = Some(last.unwrap_or(Cursor { id: StreamId(0, 0), number: 0 }));
         // Only now: what was read while the end was looked up may have missed what is before it.
-        Ok(Poll::Restarted(Instant::now()))
+        Ok(Poll::Restarted(Moment::now()))
     }
 
     /// Nothing new came: either nothing happened, or the stream is not the one it was, and ends before the
     /// place where we are.
-    async fn prove_idle(&mut self, cursor: &Cursor, sent: Instant) -> Result<Poll, Error> {
+    async fn prove_idle(&mut self, cursor: &Cursor, sent: Moment) -> Result<Poll, Error> {
         let last = self.last().await?;
         let end = last.map_or(StreamId(0, 0), |last| last.id);
         if end < cursor.id && self.controls.holds(Protection::GapDetection) {

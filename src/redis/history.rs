@@ -6,7 +6,6 @@
 //! only what was known to be current shortly before it began, because recent changes are relayed again.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use futures_util::future::join_all;
 
@@ -14,6 +13,7 @@ use super::Redis;
 use super::node::Node;
 use crate::controls::Protection;
 use crate::entry::Entry;
+use crate::moment::Moment;
 use crate::product::ProductId;
 
 /// The history of a server that nobody has vouched for.
@@ -32,7 +32,7 @@ impl Unvouched {
     }
 
     /// Takes what was known to be current at `since` or later for current.
-    pub(crate) fn vouch(&self, since: Instant) {
+    pub(crate) fn vouch(&self, since: Moment) {
         self.node.vouch(&self.id, since);
     }
 }

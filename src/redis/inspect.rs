@@ -1,6 +1,6 @@
 //! Looking at what Redis holds of one product, without changing it.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -9,6 +9,7 @@ use super::node::Command;
 use super::{Redis, Unavailable};
 use crate::entry::Entry;
 use crate::metrics::RedisOperation;
+use crate::moment::Moment;
 use crate::product::ProductId;
 
 /// What Redis holds of one product.
@@ -33,7 +34,7 @@ impl RedisState {
     /// Whether a plain read would be answered with this.
     #[must_use]
     pub fn serves(&self) -> bool {
-        let usable = |entry: &Entry| !entry.is_in_doubt() && !entry.past_hard(Instant::now());
+        let usable = |entry: &Entry| !entry.is_in_doubt() && !entry.past_hard(Moment::now());
         self.entry.as_ref().is_some_and(usable)
     }
 }

@@ -15,6 +15,7 @@ use super::breaker::{Breaker, Outcome};
 use super::{RedisOptions, connection_config, reconnect_policy};
 use crate::entry::Entry;
 use crate::metrics::{Metrics, RedisDependency};
+use crate::moment::Moment;
 
 /// A command and its arguments.
 #[derive(Clone, Debug)]
@@ -52,7 +53,7 @@ struct History {
     id: Option<String>,
     /// What Postgres was known to hold at this moment or later is not older than what was lost. `None`: nobody
     /// has vouched for this history yet.
-    vouched_since: Option<Instant>,
+    vouched_since: Option<Moment>,
 }
 
 impl Command {
@@ -177,7 +178,7 @@ impl Node {
     }
 
     /// What is known to have been current at `since` or later is not older than what this history lacks.
-    pub(super) fn vouch(&self, id: &str, since: Instant) {
+    pub(super) fn vouch(&self, id: &str, since: Moment) {
         let mut history = self.history.lock();
         if history.id.as_deref() == Some(id) {
             history.vouched_since = Some(since);
@@ -186,7 +187,7 @@ impl Node {
 
     /// Whether `entry`, which it holds, may be what a newer one was lost of.
     pub(super) fn doubts(&self, entry: &Entry) -> bool {
-        self.history.lock().vouched_since.is_none_or(|since| entry.known_at < since)
+        self.history.lock().vouched_since.is_none_or(|since| entry.known_at() < since)
     }
 }
 

@@ -1,7 +1,7 @@
 //! The operator's service: an explanation becomes a message.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tonic::{Request, Response, Status};
 
@@ -99,10 +99,10 @@ fn postgres(explanation: &Explanation) -> PostgresRow {
 }
 
 fn copy(entry: &Entry) -> CachedCopy {
-    let age = Instant::now().saturating_duration_since(entry.known_at);
+    let age = entry.known_at().elapsed();
     CachedCopy {
-        version: entry.revision.version.0,
-        tombstone: entry.revision.deleted,
+        version: entry.revision().version.0,
+        tombstone: entry.is_tombstone(),
         age: duration(age),
         soft_ttl_remaining: difference(entry.ttl().soft, age),
         hard_ttl_remaining: difference(entry.ttl().hard, age),

@@ -2,15 +2,17 @@
 
 use std::marker::PhantomData;
 
-use bytes::{BufMut, Bytes};
+use bytes::BufMut;
 use prost::Message;
 use tonic::Status;
 use tonic::codec::{BufferSettings, Codec, EncodeBuf, Encoder};
 use tonic_prost::ProstDecoder;
 
+use crate::entry::Entry;
+
 /// A product that is already encoded.
 #[derive(Debug)]
-pub struct Stored(pub Bytes);
+pub struct Stored(pub Entry);
 
 /// Decodes requests as usual and sends stored bytes as they are.
 #[derive(Debug)]
@@ -46,8 +48,7 @@ impl Encoder for StoredEncoder {
     type Error = Status;
 
     fn encode(&mut self, item: Stored, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        buffer.reserve(item.0.len());
-        buffer.put(item.0);
+        buffer.put_slice(item.0.product().unwrap_or_default());
         Ok(())
     }
 

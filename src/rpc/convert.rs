@@ -1,13 +1,14 @@
 //! Requests become domain types here, once; whatever breaks a rule is refused by the name of its field.
 
 use std::collections::HashSet;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ahash::RandomState;
 use tonic::Status;
 
 use super::status::invalid;
 use crate::entry::Freshness;
+use crate::moment::Moment;
 use crate::product::{Currency, Description, Name, NewProduct, Patch, Price, ProductId, Version};
 use crate::proto::get_product_request::Freshness as AskedFreshness;
 use crate::proto::{CreateProductRequest, Money, Product, UpdateProductRequest};
@@ -45,11 +46,11 @@ pub(super) fn ids(ids: &[i64]) -> Result<Vec<ProductId>, Status> {
 pub(super) fn freshness(asked: Option<AskedFreshness>) -> Result<Freshness, Status> {
     match asked {
         None | Some(AskedFreshness::Latest(false)) => Ok(Freshness::Cached),
-        Some(AskedFreshness::Latest(true)) => Ok(Freshness::KnownSince(Instant::now())),
+        Some(AskedFreshness::Latest(true)) => Ok(Freshness::KnownSince(Moment::now())),
         Some(AskedFreshness::MaxStaleness(duration)) => known_since(duration),
         Some(AskedFreshness::MinVersion(version)) => {
             let version = positive("min_version", version)?;
-            Ok(Freshness::MinVersion { version, arrived: Instant::now() })
+            Ok(Freshness::MinVersion { version, arrived: Moment::now() })
         }
     }
 }
@@ -59,7 +60,7 @@ pub(super) fn batch_freshness(
     latest: bool,
 ) -> Result<Freshness, Status> {
     match max_staleness {
-        _ if latest => Ok(Freshness::KnownSince(Instant::now())),
+        _ if latest => Ok(Freshness::KnownSince(Moment::now())),
         Some(duration) => known_since(duration),
         None => Ok(Freshness::Cached),
     }
@@ -67,8 +68,7 @@ pub(super) fn batch_freshness(
 
 fn known_since(duration: prost_types::Duration) -> Result<Freshness, Status> {
     let age = positive_duration("max_staleness", duration)?;
-    // Further back than the clock reaches means that any age will do.
-    Ok(Instant::now().checked_sub(age).map_or(Freshness::Cached, Freshness::KnownSince))
+    Ok(Freshness::KnownSince(Moment::now().before(age)))
 }
 
 /// A duration that is not negative.

@@ -6,9 +6,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Instant;
 
-use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
 use http_body::{Body as HttpBody, Frame};
 use pin_project_lite::pin_project;
@@ -16,8 +14,10 @@ use tonic::{Code, Status};
 use tower::{Layer, Service};
 
 use super::Local;
+use super::reply::Chunk;
 use super::shed::PlacedBody;
 use crate::metrics::{Method, Metrics};
+use crate::moment::Moment;
 
 /// Puts [`ObserveService`] around a service.
 #[derive(Clone, Debug)]
@@ -42,7 +42,7 @@ pub(super) struct ObserveService<S> {
 struct Observer {
     metrics: Local<Metrics>,
     method: Method,
-    began: Instant,
+    began: Moment,
     code: Code,
 }
 
@@ -77,7 +77,7 @@ where
         let method = Method::of_path(request.uri().path());
         self.metrics.call_started(method);
         let metrics = Arc::clone(&self.metrics);
-        let observer = Observer { metrics, method, began: Instant::now(), code: Code::Cancelled };
+        let observer = Observer { metrics, method, began: Moment::now(), code: Code::Cancelled };
         ObserveFuture { call: self.inner.call(request), observer: Some(observer) }
     }
 }
@@ -98,7 +98,9 @@ impl<F: Future<Output = Result<Response<PlacedBody>, Infallible>>> Future for Ob
         let this = self.project();
         let Ok(response) = ready!(this.call.poll(cx));
         // An error before the first byte has its status in the headers.
-        if let Some(observer) = this.observer {
+        if let Some(observer) = this.observer
+            && response.body().is_end_stream()
+        {
             observer.note_status(response.headers());
         }
         let observer = this.observer.take();
@@ -116,21 +118,22 @@ pin_project! {
 }
 
 impl HttpBody for ObservedBody {
-    type Data = Bytes;
+    type Data = Chunk;
     type Error = Status;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+    ) -> Poll<Option<Result<Frame<Chunk>, Status>>> {
         let this = self.project();
+        let succeeds = this.body.succeeds();
         let frame = ready!(this.body.poll_frame(cx));
         match (&frame, &mut *this.observer) {
-            (Some(Ok(frame)), Some(observer)) => {
-                if let Some(trailers) = frame.trailers_ref() {
-                    observer.note_status(trailers);
-                }
-            }
+            (Some(Ok(frame)), Some(observer)) => match frame.trailers_ref() {
+                Some(_) if succeeds => observer.code = Code::Ok,
+                Some(trailers) => observer.note_status(trailers),
+                None => {}
+            },
             (Some(Err(status)), Some(observer)) => observer.code = status.code(),
             _ => {}
         }

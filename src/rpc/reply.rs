@@ -3,33 +3,88 @@
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use http::header::{CACHE_STATUS, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Response};
 use http_body::{Body as HttpBody, Frame};
 use tonic::Status;
 use tonic::body::Body;
 
+use crate::entry::Entry;
+
+/// Bytes on their way to a caller.
+#[derive(Debug)]
+pub(super) enum Chunk {
+    /// A stored product's, where they are.
+    Stored {
+        entry: Entry,
+        /// How many of them have been written.
+        sent: usize,
+    },
+    /// Those that were made for the call.
+    Made(Bytes),
+}
+
+impl From<Entry> for Chunk {
+    fn from(entry: Entry) -> Self {
+        Self::Stored { entry, sent: 0 }
+    }
+}
+
+impl From<Bytes> for Chunk {
+    fn from(bytes: Bytes) -> Self {
+        Self::Made(bytes)
+    }
+}
+
+impl Buf for Chunk {
+    fn remaining(&self) -> usize {
+        self.chunk().len()
+    }
+
+    fn chunk(&self) -> &[u8] {
+        match self {
+            Self::Stored { entry, sent } => &entry.frame()[*sent..],
+            Self::Made(bytes) => bytes,
+        }
+    }
+
+    fn advance(&mut self, written: usize) {
+        match self {
+            Self::Stored { sent, .. } => *sent += written,
+            Self::Made(bytes) => bytes.advance(written),
+        }
+    }
+}
+
 /// The body of a response.
 pub(super) enum Reply {
-    /// One message with its prefix, then the trailers of success.
-    Message(Bytes),
-    /// The trailers of success.
-    Success,
+    /// One message with its prefix, until it has been taken; then the trailers of success.
+    Message(Option<Chunk>),
     /// What tonic made; empty at the end.
     Tonic(Body),
 }
 
 impl Reply {
-    /// The response with one message, which came from where `cache_status` says (RFC 9211).
-    pub(super) fn message(message: Bytes, cache_status: &'static str) -> Response<Self> {
-        let mut headers = HeaderMap::with_capacity(2);
-        headers.insert(CONTENT_TYPE, tonic::metadata::GRPC_CONTENT_TYPE);
-        headers.insert(CACHE_STATUS, HeaderValue::from_static(cache_status));
-        let mut response = Response::new(Self::Message(message));
+    /// The response with one message.
+    pub(super) fn message(message: impl Into<Chunk>, headers: HeaderMap) -> Response<Self> {
+        let mut response = Response::new(Self::Message(Some(message.into())));
         *response.headers_mut() = headers;
         response
     }
+
+    /// Whether its trailers, if they are what comes next, are those of success.
+    pub(super) fn succeeds(&self) -> bool {
+        matches!(self, Self::Message(_))
+    }
+}
+
+/// The headers of a message that came from where `cache_status` says (RFC 9211).
+pub(super) fn headers(cache_status: &'static str) -> HeaderMap {
+    let mut headers = HeaderMap::with_capacity(2);
+    headers.insert(CONTENT_TYPE, tonic::metadata::GRPC_CONTENT_TYPE);
+    headers.insert(CACHE_STATUS, HeaderValue::from_static(cache_status));
+    headers
 }
 
 impl Default for Reply {
@@ -39,25 +94,25 @@ impl Default for Reply {
 }
 
 impl HttpBody for Reply {
-    type Data = Bytes;
+    type Data = Chunk;
     type Error = Status;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+    ) -> Poll<Option<Result<Frame<Chunk>, Status>>> {
         let this = self.get_mut();
         let frame = match this {
-            Self::Tonic(body) => return Pin::new(body).poll_frame(cx),
-            Self::Message(message) => {
-                let message = std::mem::take(message);
-                *this = Self::Success;
-                Frame::data(message)
+            Self::Tonic(body) => {
+                return Pin::new(body).poll_frame(cx).map_ok(|frame| frame.map_data(Chunk::Made));
             }
-            Self::Success => {
-                *this = Self::default();
-                Frame::trailers(success())
-            }
+            Self::Message(message) => match message.take() {
+                Some(message) => Frame::data(message),
+                None => {
+                    *this = Self::default();
+                    Frame::trailers(success())
+                }
+            },
         };
         Poll::Ready(Some(Ok(frame)))
     }

@@ -10,7 +10,7 @@ use super::deadline::Deadline;
 use super::hot_keys::{HotKeysStream, Watchers};
 use super::{convert, status};
 use crate::catalog::Catalog;
-use crate::entry::{Entry, PREFIX};
+use crate::entry::Entry;
 use crate::product::Version;
 use crate::proto::server::ProductService;
 use crate::proto::{
@@ -81,8 +81,8 @@ fn written(
     expected: Option<Version>,
 ) -> Result<Response<Stored>, Status> {
     let entry = outcome.map_err(|error| status::of_error(&error, expected))?;
-    if entry.revision.deleted {
+    if entry.is_tombstone() {
         return Err(Status::internal("a write left no product"));
     }
-    Ok(Response::new(Stored(entry.frame().slice(PREFIX..))))
+    Ok(Response::new(Stored(entry)))
 }

@@ -8,14 +8,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
 use http::{Request, Response};
 use http_body::{Body as HttpBody, Frame};
 use pin_project_lite::pin_project;
 use tonic::Status;
 use tower::{Layer, Service};
 
-use super::reply::Reply;
+use super::reply::{Chunk, Reply};
 use super::status;
 use super::{Local, local};
 use crate::metrics::{Method, Metrics, Shed};
@@ -147,14 +146,21 @@ pub(super) struct PlacedBody {
     _place: Option<Place>,
 }
 
+impl PlacedBody {
+    /// See [`Reply::succeeds`].
+    pub(super) fn succeeds(&self) -> bool {
+        self.body.succeeds()
+    }
+}
+
 impl HttpBody for PlacedBody {
-    type Data = Bytes;
+    type Data = Chunk;
     type Error = Status;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+    ) -> Poll<Option<Result<Frame<Chunk>, Status>>> {
         Pin::new(&mut self.body).poll_frame(cx)
     }
 

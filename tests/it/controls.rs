@@ -82,7 +82,7 @@ async fn slot_versions(stack: Stack) {
     // Before anything else tells memory better.
     let paused = tokio::time::timeout(HANG, offered.recv()).await.unwrap().unwrap();
     let held = a.hot.peek(ProductId::new(id).unwrap()).unwrap();
-    assert!(held.entry.revision.version.0 < new.version, "memory went back");
+    assert!(held.entry.revision().version.0 < new.version, "memory went back");
     a.pauses.release(Point::OfferedToMemory);
     drop(paused);
     write.await.unwrap();

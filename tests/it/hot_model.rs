@@ -2,11 +2,12 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use hotshelf::entry::{Entry, Ttl};
 use hotshelf::hot_cache::{HotCache, HotCacheOptions, LoadTicket};
 use hotshelf::metrics::Metrics;
+use hotshelf::moment::Moment;
 use hotshelf::product::{ProductId, Revision, Version};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -73,7 +74,7 @@ impl Model {
             2 => self.finish(id),
             _ => self.give_up(id),
         }
-        let held = self.hot.peek(id).map(|held| held.entry.revision);
+        let held = self.hot.peek(id).map(|held| held.entry.revision());
         let known = self.known.entry(id).or_default();
         if self.evicts {
             assert!(held.is_none_or(|held| Some(held) <= known.held), "from nowhere");
@@ -86,17 +87,17 @@ impl Model {
     fn entry(&mut self) -> Entry {
         let ttl = Ttl { soft: Duration::from_secs(60), hard: Duration::from_secs(60) };
         let version = Version(self.random.random_range(1..=50));
-        let tombstone = Entry::tombstone(version, Instant::now(), ttl);
+        let tombstone = Entry::tombstone(version, Moment::now(), ttl);
         if self.random.random() {
             return tombstone;
         }
         // A product whose message is as short as they can be.
-        let frame = bytes::Bytes::from_static(&[0, 0, 0, 0, 1, 0]);
-        Entry::from_frame(Revision::live(version), Instant::now(), ttl, frame).unwrap()
+        let frame = [0, 0, 0, 0, 1, 0];
+        Entry::from_frame(Revision::live(version), Moment::now(), ttl, &frame).unwrap()
     }
 
     fn begin(&mut self, id: ProductId) {
-        let held = self.hot.peek(id).map(|held| held.entry.revision);
+        let held = self.hot.peek(id).map(|held| held.entry.revision());
         let ticket = self.hot.begin_load(id);
         let known = self.known.entry(id).or_default();
         for (_, floor) in &mut known.loads {
@@ -109,7 +110,7 @@ impl Model {
 
     fn offer(&mut self, id: ProductId) {
         let entry = self.entry();
-        let revision = entry.revision;
+        let revision = entry.revision();
         self.hot.offer(id, entry);
         let known = self.known.entry(id).or_default();
         for (_, floor) in &mut known.loads {
@@ -120,7 +121,7 @@ impl Model {
 
     fn finish(&mut self, id: ProductId) {
         let entry = self.entry();
-        let revision = entry.revision;
+        let revision = entry.revision();
         let known = self.known.entry(id).or_default();
         if known.loads.is_empty() {
             return;
@@ -131,7 +132,7 @@ impl Model {
         match ticket.finish(entry) {
             Ok(held) => {
                 assert!(revision >= floor, "below its floor {floor:?}: {revision:?}");
-                assert!(held.entry.revision >= revision, "an older one won");
+                assert!(held.entry.revision() >= revision, "an older one won");
                 known.held = known.held.max(Some(revision));
             }
             Err(told) => assert!(revision < floor && told == floor, "{revision:?}, {floor:?}"),

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use hotshelf::entry::{Entry, PREFIX, Ttl, prefix};
 use hotshelf::hot_cache::{HotCache, HotCacheOptions};
 use hotshelf::metrics::Metrics;
+use hotshelf::moment::Moment;
 use hotshelf::product::{ProductId, Revision, Version};
 use rand::RngExt;
 
@@ -42,7 +43,7 @@ fn id(number: i64) -> ProductId {
 
 fn entry(version: i64) -> Entry {
     let ttl = Ttl { soft: Duration::from_secs(60), hard: Duration::from_secs(60) };
-    Entry::tombstone(Version(version), Instant::now(), ttl)
+    Entry::tombstone(Version(version), Moment::now(), ttl)
 }
 
 /// A product of this version, of so many bytes.
@@ -50,14 +51,14 @@ fn product(version: i64, size: usize) -> Entry {
     let ttl = Ttl { soft: Duration::from_secs(60), hard: Duration::from_secs(60) };
     let mut frame = prefix(size).to_vec();
     frame.resize(PREFIX + size, 1);
-    Entry::from_frame(Revision::live(Version(version)), Instant::now(), ttl, frame.into()).unwrap()
+    Entry::from_frame(Revision::live(Version(version)), Moment::now(), ttl, &frame).unwrap()
 }
 
 fn too_large() {
     let hot = cache();
     let (large, grows) = (id(1), id(2));
     let answer = hot.begin_load(large).finish(product(1, 1_001)).unwrap();
-    assert_eq!(answer.entry.revision, Revision::live(Version(1)), "it is answered all the same");
+    assert_eq!(answer.entry.revision(), Revision::live(Version(1)), "it is answered all the same");
     assert!(hot.peek(large).is_none());
     let _ = hot.begin_load(grows).finish(product(1, 1_000)).unwrap();
     let bytes = hot.bytes();
@@ -95,7 +96,7 @@ fn operate(hot: &Arc<HotCache>, thread: i64, operations: i64) {
                 let _ = load.finish(entry(version));
             }
             _ => {
-                if let Some(version) = hot.read(id, |held| held.entry.revision.version.0) {
+                if let Some(version) = hot.read(id, |held| held.entry.revision().version.0) {
                     assert!(version <= operations * THREADS);
                 }
             }

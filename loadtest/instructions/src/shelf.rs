@@ -2,7 +2,7 @@
 //! background never gets a thread: nothing may happen but what is counted.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use clap::Parser;
 use hotshelf::catalog::{Catalog, Parts};
@@ -13,6 +13,7 @@ use hotshelf::entry::{Entry, Ttl};
 use hotshelf::hot_cache::HotCache;
 use hotshelf::hot_keys::HotKeys;
 use hotshelf::metrics::{Lookup, Metrics};
+use hotshelf::moment::Moment;
 use hotshelf::pause::PausePoints;
 use hotshelf::postgres::Postgres;
 use hotshelf::product::{Currency, Price, Product, ProductId, Version};
@@ -47,7 +48,7 @@ pub(crate) fn id(n: usize) -> ProductId {
 
 /// The n-th product, in the bytes that are kept of it.
 pub(crate) fn entry(n: usize) -> Entry {
-    let known_at = Instant::now();
+    let known_at = Moment::now();
     let ttl = Ttl { soft: DAY, hard: DAY };
     let currency = Currency::stored("USD").expect("three capital letters");
     let mut product = Product {
@@ -117,7 +118,7 @@ impl Shelf {
 }
 
 fn fill(hot: &Arc<HotCache>) {
-    hot.prove(Instant::now(), Some(Instant::now()));
+    hot.prove(Moment::now(), Some(Moment::now()));
     for n in 0..PRODUCTS {
         let load = hot.begin_load(id(n));
         load.finish(entry(n)).expect("nothing newer was heard of");

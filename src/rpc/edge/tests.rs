@@ -18,7 +18,7 @@ use tower::ServiceBuilder;
 
 use super::*;
 use crate::rpc::observe::ObserveLayer;
-use crate::rpc::reply::Reply;
+use crate::rpc::reply::{Reply, headers};
 use crate::rpc::{local, shed::ShedLayer};
 
 /// Counts what would be system calls.
@@ -95,7 +95,7 @@ fn answers(bytes: usize) -> impl Answers {
                 pause_often().await;
             }
             assert!(!asked.contains("panic"), "as asked");
-            Ok(Reply::message(vec![7; bytes].into(), "test"))
+            Ok(Reply::message(Bytes::from(vec![7; bytes]), headers("test")))
         })
 }
 
