@@ -40,13 +40,18 @@ impl Document<'_> {
     /// The table of the claims.
     pub(crate) fn claims(&self) -> String {
         let lines: Vec<String> = self.verdicts.iter().map(ToString::to_string).collect();
-        format!("| what | wanted | measured | met |\n|---|---|--:|---|\n{}\n", lines.join("\n"))
+        format!(
+            "| what | wanted | measured | met | bare server |\n|---|---|--:|---|--:|\n{}\n",
+            lines.join("\n")
+        )
     }
 
     fn markdown(&self, plot: &str) -> Result<String> {
         let tables: Vec<String> = self.sections.iter().map(ToString::to_string).collect();
         Ok(format!(
-            "# Performance\n\n{INTRODUCTION}\n\n## What is wanted, and what was measured\n\n{}\n![CPU time for each request]({plot})\n\n\
+            "# Performance\n\n{INTRODUCTION}\n\n## What is wanted, and what was measured\n\n{}\nThe last column is what the \
+             bare server reaches: as far as anything on hyper gets here, where the load shares the cores.\n\n\
+             ![CPU time for each request]({plot})\n\n\
              ## How to reproduce it\n\n```console\n$ make bench{}\n```\n\n\
              It needs h2load, which it installs, and takes nginx, redis-benchmark and perf (or strace) along where they are \
              installed; servers and load share the machine, so nothing else should run on it. {}\n\n## Figures\n\n{}\n{}",
