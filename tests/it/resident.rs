@@ -28,7 +28,7 @@ pub fn register(suite: &mut Suite<'_>) {
 async fn soak(stack: Stack) {
     // Of 300 bytes to 16 KiB.
     let insert = "INSERT INTO products (name, price, description) \
-         SELECT 'lamp', 9.99, repeat('x', 250 + (n * 7919 % 16000)) FROM generate_series(1, $1) n";
+         SELECT 'lamp', 9.99, repeat('x', (250 + n * 7919 % 16000)::integer) FROM generate_series(1, $1) n";
     sqlx::query(insert).bind(PRODUCTS).execute(&stack.sql).await.unwrap();
     let program = Program::serve(&stack, &["--hot-capacity", KEPT]).await;
     let (client, until) = (program.client().await, Instant::now() + WARM_UP + MEASURED);
