@@ -20,7 +20,7 @@ const STRIPES: usize = 256;
 /// mini-moka hears of one lookup in this many, hits and misses alike, so that their frequencies compare.
 const SAMPLING: u8 = 16;
 /// What an entry costs besides its encoded product, more than half of it mini-moka's: 405 bytes when there have been no
-/// evictions, and up to 437 after them (`tests/memory.rs`).
+/// evictions, and up to 438 after them (`tests/memory.rs`).
 pub(super) const ENTRY_BYTES: u64 = 440;
 
 /// What memory holds of one product, replaced as a whole and only by something newer.
