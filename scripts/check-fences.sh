@@ -46,7 +46,8 @@ my @fences = (
     [qr/\bstd\s*::\s*(?:\{[^{};]*)?\benv\b|(?<![\w:])env\s*::|\bdotenvy\s*::|\bfrom_default_env\b/,
      'config main', 'the environment is read by config and main only'],
     [qr/\b(?:option_)?env!/, 'config main', 'env! is for config and main, but for CARGO_PKG_* and OUT_DIR'],
-    [qr/\bthread_local!/, 'metrics', 'thread_local! is for metrics'],
+    # In hot_cache each cache has a thread of its own.
+    [qr/\bthread_local!/, 'metrics hot_cache', 'thread_local! is for metrics and hot_cache'],
     # NEXT_THREAD (metrics) only spreads threads over shards: two nodes that share it cannot tell. Nor can they of the
     # ALLOCATOR.
     [qr/(?<![\w'])static\s+(?:mut\s+|ref\s+)?(?!(?:NEXT_THREAD|ALLOCATOR)\b)\w+\s*:|\b(?:OnceLock|LazyLock|once_cell|lazy_static)\b/,

@@ -170,12 +170,13 @@ pub struct RedisArgs {
 pub struct CachingArgs {
     /// Products that are kept in this process' memory.
     ///
-    /// Too high: memory; each costs its encoded size and about 440 bytes. Too low: more reads go to Redis.
-    #[arg(long, env, default_value_t = 100_000, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    /// Too high: memory; each costs its encoded size and about 250 bytes, 8 of them at the start. Too low: more reads go
+    /// to Redis. At most 100,000,000.
+    #[arg(long, env, default_value_t = 100_000, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
     pub hot_capacity: u64,
     /// Largest product that is kept in this process' memory, encoded, in bytes; larger ones are read from Redis.
     ///
-    /// Memory holds at most hot-capacity times this and 440 bytes. Too high: that bound. Too low: more reads
+    /// Memory holds at most hot-capacity times this and 250 bytes. Too high: that bound. Too low: more reads
     /// go to Redis.
     #[arg(long, env, default_value_t = 16_384, value_name = "BYTES", value_parser = at_least_one)]
     pub hot_max_product_bytes: usize,

@@ -1,15 +1,16 @@
 //! The hot tier: recently and often read entries in this process' memory.
 //!
-//! mini-moka decides who stays (TinyLFU); what a product is now, is the business of its slot (`slots.rs`). mini-moka
-//! 0.10.3 loses capacity when keys are overwritten or invalidated concurrently, so here a key is only ever
-//! **inserted, when it is absent**; everything else happens inside the slot.
-//! `tests/it/hot_tier.rs` has the soak test that keeps this true.
+//! mini-moka decides who stays (TinyLFU, `tenants.rs`); what a product is now, is the business of its slot (`slots.rs`,
+//! `table.rs`). mini-moka knows of a key that it was **inserted, when it was absent**, and read; everything else happens
+//! inside the slot. `tests/it/hot_tier.rs` has the soak test that keeps the two in step.
 //!
 //! Admission may refuse or evict a slot at any time, so nothing that correctness needs lives only in a slot:
 //! each load in flight has a *floor*, the newest revision heard of since it began, and what it brings
 //! back below its floor is not kept. Raising floors and inserting happen under the same stripe lock.
 
 mod slots;
+mod table;
+mod tenants;
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as MapEntry;
@@ -20,11 +21,11 @@ use ahash::RandomState;
 use parking_lot::MutexGuard;
 
 use crate::controls::{Controls, Protection};
-use crate::entry::{Entry, Freshness, Ttl};
+use crate::entry::{Entry, Freshness};
 use crate::metrics::{FillRejection, Metrics};
 use crate::moment::{AtomicMoment, Moment};
 use crate::product::{Change, ProductId, Revision, Version};
-use slots::{Newcomer, Slots};
+use slots::Slots;
 
 /// Bounds of the hot tier.
 #[derive(Clone, Copy, Debug)]
@@ -63,11 +64,12 @@ struct Proof {
 }
 
 /// The loads in flight of the products of one stripe.
-type Stripe = HashMap<ProductId, Floor, RandomState>;
+type Stripe = HashMap<ProductId, InFlight, RandomState>;
 
 #[derive(Debug)]
-struct Floor {
+struct InFlight {
     loads: usize,
+    /// Their floor.
     revision: Revision,
 }
 
@@ -78,22 +80,30 @@ pub struct Held {
     pub entry: Entry,
     /// When it was last compared with Redis or Postgres.
     pub checked_at: Moment,
-    /// The newest revision that was heard of.
-    pub floor: Revision,
+    floor: Floor,
+}
+
+/// A revision in eight bytes; of versions that no sequence of ours reaches, no two differ.
+#[derive(Clone, Copy, Debug)]
+struct Floor(i64);
+
+impl Floor {
+    fn at(revision: Revision) -> Self {
+        Self(revision.version.0.min(i64::MAX >> 1) << 1 | i64::from(revision.deleted))
+    }
 }
 
 impl Held {
+    /// The newest revision that was heard of.
+    #[must_use]
+    pub fn floor(&self) -> Revision {
+        Revision { version: Version(self.floor.0 >> 1), deleted: self.floor.0 & 1 == 1 }
+    }
+
     /// Whether something newer was committed: then it is known to be old, and is never served.
     #[must_use]
     pub fn is_void(&self) -> bool {
-        self.entry.revision() < self.floor
-    }
-
-    /// The same without the product, for those who still find it: it is not served.
-    fn emptied(&self) -> Self {
-        let ttl = Ttl { soft: Duration::ZERO, hard: Duration::ZERO };
-        let entry = Entry::tombstone(Version(0), self.entry.known_at(), ttl);
-        Self { entry, checked_at: self.checked_at, floor: self.floor }
+        self.entry.revision() < self.floor()
     }
 
     /// What keeping it costs, in bytes.
@@ -133,7 +143,7 @@ impl HotCache {
 
     /// What memory holds of `id`, whether or not it may be served, without using it.
     #[must_use]
-    pub fn peek(&self, id: ProductId) -> Option<Arc<Held>> {
+    pub fn peek(&self, id: ProductId) -> Option<Held> {
         self.slots.peek(id)
     }
 
@@ -197,11 +207,10 @@ impl HotCache {
             floor.revision = floor.revision.max(change.revision);
         }
         let Some(held) = self.slots.peek(change.id) else { return false };
-        if held.floor >= change.revision {
+        if held.floor() >= change.revision {
             return false;
         }
-        let void = Arc::new(Held { floor: change.revision, ..(*held).clone() });
-        self.slots.replace(change.id, void, &stripe);
+        self.slots.replace(change.id, Held { floor: Floor::at(change.revision), ..held }, &stripe);
         true
     }
 
@@ -209,8 +218,8 @@ impl HotCache {
     #[must_use]
     pub fn begin_load(self: &Arc<Self>, id: ProductId) -> LoadTicket {
         let mut stripe = self.slots.stripe(id);
-        let held = self.peek(id).map_or(Revision::NONE, |held| held.floor);
-        let floor = stripe.entry(id).or_insert(Floor { loads: 0, revision: held });
+        let held = self.peek(id).map_or(Revision::NONE, |held| held.floor());
+        let floor = stripe.entry(id).or_insert(InFlight { loads: 0, revision: held });
         // The ticket of a load that has just landed may still be here, from before memory held this.
         floor.revision = floor.revision.max(held);
         floor.loads += 1;
@@ -262,39 +271,37 @@ impl HotCache {
         self.slots.bytes()
     }
 
-    /// Newest wins. Returns what memory holds afterwards, or would if it were not too large; and the newcomer, if it
-    /// is one, to be admitted when the stripe is unlocked.
+    /// Newest wins. Returns what memory holds afterwards, or would if it were not too large and had room.
     fn keep(
         &self,
         id: ProductId,
         entry: Entry,
         checked_at: Moment,
         locked: &MutexGuard<'_, Stripe>,
-    ) -> (Arc<Held>, Option<Newcomer>) {
+    ) -> Held {
         if let Some(held) = self.slots.peek(id) {
-            return (self.replace(id, &held, entry, checked_at, locked), None);
+            return self.replace(id, &held, entry, checked_at, locked);
         }
-        let held = Arc::new(Held { floor: entry.revision(), entry, checked_at });
-        if self.is_too_large(&held.entry) {
-            return (held, None);
+        let held = Held { floor: Floor::at(entry.revision()), entry, checked_at };
+        if !self.is_too_large(&held.entry) && !self.slots.take(id, held.clone(), locked) {
+            self.metrics.fills_rejected.inc(FillRejection::HotCrowded);
         }
-        let newcomer = self.slots.take(id, Arc::clone(&held), locked);
-        (held, Some(newcomer))
+        held
     }
 
     /// The same, of what memory holds already.
     fn replace(
         &self,
         id: ProductId,
-        held: &Arc<Held>,
+        held: &Held,
         entry: Entry,
         checked_at: Moment,
         locked: &MutexGuard<'_, Stripe>,
-    ) -> Arc<Held> {
+    ) -> Held {
         let revision = entry.revision();
-        if revision < held.floor && self.controls.holds(Protection::SlotVersions) {
+        if revision < held.floor() && self.controls.holds(Protection::SlotVersions) {
             self.metrics.fills_rejected.inc(FillRejection::HotOlder);
-            return Arc::clone(held);
+            return held.clone();
         }
         let same = revision == held.entry.revision();
         let entry = if same && entry.known_at() < held.entry.known_at() {
@@ -303,11 +310,11 @@ impl HotCache {
             entry
         };
         let checked_at = if same { checked_at.max(held.checked_at) } else { checked_at };
-        let new = Arc::new(Held { entry, checked_at, floor: revision });
+        let new = Held { entry, checked_at, floor: Floor::at(revision) };
         let kept = match self.is_too_large(&new.entry) {
             // It has outgrown its slot, which goes on with what is void now.
-            true => Arc::new(Held { floor: revision, ..(**held).clone() }),
-            false => Arc::clone(&new),
+            true => Held { floor: Floor::at(revision), ..held.clone() },
+            false => new.clone(),
         };
         self.slots.replace(id, kept, locked);
         new
@@ -345,19 +352,14 @@ impl LoadTicket {
     /// # Errors
     /// The floor, when the result is below it: something newer was committed meanwhile, and the load has
     /// to be done again.
-    pub fn finish(&self, entry: Entry) -> Result<Arc<Held>, Revision> {
+    pub fn finish(&self, entry: Entry) -> Result<Held, Revision> {
         let stripe = self.hot.slots.stripe(self.id);
         let floor = stripe.get(&self.id).map_or(Revision::NONE, |floor| floor.revision);
         if entry.revision() < floor && self.hot.controls.holds(Protection::FlightFloor) {
             self.hot.metrics.fills_rejected.inc(FillRejection::HotBelowFloor);
             return Err(floor);
         }
-        let (held, newcomer) = self.hot.keep(self.id, entry, self.began, &stripe);
-        drop(stripe);
-        if let Some(newcomer) = newcomer {
-            self.hot.slots.admit(newcomer);
-        }
-        Ok(held)
+        Ok(self.hot.keep(self.id, entry, self.began, &stripe))
     }
 }
 

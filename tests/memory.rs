@@ -21,10 +21,12 @@ use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
-/// Bytes for each product beyond its encoded size, at most. mini-moka takes 225 to 235 of them (two allocations for its
-/// entry, one for the key, one or two for its queues, a place in its table); the rest is the slot and what it holds.
-const ALLOWED: f64 = 500.0;
-/// More than housekeeping ever needed.
+/// Bytes for each product beyond its encoded size, at most. mini-moka takes 125 to 170 of them (an allocation for the key,
+/// one for its queue, a place in its table, its sketch), by how full its table is, whose size is a power of two.
+const ALLOWED: f64 = 250.0;
+/// With that table at its emptiest.
+const ALLOWED_AT_WORST: f64 = 280.0;
+/// Offering others did not change who is held any more, long before.
 const MAX_ROUNDS: usize = 100;
 
 fn main() -> std::process::ExitCode {
@@ -32,11 +34,16 @@ fn main() -> std::process::ExitCode {
     arguments.test_threads = Some(1);
     let trials = vec![
         Trial::test("memory::a_product_costs_little_more_than_its_300_bytes", || {
-            check(100_000, 300);
+            check(100_000, 300, ALLOWED);
             Ok(())
         }),
         Trial::test("memory::a_product_costs_little_more_than_its_64_kib", || {
-            check(5_000, 64 * 1024);
+            check(6_000, 64 * 1024, ALLOWED);
+            Ok(())
+        }),
+        // Of 2^17 places seven eighths may be taken; this is one more.
+        Trial::test("memory::a_product_costs_little_more_where_a_table_has_just_grown", || {
+            check(114_689, 300, ALLOWED_AT_WORST);
             Ok(())
         }),
     ];
@@ -44,31 +51,37 @@ fn main() -> std::process::ExitCode {
 }
 
 /// Fills a hot tier of this capacity with products of this size, reads each, and offers it some others.
-fn check(capacity: usize, size: usize) {
+fn check(capacity: usize, size: usize, allowed: f64) {
     let product = product(size);
     let encoded = product.product().unwrap().len();
+    let metrics = Metrics::new();
+    // What a hot tier takes however small it is, is no product's.
     let region = Region::new(ALLOCATOR);
-    let hot = Arc::new(hot_cache(capacity, 2 * size));
-    let empty = live(&region);
+    let smallest = hot_cache(1, 2 * size, Arc::clone(&metrics));
+    let constant = live(&region);
+    drop(smallest);
+    let region = Region::new(ALLOCATOR);
+    let hot = Arc::new(hot_cache(capacity, 2 * size, metrics));
     fill(&hot, 0..capacity, &product);
-    let (full, held) = (live(&region), hot.count_tenants());
-    let each = beyond(full - empty, held, encoded);
+    let (held, full) = (hot.count_tenants(), live(&region));
+    let each = beyond(full - constant, held, encoded);
     fill(&hot, capacity..capacity + capacity / 5, &product);
-    let (later, held_later) = (live(&region), hot.count_tenants());
-    let each_later = beyond(later - empty, held_later, encoded);
+    let (held_later, later) = (hot.count_tenants(), live(&region));
+    let each_later = beyond(later - constant, held_later, encoded);
     println!(
-        "{held} products of {encoded} bytes: {each:.0} bytes more for each, {each_later:.0} after evictions; {empty} bytes when empty"
+        "{held} products of {encoded} bytes: {each:.0} bytes more for each, {each_later:.0} after evictions; \
+         {constant} bytes besides"
     );
     assert_eq!(held, capacity as u64);
     assert!(held_later.abs_diff(held) <= held / 100, "{held_later} are held");
-    assert!(each <= ALLOWED && each_later <= ALLOWED, "more than {ALLOWED} bytes");
+    assert!(each <= allowed && each_later <= allowed, "more than {allowed} bytes");
 }
 
-fn hot_cache(capacity: usize, largest: usize) -> HotCache {
+fn hot_cache(capacity: usize, largest: usize, metrics: Arc<Metrics>) -> HotCache {
     let capacity = capacity.to_string();
     let args = Cli::try_parse_from(["hotshelf", "--hot-capacity", &capacity]).unwrap().serve;
     let options = HotCacheOptions { largest, ..args.hot_cache() };
-    HotCache::new(options, Metrics::new())
+    HotCache::new(options, metrics)
 }
 
 fn live(region: &Region<'_, System>) -> u64 {
@@ -81,24 +94,23 @@ fn beyond(live: u64, held: u64, encoded: usize) -> f64 {
     live as f64 / held as f64 - encoded as f64
 }
 
-/// Loads and reads these products until housekeeping, which mini-moka does now and then, has settled.
+/// Loads and reads these products until nobody comes or goes any more.
 fn fill(hot: &Arc<HotCache>, products: Range<usize>, product: &Entry) {
     let (mut before, mut still) = (u64::MAX, 0);
     for round in 0.. {
-        assert!(round < MAX_ROUNDS, "housekeeping does not settle");
+        assert!(round < MAX_ROUNDS, "it does not settle");
         for n in products.clone() {
             let id = ProductId::new(i64::try_from(n).unwrap() + 1).unwrap();
             if hot.read(id, |held| held.entry.clone()).is_none() {
                 drop(hot.begin_load(id).finish(copy(product)).unwrap());
             }
         }
-        // Its own pause between two housekeepings is 300 ms.
-        std::thread::park_timeout(Duration::from_millis(350));
-        still = if hot.count_tenants() == before { still + 1 } else { 0 };
+        let held = hot.count_tenants();
+        still = if held == before { still + 1 } else { 0 };
         if still == 2 {
             return;
         }
-        before = hot.count_tenants();
+        before = held;
     }
 }
 

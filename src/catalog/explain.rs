@@ -57,7 +57,7 @@ impl Catalog {
     pub async fn explain(&self, id: ProductId) -> Explanation {
         let (redis, postgres) = tokio::join!(self.redis.inspect(id), self.postgres.inspect(id));
         let (redis, postgres) = (redis.ok().map(|redis| self.judge(redis)), postgres.ok());
-        let memory = self.hot.peek(id).map(|held| (*held).clone());
+        let memory = self.hot.peek(id);
         let slot = self.slot_state(memory.as_ref());
         Explanation {
             verdict: verdict(slot, redis.as_ref()),

@@ -40,7 +40,7 @@ impl Catalog {
     ) -> Result<Answer, Error> {
         let excusable = matches!(failed.error, Error::Unavailable(_) | Error::OverBudget);
         let held = self.hot.peek(id);
-        let floor = held.as_ref().map_or(Revision::NONE, |held| held.floor);
+        let floor = held.as_ref().map_or(Revision::NONE, |held| held.floor());
         let in_memory = held.map(|held| (held.entry.clone(), ServedBy::Hot));
         let in_redis = failed.seen.clone().map(|entry| (entry, ServedBy::Redis));
         let usable = |(entry, _): &(Entry, ServedBy)| {

@@ -91,6 +91,8 @@ label_set! {
         HotOlder = ["hot", "older"],
         /// Something newer was committed while the load ran.
         HotBelowFloor = ["hot", "below_floor"],
+        /// More came at once than could be considered for memory.
+        HotCrowded = ["hot", "crowded"],
     ]
 }
 

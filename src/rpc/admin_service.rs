@@ -70,7 +70,7 @@ fn memory(explanation: &Explanation) -> MemoryCopy {
         .into(),
         copy: held.map(|held| copy(&held.entry)),
         checked_age: held.and_then(|held| duration(held.checked_at.elapsed())),
-        floor_version: held.map_or(0, |held| held.floor.version.0),
+        floor_version: held.map_or(0, |held| held.floor().version.0),
         load_in_flight: explanation.load_in_flight,
     }
 }

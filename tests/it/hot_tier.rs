@@ -1,5 +1,6 @@
 //! The hot tier stays whole: mini-moka is used inside the part of it that is sound.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -16,9 +17,13 @@ use crate::harness::{HANG, Suite};
 const CAPACITY: u64 = 1_000;
 const IDS: i64 = 10_000;
 const THREADS: i64 = 8;
+/// Those whom mini-moka has yet to decide about.
+const CANDIDATES: u64 = 1_024;
 
 pub fn register(suite: &mut Suite<'_>) {
     suite.plain("hot_tier::what_is_too_large_or_outgrows_its_slot_is_not_kept", too_large);
+    suite.plain("hot_tier::what_is_read_often_comes_in_and_stays", admission);
+    suite.plain("hot_tier::no_crowd_makes_it_hold_more_than_its_bound", bounded);
     suite.plain("hot_tier::capacity_is_intact_after_two_million_mixed_operations", || {
         soak(2_000_000)
     });
@@ -104,7 +109,7 @@ fn operate(hot: &Arc<HotCache>, thread: i64, operations: i64) {
     }
 }
 
-/// mini-moka admits and evicts in its housekeeping, some writes later; more ids than fit settle it.
+/// More ids than fit, until there is no room left.
 fn fill_up(hot: &Arc<HotCache>) {
     let settled = || hot.count_tenants() == CAPACITY && hot.len() == CAPACITY;
     let began = Instant::now();
@@ -113,7 +118,49 @@ fn fill_up(hot: &Arc<HotCache>) {
             let _ = hot.begin_load(id(number)).finish(entry(i64::MAX - 1));
             hot.read(id(number), |_| ());
         }
-        // Its own pause between two housekeepings is 300 ms.
-        thread::park_timeout(Duration::from_millis(350));
     }
+}
+
+/// However fast others come than mini-moka decides, and whether or not it is given the time.
+fn bounded() {
+    let hot = cache();
+    thread::scope(|scope| {
+        for thread in 0..THREADS {
+            let hot = Arc::clone(&hot);
+            scope.spawn(move || {
+                for n in 0..50_000 {
+                    let _ = hot.begin_load(id(n * THREADS + thread + 1)).finish(entry(1));
+                    assert!(hot.len() <= CAPACITY + CANDIDATES + THREADS.cast_unsigned());
+                }
+            });
+        }
+    });
+    assert_eq!(hot.count_tenants(), CAPACITY);
+    assert_eq!(hot.len(), CAPACITY);
+}
+
+/// mini-moka hears of reads: what is read often comes in though others were first, and stays though many pass by.
+fn admission() {
+    let hot = cache();
+    let capacity = CAPACITY.cast_signed();
+    let read = |number| {
+        if hot.read(id(number), |_| ()).is_none() {
+            let _ = hot.begin_load(id(number)).finish(entry(1));
+        }
+        if number % 1_000 == 0 {
+            // Now everything has been seen to.
+            hot.count_tenants();
+        }
+    };
+    let kept = |ids: Range<i64>| ids.filter(|number| hot.peek(id(*number)).is_some()).count();
+    let [first, often, once] = [0, 1, 2].map(|nth| nth * capacity + 1);
+    (first..often).for_each(read);
+    for _ in 0..200 {
+        (often..once).for_each(read);
+    }
+    let came_in = kept(often..once);
+    assert!(came_in > 950, "{came_in} of 1000 came in");
+    (once..once + 10 * capacity).for_each(read);
+    let stayed = kept(often..once);
+    assert!(stayed > 950, "{stayed} of 1000 stayed");
 }
