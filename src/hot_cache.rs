@@ -259,7 +259,8 @@ impl HotCache {
         self.len() == 0
     }
 
-    /// How many entries mini-moka counts: what `len` should be once it has done what it puts off.
+    /// How many entries mini-moka counts, once it has decided about everything that came before: as many as `len` then. It
+    /// waits for that decision, and is meant for tests.
     #[must_use]
     pub fn count_tenants(&self) -> u64 {
         self.slots.count_tenants()

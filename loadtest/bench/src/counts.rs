@@ -8,6 +8,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::process::{Child, Command};
 
+use crate::cores::Cores;
 use crate::ground::Ground;
 use crate::h2load::Shape;
 use crate::measure::{Row, Sample};
@@ -48,7 +49,7 @@ async fn allocations(ground: &Ground, label: &str, shape: Shape) -> Result<f64> 
         }
     };
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let mut inside = Server::start(&beside("inside")?, &arguments).await?;
+    let mut inside = Server::start(&beside("inside")?, &arguments, &Cores::default()).await?;
     let load = ground.typical_read(&inside, shape)?;
     load.run(WARM_UP).await?;
     let before = inside.allocations().await?;
@@ -61,7 +62,7 @@ async fn allocations(ground: &Ground, label: &str, shape: Shape) -> Result<f64> 
 pub(crate) async fn lookups(ground: &Ground) -> Result<Vec<Section>> {
     let options = ground.shop.options(&[]);
     let options: Vec<&str> = options.iter().map(String::as_str).collect();
-    let mut inside = Server::start(&beside("inside")?, &options).await?;
+    let mut inside = Server::start(&beside("inside")?, &options, &Cores::default()).await?;
     let ids: Vec<i64> = ground.products.iter().map(|product| product.id).collect();
     crate::shop::read(inside.port, &ids).await?;
     let mut rows = [("1 thread", 1), ("2 threads", 2)]

@@ -25,6 +25,9 @@ the least that a gRPC server on hyper can cost.
 - **nginx**: a constant reply of the same size over h2c; **redis-server**: GET of as many bytes, in Redis' own protocol, \
 pipelined as deep as the others have streams.
 
+Where one product is read, servers and load have cores of their own, if a table does not say otherwise: on the server's, a \
+load generator would take from it what it measures.
+
 Each cell is the median of the rounds, then the least and the most. A ratio is the median of the ratios of the rounds.";
 
 /// All of it.
@@ -50,11 +53,11 @@ impl Document<'_> {
         let tables: Vec<String> = self.sections.iter().map(ToString::to_string).collect();
         Ok(format!(
             "# Performance\n\n{INTRODUCTION}\n\n## What is wanted, and what was measured\n\n{}\nThe last column is what the \
-             bare server reaches: as far as anything on hyper gets here, where the load shares the cores.\n\n\
+             bare server reaches: as far as anything on hyper gets here.\n\n\
              ![CPU time for each request]({plot})\n\n\
              ## How to reproduce it\n\n```console\n$ make bench{}\n```\n\n\
              It needs h2load, which it installs, and takes nginx, redis-benchmark and perf (or strace) along where they are \
-             installed; servers and load share the machine, so nothing else should run on it. {}\n\n## Figures\n\n{}\n{}",
+             installed; servers and load are on one machine, so nothing else should run on it. {}\n\n## Figures\n\n{}\n{}",
             self.claims(),
             self.arguments,
             machine()?,

@@ -4,6 +4,7 @@ use anyhow::Result;
 use baselines::proto::Product;
 use prost::Message;
 
+use crate::cores::Cores;
 use crate::h2load::{H2load, Shape};
 use crate::measure::Effort;
 use crate::reads::{FRAME, Servers};
@@ -27,7 +28,7 @@ pub(crate) struct Ground {
 impl Ground {
     pub(crate) async fn prepare(effort: Effort, full: bool) -> Result<Self> {
         let shop = Shop::open().await?;
-        let (servers, products) = Servers::start(&shop).await?;
+        let (servers, products) = Servers::start(&shop, &Cores::default()).await?;
         let rounds = if full { effort.rounds } else { effort.rounds.min(3) };
         let sweep = Effort { rounds, ..effort };
         Ok(Self { servers, shop, products, effort, sweep, full })
@@ -47,6 +48,7 @@ impl Ground {
             body: self.shop.request(&shop::get(product.id))?,
             reply: FRAME + product.encoded_len(),
             shape,
+            cores: Cores::default(),
         })
     }
 }

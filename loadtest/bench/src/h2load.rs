@@ -1,12 +1,12 @@
 //! h2load: as many calls with one body as it is told, and what it says about them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use anyhow::{Context, Result, bail, ensure};
 use tempfile::NamedTempFile;
-use tokio::process::Command;
 
+use crate::cores::Cores;
 use crate::load::Outcome;
 use crate::stats::{percentile, sorted};
 
@@ -33,12 +33,16 @@ pub(crate) struct H2load {
     /// Bytes of each reply. gRPC reports failures with HTTP status 200: the length tells them apart.
     pub(crate) reply: usize,
     pub(crate) shape: Shape,
+    /// Where it may run.
+    pub(crate) cores: Cores,
 }
 
 impl H2load {
     pub(crate) async fn run(&self, requests: u64) -> Result<Outcome> {
         let log = NamedTempFile::new()?;
-        let output = Command::new("h2load")
+        let output = self
+            .cores
+            .command(Path::new("h2load"))
             .args(["-t1", "-H", "content-type: application/grpc", "-H", "te: trailers"])
             .args([format!("-c{}", self.shape.connections), format!("-m{}", self.shape.streams)])
             .args(["-n", &requests.to_string()])

@@ -3,7 +3,7 @@
 //! Read it in this order:
 //!
 //! - `ground`: what every comparison stands on. `shop`: the products, and the servers below them; `server`: a
-//!   process that serves; `nginx`.
+//!   process that serves; `cores`: where it may; `nginx`.
 //! - `load`: what drives them: `h2load`, `keys` (a generator of our own), `redis_load`.
 //! - `measure`: the rounds, and what is measured in each; `cpu`, `stats`.
 //! - The parts: `reads` (GetProduct, by everybody), `sweeps` (batches, sizes, watchers, instances), `tiers` (Redis,
@@ -11,6 +11,7 @@
 //! - `claims`: what must be shown. `report`, `document`, `plot`: how it is shown.
 
 mod claims;
+mod cores;
 mod counts;
 mod cpu;
 mod document;
@@ -44,7 +45,7 @@ use report::Section;
 
 /// Measures hotshelf, side by side with what it is compared with.
 ///
-/// Prints tables in Markdown. Servers and load share this machine: nothing else should run on it.
+/// Prints tables in Markdown. Servers and load are on this machine: nothing else should run on it.
 #[derive(Parser)]
 struct Cli {
     /// Everything: as many rounds for the sweeps, too, and a catalogue of ten million.

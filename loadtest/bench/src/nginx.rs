@@ -5,6 +5,7 @@ use std::net::TcpListener;
 
 use anyhow::Result;
 
+use crate::cores::Cores;
 use crate::server::Server;
 use crate::shop::{Shop, path};
 
@@ -13,7 +14,7 @@ const PROGRAMS: [&str; 4] =
     ["/usr/sbin/nginx", "/usr/local/sbin/nginx", "/usr/local/bin/nginx", "/opt/homebrew/bin/nginx"];
 
 /// Starts it on a port and in a directory of its own, or says that there is none.
-pub(crate) async fn start(shop: &Shop, reply: usize) -> Result<Option<Server>> {
+pub(crate) async fn start(shop: &Shop, reply: usize, cores: &Cores) -> Result<Option<Server>> {
     let Some(program) = PROGRAMS.iter().map(std::path::Path::new).find(|program| program.exists())
     else {
         return Ok(None);
@@ -23,7 +24,7 @@ pub(crate) async fn start(shop: &Shop, reply: usize) -> Result<Option<Server>> {
     let config = dir.join("nginx.conf");
     fs::write(&config, configuration(path(&dir)?, port, reply))?;
     let arguments = ["-p", path(&dir)?, "-e", "error.log", "-c", path(&config)?];
-    Server::start_on(port, program, &arguments).await.map(Some)
+    Server::start_on(port, program, &arguments, cores).await.map(Some)
 }
 
 /// One process, so that it ends with us.

@@ -1,5 +1,6 @@
 //! Redis by itself: what a read from there costs without anything around it.
 
+use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,9 +11,9 @@ use baselines::{ordinary_redis, redis};
 use bytes::Bytes;
 use fred::clients::Pool;
 use fred::interfaces::KeysInterface;
-use tokio::process::Command;
 use tokio::task::JoinSet;
 
+use crate::cores::Cores;
 use crate::load::Outcome;
 use crate::stats::{percentile, sorted};
 
@@ -23,11 +24,15 @@ pub(crate) struct RedisBenchmark {
     pub(crate) connections: u32,
     pub(crate) pipeline: u32,
     pub(crate) key: String,
+    /// Where it may run.
+    pub(crate) cores: Cores,
 }
 
 impl RedisBenchmark {
     pub(crate) async fn run(&self, requests: u64) -> Result<Outcome> {
-        let output = Command::new("redis-benchmark")
+        let output = self
+            .cores
+            .command(Path::new("redis-benchmark"))
             .args(["--csv", "-h", "127.0.0.1", "-p", &self.port.to_string()])
             .args(["-c", &self.connections.to_string(), "-P", &self.pipeline.to_string()])
             .args(["-n", &requests.to_string(), "GET", &self.key])

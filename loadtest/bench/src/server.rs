@@ -9,7 +9,9 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::net::TcpStream;
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
-/// Longer than a start takes.
+use crate::cores::Cores;
+
+/// Longer than a start or an answer takes.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A process of ours.
@@ -34,9 +36,9 @@ pub(crate) fn beside(name: &str) -> Result<PathBuf> {
 
 impl Server {
     /// Starts a program that reports `grpc_addr=127.0.0.1:PORT` on standard error.
-    pub(crate) async fn start(program: &Path, arguments: &[&str]) -> Result<Self> {
+    pub(crate) async fn start(program: &Path, arguments: &[&str], cores: &Cores) -> Result<Self> {
         let name = program.display().to_string();
-        let mut child = command(program, arguments)
+        let mut child = command(program, arguments, cores)
             .stderr(Stdio::piped())
             .spawn()
             .with_context(|| name.clone())?;
@@ -69,10 +71,16 @@ impl Server {
     }
 
     /// Starts a program that says nothing, and waits until it takes connections on `port`.
-    pub(crate) async fn start_on(port: u16, program: &Path, arguments: &[&str]) -> Result<Self> {
+    pub(crate) async fn start_on(
+        port: u16,
+        program: &Path,
+        arguments: &[&str],
+        cores: &Cores,
+    ) -> Result<Self> {
         let name = program.display();
-        let mut child =
-            command(program, arguments).spawn().with_context(|| program.display().to_string())?;
+        let mut child = command(program, arguments, cores)
+            .spawn()
+            .with_context(|| program.display().to_string())?;
         let connects = async {
             while TcpStream::connect(("127.0.0.1", port)).await.is_err() {
                 if let Some(status) = child.try_wait()? {
@@ -111,13 +119,14 @@ impl Server {
     async fn ask(&mut self, what: &str) -> Result<String> {
         let (ask, told) = self.inside.as_mut().context("it cannot be looked into")?;
         ask.write_all(format!("{what}\n").as_bytes()).await?;
-        told.next_line().await?.context("it ended")
+        let answer = tokio::time::timeout(PATIENCE, told.next_line()).await;
+        answer.context("it does not answer")??.context("it ended")
     }
 }
 
 /// In an environment that configures nothing.
-fn command(program: &Path, arguments: &[&str]) -> Command {
-    let mut command = Command::new(program);
+fn command(program: &Path, arguments: &[&str], cores: &Cores) -> Command {
+    let mut command = cores.command(program);
     command.args(arguments).env_clear().current_dir(std::env::temp_dir()).kill_on_drop(true);
     command.stdin(Stdio::piped()).stdout(Stdio::piped());
     command

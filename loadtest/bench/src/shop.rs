@@ -18,6 +18,7 @@ use tempfile::TempDir;
 use tokio::process::Command;
 use tonic::transport::{Channel, Endpoint};
 
+use crate::cores::Cores;
 use crate::server::{Server, beside};
 
 pub(crate) const GET_PRODUCT: &str = "/hotshelf.v1.ProductService/GetProduct";
@@ -93,9 +94,14 @@ impl Shop {
 
     /// An instance of hotshelf: the program itself, with everything on.
     pub(crate) async fn hotshelf(&self, more: &[&str]) -> Result<Server> {
+        self.hotshelf_on(&Cores::default(), more).await
+    }
+
+    /// The same on these cores.
+    pub(crate) async fn hotshelf_on(&self, cores: &Cores, more: &[&str]) -> Result<Server> {
         let options = self.options(more);
         let options: Vec<&str> = options.iter().map(String::as_str).collect();
-        Server::start(&beside("hotshelf")?, &options).await
+        Server::start(&beside("hotshelf")?, &options, cores).await
     }
 
     /// Waits until what was imported is relayed: nothing else is to be done while it is measured.
@@ -123,13 +129,23 @@ impl Shop {
 
     /// A server of `loadtest/baselines` with these products.
     pub(crate) async fn baseline(&self, name: &str, products: &[Product]) -> Result<Server> {
+        self.baseline_on(&Cores::default(), name, products).await
+    }
+
+    /// The same on these cores.
+    pub(crate) async fn baseline_on(
+        &self,
+        cores: &Cores,
+        name: &str,
+        products: &[Product],
+    ) -> Result<Server> {
         let file = self.write_products(products)?;
         let mut arguments = vec![name, path(&file)?];
         let redis_url = self.redis.url();
         if name == "ordinary-redis" {
             arguments.push(&redis_url);
         }
-        Server::start(&beside("baseline")?, &arguments).await
+        Server::start(&beside("baseline")?, &arguments, cores).await
     }
 
     /// As the baselines read them: each message after its length.

@@ -4,6 +4,7 @@ use anyhow::Result;
 use baselines::proto::{BatchGetProductsResponse, Product};
 use prost::Message;
 
+use crate::cores::Cores;
 use crate::ground::Ground;
 use crate::h2load::{H2load, Shape};
 use crate::load::Load;
@@ -41,6 +42,7 @@ pub(crate) async fn batches(ground: &Ground) -> Result<Vec<Section>> {
             body: ground.shop.request(&shop::get_many(&ids))?,
             reply: FRAME + reply.encoded_len(),
             shape: BATCHES,
+            cores: Cores::default(),
         };
         let servers = &ground.servers;
         let contenders = [
@@ -74,6 +76,7 @@ pub(crate) async fn sizes(ground: &Ground) -> Result<Vec<Section>> {
             body: ground.shop.request(&shop::get(product.id))?,
             reply: FRAME + product.encoded_len(),
             shape: READS,
+            cores: Cores::default(),
         };
         let only = std::slice::from_ref(&product);
         shop::check("hotshelf", hotshelf.port, &product).await?;
