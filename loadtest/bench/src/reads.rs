@@ -71,7 +71,8 @@ pub(crate) async fn compare(ground: &Ground) -> Result<Vec<Section>> {
         sections.push(section(ground, "reads", shape, &apart, &halves).await?);
     }
     let together = Halves::default();
-    sections.push(section(ground, "shared", SHAPES[0], &ground.servers, &together).await?);
+    let shared = section(ground, "shared", SHAPES[0], &ground.servers, &together).await?;
+    sections.push(Section { title: format!("{}, on the same cores", shared.title), ..shared });
     Ok(sections)
 }
 
