@@ -81,7 +81,8 @@ impl Tenants {
     pub(super) fn note_use(&self, id: ProductId) {
         // With no room left it is as if it had not been in the sample.
         let _ = self.desk.uses.push(id);
-        if self.desk.uses.len() >= MANY {
+        // Awake, the thread comes by itself, and is not to be kept busy with a sample.
+        if self.desk.uses.len() >= MANY && self.desk.asleep.load(Ordering::Relaxed) {
             self.wake();
         }
     }
