@@ -1,6 +1,7 @@
 //! The connections: accepted up to a limit, served by hyper's HTTP/2 server, and closed gracefully when the
 //! drain begins.
 
+mod clock;
 mod io;
 mod streams;
 #[cfg(test)]
@@ -14,7 +15,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use hyper::server::conn::http2;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, Semaphore};
@@ -23,6 +24,7 @@ use tokio_rustls::server::TlsStream;
 
 use crate::drain::Drain;
 use crate::metrics::{Metrics, Shed};
+use clock::TurnClock;
 use io::gathering;
 use streams::{Answers, Inline};
 pub use tls::TlsOptions;
@@ -134,8 +136,10 @@ async fn serve(
     let (io, outgoing) = gathering(socket);
     let spoke = io.spoke();
     let longest = options.max_call_time;
-    let (calls, inline, mut driver) = streams::driven(service, longest, drain.clone());
-    let connection = http2(options, inline).serve_connection(TokioIo::new(io), calls);
+    let clock = TurnClock::new();
+    let (calls, inline, mut driver) =
+        streams::driven(service, longest, drain.clone(), clock.clone());
+    let connection = http2(options, inline, clock).serve_connection(TokioIo::new(io), calls);
     let mut connection = pin!(connection);
     let mut announced = woken_once(drain.announced());
     let ended = tokio::select! {
@@ -156,10 +160,10 @@ async fn serve(
 }
 
 /// The limits are said here also where they are hyper's defaults, which may change.
-fn http2(options: EdgeOptions, inline: Inline) -> http2::Builder<Inline> {
+fn http2(options: EdgeOptions, inline: Inline, clock: TurnClock) -> http2::Builder<Inline> {
     let mut http2 = http2::Builder::new(inline);
     http2
-        .timer(TokioTimer::new())
+        .timer(clock)
         // No caller of gRPC reads it.
         .auto_date_header(false)
         .max_concurrent_streams(options.max_streams)

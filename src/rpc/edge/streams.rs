@@ -20,6 +20,7 @@ use parking_lot::Mutex;
 use tokio::io::AsyncWrite;
 use tokio::time::Timeout;
 
+use super::clock::TurnClock;
 use super::io::Outgoing;
 use crate::drain::Drain;
 use crate::metrics::Method;
@@ -75,11 +76,17 @@ impl Place {
 ///
 /// hyper calls the service, and gives what that returned to the executor at once: so the one can tell the other
 /// where the call belongs.
-pub(super) fn driven<S>(service: S, longest: Duration, drain: Drain) -> (Calls<S>, Inline, Driver) {
+pub(super) fn driven<S>(
+    service: S,
+    longest: Duration,
+    drain: Drain,
+    clock: TurnClock,
+) -> (Calls<S>, Inline, Driver) {
     let accepting = Arc::new(Accepting { place: Mutex::new(Place::Task), calls: Mutex::default() });
     let calls = Calls { service, accepting: Arc::clone(&accepting) };
     let inline = Inline(Arc::clone(&accepting));
-    (calls, inline, Driver { drain, longest, accepting, waiting: FuturesUnordered::new() })
+    let waiting = FuturesUnordered::new();
+    (calls, inline, Driver { drain, longest, clock, accepting, waiting })
 }
 
 /// The calls of one connection.
@@ -123,6 +130,7 @@ struct Accepting {
 pub(super) struct Driver {
     drain: Drain,
     longest: Duration,
+    clock: TurnClock,
     accepting: Arc<Accepting>,
     waiting: FuturesUnordered<Waiting>,
 }
@@ -175,6 +183,7 @@ impl Driver {
             let mut cx = Context::from_waker(&waker);
             for _ in 0..MOST_TURNS {
                 turn.begin();
+                self.clock.tick();
                 let polled = connection.as_mut().poll(&mut cx);
                 if polled.is_ready() {
                     return polled;

@@ -13,7 +13,7 @@ use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
 use hyper::client::conn::http2::handshake;
 use hyper_util::rt::TokioExecutor;
-use tokio::io::{AsyncWriteExt, DuplexStream, ReadBuf};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadBuf};
 use tower::ServiceBuilder;
 
 use super::*;
@@ -200,4 +200,41 @@ async fn a_call_that_panics_ends_alone() {
             assert_eq!(answers, [Some(300), Some(300), None, Some(300)], "{panics}");
         }
     }
+}
+
+#[tokio::test]
+async fn a_peer_that_falls_silent_is_pinged_and_given_up() {
+    const A_WHILE: Duration = Duration::from_millis(5);
+    let options =
+        EdgeOptions { keepalive_interval: A_WHILE, keepalive_timeout: A_WHILE, ..OPTIONS };
+    let (socket, mut client) = tokio::io::duplex(WIDE);
+    let drain = Drain::default();
+    let served = drain.spawn(serve(socket, options, answers(1), drain.clone()));
+    // The preface, and settings of no bytes.
+    let begins = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".as_slice(), &[0, 0, 0, 4, 0, 0, 0, 0, 0]];
+    client.write_all(&begins.concat()).await.expect("it listens");
+    for _ in 0..10 {
+        // A window that grows by one: a sign of life, so the ping is put off.
+        let sign = [0, 0, 4, 8, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+        // On a busy machine it has given up already.
+        let _ = client.write_all(&sign).await;
+        tokio::time::sleep(A_WHILE / 5).await;
+    }
+    let ended = tokio::time::timeout(Duration::from_secs(30), served).await;
+    assert!(ended.is_ok(), "it waits for ever");
+    let mut said = Vec::new();
+    client.read_to_end(&mut said).await.expect("what it said");
+    assert_eq!(frames(&said).filter(|kind| *kind == PING).count(), 1);
+}
+
+const PING: u8 = 6;
+
+/// The types of some frames (RFC 9113, 4.1).
+fn frames(mut bytes: &[u8]) -> impl Iterator<Item = u8> {
+    std::iter::from_fn(move || {
+        let (head, rest) = bytes.split_first_chunk::<9>()?;
+        let [_, high, low, kind, ..] = head;
+        bytes = &rest[usize::from(u16::from_be_bytes([*high, *low]))..];
+        Some(*kind)
+    })
 }
