@@ -1,5 +1,6 @@
 //! Where the calls of a connection run.
 
+use std::cell::RefCell;
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -33,8 +34,7 @@ pub(in crate::rpc) trait Answers:
         Response = Response<ObservedBody>,
         Error = Infallible,
         Future: Send,
-    > + Clone
-    + Send
+    > + Send
     + 'static
 {
 }
@@ -45,8 +45,7 @@ impl<S> Answers for S where
             Response = Response<ObservedBody>,
             Error = Infallible,
             Future: Send,
-        > + Clone
-        + Send
+        > + Send
         + 'static
 {
 }
@@ -82,8 +81,8 @@ pub(super) fn driven<S>(
     drain: Drain,
     clock: TurnClock,
 ) -> (Calls<S>, Inline, Driver) {
-    let accepting = Arc::new(Accepting { place: Mutex::new(Place::Task), calls: Mutex::default() });
-    let calls = Calls { service, accepting: Arc::clone(&accepting) };
+    let accepting = Arc::new(Mutex::new(Accepting { place: Place::Task, calls: Vec::new() }));
+    let calls = Calls { service: RefCell::new(service), accepting: Arc::clone(&accepting) };
     let inline = Inline(Arc::clone(&accepting));
     let waiting = FuturesUnordered::new();
     (calls, inline, Driver { drain, longest, clock, accepting, waiting })
@@ -92,8 +91,9 @@ pub(super) fn driven<S>(
 /// The calls of one connection.
 #[derive(Debug)]
 pub(super) struct Calls<S> {
-    service: S,
-    accepting: Arc<Accepting>,
+    // hyper would share it, tower would have it cloned for each call, and every reference counted up and down.
+    service: RefCell<S>,
+    accepting: Arc<Mutex<Accepting>>,
 }
 
 impl<S: Answers> hyper::service::Service<Request<Incoming>> for Calls<S> {
@@ -102,20 +102,21 @@ impl<S: Answers> hyper::service::Service<Request<Incoming>> for Calls<S> {
     type Future = S::Future;
 
     fn call(&self, request: Request<Incoming>) -> S::Future {
-        *self.accepting.place.lock() = Place::of(Method::of_path(request.uri().path()));
-        self.service.clone().call(request)
+        self.accepting.lock().place = Place::of(Method::of_path(request.uri().path()));
+        self.service.borrow_mut().call(request)
     }
 }
 
 /// Takes the calls of a connection, for its driver.
 #[derive(Clone, Debug)]
-pub(super) struct Inline(Arc<Accepting>);
+pub(super) struct Inline(Arc<Mutex<Accepting>>);
 
-// Neither lock is ever contended: the connection's task alone uses them.
+/// What the connection has accepted, and where the next call belongs. Its lock is never contended: the connection's
+/// task alone uses it.
 #[derive(Debug)]
 struct Accepting {
-    place: Mutex<Place>,
-    calls: Mutex<Vec<Accepted>>,
+    place: Place,
+    calls: Vec<Accepted>,
 }
 
 /// Runs calls in their connection's own task, each until it has to wait; then most get tasks of their own.
@@ -131,7 +132,7 @@ pub(super) struct Driver {
     drain: Drain,
     longest: Duration,
     clock: TurnClock,
-    accepting: Arc<Accepting>,
+    accepting: Arc<Mutex<Accepting>>,
     waiting: FuturesUnordered<Waiting>,
 }
 
@@ -164,8 +165,10 @@ where
     F: Future<Output = ()> + Send + 'static,
 {
     fn execute(&self, call: F) {
-        let place = *self.0.place.lock();
-        self.0.calls.lock().push(Accepted { call: Box::pin(call), place });
+        let call = Box::pin(call);
+        let mut accepting = self.0.lock();
+        let place = accepting.place;
+        accepting.calls.push(Accepted { call, place });
     }
 }
 
@@ -188,7 +191,7 @@ impl Driver {
                 if polled.is_ready() {
                     return polled;
                 }
-                std::mem::swap(&mut running, &mut *self.accepting.calls.lock());
+                std::mem::swap(&mut running, &mut self.accepting.lock().calls);
                 let ran = !running.is_empty();
                 running.drain(..).for_each(|accepted| self.run(accepted));
                 if self.go_on(&mut cx) || ran {
@@ -241,7 +244,8 @@ impl Driver {
 impl Drop for Driver {
     fn drop(&mut self) {
         // Not under the lock: nobody knows what a call does when it is dropped.
-        drop(std::mem::take(&mut *self.accepting.calls.lock()));
+        let accepted = std::mem::take(&mut self.accepting.lock().calls);
+        drop(accepted);
     }
 }
 
