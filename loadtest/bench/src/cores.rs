@@ -31,7 +31,7 @@ impl Halves {
     pub(crate) fn note(&self) -> String {
         match (&self.servers.0, &self.load.0) {
             (Some(servers), Some(load)) => {
-                format!("Servers on core {servers}, the load on core {load}.")
+                format!("Servers on core {servers} (Redis on any), the load on core {load}.")
             }
             _ => "Servers and load share all cores.".to_owned(),
         }

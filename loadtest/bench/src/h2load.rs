@@ -8,7 +8,7 @@ use tempfile::NamedTempFile;
 
 use crate::cores::Cores;
 use crate::load::Outcome;
-use crate::stats::{percentile, sorted};
+use crate::stats::{percentile_of_truncated, sorted};
 
 /// How many connections, and how many calls at once on each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,8 +62,8 @@ impl H2load {
         ensure!(times.len() as u64 == requests, "h2load logged {} calls", times.len());
         Ok(Outcome {
             seconds: said.seconds,
-            p50_us: percentile(&times, 0.5),
-            p99_us: percentile(&times, 0.99),
+            p50_us: percentile_of_truncated(&times, 0.5),
+            p99_us: percentile_of_truncated(&times, 0.99),
         })
     }
 }
@@ -114,7 +114,7 @@ fn seconds(text: &str) -> Option<f64> {
     Some(number.parse::<f64>().ok()? * unit)
 }
 
-/// The third column: microseconds from request to reply. Sorted.
+/// The third column: whole microseconds from request to reply. Sorted.
 fn durations(log: &str) -> Vec<f64> {
     let times = log.lines().filter_map(|line| line.split('\t').nth(2)?.trim().parse().ok());
     sorted(&times.collect::<Vec<f64>>())

@@ -26,6 +26,15 @@ pub(crate) fn percentile(sorted: &[f64], share: f64) -> f64 {
     sorted.get(rank.clamp(1, sorted.len().max(1)) - 1).copied().unwrap_or(f64::NAN)
 }
 
+/// The same of values that were cut down to whole numbers: those that are equal are taken to be spread evenly over what
+/// they may have been, as in the median of grouped data.
+pub(crate) fn percentile_of_truncated(sorted: &[f64], share: f64) -> f64 {
+    let whole = percentile(sorted, share);
+    let below = sorted.partition_point(|value| *value < whole);
+    let equal = sorted.partition_point(|value| *value <= whole) - below;
+    whole + (sorted.len() as f64 * share - below as f64) / equal as f64
+}
+
 pub(crate) fn sorted(values: &[f64]) -> Vec<f64> {
     let mut sorted = values.to_vec();
     sorted.sort_unstable_by(f64::total_cmp);
@@ -50,6 +59,15 @@ mod tests {
         assert_eq!(percentile(&hundred, 0.99), 99.0);
         assert_eq!(percentile(&[7.0], 0.99), 7.0);
         assert!(percentile(&[], 0.5).is_nan());
+    }
+
+    #[test]
+    fn of_whole_numbers_a_percentile_is_within_the_one_that_was_measured() {
+        let mostly_sevens = [6.0, 7.0, 7.0, 7.0, 7.0, 8.0, 9.0, 9.0];
+        assert_eq!(percentile_of_truncated(&mostly_sevens, 0.5), 7.75);
+        assert_eq!(percentile_of_truncated(&[7.0; 10], 0.5), 7.5);
+        assert_eq!(percentile_of_truncated(&[7.0], 1.0), 8.0);
+        assert!(percentile_of_truncated(&[], 0.5).is_nan());
     }
 
     #[test]
