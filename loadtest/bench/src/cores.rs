@@ -3,14 +3,18 @@
 use std::path::Path;
 use std::process::Command as Blocking;
 
+#[cfg(target_os = "linux")]
+use nix::sched::{CpuSet, sched_setaffinity};
+#[cfg(target_os = "linux")]
+use nix::unistd::Pid;
 use tokio::process::Command;
 
 /// From util-linux, which every Linux has.
 const TASKSET: &str = "taskset";
 
-/// Some cores, in taskset's words; none: whatever there are.
+/// Some cores; none: whatever there are.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Cores(Option<String>);
+pub(crate) struct Cores(Vec<usize>);
 
 /// For the servers, and for the load.
 #[derive(Clone, Debug, Default)]
@@ -24,12 +28,12 @@ impl Halves {
     pub(crate) fn apart() -> Self {
         let Some(cores) = allowed().filter(|cores| cores.len() > 1) else { return Self::default() };
         let (servers, load) = cores.split_at(cores.len() / 2);
-        Self { servers: Cores::some(servers), load: Cores::some(load) }
+        Self { servers: Cores(servers.to_vec()), load: Cores(load.to_vec()) }
     }
 
     /// What a reader has to know of it.
     pub(crate) fn note(&self) -> String {
-        match (&self.servers.0, &self.load.0) {
+        match (self.servers.list(), self.load.list()) {
             (Some(servers), Some(load)) => {
                 format!("Servers on core {servers} (Redis on any), the load on core {load}.")
             }
@@ -39,21 +43,38 @@ impl Halves {
 }
 
 impl Cores {
-    fn some(cores: &[usize]) -> Self {
-        let cores: Vec<String> = cores.iter().map(ToString::to_string).collect();
-        Self(Some(cores.join(",")))
+    /// In taskset's words.
+    fn list(&self) -> Option<String> {
+        let cores: Vec<String> = self.0.iter().map(ToString::to_string).collect();
+        (!cores.is_empty()).then(|| cores.join(","))
     }
 
     /// A command that runs `program` there.
     pub(crate) fn command(&self, program: &Path) -> Command {
-        match &self.0 {
+        match self.list() {
             None => Command::new(program),
             Some(cores) => {
                 let mut command = Command::new(TASKSET);
-                command.args(["-c", cores]).arg(program);
+                command.args(["-c", &cores]).arg(program);
                 command
             }
         }
+    }
+
+    /// Keeps the thread that calls it there.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn hold_thread(&self) -> nix::Result<()> {
+        if self.0.is_empty() {
+            return Ok(());
+        }
+        let mut set = CpuSet::new();
+        self.0.iter().try_for_each(|core| set.set(*core))?;
+        sched_setaffinity(Pid::from_raw(0), &set)
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    pub(crate) fn hold_thread(&self) -> nix::Result<()> {
+        Ok(())
     }
 }
 

@@ -4,7 +4,7 @@ use anyhow::Result;
 use baselines::proto::Product;
 use prost::Message;
 
-use crate::cores::Cores;
+use crate::cores::{Cores, Halves};
 use crate::h2load::{H2load, Shape};
 use crate::measure::Effort;
 use crate::reads::{FRAME, Servers};
@@ -14,6 +14,8 @@ use crate::shop::{self, GET_PRODUCT, Shop};
 /// The servers, the products, and how much is to be done.
 pub(crate) struct Ground {
     pub(crate) servers: Servers,
+    /// Where they and the load are that must not meet.
+    pub(crate) halves: Halves,
     pub(crate) shop: Shop,
     /// The sample, in the order of ids.
     pub(crate) products: Vec<Product>,
@@ -31,7 +33,7 @@ impl Ground {
         let (servers, products) = Servers::start(&shop, &Cores::default()).await?;
         let rounds = if full { effort.rounds } else { effort.rounds.min(3) };
         let sweep = Effort { rounds, ..effort };
-        Ok(Self { servers, shop, products, effort, sweep, full })
+        Ok(Self { servers, halves: Halves::apart(), shop, products, effort, sweep, full })
     }
 
     /// The product that everybody asks for.

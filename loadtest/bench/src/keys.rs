@@ -3,6 +3,7 @@
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
@@ -11,20 +12,25 @@ use h2::client::SendRequest;
 use http::{HeaderMap, Request};
 use tokio::net::TcpStream;
 use tokio::runtime::Builder;
+use tokio::sync::oneshot;
 use tokio::task::{JoinSet, LocalSet};
 
+use crate::cores::Cores;
 use crate::h2load::Shape;
 use crate::load::Outcome;
+use crate::shop;
 use crate::stats::{percentile, sorted};
 
 /// Calls of GetProduct, each for another product.
 #[derive(Clone, Debug)]
 pub(crate) struct Keys {
     pub(crate) port: u16,
-    /// Framed requests, in the order in which they are sent, over and over.
-    pub(crate) bodies: Arc<Vec<Bytes>>,
+    /// The products, in the order in which they are asked for, over and over.
+    pub(crate) ids: Arc<[i64]>,
     pub(crate) shape: Shape,
-    /// Where to go on in `bodies`: the second run does not read what the first has read, so long as there is more.
+    /// Where it may run.
+    pub(crate) cores: Cores,
+    /// Where to go on in `ids`: the second run does not read what the first has read, so long as there is more.
     pub(crate) next: Arc<AtomicU64>,
 }
 
@@ -32,11 +38,15 @@ impl Keys {
     /// In a thread and a runtime of its own: the generator has one core, as h2load has.
     pub(crate) async fn run(&self, requests: u64) -> Result<Outcome> {
         let keys = self.clone();
-        let generated = tokio::task::spawn_blocking(move || {
-            let runtime = Builder::new_current_thread().enable_all().build()?;
-            LocalSet::new().block_on(&runtime, keys.generate(requests))
-        });
-        generated.await?
+        let (tell, told) = oneshot::channel();
+        thread::spawn(move || tell.send(keys.run_here(requests)));
+        told.await.context("the load generator panicked")?
+    }
+
+    fn run_here(self, requests: u64) -> Result<Outcome> {
+        self.cores.hold_thread()?;
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        LocalSet::new().block_on(&runtime, self.generate(requests))
     }
 
     async fn generate(self, requests: u64) -> Result<Outcome> {
@@ -51,12 +61,8 @@ impl Keys {
             // It ends with the last handle of it.
             tokio::task::spawn_local(async move { drop(connection.await) });
             for _ in 0..self.shape.streams {
-                let caller = call_on(
-                    client.clone(),
-                    self.port,
-                    Arc::clone(&self.bodies),
-                    Arc::clone(&queue),
-                );
+                let caller =
+                    call_on(client.clone(), self.port, Arc::clone(&self.ids), Arc::clone(&queue));
                 callers.spawn_local(caller);
             }
         }
@@ -78,7 +84,7 @@ struct Queue {
 async fn call_on(
     client: SendRequest<Bytes>,
     port: u16,
-    bodies: Arc<Vec<Bytes>>,
+    ids: Arc<[i64]>,
     queue: Arc<Queue>,
 ) -> Result<Vec<f64>> {
     let mut times = Vec::new();
@@ -87,7 +93,7 @@ async fn call_on(
         if number >= queue.end {
             return Ok(times);
         }
-        let body = bodies[number as usize % bodies.len()].clone();
+        let body = shop::framed(&shop::get(ids[number as usize % ids.len()]));
         let began = Instant::now();
         call(&client, port, body).await?;
         times.push(began.elapsed().as_secs_f64() * 1e6);
@@ -95,7 +101,7 @@ async fn call_on(
 }
 
 async fn call(client: &SendRequest<Bytes>, port: u16, body: Bytes) -> Result<()> {
-    let request = Request::post(format!("http://127.0.0.1:{port}{}", crate::shop::GET_PRODUCT))
+    let request = Request::post(format!("http://127.0.0.1:{port}{}", shop::GET_PRODUCT))
         .header("content-type", "application/grpc")
         .header("te", "trailers")
         .body(())?;

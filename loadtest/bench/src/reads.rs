@@ -64,11 +64,11 @@ impl Servers {
 /// A comparison for each shape, with the load on cores of its own: on the server's, it would mostly be the load generator
 /// that decides how many requests there are. And the first one again with everything on the same cores.
 pub(crate) async fn compare(ground: &Ground) -> Result<Vec<Section>> {
-    let halves = Halves::apart();
+    let halves = &ground.halves;
     let (apart, _) = Servers::start(&ground.shop, &halves.servers).await?;
     let mut sections = Vec::new();
     for shape in SHAPES {
-        sections.push(section(ground, "reads", shape, &apart, &halves).await?);
+        sections.push(section(ground, "reads", shape, &apart, halves).await?);
     }
     let together = Halves::default();
     let shared = section(ground, "shared", SHAPES[0], &ground.servers, &together).await?;

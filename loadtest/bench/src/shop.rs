@@ -227,11 +227,11 @@ pub(crate) async fn add_products(sql: &PgPool, first: i64, count: i64) -> Result
     Ok(())
 }
 
-/// Requests for these products, one for each, in an order that has nothing to do with theirs.
-pub(crate) fn shuffled(ids: impl Iterator<Item = i64>) -> Arc<Vec<Bytes>> {
-    let mut bodies: Vec<Bytes> = ids.map(|id| framed(&get(id))).collect();
-    bodies.shuffle(&mut rand::rng());
-    Arc::new(bodies)
+/// These products in an order that has nothing to do with theirs.
+pub(crate) fn shuffled(ids: impl Iterator<Item = i64>) -> Arc<[i64]> {
+    let mut ids: Vec<i64> = ids.collect();
+    ids.shuffle(&mut rand::rng());
+    ids.into()
 }
 
 /// How many products an instance has answered from memory, Redis and Postgres.

@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use anyhow::{Result, ensure};
-use bytes::Bytes;
 use rand::RngExt;
 
+use crate::cores::{Cores, Halves};
 use crate::ground::Ground;
 use crate::h2load::Shape;
 use crate::keys::Keys;
@@ -23,28 +23,36 @@ const ONE: Shape = Shape { connections: 1, streams: 1 };
 /// Products that only Postgres has, and that nobody reads twice while there are more.
 const UNREAD: (i64, i64) = (2_000_000, 200_000);
 
-fn keys(server: &Server, bodies: &Arc<Vec<Bytes>>, shape: Shape) -> Load {
-    let next = Arc::new(AtomicU64::new(0));
-    Load::Keys(Keys { port: server.port, bodies: Arc::clone(bodies), shape, next })
+fn contender(label: &str, server: &Server, ids: &Arc<[i64]>, shape: Shape) -> Contender {
+    held(label, server, ids, shape, &Cores::default())
 }
 
-fn contender(label: &str, server: &Server, bodies: &Arc<Vec<Bytes>>, shape: Shape) -> Contender {
-    Contender { label: label.to_owned(), pids: vec![server.pid], load: keys(server, bodies, shape) }
+/// One whose load is to stay on these cores.
+fn held(label: &str, server: &Server, ids: &Arc<[i64]>, shape: Shape, cores: &Cores) -> Contender {
+    let (ids, cores, next) = (Arc::clone(ids), cores.clone(), Arc::new(AtomicU64::new(0)));
+    let load = Load::Keys(Keys { port: server.port, ids, shape, cores, next });
+    Contender { label: label.to_owned(), pids: vec![server.pid], load }
 }
 
 /// Everybody wants the same product, or each another one.
 pub(crate) async fn one_key(ground: &Ground) -> Result<Vec<Section>> {
-    let hotshelf = &ground.servers.hotshelf;
+    let Halves { servers, load } = &ground.halves;
+    let hotshelf = ground.shop.hotshelf_on(servers, &[]).await?;
+    let ids: Vec<i64> = (1..=SAMPLE).collect();
+    shop::read(hotshelf.port, &ids).await?;
     let one = shop::shuffled([ground.typical()?.id].into_iter());
-    let all = shop::shuffled(1..=SAMPLE);
+    let all = shop::shuffled(ids.into_iter());
     let contenders = [
-        contender("one key", hotshelf, &one, MANY),
-        contender("uniform keys", hotshelf, &all, MANY),
+        held("one key", &hotshelf, &one, MANY, load),
+        held("uniform keys", &hotshelf, &all, MANY, load),
     ];
     Ok(vec![Section {
         key: "keys".to_owned(),
         title: format!("GetProduct of one product, and of {SAMPLE}, hot, {MANY}"),
-        text: "By a load generator of our own, for h2load sends one body only.".to_owned(),
+        text: format!(
+            "By a load generator of our own, for h2load sends one body only. {}",
+            ground.halves.note()
+        ),
         rows: interleaved(ground.effort, &contenders).await?,
         against: vec!["uniform keys"],
         columns: REQUESTS,
@@ -130,11 +138,11 @@ pub(crate) async fn hit_ratios(ground: &Ground) -> Result<Vec<Section>> {
 const HALF_FORGETFUL: [&str; 4] = ["--hot-capacity", "200", "--soft-ttl", "1h"];
 
 /// Every other one of a hundred that memory holds, the others of thousands that it cannot hold.
-fn half_of_a_few(ids: &[i64]) -> Arc<Vec<Bytes>> {
+fn half_of_a_few(ids: &[i64]) -> Arc<[i64]> {
     let mut random = rand::rng();
     let mut any = |below: usize| ids[random.random_range(0..below)];
     let pick = |at: usize| if at.is_multiple_of(2) { any(100) } else { any(ids.len()) };
-    Arc::new((0..4 * ids.len()).map(pick).map(|id| shop::framed(&shop::get(id))).collect())
+    (0..4 * ids.len()).map(pick).collect()
 }
 
 /// Hot reads of larger and larger catalogues, a tenth of which is in memory.
@@ -147,7 +155,8 @@ pub(crate) async fn catalogues(ground: &Ground) -> Result<Vec<Section>> {
     let mut servers = Vec::new();
     for size in sizes {
         let (server, hot) = catalogue(ground, size).await?;
-        contenders.push(contender(&format!("{size} products"), &server, &hot, MANY));
+        let label = format!("{size} products");
+        contenders.push(held(&label, &server, &hot, MANY, &ground.halves.load));
         servers.push(server);
     }
     let mut before = Vec::new();
@@ -163,8 +172,10 @@ pub(crate) async fn catalogues(ground: &Ground) -> Result<Vec<Section>> {
     Ok(vec![Section {
         key: "catalogues".to_owned(),
         title: format!("GetProduct of large catalogues, a tenth of them hot, {MANY}"),
-        text: "By a load generator of our own; each hot product is as likely as the next."
-            .to_owned(),
+        text: format!(
+            "By a load generator of our own; each hot product is as likely as the next. {}",
+            ground.halves.note()
+        ),
         rows,
         against: vec!["10000 products"],
         columns: REQUESTS,
@@ -172,7 +183,7 @@ pub(crate) async fn catalogues(ground: &Ground) -> Result<Vec<Section>> {
 }
 
 /// An instance with a database and a part of Redis of its own, and requests for what is hot in it.
-async fn catalogue(ground: &Ground, size: i64) -> Result<(Server, Arc<Vec<Bytes>>)> {
+async fn catalogue(ground: &Ground, size: i64) -> Result<(Server, Arc<[i64]>)> {
     let database = format!("catalogue_{size}");
     let sql = ground.shop.sql(&ground.shop.postgres.url()).await?;
     sqlx::raw_sql(sqlx::AssertSqlSafe(format!("CREATE DATABASE {database}"))).execute(&sql).await?;
@@ -185,7 +196,7 @@ async fn catalogue(ground: &Ground, size: i64) -> Result<(Server, Arc<Vec<Bytes>
         ["--hot-capacity", &capacity],
         ["--soft-ttl", "1h"],
     ];
-    let server = ground.shop.hotshelf(options.as_flattened()).await?;
+    let server = ground.shop.hotshelf_on(&ground.halves.servers, options.as_flattened()).await?;
     shop::add_products(&ground.shop.sql(&url).await?, 1, size).await?;
     ground.shop.settle_database(&url).await?;
     let ids: Vec<i64> = (1..=hot).collect();
