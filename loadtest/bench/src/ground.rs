@@ -31,7 +31,7 @@ impl Ground {
     pub(crate) async fn prepare(effort: Effort, full: bool) -> Result<Self> {
         let shop = Shop::open().await?;
         let (servers, products) = Servers::start(&shop, &Cores::default()).await?;
-        let rounds = if full { effort.rounds } else { effort.rounds.min(3) };
+        let rounds = if full { effort.rounds } else { effort.rounds.min(9) };
         let sweep = Effort { rounds, ..effort };
         Ok(Self { servers, halves: Halves::apart(), shop, products, effort, sweep, full })
     }

@@ -54,11 +54,12 @@ struct Cli {
     /// Only these parts.
     #[arg(long, value_delimiter = ',', value_name = "PART")]
     only: Vec<Part>,
-    /// Rounds where something is claimed; medians of fewer than 7 prove little.
-    #[arg(long, default_value_t = 7, value_name = "N")]
+    /// Rounds where something is claimed: many short ones say more than few long ones, for what disturbs a machine comes
+    /// in bursts. Medians of fewer than 7 prove little.
+    #[arg(long, default_value_t = 31, value_name = "N")]
     rounds: usize,
     /// For about how long each server is loaded in each round.
-    #[arg(long, default_value_t = 1.5, value_name = "SECONDS")]
+    #[arg(long, default_value_t = 0.25, value_name = "SECONDS")]
     seconds: f64,
     /// Writes the page there, and a plot beside it.
     #[arg(long, value_name = "FILE")]
