@@ -59,9 +59,13 @@ pub(crate) async fn one_key(ground: &Ground) -> Result<Vec<Section>> {
     }])
 }
 
+/// Redis has a part of its own for it: else it would keep warm, in vain, what is hot in the instances before it.
+const FORGETFUL: [&str; 6] =
+    ["--hot-capacity", "1", "--soft-ttl", "1h", "--redis-namespace", "forgetful"];
+
 /// An instance whose memory holds one product, so that Redis answers.
 async fn forgetful(ground: &Ground) -> Result<Server> {
-    let server = ground.shop.hotshelf(&["--hot-capacity", "1", "--soft-ttl", "1h"]).await?;
+    let server = ground.shop.hotshelf(&FORGETFUL).await?;
     let ids: Vec<i64> = (1..=SAMPLE).collect();
     shop::read(server.port, &ids).await?;
     Ok(server)
