@@ -59,7 +59,7 @@ pub(crate) async fn one_key(ground: &Ground) -> Result<Vec<Section>> {
     }])
 }
 
-/// Redis has a part of its own for it: else it would keep warm, in vain, what is hot in the instances before it.
+/// Redis has a part of its own for it: what is hot in the instances before it is not to be kept warm there, in vain.
 const FORGETFUL: [&str; 6] =
     ["--hot-capacity", "1", "--soft-ttl", "1h", "--redis-namespace", "forgetful"];
 
