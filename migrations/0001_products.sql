@@ -82,11 +82,13 @@ CREATE TABLE hotshelf.feed (
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 200);
 
 -- Snapshots and when they were taken: a row that is visible in a mark had been visible at its time. Rows are kept for a time from when they became
--- visible, which for a long transaction is long after they were written.
+-- visible, which for a long transaction is long after they were written; and until they are relayed, as far as possible.
 CREATE TABLE hotshelf.marks (
     id          bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     token       uuid        NOT NULL DEFAULT gen_random_uuid(),
     snapshot    pg_snapshot NOT NULL,
+    -- Whether Redis reflected every row that is visible in the snapshot.
+    relayed     boolean     NOT NULL,
     mark_time   timestamptz NOT NULL DEFAULT clock_timestamp()
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 200);
 

@@ -17,7 +17,8 @@ use crate::hot_cache::HotCache;
 use crate::hot_keys::HotKeys;
 use crate::metrics::Metrics;
 use crate::pause::PausePoints;
-use crate::postgres::{self, Postgres};
+use crate::postgres::{self, Postgres, Snapshot};
+use crate::recent_changes::RecentChanges;
 use crate::redis::Redis;
 use crate::relay::Relay;
 use crate::rpc::{self, Health, Tls};
@@ -82,17 +83,24 @@ impl App {
             .map_err(StartError)?;
         let (postgres, redis) = (Arc::new(postgres), Arc::new(redis));
         migrate(&postgres, args.postgres.startup_timeout, &readiness).await?;
+        // Without it Redis has no keys: those of another catalogue must never be read.
+        let scope = postgres.change_reader(Snapshot::empty()).scope().await;
+        redis.set_scope(&scope.map_err(|error| StartError(format!("DATABASE_URL: {error}")))?);
         if let Err(why) = redis.wait_until_connected(REDIS_PATIENCE).await {
             tracing::warn!(%why, "Redis cannot be reached; serving from PostgreSQL until it can");
         }
 
-        let hot = HotCache::new(args.hot_cache(), Arc::clone(&metrics));
+        let recent = Arc::new(RecentChanges::new(args.caching.max_recent_changes));
+        let hot = HotCache::new(args.hot_cache(), Arc::clone(&recent), Arc::clone(&metrics));
         let hot = Arc::new(hot.with_controls(controls.clone()));
+        let relay_vacancy = Arc::default();
         let parts = Parts {
             hot: Arc::clone(&hot),
+            recent,
             hot_keys: Arc::new(HotKeys::new()),
             redis: Arc::clone(&redis),
             postgres: Arc::clone(&postgres),
+            relay_vacancy: Arc::clone(&relay_vacancy),
             metrics: Arc::clone(&metrics),
             drain: drain.clone(),
             pauses: pauses.clone(),
@@ -105,6 +113,7 @@ impl App {
             Arc::clone(&redis),
             Arc::clone(&metrics),
             (pauses.clone(), controls.clone()),
+            relay_vacancy,
             args.relay(),
             &drain,
         );
@@ -222,7 +231,7 @@ async fn migrate(
     }
 }
 
-/// Waits a while for the change stream: what is read before is not trusted for long.
+/// Waits a while for the first look at the outbox: what is read before is not trusted for long.
 async fn follow_changes(hot: &HotCache) {
     let began = Instant::now();
     while !hot.is_proven() && began.elapsed() < REDIS_PATIENCE {
@@ -239,10 +248,8 @@ fn observe(parts: &Parts) {
     let help =
         "What those entries cost, in bytes: their encoded size, and what keeping them takes.";
     metrics.gauge("hotshelf.hot.bytes", help, hot, HotCache::bytes);
-    let help = "Whether the change stream has been followed to its end so recently, and the relays are so little behind, that memory is trusted: 1 or 0.";
+    let help = "Whether the outbox has been read so recently that memory is trusted: 1 or 0.";
     metrics.gauge("hotshelf.hot.lease.valid", help, hot, |hot| hot.is_proven().into());
-    let help = "How long ago the change stream had surely been followed to its end, in seconds.";
-    metrics.seconds("hotshelf.change.stream.lag", help, hot, HotCache::stream_lag);
     let help = "Connections to Redis that stand.";
     metrics.gauge("hotshelf.redis.connected", help, redis, Redis::connected);
     let help = "Circuit breakers in front of Redis that are open, or being probed.";

@@ -2,14 +2,13 @@
 //!
 //! A read goes memory, Redis, Postgres (`load.rs`); of many readers of one product one loads
 //! (`flight.rs`). A write goes to Postgres, and once it is committed nothing can turn it into a failure
-//! (`write.rs`). Memory hears of every change (`invalidation.rs`), and is kept warm (`refresh.rs`).
+//! (`write.rs`). Every change is read from the outbox (`change_feed.rs`), and memory is kept warm (`refresh.rs`).
 
+mod change_feed;
 mod error;
 mod explain;
 mod fallback;
 mod flight;
-mod frontier;
-mod invalidation;
 mod load;
 mod refresh;
 mod vouching;
@@ -20,6 +19,7 @@ use std::time::Duration;
 
 use futures_util::future::try_join_all;
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 use crate::controls::Controls;
 use crate::drain::Drain;
@@ -31,11 +31,12 @@ use crate::moment::Moment;
 use crate::pause::PausePoints;
 use crate::postgres::Postgres;
 use crate::product::ProductId;
+use crate::recent_changes::RecentChanges;
 use crate::redis::Redis;
+use change_feed::ChangeFeed;
 pub use error::Error;
 pub use explain::{Explanation, SlotState};
 use flight::{Class, Flights, Seat};
-use frontier::Frontier;
 use load::Load;
 use refresh::RefreshQueue;
 
@@ -47,10 +48,10 @@ const MAX_FLIGHTS: usize = 16;
 pub struct CatalogOptions {
     /// How long entries may be used.
     pub ttl: TtlPolicy,
-    /// How far the relays may be behind before what Redis holds is not taken for current.
-    pub relay_lag: Duration,
-    /// How far back changes are relayed again when Redis may have lost them.
-    pub replay_window: Duration,
+    /// How often the outbox is read.
+    pub poll_interval: Duration,
+    /// For how long a copy is trusted after it was compared with Postgres, while the outbox cannot be read.
+    pub trust: Duration,
     /// How long to wait for another instance's load before asking Postgres without its lease.
     pub lease_wait: Duration,
     /// How often the fleet's hottest products are looked at, to refresh them ahead of their soft TTL.
@@ -64,12 +65,16 @@ pub struct CatalogOptions {
 pub struct Parts {
     /// The hot tier.
     pub hot: Arc<HotCache>,
+    /// Which products changed lately.
+    pub recent: Arc<RecentChanges>,
     /// What is read most.
     pub hot_keys: Arc<HotKeys>,
     /// The Redis tier.
     pub redis: Arc<Redis>,
     /// The truth.
     pub postgres: Arc<Postgres>,
+    /// Told when no instance relays.
+    pub relay_vacancy: Arc<Notify>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// The life of this instance.
@@ -83,7 +88,9 @@ pub struct Parts {
 /// The products, read through three tiers.
 #[derive(Debug)]
 pub struct Catalog {
+    began: Moment,
     hot: Arc<HotCache>,
+    recent: Arc<RecentChanges>,
     hot_keys: Arc<HotKeys>,
     redis: Arc<Redis>,
     postgres: Arc<Postgres>,
@@ -91,7 +98,8 @@ pub struct Catalog {
     drain: Drain,
     pauses: PausePoints,
     controls: Controls,
-    frontier: Frontier,
+    feed: ChangeFeed,
+    relay_vacancy: Arc<Notify>,
     flights: Arc<Flights>,
     /// Loads that are about to look into Redis.
     departures: Mutex<Vec<Vec<Load>>>,
@@ -128,14 +136,17 @@ pub struct Answer {
 }
 
 impl Catalog {
-    /// A catalogue of these parts, which follows the change stream and refreshes what is due.
+    /// A catalogue of these parts, which follows the changes in Postgres and refreshes what is due.
     #[must_use]
     pub fn start(parts: Parts, options: CatalogOptions) -> Arc<Self> {
-        let Parts { hot, hot_keys, redis, postgres, metrics, drain, pauses, controls } = parts;
+        let Parts { hot, recent, hot_keys, redis, postgres, relay_vacancy, metrics, drain, pauses, controls } =
+            parts;
         let (refresh_queue, requests) = RefreshQueue::new(Arc::clone(&metrics));
         let flights = Flights::new();
         let catalog = Arc::new(Self {
+            began: Moment::now(),
             hot,
+            recent,
             hot_keys,
             redis,
             postgres,
@@ -143,7 +154,8 @@ impl Catalog {
             drain,
             pauses,
             controls,
-            frontier: Frontier::new(),
+            feed: ChangeFeed::new(),
+            relay_vacancy,
             flights,
             departures: Mutex::default(),
             refresh_queue,
@@ -151,8 +163,7 @@ impl Catalog {
             looking: tokio::sync::Mutex::new(()),
         });
         catalog.start_refreshing(requests);
-        let looked = catalog.start_watching_relays();
-        catalog.start_following(catalog.redis.follow_changes(), looked);
+        catalog.start_following_changes();
         catalog.start_looking_after_redis();
         catalog
     }

@@ -156,12 +156,12 @@ pub struct RedisArgs {
     ///
     /// It is renewed while the load runs. Too high: readers wait longer after a crash. Too low: an
     /// instance that pauses loses its lease, and the load is done twice.
-    #[arg(long, env, default_value = "2s", value_name = "DURATION", value_parser = parse_duration)]
+    #[arg(long, env, default_value = "1s", value_name = "DURATION", value_parser = parse_duration)]
     pub lease_ttl: Duration,
     /// How long to wait for another instance's load before asking PostgreSQL without the lease.
     ///
     /// Should be above the lease TTL, so that a dead holder's lease is taken over instead.
-    #[arg(long, env, default_value = "3s", value_name = "DURATION", value_parser = parse_duration)]
+    #[arg(long, env, default_value = "2s", value_name = "DURATION", value_parser = parse_duration)]
     pub lease_wait: Duration,
 }
 
@@ -182,14 +182,13 @@ pub struct CachingArgs {
     pub hot_max_product_bytes: usize,
     /// How old an answer may be, whatever has failed, that is not marked stale.
     ///
-    /// Half of it the relays may be behind (not less than 2s), and for the other half memory is trusted after it was
-    /// compared with Redis, while the change stream cannot be followed. Too high: prices are older after a fault.
-    /// Too low: more reads go to Redis and PostgreSQL during one.
+    /// While the outbox cannot be read, a copy is trusted for half of it after it was compared with PostgreSQL. Too high:
+    /// prices are older after a fault. Too low: more reads go to Redis and PostgreSQL during one.
     #[arg(long, env, default_value = "5s", value_name = "DURATION", value_parser = parse_duration)]
     pub max_staleness: Duration,
-    /// For how long a proof that the change stream has been followed to its end lets memory be trusted.
+    /// For how long a read of the outbox lets memory be trusted.
     ///
-    /// Too high: changes are seen later when the stream stops. Too low: a pause of Redis sends reads there.
+    /// Too high: changes are seen later when the outbox cannot be read. Too low: a pause of PostgreSQL sends reads to Redis.
     #[arg(long, env, default_value = "2s", value_name = "DURATION", value_parser = parse_duration)]
     pub hot_lease: Duration,
     /// After this long a cached product is loaded again in the background, and served meanwhile.
@@ -206,16 +205,27 @@ pub struct CachingArgs {
     /// How long the absence of a product is cached.
     #[arg(long, env, default_value = "30s", value_name = "DURATION", value_parser = parse_duration)]
     pub tombstone_ttl: Duration,
-    /// How often the relay looks into an empty outbox.
+    /// How often each instance reads the outbox of changes in PostgreSQL.
+    ///
+    /// Too high: while Redis is away, changes are seen later. Too low: idle queries on PostgreSQL, of every instance.
+    #[arg(long, env, default_value = "250ms", value_name = "DURATION", value_parser = parse_duration)]
+    pub change_poll_interval: Duration,
+    /// How often the one instance that relays reads the outbox, to bring Redis up to date and to tell the others.
     ///
     /// Too high: changes by plain SQL are seen later. Too low: idle queries on PostgreSQL.
-    #[arg(long, env, default_value = "100ms", value_name = "DURATION", value_parser = parse_duration)]
+    #[arg(long, env, default_value = "50ms", value_name = "DURATION", value_parser = parse_duration)]
     pub relay_interval: Duration,
-    /// For how long relayed changes are kept, to be relayed again when Redis lost its last writes.
+    /// For how long changes are kept in the outbox after they became visible.
     ///
-    /// Too high: a failover repeats more work. Too low: what a failover lost stays old until its soft TTL.
+    /// Too high: more memory, in every instance. Too low: an instance that stands still for longer compares all of its
+    /// memory with PostgreSQL.
     #[arg(long, env, default_value = "1m", value_name = "DURATION", value_parser = parse_duration)]
-    pub replay_window: Duration,
+    pub change_retention: Duration,
+    /// Changes that an instance keeps in its memory, about 40 bytes each: those of the outbox.
+    ///
+    /// With more at once everything that is cached is compared with PostgreSQL. Too low: large bulk jobs do that. Too high: memory.
+    #[arg(long, env, default_value_t = 2_000_000, value_name = "N", value_parser = at_least_one)]
+    pub max_recent_changes: usize,
     /// How often the fleet's ranking of hot products is updated, and the hottest refreshed ahead of time.
     #[arg(long, env, default_value = "1s", value_name = "DURATION", value_parser = parse_duration)]
     pub refresh_interval: Duration,

@@ -6,7 +6,7 @@
 #[cfg(feature = "test-hooks")]
 use std::sync::Arc;
 #[cfg(feature = "test-hooks")]
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU16, Ordering};
 
 /// What keeps the tiers coherent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,24 +16,30 @@ pub enum Protection {
     /// A slot of memory keeps what is newer.
     SlotVersions,
     /// A load is not kept when something newer was committed meanwhile.
-    FlightFloor,
+    LoadFloor,
     /// Only the holder of the lease fills Redis.
     FillLease,
-    /// What writes left undone, and what SQL wrote, is carried to the caches.
+    /// What writes left undone, and what SQL wrote, is applied to Redis.
     Relay,
-    /// Who missed a part of the change stream notices.
+    /// An instance notices that changes were pruned which it has not read.
     GapDetection,
-    /// What a Redis holds that may have lost something is not taken for current.
+    /// What a Redis holds that may have lost writes is not taken for current.
     RedisHistory,
-    /// While the relays are behind, memory and Redis are not taken for current.
-    RelayLag,
+    /// An instance notices that PostgreSQL went back.
+    Epoch,
+    /// A version that PostgreSQL has not given out is not served.
+    VersionCeiling,
+    /// What is read from the outbox is applied.
+    ChangeFeed,
+    /// What other instances publish is applied.
+    Hints,
 }
 
 /// The protections of one instance that are turned off.
 #[derive(Clone, Debug, Default)]
 pub struct Controls {
     #[cfg(feature = "test-hooks")]
-    off: Arc<AtomicU8>,
+    off: Arc<AtomicU16>,
 }
 
 #[cfg(feature = "test-hooks")]

@@ -66,6 +66,12 @@ impl TtlPolicy {
         Ttl { soft, hard: soft + self.stale_if_error }
     }
 
+    /// The longest that any entry may be used.
+    #[must_use]
+    pub fn longest(&self) -> Duration {
+        (self.soft.mul_f64(1.1) + self.stale_if_error).max(self.tombstone) + MAX_CLOCK_SKEW
+    }
+
     /// Of the absence of one.
     #[must_use]
     pub fn tombstone(&self) -> Ttl {

@@ -4,20 +4,17 @@
 //! `table.rs`). mini-moka knows of a key that it was **inserted, when it was absent**, and read; everything else happens
 //! inside the slot. `tests/it/hot_tier.rs` has the soak test that keeps the two in step.
 //!
-//! Admission may refuse or evict a slot at any time, so nothing that correctness needs lives only in a slot:
-//! each load in flight has a *floor*, the newest revision heard of since it began, and what it brings
-//! back below its floor is not kept. Raising floors and inserting happen under the same stripe lock.
+//! Admission may refuse or evict a slot at any time, so nothing that correctness needs lives only in a slot: what a load brings
+//! back is compared with the recent changes (`recent_changes.rs`) under the stripe lock under which slots change. A change is
+//! first put there and then takes that lock, so a load that finishes before is invalidated, and one that finishes later is rejected.
 
 mod slots;
 mod table;
 mod tenants;
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry as MapEntry;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ahash::RandomState;
 use parking_lot::MutexGuard;
 
 use crate::controls::{Controls, Protection};
@@ -25,6 +22,7 @@ use crate::entry::{Entry, Freshness};
 use crate::metrics::{FillRejection, Metrics};
 use crate::moment::{AtomicMoment, Moment};
 use crate::product::{Change, ProductId, Revision, Version};
+use crate::recent_changes::{Began, RecentChanges};
 use slots::Slots;
 
 /// Bounds of the hot tier.
@@ -36,41 +34,32 @@ pub struct HotCacheOptions {
     pub largest: usize,
     /// For how long memory is trusted after it was last compared with Redis or Postgres, without any proof.
     pub trust: Duration,
-    /// For how long a proof that the change stream has been followed to its end lets memory be trusted.
+    /// For how long a poll of the outbox lets memory be trusted.
     pub lease: Duration,
-    /// How far the relays may be behind for such a proof to be one.
-    pub relay_lag: Duration,
 }
 
 /// The hot tier of one instance.
 #[derive(Debug)]
 pub struct HotCache {
     slots: Slots,
+    recent: Arc<RecentChanges>,
     proof: Proof,
     options: HotCacheOptions,
     metrics: Arc<Metrics>,
     controls: Controls,
 }
 
-/// What is known of the change stream.
+/// What is known of the changes in Postgres.
 #[derive(Debug)]
 struct Proof {
-    /// When the change stream had surely been followed to its end.
-    followed_at: AtomicMoment,
+    /// Every change that was committed before this moment is known.
+    known_until: AtomicMoment,
     /// Until when memory is trusted for that.
     trusted_until: AtomicMoment,
     /// What was last checked before this moment may be old: some changes were missed.
     covered_since: AtomicMoment,
-}
-
-/// The loads in flight of the products of one stripe.
-type Stripe = HashMap<ProductId, InFlight, RandomState>;
-
-#[derive(Debug)]
-struct InFlight {
-    loads: usize,
-    /// Their floor.
-    revision: Revision,
+    /// What was last checked before this moment is of another epoch: its version says nothing.
+    epoch_since: AtomicMoment,
 }
 
 /// An entry and how well it is known to be the newest.
@@ -94,7 +83,7 @@ impl Floor {
 }
 
 impl Held {
-    /// The newest revision that was heard of.
+    /// The newest revision that is known of.
     #[must_use]
     pub fn floor(&self) -> Revision {
         Revision { version: Version(self.floor.0 >> 1), deleted: self.floor.0 & 1 == 1 }
@@ -115,9 +104,14 @@ impl Held {
 impl HotCache {
     /// An empty hot tier.
     #[must_use]
-    pub fn new(options: HotCacheOptions, metrics: Arc<Metrics>) -> Self {
+    pub fn new(
+        options: HotCacheOptions,
+        recent: Arc<RecentChanges>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         Self {
             slots: Slots::new(options.capacity),
+            recent,
             proof: Proof::nothing(),
             options,
             metrics,
@@ -171,16 +165,16 @@ impl HotCache {
         held.checked_at >= self.proof.covered_since.load()
     }
 
-    /// Whatever was told before `moment` has been heard of; and `relayed_until`, which was known before the change
-    /// stream was asked, everything committed before has been told.
-    pub fn prove(&self, moment: Moment, relayed_until: Option<Moment>) {
-        let told = match self.controls.holds(Protection::RelayLag) {
-            true => relayed_until.map(|until| until + self.options.relay_lag),
-            false => Some(moment + self.options.lease),
-        };
-        let until = told.map_or(Moment::NEVER, |told| told.min(moment + self.options.lease));
-        self.proof.followed_at.store(moment);
-        self.proof.trusted_until.store(until);
+    /// Every change that was committed before `moment` is known, and what it made old is invalidated.
+    pub fn prove(&self, moment: Moment) {
+        self.proof.known_until.store(moment);
+        self.proof.trusted_until.store(moment + self.options.lease);
+    }
+
+    /// Until when every change is known.
+    #[must_use]
+    pub fn known_until(&self) -> Moment {
+        self.proof.known_until.load()
     }
 
     /// Some changes were missed: what was checked before `moment` is not trusted any more.
@@ -188,10 +182,10 @@ impl HotCache {
         self.proof.covered_since.store(moment);
     }
 
-    /// How long ago the change stream had surely been followed to its end.
-    #[must_use]
-    pub fn stream_lag(&self) -> Duration {
-        self.proof.followed_at.load().elapsed()
+    /// Postgres is another: whatever is held is not trusted any more, and newer than nothing.
+    pub fn begin_epoch(&self, moment: Moment) {
+        self.proof.epoch_since.store(moment);
+        self.void_before(moment);
     }
 
     /// Whether memory is trusted on the proof alone.
@@ -200,12 +194,9 @@ impl HotCache {
         Moment::now() <= self.proof.trusted_until.load()
     }
 
-    /// Takes in that a product changed. Returns whether memory held it, and what it held is void now.
+    /// Takes in that a product changed, which the recent changes say by now. Returns whether memory held something older.
     pub fn invalidate(&self, change: Change) -> bool {
-        let mut stripe = self.slots.stripe(change.id);
-        if let Some(floor) = stripe.get_mut(&change.id) {
-            floor.revision = floor.revision.max(change.revision);
-        }
+        let stripe = self.slots.stripe(change.id);
         let Some(held) = self.slots.peek(change.id) else { return false };
         if held.floor() >= change.revision {
             return false;
@@ -214,37 +205,11 @@ impl HotCache {
         true
     }
 
-    /// Announces a load of `id`. Until it is finished or dropped it hears of every newer revision.
+    /// Announces a load of `id`: from now on it hears of every newer revision.
     #[must_use]
     pub fn begin_load(self: &Arc<Self>, id: ProductId) -> LoadTicket {
-        let mut stripe = self.slots.stripe(id);
-        let held = self.peek(id).map_or(Revision::NONE, |held| held.floor());
-        let floor = stripe.entry(id).or_insert(InFlight { loads: 0, revision: held });
-        // The ticket of a load that has just landed may still be here, from before memory held this.
-        floor.revision = floor.revision.max(held);
-        floor.loads += 1;
-        LoadTicket { hot: Arc::clone(self), id, began: Moment::now() }
-    }
-
-    /// Takes in a write of our own: raises the floors of loads in flight, and replaces what memory holds.
-    ///
-    /// It does not populate. A writer that was held up after its commit would put back what others have
-    /// replaced since; only who announced a load beforehand hears of that.
-    pub fn offer(&self, id: ProductId, entry: Entry) {
-        let mut stripe = self.slots.stripe(id);
-        if let Some(floor) = stripe.get_mut(&id) {
-            floor.revision = floor.revision.max(entry.revision());
-        }
-        if let Some(held) = self.slots.peek(id) {
-            let known_at = entry.known_at();
-            self.replace(id, &held, entry, known_at, &stripe);
-        }
-    }
-
-    /// How many products have a floor: those with a load or a write in flight.
-    #[must_use]
-    pub fn floors(&self) -> usize {
-        self.slots.stripes().map(|stripe| stripe.len()).sum()
+        let changes = self.recent.begin(id);
+        LoadTicket { hot: Arc::clone(self), id, began: Moment::now(), changes }
     }
 
     /// How many entries there are.
@@ -278,7 +243,7 @@ impl HotCache {
         id: ProductId,
         entry: Entry,
         checked_at: Moment,
-        locked: &MutexGuard<'_, Stripe>,
+        locked: &MutexGuard<'_, ()>,
     ) -> Held {
         if let Some(held) = self.slots.peek(id) {
             return self.replace(id, &held, entry, checked_at, locked);
@@ -297,14 +262,17 @@ impl HotCache {
         held: &Held,
         entry: Entry,
         checked_at: Moment,
-        locked: &MutexGuard<'_, Stripe>,
+        locked: &MutexGuard<'_, ()>,
     ) -> Held {
         let revision = entry.revision();
-        if revision < held.floor() && self.controls.holds(Protection::SlotVersions) {
+        // A floor of a change that was only published may be wrong; `finish` asks those that count.
+        let same_epoch = held.checked_at >= self.proof.epoch_since.load();
+        let is_older = revision < held.entry.revision() && same_epoch;
+        if is_older && self.controls.holds(Protection::SlotVersions) {
             self.metrics.fills_rejected.inc(FillRejection::HotOlder);
             return held.clone();
         }
-        let same = revision == held.entry.revision();
+        let same = revision == held.entry.revision() && same_epoch;
         let entry = if same && entry.known_at() < held.entry.known_at() {
             held.entry.clone()
         } else {
@@ -328,8 +296,9 @@ impl HotCache {
 
 impl Proof {
     fn nothing() -> Self {
-        let [trusted_until, covered_since] = [Moment::NEVER; 2].map(AtomicMoment::new);
-        Self { followed_at: AtomicMoment::new(Moment::now()), trusted_until, covered_since }
+        let [known_until, trusted_until, covered_since, epoch_since] =
+            [Moment::NEVER; 4].map(AtomicMoment::new);
+        Self { known_until, trusted_until, covered_since, epoch_since }
     }
 }
 
@@ -339,38 +308,51 @@ pub struct LoadTicket {
     hot: Arc<HotCache>,
     id: ProductId,
     began: Moment,
+    changes: Began,
 }
+
+/// What a load brought is not kept: something newer was committed meanwhile, or may have been.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OutOfDate;
 
 impl LoadTicket {
     /// The oldest revision that this load may bring back.
     #[must_use]
     pub fn floor(&self) -> Revision {
-        self.hot.slots.stripe(self.id).get(&self.id).map_or(Revision::NONE, |floor| floor.revision)
+        self.hot.recent.floor_since(self.changes, self.id)
+    }
+
+    /// Whether no change since it began can have been forgotten.
+    #[must_use]
+    pub fn is_covered(&self) -> bool {
+        self.hot.recent.covers(self.changes)
+    }
+
+    /// Takes in a write that was committed since: from now on nothing older is kept, and what memory holds is replaced.
+    ///
+    /// It does not populate: a write that was held up after its commit would put back what others have replaced since. For the
+    /// same reason it leaves a slot alone when changes since it began have been forgotten.
+    pub fn offer(&self, entry: Entry) {
+        self.hot.recent.publish(self.id, entry.revision(), true);
+        let stripe = self.hot.slots.stripe(self.id);
+        let current = entry.revision() >= self.floor() && self.is_covered();
+        if let Some(held) = self.hot.slots.peek(self.id).filter(|_| current) {
+            let known_at = entry.known_at();
+            self.hot.replace(self.id, &held, entry, known_at, &stripe);
+        }
     }
 
     /// Brings the load's result in. Returns what memory holds then, which may be newer.
     ///
     /// # Errors
-    /// The floor, when the result is below it: something newer was committed meanwhile, and the load has
-    /// to be done again.
-    pub fn finish(&self, entry: Entry) -> Result<Held, Revision> {
+    /// When the result is below the floor, or the load took longer than changes are kept: then it has to be done again.
+    pub fn finish(&self, entry: Entry) -> Result<Held, OutOfDate> {
         let stripe = self.hot.slots.stripe(self.id);
-        let floor = stripe.get(&self.id).map_or(Revision::NONE, |floor| floor.revision);
-        if entry.revision() < floor && self.hot.controls.holds(Protection::FlightFloor) {
+        let current = entry.revision() >= self.floor() && self.is_covered();
+        if !current && self.hot.controls.holds(Protection::LoadFloor) {
             self.hot.metrics.fills_rejected.inc(FillRejection::HotBelowFloor);
-            return Err(floor);
+            return Err(OutOfDate);
         }
         Ok(self.hot.keep(self.id, entry, self.began, &stripe))
-    }
-}
-
-impl Drop for LoadTicket {
-    fn drop(&mut self) {
-        if let MapEntry::Occupied(mut floor) = self.hot.slots.stripe(self.id).entry(self.id) {
-            floor.get_mut().loads -= 1;
-            if floor.get().loads == 0 {
-                floor.remove();
-            }
-        }
     }
 }

@@ -36,6 +36,7 @@ pub mod pause;
 pub mod postgres;
 pub mod product;
 pub mod proto;
+pub mod recent_changes;
 pub mod redis;
 pub mod relay;
 pub mod rpc;

@@ -58,8 +58,16 @@ pub struct Metrics {
     pub refreshed: Counters<()>,
     /// Rows of the outbox that the relay applied.
     pub relayed: Counters<()>,
-    /// Gaps in the change stream, each of which voids memory.
-    pub stream_gaps: Counters<()>,
+    /// Changes that were bulk jobs', whose entries the relay removed instead of replacing them.
+    pub relay_removed: Counters<()>,
+    /// Products whose changes the relay could not apply, because PostgreSQL holds what cannot be served.
+    pub relay_set_aside: Counters<()>,
+    /// Times that changes may have been missed, each of which invalidates memory.
+    pub feed_gaps: Counters<()>,
+    /// Times that PostgreSQL was found to have gone back.
+    pub epochs_raised: Counters<()>,
+    /// Entries in Redis that claimed a version that PostgreSQL has not given out.
+    pub redis_impossible: Counters<()>,
     started: Counters<Method>,
     handled: Arc<Cells>,
     durations: Arc<CallDurations>,
@@ -219,12 +227,32 @@ impl Metrics {
             relayed: Counters::new(
                 &meter,
                 "hotshelf.relayed",
-                "Rows of the outbox that this instance's relay applied.",
+                "Changes that this instance's relay applied to Redis.",
             ),
-            stream_gaps: Counters::new(
+            relay_removed: Counters::new(
                 &meter,
-                "hotshelf.change.stream.gaps",
-                "Times that part of the change stream was missed; each voids memory.",
+                "hotshelf.relay.removed",
+                "Changes of bulk jobs among them, whose entries were removed from Redis.",
+            ),
+            relay_set_aside: Counters::new(
+                &meter,
+                "hotshelf.relay.set.aside",
+                "Products that PostgreSQL holds in a form that cannot be served; the relay removed their entries.",
+            ),
+            feed_gaps: Counters::new(
+                &meter,
+                "hotshelf.change.feed.gaps",
+                "Times that changes may have been missed; each invalidates memory.",
+            ),
+            epochs_raised: Counters::new(
+                &meter,
+                "hotshelf.epochs.raised",
+                "Times that this instance found that PostgreSQL had gone back; all caches start empty then.",
+            ),
+            redis_impossible: Counters::new(
+                &meter,
+                "hotshelf.redis.impossible",
+                "Entries in Redis with a version that PostgreSQL has not given out; they are removed.",
             ),
             started: Counters::new(&meter, "grpc.server.started", "Calls begun."),
             handled: handled(&meter),

@@ -23,16 +23,18 @@ pub enum Point {
     Committed,
     /// Memory was told of a write, and Redis does not know yet.
     OfferedToMemory,
-    /// A write is in Redis, and no instance has been told.
+    /// A write is in Redis, and no other instance has been told.
     Published,
-    /// The relay has claimed changes, and no cache knows.
-    RelayClaimed,
+    /// The relay has read changes, and Redis does not reflect them.
+    RelayRead,
     /// The relay has broken the leases, and Redis still holds what is old.
     RelaySuperseded,
-    /// The relay has applied changes to Redis, and no instance has been told.
+    /// The relay has applied changes to Redis, and nothing says so yet.
     RelayApplied,
-    /// The relay has told every instance, and the outbox still has the changes.
-    RelayAppended,
+    /// The outbox is about to be read for memory.
+    PollOutbox,
+    /// Redis was asked for an entry, and its answer was not looked at.
+    ReadRedis,
 }
 
 /// The points of one instance.

@@ -1,10 +1,12 @@
 //! The Postgres tier: the truth. The only module that knows sqlx.
 
 mod budget;
+mod changes;
 mod copy;
 mod inspect;
-mod outbox;
 mod products;
+mod relay_state;
+mod snapshot;
 
 use std::io::ErrorKind;
 use std::str::FromStr;
@@ -22,7 +24,9 @@ use budget::Budget;
 pub(crate) use budget::{Caller, Demand};
 pub use copy::{DuplicateId, Import, Merged};
 pub use inspect::RowState;
-pub(crate) use outbox::Claim;
+pub(crate) use changes::{ChangeReader, Changes};
+pub(crate) use relay_state::{Mark, Retention};
+pub(crate) use snapshot::Snapshot;
 
 /// The server itself ends a statement that takes too long. When it has not even said so this much later, it
 /// is frozen or cut off.

@@ -2,9 +2,10 @@
 //! The only module that knows fred.
 
 mod breaker;
-mod changes;
+mod clean;
 mod entry_bytes;
 mod history;
+mod hints;
 mod inspect;
 mod lease;
 mod node;
@@ -15,6 +16,7 @@ mod scripts;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use fred::types::Value;
 use fred::types::config::{
@@ -27,9 +29,8 @@ use crate::entry::Entry;
 use crate::metrics::{Metrics, RedisDependency, RedisOperation};
 use crate::product::ProductId;
 use breaker::Breaker;
-pub(crate) use changes::{Follower, Poll};
 use entry_bytes::{HEAD, decode, encode};
-pub(crate) use history::Unvouched;
+pub(crate) use hints::Hint;
 pub use inspect::{LeaseState, RedisState};
 pub(crate) use lease::{Filled, Lease};
 use lease::{lifetime, number};
@@ -59,7 +60,7 @@ pub struct RedisOptions {
 pub struct Redis {
     nodes: Arc<Nodes>,
     ranking_breaker: Breaker,
-    keys: Keys,
+    keys: Scope,
     scripts: Scripts,
     options: RedisOptions,
     metrics: Arc<Metrics>,
@@ -80,28 +81,40 @@ pub(crate) enum Publish {
     Read,
 }
 
+/// The keys of the catalogue's present epoch.
+type Scope = Arc<ArcSwap<Keys>>;
+
+/// The names of keys and channels: the namespace, and what is this catalogue's and this epoch's own. Another database, and this
+/// one after it went back, has others, whatever its namespace.
 #[derive(Debug)]
 struct Keys {
-    namespace: String,
+    prefix: String,
 }
 
 impl Keys {
+    fn new(namespace: &str, scope: &str) -> Self {
+        Self { prefix: format!("{namespace}:{scope}") }
+    }
+
     fn entry(&self, id: ProductId) -> Bytes {
-        format!("{}:{{{id}}}:p", self.namespace).into()
+        format!("{}:{{{id}}}:p", self.prefix).into()
     }
 
     // The same hash tag, so the same slot of a cluster: one script may see both.
     fn lock(&self, id: ProductId) -> Bytes {
-        format!("{}:{{{id}}}:lock", self.namespace).into()
+        format!("{}:{{{id}}}:lock", self.prefix).into()
     }
 
-    fn changes(&self) -> Vec<Bytes> {
-        let key = |part| format!("{}:{{changes}}:{part}", self.namespace).into();
-        vec![key("stream"), key("number")]
+    fn channel(&self) -> Bytes {
+        format!("{}:changes", self.prefix).into()
+    }
+
+    fn mark(&self) -> Bytes {
+        format!("{}:mark", self.prefix).into()
     }
 
     fn ranking(&self) -> Vec<Bytes> {
-        let key = |part| format!("{}:{{hot}}:{part}", self.namespace).into();
+        let key = |part| format!("{}:{{hot}}:{part}", self.prefix).into();
         vec![key("ranking"), key("decayed")]
     }
 }
@@ -121,12 +134,28 @@ impl Redis {
         Ok(Self {
             nodes: Arc::new(nodes),
             ranking_breaker: Breaker::new(RedisDependency::Ranking, Arc::clone(&metrics)),
-            keys: Keys { namespace: options.namespace.clone() },
+            keys: Arc::new(ArcSwap::from_pointee(Keys::new(&options.namespace, ""))),
             scripts: Scripts::new(),
             options,
             metrics,
             controls,
         })
+    }
+
+    /// From now on everything goes by these keys: those of the catalogue's identity and epoch.
+    pub(crate) fn set_scope(&self, scope: &str) {
+        let keys = Keys::new(&self.options.namespace, scope);
+        if self.keys.load().prefix != keys.prefix {
+            self.keys.store(Arc::new(keys));
+        }
+    }
+
+    fn keys(&self) -> arc_swap::Guard<Arc<Keys>> {
+        self.keys.load()
+    }
+
+    fn scope(&self) -> Scope {
+        Arc::clone(&self.keys)
     }
 
     /// Waits until the first connections stand.
@@ -162,7 +191,6 @@ impl Redis {
             RedisDependency::Commands => {
                 self.nodes.all().iter().filter(|node| !node.breaker.admits()).count() as u64
             }
-            RedisDependency::Stream => (!self.nodes.stream_breaker.admits()).into(),
             RedisDependency::Ranking => (!self.ranking_breaker.admits()).into(),
         }
     }
@@ -187,8 +215,8 @@ impl Redis {
             return join_all(ids.iter().map(|id| self.get(*id))).await;
         }
         let Some(first) = ids.first() else { return Vec::new() };
-        let keys = ids.iter().map(|id| Value::Bytes(self.keys.entry(*id))).collect();
-        let reply = self.nodes.send(&self.keys.entry(*first), Command::new("MGET", keys)).await;
+        let keys = ids.iter().map(|id| Value::Bytes(self.keys().entry(*id))).collect();
+        let reply = self.nodes.send(&self.keys().entry(*first), Command::new("MGET", keys)).await;
         let Ok(Value::Array(values)) = self.counted(RedisOperation::Get, reply) else {
             return vec![Err(Unavailable); ids.len()];
         };
@@ -205,7 +233,7 @@ impl Redis {
     }
 
     async fn get(&self, id: ProductId) -> Result<Option<Entry>, Unavailable> {
-        let key = self.keys.entry(id);
+        let key = self.keys().entry(id);
         let get = Command::new("GET", vec![key.clone().into()]);
         let reply = wrong_type_as_value(self.nodes.send(&key, get).await);
         let value = self.counted(RedisOperation::Get, reply)?;
@@ -223,7 +251,7 @@ impl Redis {
         let args = vec![encode(entry).into(), lifetime(entry)];
         let reply = match why {
             Publish::Written => self.run_and_break_lease(&self.scripts.publish, id, args).await,
-            Publish::Read => self.run(&self.scripts.publish, vec![self.keys.entry(id)], args).await,
+            Publish::Read => self.run(&self.scripts.publish, vec![self.keys().entry(id)], args).await,
         };
         let _: i64 = self.counted(RedisOperation::Publish, reply)?;
         Ok(())
@@ -234,7 +262,7 @@ impl Redis {
         if self.controls.holds(Protection::RedisVersions) {
             return;
         }
-        let key = self.keys.entry(id);
+        let key = self.keys().entry(id);
         let oldest = entry_bytes::head_of(crate::product::Revision::NONE);
         let args = vec![key.clone().into(), oldest.into(), "XX".into()];
         let _ = self.nodes.send(&key, Command::new("SET", args)).await;
@@ -267,7 +295,7 @@ impl Redis {
         tracing::warn!(%id, length = bytes.len(), "an entry in Redis cannot be read; removing it");
         let head = bytes.slice(..bytes.len().min(HEAD));
         let args = vec![head.into(), number(bytes.len() as u64)];
-        let reply = self.run::<i64>(&self.scripts.discard, vec![self.keys.entry(id)], args).await;
+        let reply = self.run::<i64>(&self.scripts.discard, vec![self.keys().entry(id)], args).await;
         // What could not be removed is found again.
         let _ = self.counted(RedisOperation::Get, reply);
     }

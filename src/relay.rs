@@ -1,41 +1,49 @@
-//! The relay: carries committed changes from the outbox to Redis and into the change stream, whoever made
-//! them.
+//! The relay: makes Redis reflect every committed change, whoever made it. Coherence does not depend on it: what it has not
+//! applied yet, every instance knows from the outbox itself.
 //!
-//! Every instance runs it, and none leads: each claims what no other has claimed, applies it, and commits.
-//! What a crash interrupts is done again, and may be, because everything is applied by version.
+//! One instance relays for the fleet, by a lease in Postgres. It reads the outbox with a cursor of its own, and applies by version,
+//! so that repeating what a crash or a second relay has done does no harm.
 
+use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use ahash::RandomState;
 use futures_util::future::join_all;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::controls::{Controls, Protection};
 use crate::drain::Drain;
 use crate::entry::{Entry, TtlPolicy};
 use crate::metrics::Metrics;
 use crate::pause::{PausePoints, Point};
-use crate::postgres::{self, Claim, Postgres};
-use crate::product::{Change, ProductId};
+use crate::postgres::{self, ChangeReader, Mark, Postgres, Retention, Snapshot};
+use crate::product::{Change, ProductId, Revision};
 use crate::redis::{Publish, Redis};
 
-/// Rows of the outbox that are claimed at once. Too high: a crash repeats more. Too low: more round trips.
-const BATCH: u32 = 1_000;
-/// With Redis or Postgres in trouble, the relay waits this long between tries.
+/// Changes that are applied together. Too high: those behind them wait longer. Too low: more round trips.
+const BATCH: usize = 1_000;
+/// Products of bulk jobs that are removed from Redis between two looks at the outbox.
+const REMOVED: usize = 500;
+/// How long the lease lasts. Too high: Redis is cleaned later when the relay dies. Too low: a pause ends it.
+const LEASE: Duration = Duration::from_secs(3);
+/// How often the lease is renewed, a mark is made, and the outbox is pruned.
+const UPKEEP: Duration = Duration::from_secs(1);
+/// Between tries with Postgres in trouble, and to apply what a server of Redis has not taken.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(500);
-/// How often the state of the outbox is looked at, and old changes are forgotten.
-const HOUSEKEEPING: Duration = Duration::from_secs(2);
-/// Changes that are forgotten at once.
-const FORGOTTEN: u32 = 10_000;
+/// Changes that wait for a server of Redis to answer. With more, what Redis holds is given up.
+const MOST_PENDING: usize = 1_000_000;
 
 /// How the relay works.
 #[derive(Clone, Copy, Debug)]
 pub struct RelayOptions {
-    /// How often an empty outbox is looked at.
+    /// How often the outbox is read.
     pub interval: Duration,
-    /// How long relayed changes are kept, to be replayed when Redis lost its last writes.
-    pub replay_window: Duration,
+    /// How long changes are kept after they became visible.
+    pub retention: Duration,
     /// How long what it stores may be used.
     pub ttl: TtlPolicy,
 }
@@ -49,19 +57,26 @@ pub struct Relay {
     pauses: PausePoints,
     controls: Controls,
     options: RelayOptions,
-    pending: AtomicU64,
-    oldest_millis: AtomicU64,
+    /// Of the lease.
+    holder: String,
+    /// Told when no instance relays.
+    vacancy: Arc<Notify>,
+    set_aside: Mutex<HashMap<ProductId, Revision, RandomState>>,
 }
 
-enum Failure {
-    Postgres(postgres::Error),
-    Redis,
-}
+type Pending = HashMap<ProductId, Revision, RandomState>;
 
-impl From<postgres::Error> for Failure {
-    fn from(error: postgres::Error) -> Self {
-        Self::Postgres(error)
-    }
+/// The relay's work, while it holds the lease.
+struct Work<'a> {
+    reader: &'a mut ChangeReader,
+    /// Changes that no server of Redis has taken yet.
+    pending: Pending,
+    /// Products of bulk jobs, to be removed from Redis.
+    bulk: VecDeque<Vec<(ProductId, Revision)>>,
+    /// Whether more is applied than the table says.
+    has_news: bool,
+    retry_at: Instant,
+    upkeep_at: Instant,
 }
 
 impl Relay {
@@ -71,129 +86,252 @@ impl Relay {
         redis: Arc<Redis>,
         metrics: Arc<Metrics>,
         (pauses, controls): (PausePoints, Controls),
+        vacancy: Arc<Notify>,
         options: RelayOptions,
         drain: &Drain,
     ) {
-        let relay = Arc::new(Self {
-            postgres,
-            redis,
-            metrics,
-            pauses,
-            controls,
-            options,
-            pending: AtomicU64::new(0),
-            oldest_millis: AtomicU64::new(0),
-        });
-        relay.observe();
-        let worker = Arc::clone(&relay);
-        drain.spawn_loop("relay", async move { worker.run().await });
-        let keeper = Arc::clone(&relay);
-        drain.spawn_loop("outbox housekeeping", async move { keeper.keep_house().await });
+        let holder = format!("{:032x}", rand::random::<u128>());
+        let set_aside = Mutex::default();
+        let relay =
+            Arc::new(Self { postgres, redis, metrics, pauses, controls, options, holder, vacancy, set_aside });
+        drain.spawn_loop("relay", async move { relay.run().await });
     }
 
     async fn run(&self) -> Result<Infallible, Infallible> {
+        let mut troubled = false;
         loop {
-            match self.step().await {
-                // There is more.
-                Ok(rows) if rows == BATCH as usize => {}
-                Ok(_) => tokio::time::sleep(self.pause()).await,
-                Err(failure) => {
-                    failure.log();
-                    tokio::time::sleep(PAUSE_AFTER_FAILURE).await;
-                }
+            self.vacancy.notified().await;
+            let mut reader = self.postgres.change_reader(Snapshot::empty());
+            let ended = match self.controls.holds(Protection::Relay) {
+                true => self.relay_on(&mut reader).await,
+                false => Ok(()),
+            };
+            if let Err(error) = &ended
+                && !troubled
+            {
+                tracing::warn!(%error, "the relay cannot read the outbox; Redis is brought up to date later");
+            }
+            troubled = ended.is_err();
+        }
+    }
+
+    /// Relays until the lease is lost, if it can be had.
+    async fn relay_on(&self, reader: &mut ChangeReader) -> Result<(), postgres::Error> {
+        let Some(relayed) = reader.hold_relay(&self.holder, LEASE).await? else { return Ok(()) };
+        reader.start_after(relayed);
+        let now = Instant::now();
+        let mut work = Work {
+            reader,
+            pending: Pending::default(),
+            bulk: VecDeque::new(),
+            has_news: true,
+            retry_at: now,
+            upkeep_at: now,
+        };
+        loop {
+            if !self.controls.holds(Protection::Relay) {
+                return work.reader.let_relay_go(&self.holder).await;
+            }
+            self.step(&mut work).await?;
+            if work.is_due() && !self.keep_up(&mut work).await? {
+                return Ok(());
+            }
+            if work.bulk.is_empty() {
+                // Jittered, so that polls do not fall into step with a writer.
+                let pause = self.options.interval.mul_f64(rand::random_range(0.5..1.0));
+                tokio::time::sleep(pause).await;
             }
         }
     }
 
-    /// Jittered, so that the instances do not all look at once.
-    fn pause(&self) -> Duration {
-        self.options.interval.mul_f64(rand::random_range(0.5..1.0))
-    }
-
-    /// Applies one batch and returns how many rows of the outbox it was.
-    async fn step(&self) -> Result<usize, Failure> {
-        if !self.controls.holds(Protection::Relay) {
-            return Ok(0);
-        }
-        let mut claim = self.postgres.claim_changes(BATCH).await?;
-        if claim.rows == 0 {
-            return Ok(0);
-        }
-        let rows = claim.rows;
-        self.pauses.reach(Point::RelayClaimed).await;
-        let superseded = self.redis.supersede(&claim.changes).await.map_err(|_| Failure::Redis)?;
-        self.pauses.reach(Point::RelaySuperseded).await;
-        self.replace(&mut claim, &superseded).await?;
-        self.pauses.reach(Point::RelayApplied).await;
-        // Redis first, so that whoever hears of a change finds it there.
-        self.redis.append_changes(&claim.changes).await.map_err(|_| Failure::Redis)?;
-        self.pauses.reach(Point::RelayAppended).await;
-        claim.done().await?;
-        self.metrics.relayed.add((), rows as u64);
-        Ok(rows)
-    }
-
-    /// Replaces entries that Redis holds and that are older. What it does not hold is left out: a bulk job
-    /// must not flood the cache.
-    async fn replace(&self, claim: &mut Claim, superseded: &[ProductId]) -> Result<(), Failure> {
-        if superseded.is_empty() {
+    /// Reads the outbox, applies what is small, and a part of what is large.
+    async fn step(&self, work: &mut Work<'_>) -> Result<(), postgres::Error> {
+        let changes = work.reader.poll(MOST_PENDING).await?;
+        if changes.went_back.is_some() {
+            // The change feed of every instance raises the epoch; this relay begins anew in it.
+            work.reader.start_over();
+            work.pending.clear();
+            work.bulk.clear();
             return Ok(());
         }
-        let loaded = claim.load(superseded).await?;
-        let mut entries: Vec<(ProductId, Entry)> = Vec::with_capacity(superseded.len());
+        if changes.overflow || changes.truncated_below.is_some() || work.is_full() {
+            return self.abandon_redis(work).await;
+        }
+        let new: Vec<Change> =
+            changes.single.into_iter().map(|(id, revision)| Change { id, revision }).collect();
+        work.bulk.extend(changes.packs);
+        for batch in new.chunks(BATCH) {
+            self.pauses.reach(Point::RelayRead).await;
+            self.apply(batch, work).await?;
+        }
+        if let Some(pack) = work.bulk.pop_front() {
+            self.remove(&pack, work).await;
+        } else if work.retry_at <= Instant::now() && !work.pending.is_empty() {
+            let again = work.pending.iter().take(BATCH);
+            let again: Vec<Change> =
+                again.map(|(id, revision)| Change { id: *id, revision: *revision }).collect();
+            self.apply(&again, work).await?;
+        }
+        Ok(())
+    }
+
+    /// Makes Redis reflect a few changes: what it holds and is older is replaced. What it does not hold is left out.
+    async fn apply(&self, changes: &[Change], work: &mut Work<'_>) -> Result<(), postgres::Error> {
+        let superseded = self.redis.supersede(changes).await;
+        self.pauses.reach(Point::RelaySuperseded).await;
+        let (mut older, mut applied) = (Vec::new(), Vec::new());
+        for (change, held) in changes.iter().zip(superseded) {
+            match held {
+                Ok(true) => older.push(*change),
+                Ok(false) => applied.push(*change),
+                Err(_) => work.put_off(*change),
+            }
+        }
+        for (change, replaced) in older.iter().zip(self.replace(&older, work.reader).await?) {
+            match replaced {
+                true => applied.push(*change),
+                false => work.put_off(*change),
+            }
+        }
+        self.pauses.reach(Point::RelayApplied).await;
+        work.have_applied(&applied);
+        self.metrics.relayed.add((), applied.len() as u64);
+        // Redis first, so that an instance that hears of a change finds it there. A hint that is lost costs it one poll.
+        let _ = self.redis.publish_hint(changes).await;
+        Ok(())
+    }
+
+    /// Replaces entries that are older. Returns of each whether Redis took it.
+    async fn replace(
+        &self,
+        older: &[Change],
+        reader: &mut ChangeReader,
+    ) -> Result<Vec<bool>, postgres::Error> {
+        if older.is_empty() {
+            return Ok(Vec::new());
+        }
+        let ids: Vec<ProductId> = older.iter().map(|change| change.id).collect();
+        let loaded = reader.load(&ids).await?;
+        let mut entries: HashMap<ProductId, Entry, RandomState> = HashMap::default();
         for product in &loaded.products {
             let entry = Entry::live(product, loaded.known_at, self.options.ttl.product());
-            entries.push((product.id, entry));
+            entries.insert(product.id, entry);
         }
-        let exists = |id| loaded.products.iter().any(|product| product.id == id);
-        let gone = |change: &&Change| superseded.contains(&change.id) && !exists(change.id);
-        for change in claim.changes.iter().filter(gone) {
-            let version = change.revision.version.max(loaded.last_version(change.id));
-            let entry = Entry::tombstone(version, loaded.known_at, self.options.ttl.tombstone());
-            entries.push((change.id, entry));
-        }
-        let publishes =
-            entries.iter().map(|(id, entry)| self.redis.publish(*id, entry, Publish::Read));
-        let published: Result<Vec<()>, _> = join_all(publishes).await.into_iter().collect();
-        published.map(drop).map_err(|_| Failure::Redis)
+        let broken: HashMap<ProductId, &String, RandomState> =
+            loaded.broken.iter().map(|(id, why)| (*id, why)).collect();
+        let replaced = older.iter().map(|change| async {
+            if let Some(why) = broken.get(&change.id) {
+                self.set_aside(*change, why);
+                return self.redis.remove(&[change.id]).await.iter().all(Result::is_ok);
+            }
+            let entry = entries.get(&change.id).cloned().unwrap_or_else(|| {
+                let version = change.revision.version.max(loaded.last_version(change.id));
+                Entry::tombstone(version, loaded.known_at, self.options.ttl.tombstone())
+            });
+            self.redis.publish(change.id, &entry, Publish::Read).await.is_ok()
+        });
+        Ok(join_all(replaced).await)
     }
 
-    async fn keep_house(&self) -> Result<Infallible, Infallible> {
-        loop {
-            match self.postgres.pending_changes().await {
-                Ok(pending) => {
-                    self.pending.store(pending.rows, Ordering::Relaxed);
-                    let millis = u64::try_from(pending.oldest.as_millis()).unwrap_or(u64::MAX);
-                    self.oldest_millis.store(millis, Ordering::Relaxed);
+    /// A product that cannot be served: its entry is removed, and the others go on.
+    fn set_aside(&self, change: Change, why: &str) {
+        let mut set_aside = self.set_aside.lock();
+        if set_aside.len() >= BATCH {
+            set_aside.clear();
+        }
+        if set_aside.insert(change.id, change.revision) != Some(change.revision) {
+            self.metrics.relay_set_aside.inc(());
+            tracing::warn!(id = %change.id, why, "a product cannot be served; its entry is removed from Redis");
+        }
+    }
+
+    /// Removes what a bulk job has changed: replacing it would take a script and a read of Postgres for each.
+    async fn remove(&self, pack: &[(ProductId, Revision)], work: &mut Work<'_>) {
+        for chunk in pack.chunks(REMOVED) {
+            let ids: Vec<ProductId> = chunk.iter().map(|(id, _)| *id).collect();
+            let removed = self.redis.remove(&ids).await;
+            let mut count = 0;
+            for ((id, revision), removed) in chunk.iter().zip(removed) {
+                let change = Change { id: *id, revision: *revision };
+                match removed {
+                    Ok(()) => {
+                        count += 1;
+                        work.have_applied(&[change]);
+                    }
+                    Err(_) => work.put_off(change),
                 }
-                Err(error) => tracing::debug!(%error, "the outbox cannot be looked at"),
             }
-            if let Err(error) =
-                self.postgres.forget_changes(self.options.replay_window, FORGOTTEN).await
-            {
-                tracing::debug!(%error, "old changes cannot be forgotten");
-            }
-            tokio::time::sleep(HOUSEKEEPING.mul_f64(rand::random_range(0.5..1.0))).await;
+            self.metrics.relayed.add((), count);
+            self.metrics.relay_removed.add((), count);
         }
     }
 
-    fn observe(self: &Arc<Self>) {
-        let help = "Changes in the outbox that no relay has applied; not counted past 100,000.";
-        self.metrics.gauge("hotshelf.outbox.pending", help, self, |relay| {
-            relay.pending.load(Ordering::Relaxed)
-        });
-        let help = "Age of the oldest change in the outbox, in seconds.";
-        self.metrics.seconds("hotshelf.outbox.oldest.age", help, self, |relay| {
-            Duration::from_millis(relay.oldest_millis.load(Ordering::Relaxed))
-        });
+    /// What Redis holds is given up: there are more changes than can be applied one by one, or one that concerns everything.
+    async fn abandon_redis(&self, work: &mut Work<'_>) -> Result<(), postgres::Error> {
+        tracing::warn!("too many changes wait to be applied to Redis, or all products were truncated; Redis starts empty");
+        work.reader.abandon_redis().await?;
+        work.pending.clear();
+        work.bulk.clear();
+        Ok(())
+    }
+
+    /// Renews the lease, makes a mark and prunes the outbox. Returns whether the lease is still held.
+    async fn keep_up(&self, work: &mut Work<'_>) -> Result<bool, postgres::Error> {
+        work.upkeep_at = Instant::now() + UPKEEP;
+        if work.reader.hold_relay(&self.holder, LEASE).await?.is_none() {
+            return Ok(false);
+        }
+        let done = work.pending.is_empty() && work.bulk.is_empty();
+        let seen = work.reader.seen().clone();
+        work.has_news = false;
+        self.compare_marks(work).await?;
+        let mark = work.reader.mark(&seen, done).await?;
+        let _ = self.redis.leave_mark(&format!("{} {}", mark.id, mark.token)).await;
+        let keep = Retention {
+            relayed: self.options.retention,
+            unrelayed: self.options.ttl.longest().max(self.options.retention),
+        };
+        work.reader.prune_outbox(&self.holder, done.then_some(&seen), keep).await
+    }
+
+    /// Redis holds a mark that this database does not know: Redis was filled from another copy of it, or this one went back.
+    async fn compare_marks(&self, work: &mut Work<'_>) -> Result<(), postgres::Error> {
+        let Ok(Some(left)) = self.redis.read_mark().await else { return Ok(()) };
+        let Some((id, token)) = left.split_once(' ') else { return Ok(()) };
+        let Ok(id) = id.parse() else { return Ok(()) };
+        let mark = Mark { id, token: token.to_owned() };
+        if !self.controls.holds(Protection::Epoch) || work.reader.knows_mark(&mark).await? {
+            return Ok(());
+        }
+        tracing::error!("Redis was filled from another copy of this database, or PostgreSQL has gone back; all caches start empty");
+        self.metrics.epochs_raised.inc(());
+        work.reader.raise_epoch_now().await
     }
 }
 
-impl Failure {
-    fn log(&self) {
-        match self {
-            Self::Postgres(error) => tracing::warn!(%error, "changes cannot be relayed"),
-            Self::Redis => tracing::warn!("changes cannot be relayed: Redis does not answer"),
+impl Work<'_> {
+    fn put_off(&mut self, change: Change) {
+        let newest = self.pending.entry(change.id).or_insert(change.revision);
+        *newest = change.revision.max(*newest);
+        self.retry_at = Instant::now() + PAUSE_AFTER_FAILURE;
+    }
+
+    /// Once a second, and soon when all is applied.
+    fn is_due(&self) -> bool {
+        let idle = self.pending.is_empty() && self.bulk.is_empty();
+        self.upkeep_at <= Instant::now() || self.has_news && idle
+    }
+
+    fn have_applied(&mut self, changes: &[Change]) {
+        self.has_news = true;
+        for change in changes {
+            if self.pending.get(&change.id).is_some_and(|pending| *pending <= change.revision) {
+                self.pending.remove(&change.id);
+            }
         }
+    }
+
+    fn is_full(&self) -> bool {
+        self.pending.len() + self.bulk.len() * BATCH > MOST_PENDING
     }
 }

@@ -9,7 +9,7 @@ use crate::hot_cache::Held;
 use crate::metrics::ServedBy;
 use crate::moment::Moment;
 use crate::postgres::RowState;
-use crate::product::ProductId;
+use crate::product::{ProductId, Revision};
 use crate::redis::RedisState;
 
 /// Everything that is known of one product here.
@@ -25,11 +25,13 @@ pub struct Explanation {
     pub redis: Option<RedisState>,
     /// What Postgres holds; `None` when it does not answer.
     pub postgres: Option<RowState>,
-    /// How long ago the change stream had surely been followed to its end.
-    pub stream_lag: Duration,
-    /// For how long committed changes may not have been relayed.
+    /// How long ago every change that was committed by then was surely known.
+    pub feed_lag: Duration,
+    /// For how long there have been changes that Redis does not reflect.
     pub relay_lag: Duration,
-    /// Whether both are so little that memory is trusted.
+    /// The newest revision that the recent changes tell of this product.
+    pub floor: Revision,
+    /// Whether that is so recent that memory is trusted.
     pub lease_valid: bool,
     /// Where a plain read would be answered from, and why.
     pub verdict: (ServedBy, &'static str),
@@ -56,7 +58,7 @@ impl Catalog {
     /// Looks at every tier, changes nothing, and counts as no read.
     pub async fn explain(&self, id: ProductId) -> Explanation {
         let (redis, postgres) = tokio::join!(self.redis.inspect(id), self.postgres.inspect(id));
-        let (redis, postgres) = (redis.ok().map(|redis| self.judge(redis)), postgres.ok());
+        let (redis, postgres) = (redis.ok().map(|redis| self.judge(id, redis)), postgres.ok());
         let memory = self.hot.peek(id);
         let slot = self.slot_state(memory.as_ref());
         Explanation {
@@ -66,14 +68,19 @@ impl Catalog {
             load_in_flight: self.flights.is_in_flight(id),
             redis,
             postgres,
-            stream_lag: self.hot.stream_lag(),
-            relay_lag: self.frontier.lag(),
+            feed_lag: self.hot.known_until().elapsed().min(self.began.elapsed()),
+            relay_lag: self.feed.relay_lag(),
+            floor: self.recent.floor(id),
             lease_valid: self.hot.is_proven(),
         }
     }
 
-    fn judge(&self, redis: RedisState) -> RedisState {
-        let judge = |entry: Entry| if self.is_current(&entry) { entry } else { entry.in_doubt() };
+    fn judge(&self, id: ProductId, redis: RedisState) -> RedisState {
+        let floor = self.recent.floor(id);
+        let judge = |entry: Entry| {
+            let current = self.is_current(&entry) && entry.revision() >= floor;
+            if current { entry } else { entry.in_doubt() }
+        };
         RedisState { entry: redis.entry.map(judge), ..redis }
     }
 

@@ -21,7 +21,7 @@ impl Catalog {
 
     /// What memory holds, while Postgres answers nobody's questions: to wait for it would only be slower.
     pub(super) fn unproven(&self, id: ProductId, freshness: Freshness) -> Option<Answer> {
-        if freshness != Freshness::Cached || !self.frontier.is_blind() {
+        if freshness != Freshness::Cached || !self.feed.is_unreachable() {
             return None;
         }
         let held = self.hot.peek(id)?;
@@ -40,7 +40,8 @@ impl Catalog {
     ) -> Result<Answer, Error> {
         let excusable = matches!(failed.error, Error::Unavailable(_) | Error::OverBudget);
         let held = self.hot.peek(id);
-        let floor = held.as_ref().map_or(Revision::NONE, |held| held.floor());
+        let invalidated = held.as_ref().map_or(Revision::NONE, |held| held.floor());
+        let floor = self.recent.floor(id).max(invalidated);
         let in_memory = held.map(|held| (held.entry.clone(), ServedBy::Hot));
         let in_redis = failed.seen.clone().map(|entry| (entry, ServedBy::Redis));
         let usable = |(entry, _): &(Entry, ServedBy)| {

@@ -10,7 +10,7 @@ use futures_util::future::join_all;
 use super::flight::{Class, Failed, Pilot};
 use super::{Catalog, Error, Loaded};
 use crate::entry::{Entry, Freshness};
-use crate::hot_cache::LoadTicket;
+use crate::hot_cache::{LoadTicket, OutOfDate};
 use crate::metrics::{LeaseOutcome, Lookup, ServedBy};
 use crate::moment::Moment;
 use crate::pause::Point;
@@ -125,6 +125,13 @@ impl Catalog {
     /// Lands what Redis holds fresh enough.
     async fn look_into_redis(&self, loads: Vec<Load>) -> Vec<Looked> {
         let entries = self.redis.get_many(&ids(&loads)).await;
+        self.pauses.reach(Point::ReadRedis).await;
+        let mut entries = entries;
+        for (load, entry) in loads.iter().zip(&mut entries) {
+            if let Ok(entry) = entry {
+                *entry = self.unless_impossible(load.pilot.id(), entry.take()).await;
+            }
+        }
         let look = |(load, entry): (Load, Result<Option<Entry>, _>)| {
             let Ok(entry) = entry else {
                 self.metrics.lookups.inc(Lookup::RedisError);
@@ -136,6 +143,19 @@ impl Catalog {
             missed.map_or(Looked::Landed, Looked::Missing)
         };
         loads.into_iter().zip(entries).map(look).collect()
+    }
+
+    /// What Redis holds, unless it claims a version that Postgres has not given out: of a database that was restored, or
+    /// another program's. Such an entry is removed. While Postgres does not answer it counts as missing.
+    async fn unless_impossible(&self, id: ProductId, entry: Option<Entry>) -> Option<Entry> {
+        let entry = entry?;
+        let version = entry.revision().version;
+        let ceiling = self.ceiling_above(version).await?;
+        if version <= ceiling {
+            return Some(entry);
+        }
+        self.redis.remove_above(id, ceiling).await;
+        None
     }
 
     async fn load_missing(&self, mut missing: Vec<Load>) {
@@ -171,7 +191,7 @@ impl Catalog {
 
     /// Lands a load with what may not be current, and is not kept, when Postgres answers nobody's questions.
     fn land_unproven(&self, load: Load, entry: Entry) -> Option<Load> {
-        if load.freshness != Freshness::Cached || !self.frontier.is_blind() {
+        if load.freshness != Freshness::Cached || !self.feed.is_unreachable() {
             return Some(load);
         }
         load.pilot.land(Ok(Loaded { entry, from: ServedBy::Redis, unproven: true }));
@@ -215,7 +235,8 @@ impl Catalog {
                 sorted.unknown.push(load);
                 continue;
             };
-            let (_, missed) = self.land_if_good(load, asked.entry);
+            let entry = self.unless_impossible(load.pilot.id(), asked.entry).await;
+            let (_, missed) = self.land_if_good(load, entry);
             match (missed, asked.lease) {
                 (Some(load), Some(lease)) => {
                     sorted.ours.push(load);
@@ -256,7 +277,13 @@ impl Catalog {
         self.pauses.reach(Point::FilledRedis).await;
         let mut again = Vec::new();
         for ((load, entry), filled) in loads.into_iter().zip(entries).zip(filled) {
-            again.extend(self.land_filled(load, entry, filled.ok()));
+            let filled = match filled.ok() {
+                Some(Filled::Older(newer) | Filled::Lost(Some(newer))) => {
+                    Some(Filled::Lost(self.unless_impossible(load.pilot.id(), Some(newer)).await))
+                }
+                filled => filled,
+            };
+            again.extend(self.land_filled(load, entry, filled));
         }
         again
     }
@@ -265,13 +292,12 @@ impl Catalog {
     /// what was read may be old: then it is loaded again.
     fn land_filled(&self, load: Load, entry: Entry, filled: Option<Filled>) -> Option<Load> {
         match filled {
-            Some(Filled::Older(newer)) => self.land(load, newer, ServedBy::Redis),
-            Some(Filled::Lost(held)) => match held {
-                Some(newer) if newer.revision() > entry.revision() => {
-                    self.land(load, newer, ServedBy::Redis)
-                }
-                _ => Some(load),
-            },
+            Some(Filled::Older(held)) | Some(Filled::Lost(Some(held)))
+                if held.revision() > entry.revision() && self.is_current(&held) =>
+            {
+                self.land(load, held, ServedBy::Redis)
+            }
+            Some(Filled::Older(_) | Filled::Lost(_)) => Some(load),
             // Redis did not answer: the load's floor is what protects memory.
             Some(Filled::Stored) | None => self.land(load, entry, ServedBy::Postgres),
         }
@@ -317,6 +343,7 @@ impl Catalog {
         let places: HashMap<_, _> =
             loads.iter().enumerate().map(|(place, load)| (load.pilot.id(), place)).collect();
         for product in &loaded.products {
+            self.feed.has_given_out(product.version);
             if let Some(place) = places.get(&product.id) {
                 entries[*place] = Entry::live(product, loaded.known_at, self.options.ttl.product());
             }
@@ -332,7 +359,7 @@ impl Catalog {
                 load.pilot.land(Ok(Loaded::proven(held.entry.clone(), from)));
                 None
             }
-            Err(_floor) => Some(load),
+            Err(OutOfDate) => Some(load),
         }
     }
 

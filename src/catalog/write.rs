@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use super::{Catalog, Error};
 use crate::entry::Entry;
+use crate::hot_cache::LoadTicket;
 use crate::moment::Moment;
 use crate::pause::Point;
 use crate::product::{Change, NewProduct, Patch, Product, ProductId, Version};
@@ -26,9 +27,9 @@ impl Catalog {
     ) -> Result<Entry, Error> {
         let catalog = Arc::clone(self);
         self.detached(async move {
-            let known_at = Moment::now();
+            let (known_at, ticket) = (Moment::now(), catalog.hot.begin_load(id));
             let product = catalog.postgres.update(id, &patch, expected, deadline).await?;
-            Ok(catalog.publish_product(&product, known_at).await)
+            Ok(catalog.publish_product(&product, known_at, &ticket).await)
         })
         .await
     }
@@ -46,7 +47,9 @@ impl Catalog {
         self.detached(async move {
             let known_at = Moment::now();
             let product = catalog.postgres.create(&product, deadline).await?;
-            Ok(catalog.publish_product(&product, known_at).await)
+            // An id of its own: nothing is held of it that could be newer.
+            let ticket = catalog.hot.begin_load(product.id);
+            Ok(catalog.publish_product(&product, known_at, &ticket).await)
         })
         .await
     }
@@ -63,39 +66,46 @@ impl Catalog {
     ) -> Result<(), Error> {
         let catalog = Arc::clone(self);
         self.detached(async move {
-            let known_at = Moment::now();
+            let (known_at, ticket) = (Moment::now(), catalog.hot.begin_load(id));
             let version = catalog.postgres.delete(id, expected, deadline).await?;
             let tombstone = Entry::tombstone(version, known_at, catalog.options.ttl.tombstone());
-            catalog.publish(id, &tombstone).await;
+            catalog.publish(id, &tombstone, &ticket).await;
             Ok(())
         })
         .await
     }
 
-    async fn publish_product(&self, product: &Product, known_at: Moment) -> Entry {
+    async fn publish_product(
+        &self,
+        product: &Product,
+        known_at: Moment,
+        ticket: &LoadTicket,
+    ) -> Entry {
         let entry = Entry::live(product, known_at, self.options.ttl.product());
-        self.publish(product.id, &entry).await;
+        self.publish(product.id, &entry, ticket).await;
         entry
     }
 
     /// Makes a committed write known. Nothing here can fail it: what Redis did not take, and what a crash cuts
-    /// off, is in the outbox, and the relay does it.
-    async fn publish(&self, id: ProductId, entry: &Entry) {
+    /// off, is in the outbox, and the relay does it. `ticket` is from before the statement.
+    async fn publish(&self, id: ProductId, entry: &Entry, ticket: &LoadTicket) {
+        self.feed.has_given_out(entry.revision().version);
         self.pauses.reach(Point::Committed).await;
-        // Until Redis has it too, no load may bring back what Redis still holds, not even when memory has no
-        // room for the new entry.
-        let _floor = self.hot.begin_load(id);
-        self.hot.offer(id, entry.clone());
+        ticket.offer(entry.clone());
         self.pauses.reach(Point::OfferedToMemory).await;
+        if !ticket.is_covered() {
+            // It took longer than changes are kept, or Postgres is another by now: the relay knows better.
+            return;
+        }
         let published = self.redis.publish(id, entry, Publish::Written).await;
         self.pauses.reach(Point::Published).await;
-        // Redis first, so that whoever hears of the change finds it there.
-        let told = match published {
-            Ok(()) => self.redis.append_changes(&[Change { id, revision: entry.revision() }]).await,
+        // Redis first, so that an instance that hears of the change finds it there.
+        let hinted = match published {
+            Ok(()) => self.redis.publish_hint(&[Change { id, revision: entry.revision() }]).await,
             Err(unavailable) => Err(unavailable),
         };
-        if told.is_err() {
-            tracing::warn!(%id, version = %entry.revision().version, "Redis did not take a committed write; the relay will see to it");
+        if hinted.is_err() {
+            tracing::debug!(%id, version = %entry.revision().version, "Redis did not take a committed write; the relay applies it");
         }
     }
 

@@ -11,9 +11,6 @@ use crate::redis::RedisOptions;
 use crate::relay::RelayOptions;
 use crate::rpc::{EdgeOptions, RpcOptions, TlsOptions};
 
-/// What is asked four times a second, and heard of twice a second, is not known better than this on a busy machine.
-const LEAST_RELAY_LAG: Duration = Duration::from_secs(2);
-
 impl ServeArgs {
     /// The options of Postgres.
     #[must_use]
@@ -49,14 +46,7 @@ impl ServeArgs {
             largest: self.caching.hot_max_product_bytes,
             trust: self.caching.max_staleness / 2,
             lease: self.caching.hot_lease,
-            relay_lag: self.relay_lag(),
         }
-    }
-
-    /// What is compared with Redis is as old as the relays are behind, and then trusted for a while: each has half
-    /// of the bound.
-    fn relay_lag(&self) -> Duration {
-        (self.caching.max_staleness / 2).max(LEAST_RELAY_LAG)
     }
 
     fn ttl(&self) -> TtlPolicy {
@@ -72,7 +62,7 @@ impl ServeArgs {
     pub fn relay(&self) -> RelayOptions {
         RelayOptions {
             interval: self.caching.relay_interval,
-            replay_window: self.caching.replay_window,
+            retention: self.caching.change_retention,
             ttl: self.ttl(),
         }
     }
@@ -82,8 +72,8 @@ impl ServeArgs {
     pub fn catalog(&self) -> CatalogOptions {
         CatalogOptions {
             ttl: self.ttl(),
-            replay_window: self.caching.replay_window,
-            relay_lag: self.relay_lag(),
+            poll_interval: self.caching.change_poll_interval,
+            trust: self.caching.max_staleness / 2,
             lease_wait: self.redis.lease_wait,
             refresh_interval: self.caching.refresh_interval,
             refresh_keys: self.caching.refresh_keys.into(),

@@ -10,7 +10,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use super::table::{STRIPES, Table};
 use super::tenants::Tenants;
-use super::{Held, Stripe};
+use super::Held;
 use crate::product::ProductId;
 
 /// mini-moka hears of one lookup in this many, hits and misses alike, so that their frequencies compare.
@@ -31,7 +31,7 @@ pub(super) struct Slots {
 #[derive(Debug)]
 struct Shelf {
     table: Table,
-    stripes: Box<[Mutex<Stripe>]>,
+    stripes: Box<[Mutex<()>]>,
     /// How many slots there are, and how many there may be.
     count: AtomicU64,
     most: u64,
@@ -46,7 +46,7 @@ impl Shelf {
         Self { table, stripes, count, most: capacity + CANDIDATES, bytes }
     }
 
-    fn stripe(&self, id: ProductId) -> MutexGuard<'_, Stripe> {
+    fn stripe(&self, id: ProductId) -> MutexGuard<'_, ()> {
         self.stripes[self.table.stripe(id)].lock()
     }
 
@@ -67,12 +67,8 @@ impl Slots {
         Self { shelf, tenants: Tenants::new(capacity, move |id| theirs.clear(id)) }
     }
 
-    pub(super) fn stripe(&self, id: ProductId) -> MutexGuard<'_, Stripe> {
+    pub(super) fn stripe(&self, id: ProductId) -> MutexGuard<'_, ()> {
         self.shelf.stripe(id)
-    }
-
-    pub(super) fn stripes(&self) -> impl Iterator<Item = MutexGuard<'_, Stripe>> {
-        self.shelf.stripes.iter().map(Mutex::lock)
     }
 
     /// A reader's look: no lock and no count that cores share, but for the sample that mini-moka hears of.
@@ -106,7 +102,7 @@ impl Slots {
     }
 
     /// Puts `held` into the slot of `id`, which is there. Who calls it holds the lock of its stripe.
-    pub(super) fn replace(&self, id: ProductId, held: Held, _: &MutexGuard<'_, Stripe>) {
+    pub(super) fn replace(&self, id: ProductId, held: Held, _: &MutexGuard<'_, ()>) {
         let cost = held.cost();
         if let Some(old) = self.shelf.table.replace(id, held) {
             self.shelf.bytes.fetch_add(cost, Ordering::Relaxed);
@@ -118,7 +114,7 @@ impl Slots {
     /// one left. Who calls it holds the lock of its stripe.
     ///
     /// A slot that is there keeps others from being taken for the same id, so mini-moka never sees a key twice.
-    pub(super) fn take(&self, id: ProductId, held: Held, _: &MutexGuard<'_, Stripe>) -> bool {
+    pub(super) fn take(&self, id: ProductId, held: Held, _: &MutexGuard<'_, ()>) -> bool {
         if self.shelf.count.fetch_add(1, Ordering::Relaxed) >= self.shelf.most {
             self.shelf.count.fetch_sub(1, Ordering::Relaxed);
             return false;

@@ -117,8 +117,10 @@ label_set! {
         Fill = ["fill"],
         /// Writing through after a commit.
         Publish = ["publish"],
-        /// Appending to the change stream.
-        Stream = ["stream"],
+        /// Telling other instances of changes.
+        Hint = ["hint"],
+        /// What the relay replaces and removes.
+        Relay = ["relay"],
         /// The fleet's ranking of hot keys.
         Ranking = ["ranking"],
     ]
@@ -129,8 +131,6 @@ label_set! {
     RedisDependency { "dependency" } [
         /// Commands to a server.
         Commands = ["commands"],
-        /// Following the change stream.
-        Stream = ["stream"],
         /// The fleet's ranking of hot keys.
         Ranking = ["ranking"],
     ]
@@ -156,12 +156,6 @@ label_set! {
         CommandsOpen = ["commands", "open"],
         /// As above.
         CommandsHalfOpen = ["commands", "half_open"],
-        /// As above.
-        StreamClosed = ["stream", "closed"],
-        /// As above.
-        StreamOpen = ["stream", "open"],
-        /// As above.
-        StreamHalfOpen = ["stream", "half_open"],
         /// As above.
         RankingClosed = ["ranking", "closed"],
         /// As above.

@@ -7,15 +7,16 @@ use super::{Error, Postgres, read_error};
 use crate::product::{ProductId, Version};
 
 const INSPECT: &str = "SELECT version, (extract(epoch FROM update_time) * 1000000)::bigint,
-        (SELECT count(*) FROM product_changes WHERE product_id = $1)
-    FROM (SELECT $1::bigint AS id) AS asked LEFT JOIN products USING (id)";
+        (SELECT count(*) FROM hotshelf.outbox, hotshelf.feed \
+         WHERE product_ids @> ARRAY[$1] AND NOT pg_visible_in_snapshot(xid, relayed))
+    FROM (SELECT $1::bigint AS id) AS asked LEFT JOIN public.products USING (id)";
 
 /// What Postgres holds of one product.
 #[derive(Clone, Copy, Debug)]
 pub struct RowState {
     /// Its version and when it was last changed; `None` when it does not exist.
     pub row: Option<(Version, SystemTime)>,
-    /// Its changes that no relay has applied.
+    /// Its changes that Redis does not reflect.
     pub pending_changes: u64,
 }
 

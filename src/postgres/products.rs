@@ -20,7 +20,7 @@ macro_rules! columns {
     };
 }
 
-const LOAD: &str = concat!("SELECT ", columns!(), " FROM products WHERE id = ANY($1)");
+const LOAD: &str = concat!("SELECT ", columns!(), " FROM public.products WHERE id = ANY($1)");
 /// Waiting for a row that somebody else has locked ends when the caller's time is up. In the statement itself, before
 /// the row is locked: no round trip more, and gone with it. Behind another waiter there are two waits, for the other and for
 /// whom the other waits for, and each may take so long. A `statement_timeout` would count both, but has to be set before
@@ -36,31 +36,33 @@ macro_rules! patient {
 }
 const UPDATE: &str = concat!(
     patient!("$7"),
-    "UPDATE products SET name = coalesce($3, name), \
+    "UPDATE public.products SET name = coalesce($3, name), \
      price = coalesce($4::bigint / 100::numeric, price), currency = coalesce($5, currency), \
      description = coalesce($6, description) FROM patient \
      WHERE id = $1 AND ($2::bigint IS NULL OR version = $2) RETURNING ",
     columns!()
 );
 const CREATE: &str = concat!(
-    "INSERT INTO products (name, price, currency, description) \
+    "INSERT INTO public.products (name, price, currency, description) \
      VALUES ($1, $2::bigint / 100::numeric, $3, $4) RETURNING ",
     columns!()
 );
 const DELETE: &str = concat!(
     patient!("$3"),
-    "DELETE FROM products USING patient \
+    "DELETE FROM public.products USING patient \
      WHERE id = $1 AND ($2::bigint IS NULL OR version = $2) RETURNING version"
 );
-const GONE: &str = "SELECT product_id, version FROM deleted_products WHERE product_id = ANY($1)";
-const ANY: &str = "SELECT EXISTS (SELECT FROM products)";
-const VERSION: &str = "SELECT version FROM products WHERE id = $1";
+const GONE: &str = "SELECT product_id, version FROM hotshelf.deleted WHERE product_id = ANY($1)";
+const ANY: &str = "SELECT EXISTS (SELECT FROM public.products)";
+const VERSION: &str = "SELECT version FROM public.products WHERE id = $1";
 
 /// What a load found.
 #[derive(Debug)]
 pub(crate) struct Loaded {
     /// The products that exist.
     pub(crate) products: Vec<Product>,
+    /// Those that exist and cannot be served, and why.
+    pub(crate) broken: Vec<(ProductId, String)>,
     /// The last versions of products that were deleted; some of them may exist again.
     gone: HashMap<ProductId, Version>,
     /// What was found was current at this moment, or later.
@@ -76,7 +78,7 @@ impl Loaded {
         let products: Result<_, _> = rows.into_iter().map(Product::try_from).collect();
         let gone = gone.into_iter();
         let gone = gone.filter_map(|(id, version)| Some((ProductId::new(id)?, Version(version))));
-        Ok(Self { products: products?, gone: gone.collect(), known_at })
+        Ok(Self { products: products?, broken: Vec::new(), gone: gone.collect(), known_at })
     }
 
     /// The version that a product which was not found was last known to have.
@@ -133,6 +135,15 @@ impl Postgres {
     ) -> Result<Loaded, Error> {
         let _turn = self.budget.turn(demand).await?;
         self.metrics.postgres_loads.add((), ids.len() as u64);
+        let mut connection = self.connection(None).await?;
+        let known_at = Moment::now();
+        let found = self.in_time(load_on(&mut connection, ids)).await;
+        let (rows, gone) = found.map_err(|error| read_error(&given_up(&mut connection, error)))?;
+        Loaded::new(rows, gone, known_at)
+    }
+
+    /// The same outside the budget of callers' loads, for the relay.
+    pub(crate) async fn load_now(&self, ids: &[ProductId]) -> Result<Loaded, Error> {
         let mut connection = self.connection(None).await?;
         let known_at = Moment::now();
         let found = self.in_time(load_on(&mut connection, ids)).await;

@@ -42,7 +42,7 @@ impl Redis {
     pub(crate) async fn look_after(&self) -> Vec<Unvouched> {
         self.nodes.remap().await;
         let nodes = self.nodes.all();
-        let key = format!("{}:probe", self.keys.namespace);
+        let key = format!("{}:probe", self.options.namespace);
         let histories = join_all(nodes.iter().map(|node| node.probe(key.clone().into()))).await;
         let unvouched = nodes.into_iter().zip(histories).filter_map(|(node, id)| {
             let id = id?;
@@ -55,7 +55,7 @@ impl Redis {
     /// An entry that Redis holds, in doubt or not.
     pub(super) fn judge(&self, id: ProductId, entry: Entry) -> Entry {
         let node = match self.nodes.is_cluster() {
-            true => self.nodes.of_key(&self.keys.entry(id)),
+            true => self.nodes.of_key(&self.keys().entry(id)),
             false => self.nodes.of_key(&[]),
         };
         let doubtful = node.is_none_or(|node| node.doubts(&entry));

@@ -47,9 +47,9 @@ impl Redis {
             async move { self.nodes.send(&key, command).await }
         };
         let (entry, token, remaining) = tokio::join!(
-            ask("GET", self.keys.entry(id)),
-            ask("GET", self.keys.lock(id)),
-            ask("PTTL", self.keys.lock(id)),
+            ask("GET", self.keys().entry(id)),
+            ask("GET", self.keys().lock(id)),
+            ask("PTTL", self.keys().lock(id)),
         );
         // A key of another type holds nothing that can be read.
         let entry = super::wrong_type_as_value(entry);

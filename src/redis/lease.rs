@@ -51,7 +51,7 @@ impl Redis {
 
     async fn try_lease(&self, id: ProductId) -> Result<Asked, Unavailable> {
         let token = Bytes::copy_from_slice(&rand::random::<u128>().to_be_bytes());
-        let keys = vec![self.keys.entry(id), self.keys.lock(id)];
+        let keys = vec![self.keys().entry(id), self.keys().lock(id)];
         let ttl = millis(self.options.lease_ttl);
         let args = vec![token.clone().into(), number(ttl)];
         let reply = self.run(&self.scripts.try_lease, keys, args).await;
@@ -67,7 +67,7 @@ impl Redis {
 
     /// Fills Redis with what was loaded under `lease`, and gives the lease back.
     pub(crate) async fn fill(&self, lease: &Lease, entry: &Entry) -> Result<Filled, Unavailable> {
-        let keys = vec![self.keys.entry(lease.id), self.keys.lock(lease.id)];
+        let keys = vec![self.keys().entry(lease.id), self.keys().lock(lease.id)];
         self.take_lease_back(lease).await;
         let args = vec![lease.token.clone().into(), encode(entry).into(), lifetime(entry)];
         let reply = self.run(&self.scripts.fill, keys, args).await;
@@ -93,7 +93,7 @@ impl Redis {
         if self.controls.holds(Protection::FillLease) {
             return;
         }
-        let key = self.keys.lock(lease.id);
+        let key = self.keys().lock(lease.id);
         let args = vec![key.clone().into(), lease.token.clone().into()];
         let _ = self.nodes.send(&key, Command::new("SET", args)).await;
     }
@@ -106,7 +106,7 @@ impl Redis {
             tick.tick().await;
             let renewals = leases.iter().map(|lease| {
                 let args = vec![lease.token.clone().into(), number(millis(self.options.lease_ttl))];
-                self.run::<i64>(&self.scripts.renew, vec![self.keys.lock(lease.id)], args)
+                self.run::<i64>(&self.scripts.renew, vec![self.keys().lock(lease.id)], args)
             });
             for renewed in join_all(renewals).await {
                 // A lease that could not be renewed is lost, and the fill will be told so.
@@ -119,7 +119,7 @@ impl Redis {
     pub(crate) async fn release(&self, leases: &[Lease]) {
         let releases = leases.iter().map(|lease| {
             let args = vec![lease.token.clone().into()];
-            self.run::<i64>(&self.scripts.release, vec![self.keys.lock(lease.id)], args)
+            self.run::<i64>(&self.scripts.release, vec![self.keys().lock(lease.id)], args)
         });
         for released in join_all(releases).await {
             // What could not be given back expires by itself.

@@ -20,10 +20,8 @@ use futures_util::future::{join_all, select_ok};
 use parking_lot::Mutex;
 
 use super::RedisOptions;
-use super::breaker::Breaker;
-use super::changes::BLOCK;
 use super::node::{Command, NoReply, Node};
-use crate::metrics::{Metrics, RedisDependency};
+use crate::metrics::Metrics;
 
 const SLOTS: usize = 16_384;
 /// A map of the cluster is looked at again after this long, though nobody was sent elsewhere.
@@ -42,8 +40,6 @@ pub(super) struct Nodes {
     map: ArcSwap<Map>,
     mapped: Mutex<Option<Instant>>,
     outdated: AtomicBool,
-    /// Of the one who follows the change stream, on a connection of its own.
-    pub(super) stream_breaker: Breaker,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -78,7 +74,6 @@ impl Nodes {
             config,
             options: options.clone(),
             seeds,
-            stream_breaker: Breaker::new(RedisDependency::Stream, Arc::clone(&metrics)),
             metrics,
             map: ArcSwap::from_pointee(Map { nodes, slots: Vec::new() }),
             mapped: Mutex::new(None),
@@ -134,13 +129,6 @@ impl Nodes {
         }
     }
 
-    /// Takes in an error of a connection that is not a node's own.
-    pub(super) fn note(&self, error: &Error) {
-        if error.details().starts_with("MOVED") {
-            self.outdated.store(true, Ordering::Relaxed);
-        }
-    }
-
     /// A server that has no slots yet. It is of use as soon as its connections stand.
     fn adopt(&self, server: Server) -> Result<Arc<Node>, Error> {
         let node = Arc::new(Node::connect(server, &self.config, &self.options, &self.metrics)?);
@@ -152,15 +140,12 @@ impl Nodes {
         Ok(node)
     }
 
-    /// A client of `server` for somebody whose commands block.
+    /// A client of `server` with one connection, for a subscription.
     pub(super) fn client(&self, server: &Server) -> Result<Client, Error> {
         let server = ServerConfig::Centralized { server: server.clone() };
-        let mut connection = super::connection_config();
-        // A poll that blocks is not a server that does not respond.
-        connection.unresponsive.max_timeout = Some(BLOCK * 4);
         Builder::from_config(Config { server, ..self.config.clone() })
             .set_policy(super::reconnect_policy())
-            .set_connection_config(connection)
+            .set_connection_config(super::connection_config())
             .build()
     }
 

@@ -32,7 +32,7 @@ impl Redis {
         // There is one loop in each instance that comes here: the probe of this breaker.
         self.ranking_breaker.probing();
         let began = Instant::now();
-        let reply = self.run(&self.scripts.ranking, self.keys.ranking(), args).await;
+        let reply = self.run(&self.scripts.ranking, self.keys().ranking(), args).await;
         self.ranking_breaker.probed(Outcome::of(&reply), began);
         let _: Value = self.counted(RedisOperation::Ranking, reply)?;
         Ok(())
@@ -52,7 +52,7 @@ impl Redis {
             return Ok(Vec::new());
         }
         let last = i64::try_from(limit).unwrap_or(i64::MAX) - 1;
-        let [ranking, _] = self.keys.ranking().try_into().expect("two keys");
+        let [ranking, _] = self.keys().ranking().try_into().expect("two keys");
         if !self.ranking_breaker.admits() {
             return Err(Unavailable);
         }

@@ -15,7 +15,7 @@ pub(super) struct Scripts {
     pub(super) fill: Script,
     pub(super) publish: Script,
     pub(super) supersede: Script,
-    pub(super) append: Script,
+    pub(super) remove_above: Script,
     pub(super) renew: Script,
     pub(super) release: Script,
     pub(super) discard: Script,
@@ -33,7 +33,7 @@ impl Scripts {
             fill: script!("revision.lua", "fill.lua"),
             publish: script!("revision.lua", "publish.lua"),
             supersede: script!("revision.lua", "supersede.lua"),
-            append: script!("append.lua"),
+            remove_above: script!("revision.lua", "remove_above.lua"),
             renew: script!("renew.lua"),
             release: script!("release.lua"),
             discard: script!("revision.lua", "discard.lua"),
@@ -78,7 +78,7 @@ impl Redis {
         id: ProductId,
         args: Vec<Value>,
     ) -> Result<R, NoReply> {
-        let (entry, lock) = (self.keys.entry(id), self.keys.lock(id));
+        let (entry, lock) = (self.keys().entry(id), self.keys().lock(id));
         match self.run(script, vec![entry.clone(), lock.clone()], args.clone()).await {
             Err(NoReply::Failed(error)) if error.details().starts_with("TRYAGAIN") => {
                 let broken = Command::new("DEL", vec![lock.clone().into()]);

@@ -42,7 +42,7 @@ fn message(id: ProductId, explanation: &Explanation) -> ExplainProductResponse {
         redis: Some(redis(explanation)),
         postgres: Some(postgres(explanation)),
         change_stream: Some(ChangeStream {
-            lag: duration(explanation.stream_lag),
+            lag: duration(explanation.feed_lag),
             relay_lag: duration(explanation.relay_lag),
             hot_lease_valid: explanation.lease_valid,
         }),

@@ -155,32 +155,3 @@ async fn loading(world: Private) {
     closes_again(&world, &node).await;
     loading.kill().await.unwrap();
 }
-
-async fn stream_cut(world: Private) {
-    let node = node(&world).await;
-    let id = world.insert("lamp").await;
-    node.product(id).await;
-    let failed =
-        || node.metric("hotshelf_redis_breaker_moves_total{dependency=\"stream\",to=\"open\"}");
-    eventually("it is open", || async {
-        end_who_blocks(&world);
-        failed().await >= 1.0
-    })
-    .await;
-    assert!(!is_open(&node, "commands").await, "others are not concerned");
-    eventually("it is closed", || async { !is_open(&node, "stream").await }).await;
-    eventually("memory is trusted", || async {
-        node.metric("hotshelf_hot_lease_valid").await == 1.0
-    })
-    .await;
-}
-
-/// What follows the stream is the only client that blocks.
-fn end_who_blocks(world: &Private) {
-    let clients = world.redis.command(&["CLIENT", "LIST"]).unwrap();
-    for client in clients.lines().filter(|client| client.contains("cmd=xread")) {
-        let id = client.split(' ').find_map(|word| word.strip_prefix("id=")).unwrap();
-        // It may have gone by itself.
-        let _ = world.redis.command(&["CLIENT", "KILL", "ID", id]);
-    }
-}

@@ -3,11 +3,13 @@
 use std::time::Duration;
 
 use hotshelf::config::ServeArgs;
+use hotshelf::controls::Protection;
 use hotshelf::pause::Point;
-use sqlx::AssertSqlSafe;
+use hotshelf::product::ProductId;
+use sqlx::{AssertSqlSafe, Connection, Executor};
 use tonic::Code;
 
-use crate::harness::{Node, Stack, Suite, cache_status, eventually};
+use crate::harness::{HANG, Node, Stack, Suite, cache_status, eventually};
 use crate::newest_wins::rename;
 
 pub fn register(suite: &mut Suite<'_>) {
@@ -28,13 +30,17 @@ pub fn register(suite: &mut Suite<'_>) {
         "coherence::what_a_crash_of_the_relay_cuts_off_another_relay_does",
         crash_of_the_relay,
     );
-    suite.both("coherence::a_bulk_update_replaces_what_redis_holds_and_does_not_populate_it", bulk);
-    suite.both("coherence::a_gap_in_the_change_stream_voids_memory", gap);
+    suite.both("coherence::a_bulk_update_removes_what_redis_holds_and_does_not_populate_it", bulk);
+    suite.single("coherence::an_instance_that_slept_past_the_retention_compares_memory_anew", gap);
+    suite.single("coherence::without_gap_detection_it_serves_what_it_believed", gap_undetected);
     suite.both(
-        "coherence::memory_stays_trusted_beyond_max_staleness_while_the_stream_is_followed",
+        "coherence::memory_stays_trusted_beyond_max_staleness_while_the_outbox_is_read",
         proof,
     );
-    suite.both("coherence::relayed_changes_are_kept_for_replay_and_then_forgotten", forgotten);
+    suite.single("coherence::changes_are_kept_for_the_retention_and_then_pruned", pruned);
+    suite.single("coherence::a_change_counts_from_its_commit_however_long_it_was_open", long_open);
+    suite.both("coherence::truncate_deletes_every_product_everywhere", truncated);
+    suite.single("coherence::a_hint_that_is_wrong_is_forgotten_with_the_next_poll", wrong_hint);
     suite.long_single(
         "coherence::soak_a_million_repriced_rows_neither_flood_redis_nor_starve_reads",
         million,
@@ -119,43 +125,26 @@ async fn crash_after_commit(stack: Stack) {
 }
 
 async fn crash_of_the_relay(stack: Stack) {
-    let id = stack.insert("old").await;
-    let reader = stack.node_with(patient).await;
+    let id = stack.insert_unheard("old").await;
     for (point, name) in
-        [(Point::RelayClaimed, "a"), (Point::RelayApplied, "b"), (Point::RelayAppended, "c")]
+        [(Point::RelayRead, "a"), (Point::RelaySuperseded, "b"), (Point::RelayApplied, "c")]
     {
+        // The first that comes is the relay.
         let crashing = stack.node_with(patient).await;
+        crashing.product(id).await;
+        let reader = stack.node_with(patient).await;
+        reader.product(id).await;
         let mut held = crashing.pauses.arm(point);
-        let mut claimed = None;
-        // Either relay may be the one that claims it: until the crashing one does, change it again.
-        for round in 0.. {
-            run(&stack, format!("UPDATE products SET name = '{name}{round}' WHERE id = {id}"))
-                .await;
-            all_serve_or_held(&reader, id, &format!("{name}{round}"), &mut held, &mut claimed)
-                .await;
-            if claimed.is_some() {
-                // Its claim, and what it holds in Postgres, goes with it.
-                crashing.app.crash().await;
-                all_serve(&[&reader], id, &format!("{name}{round}")).await;
-                break;
-            }
-        }
-    }
-}
-
-type Held = tokio::sync::mpsc::UnboundedReceiver<hotshelf::pause::Paused>;
-
-async fn all_serve_or_held(
-    reader: &Node,
-    id: i64,
-    name: &str,
-    held: &mut Held,
-    claimed: &mut Option<hotshelf::pause::Paused>,
-) {
-    let readers = [reader];
-    tokio::select! {
-        paused = held.recv() => *claimed = paused,
-        () = all_serve(&readers, id, name) => {}
+        run(&stack, format!("UPDATE products SET name = '{name}' WHERE id = {id}")).await;
+        let _held = tokio::time::timeout(HANG, held.recv()).await.unwrap().unwrap();
+        crashing.app.crash().await;
+        all_serve(&[&reader], id, name).await;
+        // And takes the relay over.
+        stack.settled().await;
+        let held = stack.redis_revision(id).await;
+        let current = stack.version(id).await;
+        assert!(held.is_none_or(|(version, _)| version == current), "{held:?}");
+        assert!(reader.app.stop().await);
     }
 }
 
@@ -163,7 +152,12 @@ async fn bulk(stack: Stack) {
     let insert =
         "INSERT INTO products (name, price) SELECT 'p' || n, n FROM generate_series(1, 5000) n";
     run(&stack, insert.to_owned()).await;
-    let node = stack.node_with(patient).await;
+    let node = stack
+        .node_with(|args| {
+            patient(args);
+            args.caching.refresh_keys = 0;
+        })
+        .await;
     stack.settled().await;
     let cached: Vec<i64> = (1..=20).map(|n| n * 200).collect();
     for id in &cached {
@@ -171,33 +165,59 @@ async fn bulk(stack: Stack) {
     }
     run(&stack, "UPDATE products SET name = 'bulk', price = price + 1".to_owned()).await;
     stack.settled().await;
-    let current: Vec<(i64, i64)> = sqlx::query_as("SELECT id, version FROM products ORDER BY id")
+    for (id, version) in sqlx::query_as("SELECT id, version FROM products ORDER BY id")
         .fetch_all(&stack.sql)
         .await
-        .unwrap();
-    let mut held = Vec::new();
-    for (id, version) in current {
-        if let Some(revision) = stack.redis_revision(id).await {
-            assert_eq!(revision, (version, false));
-            held.push(id);
-        }
+        .unwrap()
+    {
+        let (id, version): (i64, i64) = (id, version);
+        // What memory held is loaded again before it is asked for.
+        let held = stack.redis_revision(id).await;
+        assert!(held.is_none_or(|held| held == (version, false)), "{id}: {held:?}");
+        assert!(held.is_none() || cached.contains(&id), "{id} was added");
     }
-    assert_eq!(held, cached, "what was cached was replaced, and nothing was added");
     all_serve(&[&node], cached[0], "bulk").await;
 }
 
-async fn gap(stack: Stack) {
+/// An instance that stood still while a change was made, relayed and pruned, and goes on now; it holds what is old.
+async fn slept(stack: &Stack, detects: bool) -> (Node, i64) {
     let id = stack.insert("old").await;
-    let (a, b) = two(&stack).await;
-    all_serve(&[&a, &b], id, "old").await;
-    rename(&a, id, "older").await;
-    all_serve(&[&a, &b], id, "older").await;
-    stack.change_silently(id, "new").await;
-    stack.redis_evict(id).await;
-    assert!(serves(&b, id, "older").await, "memory cannot know");
-    stack.lose_change_stream().await;
-    all_serve(&[&a, &b], id, "new").await;
-    assert!(a.metric("hotshelf_change_stream_gaps_total").await >= 1.0);
+    let brief = |args: &mut ServeArgs| {
+        patient(args);
+        args.caching.change_retention = Duration::from_millis(200);
+    };
+    let relays = stack.node_with(brief).await;
+    let sleeper = stack.node_with(brief).await;
+    all_serve(&[&relays, &sleeper], id, "old").await;
+    if !detects {
+        sleeper.controls.turn_off(Protection::GapDetection);
+    }
+    // No hint of it either.
+    sleeper.controls.turn_off(Protection::Hints);
+    let mut polling = sleeper.pauses.arm(Point::PollOutbox);
+    let asleep = tokio::time::timeout(HANG, polling.recv()).await.unwrap();
+    run(stack, format!("UPDATE products SET name = 'new' WHERE id = {id}")).await;
+    eventually("it is pruned", || async { stack.kept_changes().await == 0 }).await;
+    assert!(serves(&sleeper, id, "old").await, "it cannot know");
+    sleeper.pauses.release(Point::PollOutbox);
+    drop(asleep);
+    (sleeper, id)
+}
+
+async fn gap(stack: Stack) {
+    let (sleeper, id) = slept(&stack, true).await;
+    all_serve(&[&sleeper], id, "new").await;
+    assert!(sleeper.metric("hotshelf_change_feed_gaps_total").await >= 1.0);
+}
+
+async fn gap_undetected(stack: Stack) {
+    let (sleeper, id) = slept(&stack, false).await;
+    let other = stack.insert("other").await;
+    all_serve(&[&sleeper], other, "other").await;
+    run(&stack, format!("UPDATE products SET name = 'later' WHERE id = {other}")).await;
+    all_serve(&[&sleeper], other, "later").await;
+    assert!(serves(&sleeper, id, "old").await);
+    assert_eq!(sleeper.metric("hotshelf_change_feed_gaps_total").await, 0.0);
 }
 
 async fn proof(stack: Stack) {
@@ -213,15 +233,88 @@ async fn proof(stack: Stack) {
     assert_eq!(cache_status(&read), "hotshelf; hit; detail=hot");
 }
 
-async fn forgotten(stack: Stack) {
-    let window = |window| move |args: &mut ServeArgs| args.caching.replay_window = window;
-    let remembers = stack.node_with(window(Duration::from_secs(600))).await;
+async fn pruned(stack: Stack) {
+    let kept = |retention| move |args: &mut ServeArgs| args.caching.change_retention = retention;
+    let remembers = stack.node_with(kept(Duration::from_secs(600))).await;
     stack.insert("lamp").await;
     stack.settled().await;
-    assert_eq!(stack.relayed().await, 1);
+    assert_eq!(stack.kept_changes().await, 1);
     assert!(remembers.metric("hotshelf_relayed_total").await >= 1.0);
-    let _forgets = stack.node_with(window(Duration::from_millis(200))).await;
-    eventually("forgotten", || async { stack.relayed().await == 0 }).await;
+    assert!(remembers.app.stop().await);
+    let _forgets = stack.node_with(kept(Duration::from_millis(200))).await;
+    eventually("pruned", || async { stack.kept_changes().await == 0 }).await;
+}
+
+/// Transactions commit in another order than they began in, and one of them is rolled back in part.
+async fn long_open(stack: Stack) {
+    let [first, second, third] =
+        [stack.insert("old").await, stack.insert("old").await, stack.insert("old").await];
+    let (a, b) = two(&stack).await;
+    for id in [first, second, third] {
+        all_serve(&[&a, &b], id, "old").await;
+    }
+    let mut long = stack.sql.begin().await.unwrap();
+    let change = |id| AssertSqlSafe(format!("UPDATE products SET name = 'new' WHERE id = {id}"));
+    sqlx::query(change(first)).execute(&mut *long).await.unwrap();
+    let mut part = long.begin().await.unwrap();
+    sqlx::query(change(second)).execute(&mut *part).await.unwrap();
+    part.rollback().await.unwrap();
+    // Of many polls, and of transactions that began later.
+    run(&stack, format!("UPDATE products SET name = 'new' WHERE id = {third}")).await;
+    all_serve(&[&a, &b], third, "new").await;
+    stack.insert("another").await;
+    assert!(serves(&a, first, "old").await && serves(&b, first, "old").await);
+    long.commit().await.unwrap();
+    all_serve(&[&a, &b], first, "new").await;
+    assert!(serves(&a, second, "old").await && serves(&b, second, "old").await);
+}
+
+async fn truncated(stack: Stack) {
+    let ids = [stack.insert("a").await, stack.insert("b").await];
+    let (a, b) = two(&stack).await;
+    for id in ids {
+        a.product(id).await;
+        b.product(id).await;
+    }
+    let mut reader = stack.sql.begin().await.unwrap();
+    reader.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ").await.unwrap();
+    reader.execute("SELECT 1 FROM hotshelf.feed").await.unwrap();
+    // Not seen by the snapshot of the transaction that truncates.
+    ids_renamed(&stack, &ids).await;
+    reader.execute("TRUNCATE products").await.unwrap();
+    reader.commit().await.unwrap();
+    for id in ids {
+        all_serve(&[&a, &b], id, "").await;
+    }
+    let again = format!("INSERT INTO products (id, name, price) VALUES ({}, 'again', 1)", ids[0]);
+    run(&stack, again).await;
+    all_serve(&[&a, &b], ids[0], "again").await;
+}
+
+async fn ids_renamed(stack: &Stack, ids: &[i64]) {
+    for id in ids {
+        run(stack, format!("UPDATE products SET name = 'renamed' WHERE id = {id}")).await;
+    }
+}
+
+async fn wrong_hint(stack: Stack) {
+    let id = stack.insert("lamp").await;
+    let node = stack.node_with(patient).await;
+    node.product(id).await;
+    // id, a version that was never given out, not deleted.
+    let mut hint = id.to_be_bytes().to_vec();
+    hint.extend(i64::MAX.to_be_bytes());
+    hint.push(0);
+    assert_eq!(stack.redis_publish("changes", &hint).await, 1, "the instance hears it");
+    eventually("memory is invalid", || async {
+        let held = node.hot.peek(ProductId::new(id).unwrap());
+        held.is_some_and(|held| held.is_void())
+    })
+    .await;
+    eventually("memory serves it again", || async {
+        cache_status(&node.get(id).await.unwrap()) == "hotshelf; hit; detail=hot"
+    })
+    .await;
 }
 
 /// Prints how fast the relays carry one statement's million changes, and how long reads took meanwhile.

@@ -2,12 +2,11 @@
 
 use std::time::Duration;
 
-use hotshelf::pause::Point;
 use hotshelf::proto::{DeleteProductRequest, Product, UpdateProductRequest};
 use sqlx::AssertSqlSafe;
 use tonic::Code;
 
-use crate::harness::{HANG, Node, Raw, Stack, Suite, eventually};
+use crate::harness::{Node, Raw, Stack, Suite, eventually, get};
 use crate::newest_wins::rename;
 
 const UPDATE: &str = "/hotshelf.v1.ProductService/UpdateProduct";
@@ -64,14 +63,16 @@ async fn no_connection(stack: Stack) {
             args.postgres.database_acquire_timeout = Duration::from_secs(60);
         })
         .await;
-    let mut claimed = node.pauses.arm(Point::RelayClaimed);
-    let relayed = stack.insert_unheard("something to relay").await;
-    let relay = tokio::time::timeout(HANG, claimed.recv()).await.unwrap();
-    node.pauses.release(Point::RelayClaimed);
+    let other = stack.insert("other").await;
+    let lock = stack.lock_products().await;
+    let mut reader = node.client.clone();
+    let load = tokio::spawn(async move { reader.get_product(get(other)).await });
+    eventually("it has the connection", || async { stack.running_loads().await == 1 }).await;
     let ended = raw(&node).await.call_within("300m", UPDATE, &late(id)).await;
     assert!(matches!(ended.code(), Code::DeadlineExceeded | Code::Unavailable), "{ended:?}");
-    drop(relay);
+    lock.rollback().await.unwrap();
+    load.await.unwrap().unwrap();
     // After whatever waited for the connection before it.
     let in_time = rename(&node, id, "in time").await;
-    assert_eq!(in_time.version, stack.version(relayed).await + 1, "and nothing in between");
+    assert_eq!(in_time.version, stack.version(other).await + 1, "and nothing in between");
 }

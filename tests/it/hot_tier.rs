@@ -10,6 +10,7 @@ use hotshelf::hot_cache::{HotCache, HotCacheOptions};
 use hotshelf::metrics::Metrics;
 use hotshelf::moment::Moment;
 use hotshelf::product::{ProductId, Revision, Version};
+use hotshelf::recent_changes::RecentChanges;
 use rand::RngExt;
 
 use crate::harness::{HANG, Suite};
@@ -37,9 +38,9 @@ pub fn register(suite: &mut Suite<'_>) {
 
 fn cache() -> Arc<HotCache> {
     let minute = Duration::from_secs(60);
-    let (trust, lease, relay_lag) = (minute, minute, minute);
-    let options = HotCacheOptions { capacity: CAPACITY, largest: 1_000, trust, lease, relay_lag };
-    Arc::new(HotCache::new(options, Metrics::new()))
+    let (trust, lease) = (minute, minute);
+    let options = HotCacheOptions { capacity: CAPACITY, largest: 1_000, trust, lease };
+    Arc::new(HotCache::new(options, Arc::new(RecentChanges::new(IDS as usize)), Metrics::new()))
 }
 
 fn id(number: i64) -> ProductId {
@@ -68,7 +69,7 @@ fn too_large() {
     let _ = hot.begin_load(grows).finish(product(1, 1_000)).unwrap();
     let bytes = hot.bytes();
     assert!(bytes > 1_000, "{bytes}");
-    hot.offer(grows, product(2, 1_001));
+    hot.begin_load(grows).offer(product(2, 1_001));
     assert!(hot.peek(grows).unwrap().is_void(), "what it was is not served");
     assert_eq!(hot.bytes(), bytes, "what it is takes no memory");
 }
@@ -94,7 +95,7 @@ fn operate(hot: &Arc<HotCache>, thread: i64, operations: i64) {
         let id = id(random.random_range(1..=IDS));
         let version = n * THREADS + thread;
         match n % 4 {
-            0 => hot.offer(id, entry(version)),
+            0 => hot.begin_load(id).offer(entry(version)),
             1 => {
                 let load = hot.begin_load(id);
                 // Below the floor when another thread was newer: then it is not kept, as it should be.

@@ -55,7 +55,7 @@ async fn writer(stack: Stack) {
 
 async fn relay(stack: Stack) {
     let id = stack.insert("old").await;
-    for point in ["relay-claimed", "relay-superseded", "relay-applied", "relay-appended"] {
+    for point in ["relay-read", "relay-superseded", "relay-applied"] {
         // Something to relay, and nobody else who could. What is old is in Redis when the relay comes.
         let before = stack.node().await;
         before.product(id).await;

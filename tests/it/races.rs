@@ -68,7 +68,6 @@ async fn no_room(stack: Stack) {
         read
     });
     assert_eq!(read, write, "the load went past what Redis still held");
-    assert_eq!(node.hot.floors(), 0, "nothing is left in flight");
 }
 
 /// The entry as a machine would have stamped it whose clock is ahead of ours.

@@ -31,12 +31,12 @@ async fn relay_connection_lost(world: Private) {
     let id = world.insert("old").await;
     let node = world.impatient_node(|_| {}).await;
     node.product(id).await;
-    let mut claimed = node.pauses.arm(Point::RelayClaimed);
+    let mut claimed = node.pauses.arm(Point::RelayRead);
     // By SQL, so that only the relay can tell.
     let rename = format!("UPDATE products SET name = 'new' WHERE id = {id}");
     sqlx::query(AssertSqlSafe(rename)).execute(&world.sql).await.unwrap();
     let held = tokio::time::timeout(HANG, claimed.recv()).await.unwrap();
-    node.pauses.release(Point::RelayClaimed);
+    node.pauses.release(Point::RelayRead);
     world.to_postgres.forget_connections();
     drop(held);
     // A read may need Postgres meanwhile, and find a connection of the pool that is lost as well.

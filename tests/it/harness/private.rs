@@ -10,9 +10,6 @@ use hotshelf::config::ServeArgs;
 
 use super::{Node, Servers, Stack, Topology};
 
-/// The program's default.
-const REPLAY_WINDOW: &str = "1m";
-
 /// Instances reach the servers through the proxies; the test's own SQL goes around them.
 pub struct Private {
     stack: Stack,
@@ -26,7 +23,6 @@ impl Private {
     pub async fn new() -> Self {
         let servers = Servers::default();
         let mut stack = Stack::new(&servers, Topology::Single).await;
-        stack.replay_window = REPLAY_WINDOW;
         let (postgres, redis) = (servers.postgres(), servers.redis());
         let to_postgres = through_proxy(&mut stack.database_url, postgres.port());
         let to_redis = through_proxy(&mut stack.redis_url, redis.port());
@@ -46,13 +42,13 @@ impl Private {
 
     /// Whether Redis has an entry of `id`, asked on a connection of its own.
     pub fn redis_holds(&self, id: i64) -> bool {
-        let key = format!("{}:{{{id}}}:p", self.namespace);
+        let key = self.entry_key(id);
         self.redis.command(&["EXISTS", &key]).is_ok_and(|found| found.trim() == "1")
     }
 
     /// The digest of what Redis has of `id`, asked on a connection of its own.
     pub fn redis_digest(&self, id: i64) -> Option<String> {
-        let key = format!("{}:{{{id}}}:p", self.namespace);
+        let key = self.entry_key(id);
         let digest = "local held = redis.call('GET', KEYS[1]) return held and redis.sha1hex(held)";
         let digest = self.redis.command(&["EVAL", digest, "1", &key]).ok()?;
         (digest.len() == 40).then_some(digest)
@@ -83,8 +79,7 @@ pub struct PrivateCluster {
 impl PrivateCluster {
     pub async fn new() -> Self {
         let servers = Servers::default();
-        let mut stack = Stack::new(&servers, Topology::Cluster).await;
-        stack.replay_window = REPLAY_WINDOW;
+        let stack = Stack::new(&servers, Topology::Cluster).await;
         Self { stack, cluster: servers.cluster() }
     }
 
@@ -96,10 +91,6 @@ impl PrivateCluster {
     pub fn slot_of(&self, id: i64) -> usize {
         let slot = self.cluster.nodes()[5].command(&["CLUSTER", "KEYSLOT", &self.entry_key(id)]);
         slot.unwrap().trim().parse().unwrap()
-    }
-
-    pub fn entry_key(&self, id: i64) -> String {
-        format!("{}:{{{id}}}:p", self.namespace)
     }
 
     /// Whether a node that is a master has an entry of `id`.

@@ -66,7 +66,6 @@ impl Program {
             ["--redis-namespace", &stack.namespace],
             ["--redis-timeout", "2s"],
             ["--database-statement-timeout", "10s"],
-            ["--replay-window", stack.replay_window],
             ["--grpc-addr", "127.0.0.1:0"],
             ["--admin-addr", "127.0.0.1:0"],
         ];

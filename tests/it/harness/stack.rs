@@ -43,8 +43,8 @@ pub struct Stack {
     pub database_url: String,
     pub redis_url: String,
     pub namespace: String,
-    /// For how long changes are relayed again; also three seconds after an instance's start, which breaks leases.
-    pub replay_window: &'static str,
+    /// What comes before the id in each key: the namespace, and what is this database's own.
+    pub key_prefix: String,
     relayed_by_somebody: AtomicBool,
     redis: Client,
     // Kept, so that nobody stops them meanwhile.
@@ -53,6 +53,14 @@ pub struct Stack {
 
 pub fn connect(url: &str, connections: u32) -> PgPool {
     PgPoolOptions::new().max_connections(connections).connect_lazy(url).unwrap()
+}
+
+/// What a database has for its own in every key.
+pub async fn scope(sql: &PgPool) -> String {
+    let scope = "SELECT substr(md5(concat_ws('/', id, (pg_control_system()).system_identifier, oid) \
+            || '/' || epoch || '/' || redis_epoch), 1, 16) \
+        FROM hotshelf.catalogue, pg_database WHERE datname = current_database()";
+    sqlx::query_scalar(scope).fetch_one(sql).await.unwrap()
 }
 
 impl Stack {
@@ -75,6 +83,7 @@ impl Stack {
         let redis = Client::new(Config::from_url(&redis_url).unwrap(), None, None, None);
         redis.init().await.unwrap();
         let sql = connect(&database_url, 5);
+        let key_prefix = format!("{namespace}:{}", scope(&sql).await);
         let servers = (postgres, single, cluster);
         let relayed_by_somebody = AtomicBool::new(false);
         Self {
@@ -82,8 +91,7 @@ impl Stack {
             database_url,
             redis_url,
             namespace,
-            // Nobody breaks the servers that tests share.
-            replay_window: "1ms",
+            key_prefix,
             relayed_by_somebody,
             redis,
             _servers: servers,
@@ -107,8 +115,6 @@ impl Stack {
             "10s",
             "--database-statement-timeout",
             "10s",
-            "--replay-window",
-            self.replay_window,
             "--grpc-addr",
             "127.0.0.1:0",
             "--admin-addr",
@@ -164,12 +170,12 @@ impl Stack {
         .unwrap()
     }
 
-    fn entry_key(&self, id: i64) -> String {
-        format!("{}:{{{id}}}:p", self.namespace)
+    pub fn entry_key(&self, id: i64) -> String {
+        format!("{}:{{{id}}}:p", self.key_prefix)
     }
 
     fn lock_key(&self, id: i64) -> String {
-        format!("{}:{{{id}}}:lock", self.namespace)
+        format!("{}:{{{id}}}:lock", self.key_prefix)
     }
 
     /// The version of the entry in Redis, and whether it is a tombstone.
@@ -234,26 +240,29 @@ impl Stack {
         let () = self.redis.del(self.entry_key(id)).await.unwrap();
     }
 
-    /// As a failover that lost everything would leave it.
-    pub async fn lose_change_stream(&self) {
-        for part in ["stream", "number"] {
-            let key = format!("{}:{{changes}}:{part}", self.namespace);
-            let () = self.redis.del(key).await.unwrap();
-        }
-    }
-
-    /// Changes a product behind everybody's back: no trigger, so no outbox, and no word in the stream.
+    /// Changes a product without a trigger, so that nothing is in the outbox.
     pub async fn change_silently(&self, id: i64, name: &str) {
         let mut silent = self.sql.begin().await.unwrap();
-        for statement in [
-            "SET LOCAL session_replication_role = replica".to_owned(),
-            format!(
-                "UPDATE products SET name = '{name}', version = nextval('product_version') WHERE id = {id}"
-            ),
-        ] {
-            silent.execute(AssertSqlSafe(statement)).await.unwrap();
-        }
+        let change = format!(
+            "ALTER TABLE products DISABLE TRIGGER USER;
+             UPDATE products SET name = '{name}', version = nextval('hotshelf.product_version') WHERE id = {id};
+             ALTER TABLE products ENABLE ALWAYS TRIGGER hotshelf_version, ENABLE ALWAYS TRIGGER hotshelf_inserted,
+                 ENABLE ALWAYS TRIGGER hotshelf_updated, ENABLE ALWAYS TRIGGER hotshelf_deleted,
+                 ENABLE ALWAYS TRIGGER hotshelf_row_moved, ENABLE ALWAYS TRIGGER hotshelf_row_written,
+                 ENABLE ALWAYS TRIGGER hotshelf_truncated"
+        );
+        silent.execute(sqlx::raw_sql(AssertSqlSafe(change))).await.unwrap();
         silent.commit().await.unwrap();
+    }
+
+    /// Publishes on a channel of this test's catalogue. Returns how many subscribers one Redis has for it.
+    pub async fn redis_publish(&self, channel: &str, message: &[u8]) -> i64 {
+        let channel = format!("{}:{channel}", self.key_prefix);
+        let script = "return redis.call('PUBLISH', ARGV[1], ARGV[2])";
+        let args: Vec<Vec<u8>> = vec![channel.into_bytes(), message.to_vec()];
+        let args: Vec<fred::types::Value> =
+            args.into_iter().map(|arg| fred::types::Value::Bytes(arg.into())).collect();
+        self.redis.eval(script, Vec::<String>::new(), args).await.unwrap()
     }
 
     /// The version that Postgres holds.
@@ -271,9 +280,11 @@ impl Stack {
             .unwrap()
     }
 
-    /// Changes that no relay has applied.
+    /// Rows of the outbox that the relay has not applied to Redis.
     pub async fn outbox(&self) -> i64 {
-        sqlx::query_scalar("SELECT count(*) FROM product_changes")
+        let unrelayed = "SELECT count(*) FROM hotshelf.outbox, hotshelf.feed \
+                         WHERE NOT pg_visible_in_snapshot(xid, relayed)";
+        sqlx::query_scalar(unrelayed)
             .fetch_one(&self.sql)
             .await
             .unwrap()
@@ -284,12 +295,10 @@ impl Stack {
         super::eventually("every change is relayed", || async { self.outbox().await == 0 }).await;
     }
 
-    /// Changes that are kept for a replay.
-    pub async fn relayed(&self) -> i64 {
-        sqlx::query_scalar("SELECT count(*) FROM relayed_changes")
-            .fetch_one(&self.sql)
-            .await
-            .unwrap()
+    /// Rows of the outbox, relayed or not.
+    pub async fn kept_changes(&self) -> i64 {
+        let kept = sqlx::query_scalar("SELECT count(*) FROM hotshelf.outbox");
+        kept.fetch_one(&self.sql).await.unwrap()
     }
 
     /// Whether somebody holds the lease of `id`.

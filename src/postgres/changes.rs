@@ -1,0 +1,382 @@
+//! Reading the outbox: every committed change exactly once, in whatever order transactions commit.
+//!
+//! Each row carries its transaction's xid. A poll asks, in one statement and so with one snapshot, for that snapshot and for the
+//! rows that the snapshot of the poll before did not see: those of transactions that began since, and of those that were in
+//! progress then. A transaction that stays open for an hour delays nothing but its own rows.
+
+use std::time::Duration;
+
+use futures_util::TryStreamExt;
+use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::{ConnectOptions, Executor, FromRow};
+
+use super::snapshot::Snapshot;
+use super::{Error, Postgres, read_error, within};
+use crate::moment::Moment;
+use crate::product::{ProductId, Revision, Version};
+use crate::recent_changes::Floors;
+
+/// A server that is silent for longer counts as unreachable: copies in memory must not be trusted on a poll that takes as long.
+const SILENCE: Duration = Duration::from_secs(1);
+
+/// How long the relay's own statements may take.
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// The plan is an index scan of each branch, whatever the statistics of a table say that was empty a moment ago. Session
+/// values, because poolers drop startup parameters.
+const SESSION: &str = "SET enable_seqscan = off; SET enable_bitmapscan = off; \
+    SET plan_cache_mode = force_generic_plan; SET statement_timeout = '60s'; \
+    SET default_transaction_isolation = 'read committed'; SET search_path = pg_catalog, pg_temp; \
+    SET application_name = 'hotshelf change feed'";
+
+/// Once for each connection: another server answers only on another one.
+const SERVER: &str = "SELECT concat_ws('/', c.id, (pg_control_system()).system_identifier, d.oid), \
+    CASE WHEN pg_is_in_recovery() THEN NULL \
+         ELSE ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::bigint END, \
+    pg_postmaster_start_time()::text \
+    FROM hotshelf.catalogue c, pg_database d WHERE d.datname = current_database()";
+
+/// The header, and the rows that the last snapshot did not see.
+///
+/// `remembered` is false when a mark that was read before is not in the table and was not pruned: then PostgreSQL went back.
+const POLL: &str = "SELECT NULL::bigint[] AS product_ids, NULL::bigint[] AS versions, NULL::boolean AS deleted, \
+        NULL::text AS xid, pg_current_snapshot()::text AS snapshot, feed.pruned::text, feed.relayed::text, \
+        substr(md5($5 || '/' || epoch), 1, 16) AS epoch, \
+        substr(md5($5 || '/' || epoch || '/' || redis_epoch), 1, 16) AS scope, timeline, last_value AS ceiling, \
+        mark.id AS mark, mark.token::text AS mark_token, \
+        coalesce($3 IS NULL OR EXISTS (SELECT FROM hotshelf.marks WHERE id = $3 AND token::text = $4) \
+            OR $3 < (SELECT min(id) FROM hotshelf.marks), false) AS remembered, \
+        held_until < clock_timestamp() AS relay_is_free \
+    FROM hotshelf.feed CROSS JOIN hotshelf.catalogue CROSS JOIN hotshelf.product_version \
+        LEFT JOIN LATERAL (SELECT id, token FROM hotshelf.marks ORDER BY id DESC LIMIT 1) AS mark ON true \
+    UNION ALL \
+    SELECT product_ids, versions, deleted, xid::text, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL \
+    FROM hotshelf.outbox WHERE xid >= $1::xid8 \
+    UNION ALL \
+    SELECT product_ids, versions, deleted, xid::text, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL \
+    FROM hotshelf.outbox WHERE xid = ANY($2::xid8[])";
+
+/// The epoch is replaced by the first instance that finds out; the others find that it is another already.
+const RAISE_EPOCH: &str = "UPDATE hotshelf.catalogue \
+    SET epoch = gen_random_uuid(), redis_epoch = gen_random_uuid(), timeline = $2, epoch_time = clock_timestamp() \
+    WHERE substr(md5($3 || '/' || epoch), 1, 16) = $1";
+
+#[derive(FromRow)]
+struct Row {
+    product_ids: Option<Vec<i64>>,
+    versions: Option<Vec<i64>>,
+    deleted: Option<bool>,
+    xid: Option<String>,
+    snapshot: Option<String>,
+    pruned: Option<String>,
+    relayed: Option<String>,
+    epoch: Option<String>,
+    scope: Option<String>,
+    timeline: Option<i64>,
+    ceiling: Option<i64>,
+    mark: Option<i64>,
+    mark_token: Option<String>,
+    remembered: Option<bool>,
+    relay_is_free: Option<bool>,
+}
+
+/// What a poll brought.
+#[derive(Debug)]
+pub(crate) struct Changes {
+    /// Before the statement was sent: whatever was committed by then is known now.
+    pub(crate) asked: Moment,
+    /// What the statement saw.
+    pub(crate) snapshot: Snapshot,
+    /// Rows that are visible in this may have been pruned.
+    pub(crate) pruned: Snapshot,
+    /// Redis reflects what is visible in this.
+    pub(crate) relayed: Snapshot,
+    /// The epoch of the catalogue, with its identity.
+    pub(crate) epoch: String,
+    /// The part of every key in Redis that is this catalogue's and this epoch's own.
+    pub(crate) scope: String,
+    /// The newest version that has been given out.
+    pub(crate) ceiling: Version,
+    /// Changes of few products at once.
+    pub(crate) single: Floors,
+    /// Changes of many products at once, as a statement packed them.
+    pub(crate) packs: Vec<Vec<(ProductId, Revision)>>,
+    /// Every product below this version was deleted by TRUNCATE.
+    pub(crate) truncated_below: Option<Version>,
+    /// Why PostgreSQL must be another, or must have gone back, since the poll before.
+    pub(crate) went_back: Option<&'static str>,
+    /// Whether the server was started again since the poll before. Then these are all changes that the outbox holds.
+    pub(crate) restarted: bool,
+    /// Whether no instance relays.
+    pub(crate) relay_is_free: bool,
+    /// More changes than were asked for: what is missing is unknown.
+    pub(crate) overflow: bool,
+}
+
+impl Changes {
+    /// How many changes there are.
+    pub(crate) fn len(&self) -> usize {
+        self.single.len() + self.packs.iter().map(Vec::len).sum::<usize>()
+    }
+
+    fn take(&mut self, row: &Row, limit: usize) {
+        let (versions, deleted) =
+            (row.versions.as_deref().unwrap_or_default(), row.deleted == Some(true));
+        let Some(ids) = &row.product_ids else {
+            let below = versions.first().map(|version| Version(*version));
+            self.truncated_below = self.truncated_below.max(below);
+            return;
+        };
+        if self.len() + ids.len() > limit {
+            self.overflow = true;
+            return;
+        }
+        let changes = ids.iter().zip(versions).filter_map(|(id, version)| {
+            let revision = Revision { version: Version(*version), deleted };
+            Some((ProductId::new(*id)?, revision))
+        });
+        if ids.len() > PACK {
+            self.packs.push(changes.collect());
+            return;
+        }
+        for (id, revision) in changes {
+            let newest = self.single.entry(id).or_insert(revision);
+            *newest = revision.max(*newest);
+        }
+    }
+}
+
+/// A row of the outbox with more changes than this is part of a bulk job.
+const PACK: usize = 100;
+
+/// Reads the outbox, on a connection of its own that waits behind no caller's statement.
+#[derive(Debug)]
+pub(crate) struct ChangeReader {
+    connect: PgConnectOptions,
+    connection: Option<(PgConnection, Server)>,
+    /// Of the poll before.
+    seen: Snapshot,
+    /// The newest transaction of which a row was seen. Not seeing it any more is a commit lost.
+    newest_xid: u64,
+    mark: Option<(i64, String)>,
+    epoch: Option<String>,
+    /// When the server of the poll before was started. One that is started again may give transactions ids that others had, which
+    /// were lost before they were on disk.
+    started: Option<String>,
+}
+
+/// What is true of a server for as long as a connection lasts.
+#[derive(Clone, Debug)]
+struct Server {
+    identity: String,
+    timeline: i64,
+    started: String,
+}
+
+impl Postgres {
+    /// A reader that has seen what is visible in `seen`.
+    pub(crate) fn change_reader(&self, seen: Snapshot) -> ChangeReader {
+        let connect = PgConnectOptions::clone(&self.pool.connect_options());
+        ChangeReader {
+            connect,
+            connection: None,
+            seen,
+            newest_xid: 0,
+            mark: None,
+            epoch: None,
+            started: None,
+        }
+    }
+}
+
+impl ChangeReader {
+    /// What this reader has seen.
+    pub(crate) fn seen(&self) -> &Snapshot {
+        &self.seen
+    }
+
+    /// The next poll brings what is not visible in `seen`.
+    pub(crate) fn start_after(&mut self, seen: Snapshot) {
+        self.seen = seen;
+    }
+
+    /// The next poll brings everything that the outbox holds.
+    pub(crate) fn start_over(&mut self) {
+        self.seen = Snapshot::empty();
+        self.newest_xid = 0;
+        self.mark = None;
+        self.epoch = None;
+        self.started = None;
+    }
+
+    /// Reads what was committed since the poll before, at most about `limit` changes.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`]; the next poll brings what this one would have.
+    pub(crate) async fn poll(&mut self, limit: usize) -> Result<Changes, Error> {
+        let (mut connection, server) = self.take_connection().await?;
+        let restarted = self.started.as_ref().is_some_and(|started| *started != server.started);
+        if restarted {
+            self.seen = Snapshot::empty();
+        }
+        let mut changes = self.poll_on(&mut connection, &server, limit).await?;
+        changes.restarted = restarted;
+        self.started = Some(server.started.clone());
+        self.connection = Some((connection, server));
+        Ok(changes)
+    }
+
+    /// Taken out, so that a connection on which no answer came is not used again.
+    async fn take_connection(&mut self) -> Result<(PgConnection, Server), Error> {
+        match self.connection.take() {
+            Some(open) => Ok(open),
+            None => within(Some(SILENCE * 2), self.open()).await.map_err(|error| read_error(&error))?,
+        }
+    }
+
+    /// Runs a statement on this reader's connection, which waits behind no caller's.
+    pub(super) async fn run<T>(
+        &mut self,
+        statement: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
+    ) -> Result<T, Error> {
+        let (mut connection, server) = self.take_connection().await?;
+        let done = within(Some(ANSWER), statement(&mut connection)).await;
+        let done = done.map_err(|error| read_error(&error))?;
+        self.connection = Some((connection, server));
+        Ok(done)
+    }
+
+    async fn open(&self) -> Result<Result<(PgConnection, Server), Error>, sqlx::Error> {
+        let mut connection = self.connect.connect().await?;
+        connection.execute(SESSION).await?;
+        let (identity, timeline, started): (String, Option<i64>, String) =
+            sqlx::query_as(SERVER).fetch_one(&mut connection).await?;
+        let Some(timeline) = timeline else {
+            let why = "the server is a read-only replica; DATABASE_URL must name the primary";
+            return Ok(Err(Error::Unavailable(why.to_owned())));
+        };
+        Ok(Ok((connection, Server { identity, timeline, started })))
+    }
+
+    async fn poll_on(
+        &mut self,
+        connection: &mut PgConnection,
+        server: &Server,
+        limit: usize,
+    ) -> Result<Changes, Error> {
+        let asked = Moment::now();
+        let in_progress = self.seen.in_progress().iter().map(u64::to_string).collect::<Vec<_>>();
+        let (mark, token) = self.mark.clone().unzip();
+        let mut rows = sqlx::query_as::<_, Row>(POLL)
+            .bind(self.seen.xmax().to_string())
+            .bind(in_progress)
+            .bind(mark)
+            .bind(token)
+            .bind(&server.identity)
+            .fetch(connection);
+        let (mut header, mut newest_xid) = (None, self.newest_xid);
+        let mut changes = Changes::nothing(asked);
+        while let Some(row) =
+            within(Some(SILENCE), rows.try_next()).await.map_err(|error| read_error(&error))?
+        {
+            match &row.xid {
+                None => header = Some(row),
+                Some(xid) => {
+                    newest_xid = newest_xid.max(xid.parse().unwrap_or_default());
+                    changes.take(&row, limit);
+                }
+            }
+        }
+        let header =
+            header.ok_or_else(|| Error::Unexpected("hotshelf.feed has no row".to_owned()))?;
+        self.take_header(&mut changes, header, server, newest_xid)?;
+        Ok(changes)
+    }
+
+    fn take_header(
+        &mut self,
+        changes: &mut Changes,
+        header: Row,
+        server: &Server,
+        newest_xid: u64,
+    ) -> Result<(), Error> {
+        let snapshot = |text: Option<String>| {
+            text.unwrap_or_default().parse::<Snapshot>().map_err(Error::Unexpected)
+        };
+        changes.snapshot = snapshot(header.snapshot)?;
+        changes.pruned = snapshot(header.pruned)?;
+        changes.relayed = snapshot(header.relayed)?;
+        changes.epoch = header.epoch.unwrap_or_default();
+        changes.scope = header.scope.unwrap_or_default();
+        changes.relay_is_free = header.relay_is_free == Some(true);
+        changes.ceiling = Version(header.ceiling.unwrap_or_default());
+        let known = self.epoch.as_ref().is_some_and(|epoch| *epoch == changes.epoch);
+        changes.went_back = if header.timeline != Some(server.timeline) {
+            Some("its WAL timeline is another (promotion or point-in-time recovery)")
+        } else if known && !changes.snapshot.sees(self.newest_xid) && self.newest_xid > 0 {
+            Some("a transaction that was committed is not there any more")
+        } else if known && header.remembered == Some(false) {
+            Some("a mark that was written to it is not there any more")
+        } else {
+            None
+        };
+        self.seen = changes.snapshot.clone();
+        self.newest_xid = newest_xid;
+        self.mark = header.mark.zip(header.mark_token);
+        self.epoch = Some(changes.epoch.clone());
+        Ok(())
+    }
+
+    /// The part of every key in Redis that is this catalogue's and its epoch's own.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub(crate) async fn scope(mut self) -> Result<String, Error> {
+        Ok(self.poll(0).await?.scope)
+    }
+
+    /// Replaces the epoch, unless another instance has done so already.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub(crate) async fn raise_epoch(&mut self, of: &str) -> Result<bool, Error> {
+        let Some((connection, server)) = &mut self.connection else {
+            return Err(Error::Unavailable("the connection was lost".to_owned()));
+        };
+        let raise = sqlx::query(RAISE_EPOCH).bind(of).bind(server.timeline).bind(&server.identity);
+        let raised = within(Some(SILENCE), raise.execute(connection)).await;
+        Ok(raised.map_err(|error| read_error(&error))?.rows_affected() > 0)
+    }
+
+    /// The same, of the epoch that the last poll read.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub(crate) async fn raise_epoch_now(&mut self) -> Result<(), Error> {
+        match self.epoch.clone() {
+            Some(epoch) => self.raise_epoch(&epoch).await.map(drop),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Changes {
+    fn nothing(asked: Moment) -> Self {
+        Self {
+            asked,
+            snapshot: Snapshot::empty(),
+            pruned: Snapshot::empty(),
+            relayed: Snapshot::empty(),
+            epoch: String::new(),
+            scope: String::new(),
+            ceiling: Version(0),
+            single: Floors::default(),
+            packs: Vec::new(),
+            truncated_below: None,
+            went_back: None,
+            restarted: false,
+            relay_is_free: false,
+            overflow: false,
+        }
+    }
+}

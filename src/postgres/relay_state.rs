@@ -1,0 +1,152 @@
+//! What the relays share: which instance relays, how far the outbox is applied to Redis, and how far it is pruned.
+
+use std::time::Duration;
+
+use sqlx::postgres::PgConnection;
+
+use super::products::{Loaded, load_on};
+use super::snapshot::Snapshot;
+use super::{ChangeReader, Error};
+use crate::moment::Moment;
+use crate::product::ProductId;
+
+/// The lease of the relay. One that was not renewed in time is free.
+const HOLD: &str = "UPDATE hotshelf.feed \
+    SET holder = $1::uuid, held_until = clock_timestamp() + $2::bigint * interval '1 millisecond' \
+    WHERE holder = $1::uuid OR held_until < clock_timestamp() RETURNING relayed::text";
+/// A snapshot of the future is of before a crash that lost what was not on disk: its transactions' ids are given out again.
+const REPAIR: &str = "WITH now AS (SELECT pg_snapshot_xmax(pg_current_snapshot()) AS xmax), \
+    lost AS (DELETE FROM hotshelf.marks USING now WHERE pg_snapshot_xmax(snapshot) > now.xmax) \
+    UPDATE hotshelf.feed SET pruned = pg_current_snapshot(), relayed = '1:1:' FROM now \
+    WHERE pg_snapshot_xmax(pruned) > now.xmax OR pg_snapshot_xmax(relayed) > now.xmax";
+const LET_GO: &str =
+    "UPDATE hotshelf.feed SET held_until = '-infinity' WHERE holder = $1::uuid";
+const MARK: &str = "INSERT INTO hotshelf.marks (snapshot, relayed) VALUES ($1::pg_snapshot, $2) \
+    RETURNING id, token::text";
+/// The marker before the rows, so that no instance takes rows that are gone for rows that never were. It is the newest mark that is old enough
+/// and relayed, or so old that no entry of Redis can be older.
+const ADVANCE: &str = "UPDATE hotshelf.feed SET relayed = coalesce($2::pg_snapshot, relayed), pruned = coalesce( \
+        (SELECT snapshot FROM hotshelf.marks \
+         WHERE relayed AND mark_time < clock_timestamp() - $3::bigint * interval '1 millisecond' \
+            OR mark_time < clock_timestamp() - $4::bigint * interval '1 millisecond' \
+         ORDER BY id DESC LIMIT 1), pruned) \
+    WHERE holder = $1::uuid RETURNING pruned::text";
+const PRUNE: &str = "DELETE FROM hotshelf.outbox WHERE (xid, seq) IN ( \
+        SELECT xid, seq FROM hotshelf.outbox \
+        WHERE xid < pg_snapshot_xmax($1::pg_snapshot) AND pg_visible_in_snapshot(xid, $1::pg_snapshot) \
+        ORDER BY xid, seq LIMIT $2)";
+const PRUNE_MARKS: &str = "DELETE FROM hotshelf.marks \
+    WHERE mark_time < clock_timestamp() - 2 * $1::bigint * interval '1 millisecond' \
+        AND id < (SELECT max(id) FROM hotshelf.marks)";
+const KNOWS_MARK: &str = "SELECT coalesce(EXISTS (SELECT FROM hotshelf.marks WHERE id = $1 AND token::text = $2) \
+    OR $1 < (SELECT min(id) FROM hotshelf.marks), false)";
+const ABANDON_REDIS: &str = "UPDATE hotshelf.catalogue SET redis_epoch = gen_random_uuid()";
+/// Rows are packed: a chunk is a thousand changes for each of them at most.
+const CHUNK: i64 = 500;
+
+/// How long rows of the outbox are kept.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Retention {
+    /// After they became visible, when they are applied to Redis.
+    pub(crate) relayed: Duration,
+    /// When they cannot be: as long as Redis may hold an entry that is older.
+    pub(crate) unrelayed: Duration,
+}
+
+/// A mark in the table: its id and its random token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Mark {
+    pub(crate) id: i64,
+    pub(crate) token: String,
+}
+
+impl ChangeReader {
+    /// Takes or renews the lease of the relay. Returns what has been relayed, or `None` while another instance holds the lease.
+    pub(crate) async fn hold_relay(
+        &mut self,
+        holder: &str,
+        lease: Duration,
+    ) -> Result<Option<Snapshot>, Error> {
+        let held: Option<(String,)> = self
+            .run(async |connection| {
+                sqlx::query(REPAIR).execute(&mut *connection).await?;
+                let hold = sqlx::query_as(HOLD).bind(holder).bind(millis(lease));
+                hold.fetch_optional(connection).await
+            })
+            .await?;
+        held.map(|(relayed,)| relayed.parse().map_err(Error::Unexpected)).transpose()
+    }
+
+    /// Gives the lease back, so that another instance need not wait for its end.
+    pub(crate) async fn let_relay_go(&mut self, holder: &str) -> Result<(), Error> {
+        let let_go = async |connection: &mut PgConnection| {
+            sqlx::query(LET_GO).bind(holder).execute(connection).await.map(drop)
+        };
+        self.run(let_go).await
+    }
+
+    /// Notes that `snapshot` was taken by now, and whether all that it sees is relayed.
+    pub(crate) async fn mark(&mut self, snapshot: &Snapshot, relayed: bool) -> Result<Mark, Error> {
+        let snapshot = snapshot.to_string();
+        let mark = async |connection: &mut PgConnection| {
+            sqlx::query_as(MARK).bind(snapshot).bind(relayed).fetch_one(connection).await
+        };
+        let (id, token) = self.run(mark).await?;
+        Ok(Mark { id, token })
+    }
+
+    /// Whether this database has a mark, or may have pruned it.
+    pub(crate) async fn knows_mark(&mut self, mark: &Mark) -> Result<bool, Error> {
+        let knows = async |connection: &mut PgConnection| {
+            let knows = sqlx::query_scalar(KNOWS_MARK).bind(mark.id).bind(&mark.token);
+            knows.fetch_one(connection).await
+        };
+        self.run(knows).await
+    }
+
+    /// Notes how far the outbox is relayed, and prunes what has been kept for long enough. Returns whether this instance still
+    /// holds the lease.
+    pub(crate) async fn prune_outbox(
+        &mut self,
+        holder: &str,
+        relayed: Option<&Snapshot>,
+        keep: Retention,
+    ) -> Result<bool, Error> {
+        let relayed = relayed.map(Snapshot::to_string);
+        let prune = async |connection: &mut PgConnection| {
+            let advanced: Option<(String,)> = sqlx::query_as(ADVANCE)
+                .bind(holder)
+                .bind(relayed)
+                .bind(millis(keep.relayed))
+                .bind(millis(keep.unrelayed))
+                .fetch_optional(&mut *connection)
+                .await?;
+            let Some((pruned,)) = advanced else { return Ok(false) };
+            sqlx::query(PRUNE).bind(pruned).bind(CHUNK).execute(&mut *connection).await?;
+            let oldest = millis(keep.unrelayed.max(keep.relayed));
+            sqlx::query(PRUNE_MARKS).bind(oldest).execute(connection).await?;
+            Ok(true)
+        };
+        self.run(prune).await
+    }
+
+    /// From now on no entry is used that Redis holds at this moment.
+    pub(crate) async fn abandon_redis(&mut self) -> Result<(), Error> {
+        let abandon = async |connection: &mut PgConnection| {
+            sqlx::query(ABANDON_REDIS).execute(connection).await.map(drop)
+        };
+        self.run(abandon).await
+    }
+
+    /// Reads products for the relay.
+    pub(crate) async fn load(&mut self, ids: &[ProductId]) -> Result<Loaded, Error> {
+        let known_at = Moment::now();
+        let (rows, gone) =
+            self.run(async |connection: &mut PgConnection| load_on(connection, ids).await).await?;
+        Loaded::new(rows, gone, known_at)
+    }
+}
+
+fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX).min(i64::from(i32::MAX) * 1_000)
+}

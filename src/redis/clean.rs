@@ -1,0 +1,67 @@
+//! What the relay does to Redis: finding what is older than a change, and removing what cannot be replaced.
+
+use fred::types::Value;
+use futures_util::future::join_all;
+
+use super::entry_bytes::head_of;
+use super::node::Command;
+use super::{Redis, Unavailable};
+use crate::metrics::RedisOperation;
+use crate::product::{Change, ProductId, Revision, Version};
+
+impl Redis {
+    /// Breaks the leases of products that changed, pipelined. One answer for each: whether Redis holds an older entry of it.
+    pub(crate) async fn supersede(&self, changes: &[Change]) -> Vec<Result<bool, Unavailable>> {
+        let asked = changes.iter().map(|change| {
+            let args = vec![head_of(change.revision).into()];
+            self.run_and_break_lease::<i64>(&self.scripts.supersede, change.id, args)
+        });
+        let older = |reply| self.counted(RedisOperation::Relay, reply).map(|older| older == 1);
+        join_all(asked).await.into_iter().map(older).collect()
+    }
+
+    /// Removes the entries and breaks the leases of products, whatever they hold. One answer for each.
+    pub(crate) async fn remove(&self, ids: &[ProductId]) -> Vec<Result<(), Unavailable>> {
+        let keys = self.scope().load_full();
+        if self.nodes.is_cluster() {
+            let removed = ids.iter().map(|id| {
+                let (entry, lock) = (keys.entry(*id), keys.lock(*id));
+                let unlink = Command::new("DEL", vec![entry.clone().into(), lock.into()]);
+                async move { self.nodes.send(&entry, unlink).await }
+            });
+            let removed = join_all(removed).await.into_iter();
+            return removed.map(|reply| self.counted(RedisOperation::Relay, reply).map(drop)).collect();
+        }
+        let Some(first) = ids.first() else { return Vec::new() };
+        let names: Vec<Value> =
+            ids.iter().flat_map(|id| [keys.entry(*id).into(), keys.lock(*id).into()]).collect();
+        let reply = self.nodes.send(&keys.entry(*first), Command::new("DEL", names)).await;
+        vec![self.counted(RedisOperation::Relay, reply).map(drop); ids.len()]
+    }
+
+    /// Removes an entry that claims a version above `ceiling`, which PostgreSQL has not given out.
+    pub(crate) async fn remove_above(&self, id: ProductId, ceiling: Version) {
+        self.metrics.redis_impossible.inc(());
+        tracing::warn!(%id, %ceiling, "an entry in Redis claims a version that PostgreSQL has not given out; removing it");
+        let args = vec![head_of(Revision::gone_after(ceiling)).into()];
+        let keys = vec![self.keys().entry(id)];
+        let reply = self.run::<i64>(&self.scripts.remove_above, keys, args).await;
+        // What could not be removed is found again.
+        let _ = self.counted(RedisOperation::Get, reply);
+    }
+
+    /// The mark that an instance of this catalogue has left here last, as it wrote it.
+    pub(crate) async fn read_mark(&self) -> Result<Option<String>, Unavailable> {
+        let key = self.keys().mark();
+        let reply = self.nodes.send(&key, Command::new("GET", vec![key.clone().into()])).await;
+        Ok(self.counted(RedisOperation::Relay, reply)?.into_string())
+    }
+
+    /// Leaves a mark, by which an instance on another copy of the database is found out.
+    pub(crate) async fn leave_mark(&self, mark: &str) -> Result<(), Unavailable> {
+        let key = self.keys().mark();
+        let set = Command::new("SET", vec![key.clone().into(), mark.to_owned().into()]);
+        let reply = self.nodes.send(&key, set).await;
+        self.counted(RedisOperation::Relay, reply).map(drop)
+    }
+}
