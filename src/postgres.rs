@@ -5,6 +5,7 @@ mod copy;
 mod inspect;
 mod outbox;
 mod products;
+mod rows;
 
 use std::io::ErrorKind;
 use std::str::FromStr;
@@ -80,6 +81,9 @@ pub enum Error {
         /// The version it has.
         current: Version,
     },
+    /// The product is there, and the API cannot express it: the column and the reason.
+    #[error("the product cannot be expressed: {0}")]
+    Unreadable(String),
     /// Postgres refused something that it should not.
     #[error("PostgreSQL: {0}")]
     Unexpected(String),

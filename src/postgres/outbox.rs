@@ -178,8 +178,8 @@ impl Claim {
     pub(crate) async fn load(&mut self, ids: &[ProductId]) -> Result<Loaded, Error> {
         let known_at = Moment::now();
         let found = within(self.patience, load_on(&mut self.transaction, ids)).await;
-        let (rows, gone) = found.map_err(|error| read_error(&error))?;
-        Loaded::new(rows, gone, known_at)
+        let rows = found.map_err(|error| read_error(&error))?;
+        Loaded::new(&rows, known_at).map_err(|error| read_error(&error))
     }
 
     /// The changes are applied; they leave the outbox.

@@ -157,7 +157,7 @@ impl Stack {
         sqlx::query_scalar(
             "SELECT coalesce(sum(calls), 0)::bigint FROM pg_stat_statements \
              JOIN pg_database d ON d.oid = dbid WHERE datname = current_database() \
-             AND query LIKE 'SELECT id, name, %FROM products WHERE id = ANY%'",
+             AND query LIKE 'SELECT asked.id, %LEFT JOIN public.products AS product %'",
         )
         .fetch_one(&self.sql)
         .await
@@ -198,7 +198,7 @@ impl Stack {
     pub async fn running_loads(&self) -> i64 {
         sqlx::query_scalar(
             "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
-             AND state = 'active' AND query LIKE 'SELECT id, name, %FROM products WHERE id = ANY%'",
+             AND state = 'active' AND query LIKE 'SELECT asked.id, %LEFT JOIN public.products AS product %'",
         )
         .fetch_one(&self.sql)
         .await
@@ -246,10 +246,11 @@ impl Stack {
     pub async fn change_silently(&self, id: i64, name: &str) {
         let mut silent = self.sql.begin().await.unwrap();
         for statement in [
-            "SET LOCAL session_replication_role = replica".to_owned(),
+            "ALTER TABLE products DISABLE TRIGGER USER".to_owned(),
             format!(
-                "UPDATE products SET name = '{name}', version = nextval('product_version') WHERE id = {id}"
+                "UPDATE products SET name = '{name}', version = nextval('hotshelf.product_version') WHERE id = {id}"
             ),
+            "ALTER TABLE products ENABLE TRIGGER USER".to_owned(),
         ] {
             silent.execute(AssertSqlSafe(statement)).await.unwrap();
         }
@@ -273,10 +274,13 @@ impl Stack {
 
     /// Changes that no relay has applied.
     pub async fn outbox(&self) -> i64 {
-        sqlx::query_scalar("SELECT count(*) FROM product_changes")
-            .fetch_one(&self.sql)
-            .await
-            .unwrap()
+        sqlx::query_scalar(
+            "SELECT count(*) FROM hotshelf.outbox AS change, hotshelf.feed \
+             WHERE NOT pg_visible_in_snapshot(change.xid, feed.relayed)",
+        )
+        .fetch_one(&self.sql)
+        .await
+        .unwrap()
     }
 
     /// Waits until a relay has applied every change.
