@@ -107,18 +107,26 @@ BEGIN
 END $$;
 
 -- Statement triggers with transition tables: repricing a million rows in one statement stays one statement. No NOTIFY, which takes a
--- database-wide lock at commit. The apply worker of logical replication fires no statement triggers, so under session_replication_role
--- = replica the row trigger below records instead.
+-- database-wide lock at commit.
+--
+-- Two kinds of writes fire no statement trigger of this table: those of logical replication's apply worker, and those that name a partition.
+-- So under session_replication_role = replica, and for each row of a partition, hotshelf.record_row records instead.
+CREATE FUNCTION hotshelf.records_rows(products oid) RETURNS boolean LANGUAGE sql STABLE
+    SET search_path = pg_catalog, pg_temp AS $$
+    SELECT current_setting('session_replication_role') = 'replica'
+        OR EXISTS (SELECT FROM pg_class WHERE oid = products AND (relkind = 'p' OR relispartition))
+$$;
+
 CREATE FUNCTION hotshelf.record_inserted() RETURNS trigger LANGUAGE plpgsql
     SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    IF current_setting('session_replication_role') = 'replica' THEN RETURN NULL; END IF;
+    IF hotshelf.records_rows(TG_RELID) THEN RETURN NULL; END IF;
     INSERT INTO hotshelf.outbox (product_ids, versions, deleted)
         SELECT array_agg(id), array_agg(version), false
         FROM (SELECT id, version, (row_number() OVER () - 1) / 1000 AS pack FROM written) AS packed GROUP BY pack;
     -- What was inserted took its version before it waited for its key, and may have waited for others to change and delete a product of
     -- the same id. Then it takes a newer one. At REPEATABLE READ that deletion is not visible here, so every insert does.
-    IF current_setting('transaction_isolation') = 'read committed' THEN
+    IF current_setting('transaction_isolation') IN ('read committed', 'read uncommitted') THEN
         UPDATE public.products SET version = products.version
             FROM written JOIN hotshelf.deleted ON deleted.product_id = written.id
             WHERE products.id = written.id AND deleted.version >= written.version;
@@ -131,7 +139,7 @@ END $$;
 CREATE FUNCTION hotshelf.record_updated() RETURNS trigger LANGUAGE plpgsql
     SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    IF current_setting('session_replication_role') = 'replica' THEN RETURN NULL; END IF;
+    IF hotshelf.records_rows(TG_RELID) THEN RETURN NULL; END IF;
     INSERT INTO hotshelf.outbox (product_ids, versions, deleted)
         SELECT array_agg(id), array_agg(version), false
         FROM (SELECT id, version, (row_number() OVER () - 1) / 1000 AS pack FROM written) AS packed GROUP BY pack;
@@ -141,7 +149,7 @@ END $$;
 CREATE FUNCTION hotshelf.record_deleted() RETURNS trigger LANGUAGE plpgsql
     SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    IF current_setting('session_replication_role') = 'replica' THEN RETURN NULL; END IF;
+    IF hotshelf.records_rows(TG_RELID) THEN RETURN NULL; END IF;
     INSERT INTO hotshelf.outbox (product_ids, versions, deleted)
         SELECT array_agg(id), array_agg(version), true
         FROM (SELECT id, version, (row_number() OVER () - 1) / 1000 AS pack FROM gone) AS packed GROUP BY pack;
@@ -151,7 +159,7 @@ BEGIN
     RETURN NULL;
 END $$;
 
--- A product that gets another id is deleted under its old one. And each row that the apply worker of logical replication writes.
+-- A product that gets another id is deleted under its old one. And each row that no statement trigger records.
 CREATE FUNCTION hotshelf.record_row() RETURNS trigger LANGUAGE plpgsql
     SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
@@ -161,12 +169,13 @@ BEGIN
             ON CONFLICT (product_id) DO UPDATE SET version = excluded.version, delete_time = excluded.delete_time;
     END IF;
     IF TG_OP <> 'DELETE' THEN
-        IF current_setting('session_replication_role') = 'replica' THEN
+        IF hotshelf.records_rows(TG_RELID) THEN
             INSERT INTO hotshelf.outbox (product_ids, versions, deleted) VALUES (ARRAY[NEW.id], ARRAY[NEW.version], false);
         END IF;
         IF TG_OP = 'INSERT' OR NEW.id <> OLD.id THEN
+            -- As hotshelf.record_inserted does.
             UPDATE public.products SET version = version WHERE id = NEW.id
-                AND (current_setting('transaction_isolation') <> 'read committed'
+                AND (current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted')
                      OR EXISTS (SELECT FROM hotshelf.deleted WHERE product_id = NEW.id AND version >= NEW.version));
         END IF;
     END IF;
@@ -183,26 +192,60 @@ BEGIN
     RETURN NULL;
 END $$;
 
-CREATE TRIGGER hotshelf_version BEFORE INSERT OR UPDATE ON public.products
-    FOR EACH ROW EXECUTE FUNCTION hotshelf.assign_version();
-CREATE TRIGGER hotshelf_inserted AFTER INSERT ON public.products
-    REFERENCING NEW TABLE AS written FOR EACH STATEMENT EXECUTE FUNCTION hotshelf.record_inserted();
-CREATE TRIGGER hotshelf_updated AFTER UPDATE ON public.products
-    REFERENCING NEW TABLE AS written FOR EACH STATEMENT EXECUTE FUNCTION hotshelf.record_updated();
-CREATE TRIGGER hotshelf_deleted AFTER DELETE ON public.products
-    REFERENCING OLD TABLE AS gone FOR EACH STATEMENT EXECUTE FUNCTION hotshelf.record_deleted();
-CREATE TRIGGER hotshelf_row_moved AFTER UPDATE ON public.products
-    FOR EACH ROW WHEN (OLD.id <> NEW.id OR current_setting('session_replication_role') = 'replica')
-    EXECUTE FUNCTION hotshelf.record_row();
-CREATE TRIGGER hotshelf_row_written AFTER INSERT OR DELETE ON public.products
-    FOR EACH ROW WHEN (current_setting('session_replication_role') = 'replica')
-    EXECUTE FUNCTION hotshelf.record_row();
-CREATE TRIGGER hotshelf_truncated AFTER TRUNCATE ON public.products
-    FOR EACH STATEMENT EXECUTE FUNCTION hotshelf.record_truncated();
+CREATE FUNCTION hotshelf.trigger_names() RETURNS text[] LANGUAGE sql IMMUTABLE AS $$
+    SELECT ARRAY['hotshelf_version', 'hotshelf_inserted', 'hotshelf_updated', 'hotshelf_deleted', 'hotshelf_row_moved',
+                 'hotshelf_row_inserted', 'hotshelf_row_deleted', 'hotshelf_truncated']
+$$;
 
--- Also under session_replication_role = replica: logical replication, and tools that set it.
-ALTER TABLE public.products
-    ENABLE ALWAYS TRIGGER hotshelf_version, ENABLE ALWAYS TRIGGER hotshelf_inserted,
-    ENABLE ALWAYS TRIGGER hotshelf_updated, ENABLE ALWAYS TRIGGER hotshelf_deleted,
-    ENABLE ALWAYS TRIGGER hotshelf_row_moved, ENABLE ALWAYS TRIGGER hotshelf_row_written,
-    ENABLE ALWAYS TRIGGER hotshelf_truncated;
+-- The triggers that are missing, or that some writers do not fire: 'table: trigger'. A new partition gets the row triggers of its parent.
+CREATE FUNCTION hotshelf.broken_triggers() RETURNS SETOF text LANGUAGE sql STABLE
+    SET search_path = pg_catalog, pg_temp AS $$
+    SELECT watched.relid::regclass || ': ' || name
+    FROM (SELECT 'public.products'::regclass::oid AS relid
+          UNION SELECT relid FROM pg_partition_tree('public.products')) AS watched,
+        unnest(hotshelf.trigger_names()) AS name
+    WHERE (watched.relid = 'public.products'::regclass OR name LIKE 'hotshelf_row_%' OR name = 'hotshelf_version')
+        AND NOT EXISTS (SELECT FROM pg_trigger
+                        WHERE tgrelid = watched.relid AND tgname = name AND tgenabled = 'A')
+    ORDER BY 1
+$$;
+
+-- (Re)creates the triggers: for a products table that replaces this one, such as a partitioned one, and after a tool that
+-- disabled them. ENABLE ALWAYS, so that they fire under session_replication_role = replica too.
+CREATE FUNCTION hotshelf.install_triggers() RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    name text;
+BEGIN
+    FOREACH name IN ARRAY hotshelf.trigger_names() LOOP
+        IF EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'public.products'::regclass AND tgname = name) THEN
+            EXECUTE format('DROP TRIGGER %I ON public.products', name);
+        END IF;
+    END LOOP;
+    CREATE TRIGGER hotshelf_version BEFORE INSERT OR UPDATE ON public.products
+        FOR EACH ROW EXECUTE FUNCTION hotshelf.assign_version();
+    CREATE TRIGGER hotshelf_inserted AFTER INSERT ON public.products
+        REFERENCING NEW TABLE AS written FOR EACH STATEMENT EXECUTE FUNCTION hotshelf.record_inserted();
+    CREATE TRIGGER hotshelf_updated AFTER UPDATE ON public.products
+        REFERENCING NEW TABLE AS written FOR EACH STATEMENT EXECUTE FUNCTION hotshelf.record_updated();
+    CREATE TRIGGER hotshelf_deleted AFTER DELETE ON public.products
+        REFERENCING OLD TABLE AS gone FOR EACH STATEMENT EXECUTE FUNCTION hotshelf.record_deleted();
+    CREATE TRIGGER hotshelf_row_moved AFTER UPDATE ON public.products
+        FOR EACH ROW WHEN (OLD.id <> NEW.id OR NEW.tableoid <> 'public.products'::regclass
+                           OR current_setting('session_replication_role') = 'replica')
+        EXECUTE FUNCTION hotshelf.record_row();
+    CREATE TRIGGER hotshelf_row_inserted AFTER INSERT ON public.products
+        FOR EACH ROW WHEN (NEW.tableoid <> 'public.products'::regclass
+                           OR current_setting('session_replication_role') = 'replica')
+        EXECUTE FUNCTION hotshelf.record_row();
+    CREATE TRIGGER hotshelf_row_deleted AFTER DELETE ON public.products
+        FOR EACH ROW WHEN (OLD.tableoid <> 'public.products'::regclass
+                           OR current_setting('session_replication_role') = 'replica')
+        EXECUTE FUNCTION hotshelf.record_row();
+    CREATE TRIGGER hotshelf_truncated AFTER TRUNCATE ON public.products
+        FOR EACH STATEMENT EXECUTE FUNCTION hotshelf.record_truncated();
+    FOREACH name IN ARRAY hotshelf.trigger_names() LOOP
+        EXECUTE format('ALTER TABLE public.products ENABLE ALWAYS TRIGGER %I', name);
+    END LOOP;
+END $$;
+
+SELECT hotshelf.install_triggers();

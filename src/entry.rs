@@ -244,14 +244,14 @@ fn frame(product: &Product) -> Vec<u8> {
 }
 
 fn to_message(product: &Product) -> proto::Product {
-    let hundredths = product.price.hundredths();
+    let (units, nanos) = product.price.money();
     proto::Product {
         id: product.id.get(),
         name: product.name.clone(),
         price: Some(proto::Money {
             currency_code: product.price.currency().code().to_owned(),
-            units: hundredths / 100,
-            nanos: i32::try_from(hundredths % 100).expect("below 100") * 10_000_000,
+            units,
+            nanos,
         }),
         description: product.description.clone(),
         version: product.version.0,

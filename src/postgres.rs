@@ -6,6 +6,7 @@ mod copy;
 mod inspect;
 mod products;
 mod relay_state;
+mod rows;
 mod snapshot;
 
 use std::io::ErrorKind;
@@ -84,6 +85,9 @@ pub enum Error {
         /// The version it has.
         current: Version,
     },
+    /// The product is there, and the API cannot express it: the column and the reason.
+    #[error("the product cannot be expressed: {0}")]
+    Unreadable(String),
     /// Postgres refused something that it should not.
     #[error("PostgreSQL: {0}")]
     Unexpected(String),

@@ -118,15 +118,21 @@ impl FromStr for Currency {
     }
 }
 
-/// A price: hundredths of a currency's unit, 0.00 to 99999999.99.
+/// A price, with the precision of `google.type.Money`: units of a currency and billionths.
 ///
-/// Two decimals for every currency, because the column has two: yen have a fraction here that nobody
-/// uses, and a third decimal of dinars is refused.
+/// A price that the API writes is 0.00 to 99999999.99 and has two decimals for every currency, because the column has
+/// two: the third decimal of dinars is refused. A price that SQL wrote may have more, once the type of the column was changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Price {
-    hundredths: i64,
+    units: i64,
+    nanos: i32,
     currency: Currency,
 }
+
+/// The nanos of a hundredth.
+const HUNDREDTH: i32 = 10_000_000;
+/// Digits of a stored price: all of them fit `Money`.
+const STORED_DIGITS: (usize, usize) = (18, 9);
 
 impl Price {
     /// # Errors
@@ -138,7 +144,32 @@ impl Price {
         if hundredths > MAX_PRICE_HUNDREDTHS {
             return Err(Invalid::new("must not be above 99999999.99"));
         }
-        Ok(Self { hundredths, currency })
+        let nanos = i32::try_from(hundredths % 100).expect("below 100") * HUNDREDTH;
+        Ok(Self { units: hundredths / 100, nanos, currency })
+    }
+
+    /// A price that is already stored, as Postgres writes it.
+    ///
+    /// # Errors
+    /// When `Money` cannot express it: NaN, infinity, more than 9 decimals or than 18 digits before them.
+    pub fn stored(amount: &str, currency: Currency) -> Result<Self, Invalid> {
+        let inexpressible = || Invalid::new(format!("Money cannot express {}", clip(amount)));
+        let (negative, digits) = match amount.strip_prefix('-') {
+            Some(digits) => (true, digits),
+            None => (false, amount),
+        };
+        let (units, decimals) = digits.split_once('.').unwrap_or((digits, ""));
+        let decimals = decimals.trim_end_matches('0');
+        let (most_units, most_decimals) = STORED_DIGITS;
+        let plain = units.bytes().chain(decimals.bytes()).all(|byte| byte.is_ascii_digit());
+        if !plain || units.is_empty() || units.len() > most_units || decimals.len() > most_decimals
+        {
+            return Err(inexpressible());
+        }
+        let units: i64 = units.parse().map_err(|_| inexpressible())?;
+        let nanos: i32 = format!("{decimals:0<9}").parse().map_err(|_| inexpressible())?;
+        let sign = if negative { -1 } else { 1 };
+        Ok(Self { units: units * i64::from(sign), nanos: nanos * sign, currency })
     }
 
     /// Reads an amount written as `12`, `12.5` or `12.50`.
@@ -163,10 +194,16 @@ impl Price {
         Self::new(hundredths, currency)
     }
 
-    /// The amount in hundredths of the currency's unit.
+    /// The amount in hundredths of the currency's unit. Only a stored price can have more decimals, which are cut off here.
     #[must_use]
     pub fn hundredths(self) -> i64 {
-        self.hundredths
+        self.units * 100 + i64::from(self.nanos / HUNDREDTH)
+    }
+
+    /// The units and billionths of `Money`, of the same sign.
+    #[must_use]
+    pub fn money(self) -> (i64, i32) {
+        (self.units, self.nanos)
     }
 
     /// The currency.
@@ -325,6 +362,21 @@ mod tests {
             assert_eq!(parse(bad), None, "{bad:?}");
         }
         assert_eq!(parse("99999999999999999999999"), None);
+    }
+
+    #[test]
+    fn a_stored_price_is_exact_or_refused() {
+        let stored = |text| Price::stored(text, usd()).map(Price::money).ok();
+        assert_eq!(stored("9.99"), Some((9, 990_000_000)));
+        assert_eq!(stored("-0.5"), Some((0, -500_000_000)));
+        assert_eq!(stored("12"), Some((12, 0)));
+        assert_eq!(stored("0.123456789000"), Some((0, 123_456_789)));
+        assert_eq!(stored("999999999999999999.99"), Some((999_999_999_999_999_999, 990_000_000)));
+        for bad in
+            ["NaN", "Infinity", "-Infinity", "1e20", "", "-", "0.1234567891", "1000000000000000000"]
+        {
+            assert_eq!(stored(bad), None, "{bad:?}");
+        }
     }
 
     #[test]

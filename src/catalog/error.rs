@@ -30,6 +30,9 @@ pub enum Error {
     /// The connection broke during a write, which may have been committed.
     #[error("the outcome of the write is unknown: {0}")]
     OutcomeUnknown(String),
+    /// The product is there, and the API cannot express it: the column and the reason.
+    #[error("the product cannot be expressed: {0}")]
+    Unreadable(String),
     /// A fault of ours.
     #[error("internal: {0}")]
     Internal(String),
@@ -43,6 +46,7 @@ impl From<postgres::Error> for Error {
             postgres::Error::Unavailable(why) => Self::Unavailable(why),
             postgres::Error::OverBudget => Self::OverBudget,
             postgres::Error::OutcomeUnknown(why) => Self::OutcomeUnknown(why),
+            postgres::Error::Unreadable(why) => Self::Unreadable(why),
             postgres::Error::Unexpected(why) => Self::Internal(why),
         }
     }

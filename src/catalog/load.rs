@@ -271,6 +271,23 @@ impl Catalog {
                 return Vec::new();
             }
         };
+        let (mut readable, mut held, mut known) = (Vec::new(), Vec::new(), Vec::new());
+        let mut needless = Vec::new();
+        for ((load, lease), entry) in loads.into_iter().zip(leases).zip(entries) {
+            match entry {
+                Ok(entry) => {
+                    readable.push(load);
+                    held.push(lease);
+                    known.push(entry);
+                }
+                Err(error) => {
+                    needless.push(lease);
+                    self.fail(vec![load], &error);
+                }
+            }
+        }
+        self.redis.release(&needless).await;
+        let (loads, leases, entries) = (readable, held, known);
         self.pauses.reach(Point::LoadedFromPostgres).await;
         let fills = leases.iter().zip(&entries).map(|(lease, entry)| self.redis.fill(lease, entry));
         let filled = join_all(fills).await;
@@ -312,6 +329,17 @@ impl Catalog {
             Ok(entries) => entries,
             Err(error) => return self.fail(loads, &error),
         };
+        let (mut readable, mut known) = (Vec::new(), Vec::new());
+        for (load, entry) in loads.into_iter().zip(entries) {
+            match entry {
+                Ok(entry) => {
+                    readable.push(load);
+                    known.push(entry);
+                }
+                Err(error) => self.fail(vec![load], &error),
+            }
+        }
+        let (loads, entries) = (readable, known);
         if let Some(why) = publish {
             let publishes = loads.iter().zip(&entries);
             let publishes =
@@ -329,7 +357,7 @@ impl Catalog {
     }
 
     /// Reads Postgres; one entry for each load, a tombstone for a product that is not there.
-    async fn read_postgres(&self, loads: &[Load]) -> Result<Vec<Entry>, Error> {
+    async fn read_postgres(&self, loads: &[Load]) -> Result<Vec<Result<Entry, Error>>, Error> {
         // A product that is gone was gone after every version that was heard of before the read.
         let floors: Vec<Version> = loads.iter().map(Load::newest_heard_of).collect();
         // Boarded together, so wanted together.
@@ -337,15 +365,21 @@ impl Catalog {
         let loaded = self.postgres.load(&ids(loads), &demand).await?;
         let absent = loads.iter().zip(floors).map(|(load, floor)| {
             let version = loaded.last_version(load.pilot.id()).max(floor);
-            Entry::tombstone(version, loaded.known_at, self.options.ttl.tombstone())
+            Ok(Entry::tombstone(version, loaded.known_at, self.options.ttl.tombstone()))
         });
-        let mut entries: Vec<Entry> = absent.collect();
+        let mut entries: Vec<Result<Entry, Error>> = absent.collect();
         let places: HashMap<_, _> =
             loads.iter().enumerate().map(|(place, load)| (load.pilot.id(), place)).collect();
         for product in &loaded.products {
             self.feed.has_given_out(product.version);
             if let Some(place) = places.get(&product.id) {
-                entries[*place] = Entry::live(product, loaded.known_at, self.options.ttl.product());
+                let ttl = self.options.ttl.product();
+                entries[*place] = Ok(Entry::live(product, loaded.known_at, ttl));
+            }
+        }
+        for (id, why) in loaded.broken {
+            if let Some(place) = places.get(&id) {
+                entries[*place] = Err(Error::Unreadable(why));
             }
         }
         Ok(entries)

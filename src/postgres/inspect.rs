@@ -2,14 +2,18 @@
 
 use std::time::SystemTime;
 
-use super::products::unix;
+use super::rows::unix;
 use super::{Error, Postgres, read_error};
 use crate::product::{ProductId, Version};
 
-const INSPECT: &str = "SELECT version, (extract(epoch FROM update_time) * 1000000)::bigint,
-        (SELECT count(*) FROM hotshelf.outbox, hotshelf.feed \
-         WHERE product_ids @> ARRAY[$1] AND NOT pg_visible_in_snapshot(xid, relayed))
-    FROM (SELECT $1::bigint AS id) AS asked LEFT JOIN public.products USING (id)";
+/// A change is pending until everything that its snapshot sees is applied to Redis.
+const INSPECT: &str = "SELECT product.version::bigint, \
+     CASE WHEN isfinite(product.update_time) \
+         THEN (extract(epoch FROM product.update_time) * 1000000)::bigint END, \
+     (SELECT count(*) FROM hotshelf.outbox AS change, hotshelf.feed \
+      WHERE NOT pg_visible_in_snapshot(change.xid, feed.relayed) \
+      AND (change.product_ids IS NULL OR asked.id = ANY(change.product_ids))) \
+     FROM (SELECT $1::bigint AS id) AS asked LEFT JOIN public.products AS product USING (id)";
 
 /// What Postgres holds of one product.
 #[derive(Clone, Copy, Debug)]

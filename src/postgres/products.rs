@@ -2,25 +2,30 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
+use sqlx::Row as _;
 use sqlx::pool::PoolConnection;
-use sqlx::{FromRow, Postgres as Db};
+use sqlx::postgres::PgRow;
+use sqlx::{PgConnection, Postgres as Db};
 
+use super::rows::{self, expressible, readable, strict};
 use super::{Demand, Error, Postgres, given_up, read_error, unreachable, write_error};
 use crate::moment::Moment;
-use crate::product::{Currency, NewProduct, Patch, Price, Product, ProductId, Version};
+use crate::product::{NewProduct, Patch, Price, Product, ProductId, Version};
 
-/// Times as microseconds and prices as hundredths: exact, and no crates for dates and decimals.
-macro_rules! columns {
-    () => {
-        "id, name, (price * 100)::bigint AS hundredths, currency, description, version, \
-         (extract(epoch FROM create_time) * 1000000)::bigint AS create_micros, \
-         (extract(epoch FROM update_time) * 1000000)::bigint AS update_micros"
-    };
-}
-
-const LOAD: &str = concat!("SELECT ", columns!(), " FROM public.products WHERE id = ANY($1)");
+/// One row for each id, whether there is a product or not; one snapshot for all that it says. Tests recognise it by its
+/// beginning.
+const LOAD: &str = concat!(
+    "SELECT asked.id, product.id IS NOT NULL, gone.version, \
+     (SELECT max(version) FROM hotshelf.truncations), ",
+    readable!(),
+    " FROM unnest($1::bigint[]) AS asked (id) \
+     LEFT JOIN public.products AS product ON product.id = asked.id \
+     LEFT JOIN hotshelf.deleted AS gone ON gone.product_id = asked.id"
+);
+/// Where the columns of a product begin in a row of [`LOAD`].
+const PRODUCT: usize = 4;
 /// Waiting for a row that somebody else has locked ends when the caller's time is up. In the statement itself, before
 /// the row is locked: no round trip more, and gone with it. Behind another waiter there are two waits, for the other and for
 /// whom the other waits for, and each may take so long. A `statement_timeout` would count both, but has to be set before
@@ -36,91 +41,74 @@ macro_rules! patient {
 }
 const UPDATE: &str = concat!(
     patient!("$7"),
-    "UPDATE public.products SET name = coalesce($3, name), \
-     price = coalesce($4::bigint / 100::numeric, price), currency = coalesce($5, currency), \
-     description = coalesce($6, description) FROM patient \
-     WHERE id = $1 AND ($2::bigint IS NULL OR version = $2) RETURNING ",
-    columns!()
+    "UPDATE public.products AS product SET name = coalesce($3, product.name), \
+     price = coalesce($4::bigint / 100::numeric, product.price), \
+     currency = coalesce($5, product.currency), \
+     description = coalesce($6, product.description) FROM patient \
+     WHERE product.id = $1 AND ($2::bigint IS NULL OR product.version = $2) AND ",
+    expressible!(),
+    " RETURNING product.id, ",
+    strict!()
 );
 const CREATE: &str = concat!(
-    "INSERT INTO public.products (name, price, currency, description) \
-     VALUES ($1, $2::bigint / 100::numeric, $3, $4) RETURNING ",
-    columns!()
+    "INSERT INTO public.products AS product (name, price, currency, description) \
+     VALUES ($1, $2::bigint / 100::numeric, $3, $4) RETURNING product.id, ",
+    strict!()
 );
 const DELETE: &str = concat!(
     patient!("$3"),
-    "DELETE FROM public.products USING patient \
-     WHERE id = $1 AND ($2::bigint IS NULL OR version = $2) RETURNING version"
+    "DELETE FROM public.products AS product USING patient \
+     WHERE product.id = $1 AND ($2::bigint IS NULL OR product.version = $2) \
+     RETURNING product.version::bigint"
 );
-const GONE: &str = "SELECT product_id, version FROM hotshelf.deleted WHERE product_id = ANY($1)";
 const ANY: &str = "SELECT EXISTS (SELECT FROM public.products)";
-const VERSION: &str = "SELECT version FROM public.products WHERE id = $1";
 
 /// What a load found.
 #[derive(Debug)]
 pub(crate) struct Loaded {
-    /// The products that exist.
+    /// The products that exist and that the API can express.
     pub(crate) products: Vec<Product>,
-    /// Those that exist and cannot be served, and why.
+    /// The products that the API cannot express: the column and the reason.
     pub(crate) broken: Vec<(ProductId, String)>,
-    /// The last versions of products that were deleted; some of them may exist again.
-    gone: HashMap<ProductId, Version>,
+    /// The last versions of products that were deleted one by one; some of them may exist again.
+    deleted: HashMap<ProductId, Version>,
+    /// Every version below this one was deleted by TRUNCATE.
+    truncated: Version,
     /// What was found was current at this moment, or later.
     pub(crate) known_at: Moment,
 }
 
 impl Loaded {
-    pub(super) fn new(
-        rows: Vec<Row>,
-        gone: Vec<(i64, i64)>,
-        known_at: Moment,
-    ) -> Result<Self, Error> {
-        let products: Result<_, _> = rows.into_iter().map(Product::try_from).collect();
-        let gone = gone.into_iter();
-        let gone = gone.filter_map(|(id, version)| Some((ProductId::new(id)?, Version(version))));
-        Ok(Self { products: products?, broken: Vec::new(), gone: gone.collect(), known_at })
+    pub(super) fn new(rows: &[PgRow], known_at: Moment) -> Result<Self, sqlx::Error> {
+        let (products, broken, deleted, truncated) = Default::default();
+        let mut loaded = Self { products, broken, deleted, truncated, known_at };
+        for row in rows {
+            loaded.add(row)?;
+        }
+        Ok(loaded)
+    }
+
+    fn add(&mut self, row: &PgRow) -> Result<(), sqlx::Error> {
+        let (id, exists): (i64, bool) = (row.try_get(0)?, row.try_get(1)?);
+        let (deleted, truncated): (Option<i64>, Option<i64>) = (row.try_get(2)?, row.try_get(3)?);
+        self.truncated = Version(truncated.unwrap_or_default());
+        let Some(id) = ProductId::new(id) else { return Ok(()) };
+        if let Some(version) = deleted {
+            self.deleted.insert(id, Version(version));
+        }
+        if exists {
+            match rows::decode(id, row, PRODUCT) {
+                Ok(product) => self.products.push(product),
+                Err(why) => self.broken.push((id, why)),
+            }
+        }
+        Ok(())
     }
 
     /// The version that a product which was not found was last known to have.
     pub(crate) fn last_version(&self, id: ProductId) -> Version {
-        self.gone.get(&id).copied().unwrap_or_default()
+        self.deleted.get(&id).copied().unwrap_or_default().max(self.truncated)
     }
-}
-
-#[derive(FromRow)]
-pub(super) struct Row {
-    id: i64,
-    name: String,
-    hundredths: i64,
-    currency: String,
-    description: String,
-    version: i64,
-    create_micros: i64,
-    update_micros: i64,
-}
-
-impl TryFrom<Row> for Product {
-    type Error = Error;
-
-    fn try_from(row: Row) -> Result<Self, Error> {
-        let broken =
-            || Error::Unexpected(format!("product {} breaks the checks of its table", row.id));
-        let currency = Currency::stored(&row.currency).ok_or_else(broken)?;
-        Ok(Self {
-            id: ProductId::new(row.id).ok_or_else(broken)?,
-            price: Price::new(row.hundredths, currency).map_err(|_| broken())?,
-            version: Version(row.version),
-            create_time: unix(row.create_micros),
-            update_time: unix(row.update_micros),
-            name: row.name,
-            description: row.description,
-        })
-    }
-}
-
-pub(super) fn unix(micros: i64) -> SystemTime {
-    let distance = Duration::from_micros(micros.unsigned_abs());
-    if micros < 0 { UNIX_EPOCH - distance } else { UNIX_EPOCH + distance }
 }
 
 impl Postgres {
@@ -138,17 +126,21 @@ impl Postgres {
         let mut connection = self.connection(None).await?;
         let known_at = Moment::now();
         let found = self.in_time(load_on(&mut connection, ids)).await;
-        let (rows, gone) = found.map_err(|error| read_error(&given_up(&mut connection, error)))?;
-        Loaded::new(rows, gone, known_at)
+        let rows = found.map_err(|error| read_error(&given_up(&mut connection, error)))?;
+        Loaded::new(&rows, known_at).map_err(|error| read_error(&error))
     }
 
-    /// The same outside the budget of callers' loads, for the relay.
+    /// Reads products outside the budget of the callers' loads.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
     pub(crate) async fn load_now(&self, ids: &[ProductId]) -> Result<Loaded, Error> {
-        let mut connection = self.connection(None).await?;
-        let known_at = Moment::now();
-        let found = self.in_time(load_on(&mut connection, ids)).await;
-        let (rows, gone) = found.map_err(|error| read_error(&given_up(&mut connection, error)))?;
-        Loaded::new(rows, gone, known_at)
+        let load = async {
+            let mut connection = self.pool.acquire().await?;
+            let known_at = Moment::now();
+            Loaded::new(&load_on(&mut connection, ids).await?, known_at)
+        };
+        self.in_time(load).await.map_err(|error| read_error(&error))
     }
 
     /// Whether there are any products.
@@ -174,7 +166,7 @@ impl Postgres {
         deadline: Option<Instant>,
     ) -> Result<Product, Error> {
         let mut connection = self.connection(deadline).await?;
-        let query = sqlx::query_as::<Db, Row>(UPDATE)
+        let query = sqlx::query(UPDATE)
             .bind(id.get())
             .bind(expected.map(|version| version.0))
             .bind(patch.name.as_ref().map(|name| name.as_str()))
@@ -184,7 +176,7 @@ impl Postgres {
             .bind(lock_timeout(deadline)?);
         let row = self.in_time(query.fetch_optional(&mut *connection)).await;
         match row.map_err(|error| write_error(&given_up(&mut connection, error)))? {
-            Some(row) => row.try_into(),
+            Some(row) => written(&row),
             None => Err(self.why_untouched(&mut connection, id, expected).await),
         }
     }
@@ -199,14 +191,14 @@ impl Postgres {
         deadline: Option<Instant>,
     ) -> Result<Product, Error> {
         let mut connection = self.connection(deadline).await?;
-        let query = sqlx::query_as::<Db, Row>(CREATE)
+        let query = sqlx::query(CREATE)
             .bind(product.name.as_str())
             .bind(product.price.hundredths())
             .bind(product.price.currency().code().to_owned())
             .bind(product.description.as_str())
             .fetch_one(&mut *connection);
         let row = self.in_time(query).await;
-        row.map_err(|error| write_error(&given_up(&mut connection, error)))?.try_into()
+        written(&row.map_err(|error| write_error(&given_up(&mut connection, error)))?)
     }
 
     /// Deletes a product, if it has the expected version. Returns the version that it had.
@@ -242,22 +234,29 @@ impl Postgres {
         acquired.map_err(|_| too_late())?.map_err(|error| unreachable(&error))
     }
 
-    /// A write that touched no row changed nothing; this only finds the words for it.
+    /// A write that touched no row changed nothing; this only finds the reason.
     async fn why_untouched(
         &self,
         connection: &mut PoolConnection<Db>,
         id: ProductId,
         expected: Option<Version>,
     ) -> Error {
-        if expected.is_none() {
+        let found = self.in_time(load_on(connection, &[id])).await;
+        let rows = match found {
+            Ok(rows) => rows,
+            Err(error) => return read_error(&given_up(connection, error)),
+        };
+        let Some(row) = rows.first().filter(|row| row.try_get(1).unwrap_or(false)) else {
             return Error::NotFound;
-        }
-        let query = sqlx::query_as(VERSION).bind(id.get()).fetch_optional(&mut **connection);
-        let current: Result<Option<(i64,)>, _> = self.in_time(query).await;
-        match current {
-            Ok(Some((version,))) => Error::VersionMismatch { current: Version(version) },
-            Ok(None) => Error::NotFound,
-            Err(error) => read_error(&given_up(connection, error)),
+        };
+        let current = rows::version(row, PRODUCT);
+        match rows::decode(id, row, PRODUCT) {
+            _ if expected.is_some_and(|expected| expected != current) => {
+                Error::VersionMismatch { current }
+            }
+            Err(why) => Error::Unreadable(why),
+            // It was created, or mended, just now.
+            Ok(_) => Error::NotFound,
         }
     }
 }
@@ -278,17 +277,18 @@ fn too_late() -> Error {
     Error::Unavailable("the caller's deadline has passed, and nothing was begun".to_owned())
 }
 
-/// Reads the rows of products, and the last versions of those that were deleted.
+/// One row for each of `ids`.
 pub(super) async fn load_on(
-    connection: &mut sqlx::PgConnection,
+    connection: &mut PgConnection,
     ids: &[ProductId],
-) -> Result<(Vec<Row>, Vec<(i64, i64)>), sqlx::Error> {
+) -> Result<Vec<PgRow>, sqlx::Error> {
     let ids: Vec<i64> = ids.iter().map(|id| id.get()).collect();
-    let rows: Vec<Row> = sqlx::query_as(LOAD).bind(&ids).fetch_all(&mut *connection).await?;
-    if rows.len() == ids.len() {
-        return Ok((rows, Vec::new()));
-    }
-    // A later snapshot: a product that was inserted and deleted again meanwhile is gone after that.
-    let gone = sqlx::query_as(GONE).bind(&ids).fetch_all(connection).await?;
-    Ok((rows, gone))
+    sqlx::query(LOAD).bind(ids).fetch_all(connection).await
+}
+
+/// The product that a write made.
+fn written(row: &PgRow) -> Result<Product, Error> {
+    let id = row.try_get(0).ok().and_then(ProductId::new);
+    let id = id.ok_or_else(|| Error::Unreadable("id: is not 1 or more".to_owned()))?;
+    rows::decode(id, row, 1).map_err(Error::Unreadable)
 }

@@ -141,9 +141,10 @@ impl ChangeReader {
     /// Reads products for the relay.
     pub(crate) async fn load(&mut self, ids: &[ProductId]) -> Result<Loaded, Error> {
         let known_at = Moment::now();
-        let (rows, gone) =
-            self.run(async |connection: &mut PgConnection| load_on(connection, ids).await).await?;
-        Loaded::new(rows, gone, known_at)
+        let load = async |connection: &mut PgConnection| {
+            Loaded::new(&load_on(connection, ids).await?, known_at)
+        };
+        self.run(load).await
     }
 }
 

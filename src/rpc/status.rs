@@ -49,6 +49,14 @@ pub(super) fn of_error(error: &Error, expected: Option<Version>) -> Status {
             let words = "the connection to the database broke during the write, which may have been committed; read before writing again";
             retry(Code::Unavailable, words, "WRITE_OUTCOME_UNKNOWN")
         }
+        Error::Unreadable(why) => {
+            let column = why.split(':').next().unwrap_or_default().to_owned();
+            let words = format!(
+                "the row of the product cannot be expressed by the API; {why}; write a value that can"
+            );
+            let metadata = HashMap::from([("column".to_owned(), column)]);
+            status(Code::FailedPrecondition, words, "PRODUCT_UNREADABLE", metadata)
+        }
         Error::Internal(why) => {
             tracing::error!(%why, "internal error");
             status(Code::Internal, "internal error", "INTERNAL", HashMap::new())

@@ -163,7 +163,7 @@ impl Stack {
         sqlx::query_scalar(
             "SELECT coalesce(sum(calls), 0)::bigint FROM pg_stat_statements \
              JOIN pg_database d ON d.oid = dbid WHERE datname = current_database() \
-             AND query LIKE 'SELECT id, name, %FROM products WHERE id = ANY%'",
+             AND query LIKE 'SELECT asked.id, %LEFT JOIN public.products AS product %'",
         )
         .fetch_one(&self.sql)
         .await
@@ -204,7 +204,7 @@ impl Stack {
     pub async fn running_loads(&self) -> i64 {
         sqlx::query_scalar(
             "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
-             AND state = 'active' AND query LIKE 'SELECT id, name, %FROM products WHERE id = ANY%'",
+             AND state = 'active' AND query LIKE 'SELECT asked.id, %LEFT JOIN public.products AS product %'",
         )
         .fetch_one(&self.sql)
         .await
@@ -246,10 +246,7 @@ impl Stack {
         let change = format!(
             "ALTER TABLE products DISABLE TRIGGER USER;
              UPDATE products SET name = '{name}', version = nextval('hotshelf.product_version') WHERE id = {id};
-             ALTER TABLE products ENABLE ALWAYS TRIGGER hotshelf_version, ENABLE ALWAYS TRIGGER hotshelf_inserted,
-                 ENABLE ALWAYS TRIGGER hotshelf_updated, ENABLE ALWAYS TRIGGER hotshelf_deleted,
-                 ENABLE ALWAYS TRIGGER hotshelf_row_moved, ENABLE ALWAYS TRIGGER hotshelf_row_written,
-                 ENABLE ALWAYS TRIGGER hotshelf_truncated"
+             SELECT hotshelf.install_triggers()"
         );
         silent.execute(sqlx::raw_sql(AssertSqlSafe(change))).await.unwrap();
         silent.commit().await.unwrap();
