@@ -11,8 +11,8 @@ mod flight;
 mod frontier;
 mod invalidation;
 mod load;
+mod redis_probe;
 mod refresh;
-mod vouching;
 mod write;
 
 use std::sync::Arc;
@@ -97,8 +97,8 @@ pub struct Catalog {
     departures: Mutex<Vec<Vec<Load>>>,
     refresh_queue: RefreshQueue,
     options: CatalogOptions,
-    /// One looks after Redis at a time.
-    looking: tokio::sync::Mutex<()>,
+    /// One probe at a time.
+    probing: tokio::sync::Mutex<()>,
 }
 
 /// What a load brought.
@@ -148,12 +148,12 @@ impl Catalog {
             departures: Mutex::default(),
             refresh_queue,
             options,
-            looking: tokio::sync::Mutex::new(()),
+            probing: tokio::sync::Mutex::new(()),
         });
         catalog.start_refreshing(requests);
         let looked = catalog.start_watching_relays();
         catalog.start_following(catalog.redis.follow_changes(), looked);
-        catalog.start_looking_after_redis();
+        catalog.start_probing_redis();
         catalog
     }
 

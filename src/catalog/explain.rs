@@ -73,7 +73,7 @@ impl Catalog {
     }
 
     fn judge(&self, redis: RedisState) -> RedisState {
-        let judge = |entry: Entry| if self.is_current(&entry) { entry } else { entry.in_doubt() };
+        let judge = |entry: Entry| if self.is_current(&entry) { entry } else { entry.suspect() };
         RedisState { entry: redis.entry.map(judge), ..redis }
     }
 
