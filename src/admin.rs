@@ -1,6 +1,7 @@
 //! The admin port: `/metrics` for Prometheus, `/livez` and `/readyz` for whoever runs the instance.
 
 use std::convert::Infallible;
+use std::fmt;
 use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
@@ -15,25 +16,54 @@ use tokio::net::TcpListener;
 use crate::drain::Drain;
 use crate::metrics::Metrics;
 
-/// Why an instance does not want calls now, if it does not.
-#[derive(Clone, Debug)]
-pub struct Readiness(Arc<ArcSwapOption<String>>);
+/// Why an instance does not want calls now, if it does not; and what it has to do without.
+#[derive(Clone)]
+pub struct Readiness {
+    reason: Arc<ArcSwapOption<String>>,
+    notes: Arc<ArcSwapOption<Notes>>,
+}
+
+/// Lines for the operator.
+type Notes = Box<dyn Fn() -> Vec<String> + Send + Sync>;
 
 impl Readiness {
     /// Not ready, and why.
     #[must_use]
     pub fn not_yet(reason: &str) -> Self {
-        Self(Arc::new(ArcSwapOption::from_pointee(reason.to_owned())))
+        let reason = Arc::new(ArcSwapOption::from_pointee(reason.to_owned()));
+        Self { reason, notes: Arc::default() }
     }
 
     /// Ready from now on.
     pub fn set_ready(&self) {
-        self.0.store(None);
+        self.reason.store(None);
     }
 
     /// Not ready from now on, and why.
     pub fn set_not_ready(&self, reason: &str) {
-        self.0.store(Some(Arc::new(reason.to_owned())));
+        self.reason.store(Some(Arc::new(reason.to_owned())));
+    }
+
+    /// What `part` lacks is told in further lines. It does not keep `part` alive.
+    pub fn set_notes<T: Send + Sync + 'static>(
+        &self,
+        part: &Arc<T>,
+        notes: impl Fn(&T) -> Vec<String> + Send + Sync + 'static,
+    ) {
+        let part = Arc::downgrade(part);
+        let notes = move || part.upgrade().map_or_else(Vec::new, |part| notes(&part));
+        self.notes.store(Some(Arc::new(Box::new(notes))));
+    }
+
+    fn notes(&self) -> String {
+        let notes = self.notes.load();
+        notes.iter().flat_map(|notes| notes()).map(|note| note + "\n").collect()
+    }
+}
+
+impl fmt::Debug for Readiness {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Readiness").field(&self.reason).finish()
     }
 }
 
@@ -63,8 +93,11 @@ async fn exposition(State(metrics): State<Arc<Metrics>>) -> Response {
 }
 
 async fn readyz(State(readiness): State<Readiness>) -> Response {
-    match &*readiness.0.load() {
-        None => "ready\n".into_response(),
-        Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response(),
+    let notes = readiness.notes();
+    match &*readiness.reason.load() {
+        None => format!("ready\n{notes}").into_response(),
+        Some(reason) => {
+            (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n{notes}")).into_response()
+        }
     }
 }

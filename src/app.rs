@@ -86,9 +86,9 @@ impl App {
         // Without it Redis has no keys: those of another catalogue must never be read.
         let scope = postgres.change_reader(Snapshot::empty()).scope().await;
         redis.set_scope(&scope.map_err(|error| StartError(format!("DATABASE_URL: {error}")))?);
-        if let Err(why) = redis.wait_until_connected(REDIS_PATIENCE).await {
-            tracing::warn!(%why, "Redis cannot be reached; serving from PostgreSQL until it can");
-        }
+        // Without Redis, too, it serves; what is wrong is logged there.
+        redis.wait_until_connected(REDIS_PATIENCE).await;
+        readiness.set_notes(&redis, Redis::trouble);
 
         let recent = Arc::new(RecentChanges::new(args.caching.max_recent_changes));
         let hot = HotCache::new(args.hot_cache(), Arc::clone(&recent), Arc::clone(&metrics));
@@ -120,8 +120,8 @@ impl App {
         let health =
             rpc::serve(grpc, Arc::clone(&catalog), args.rpc(), tls, &drain, &metrics).await;
         readiness.set_not_ready("loading the hottest products");
-        // What Redis holds is of use only when somebody vouches for it.
-        let _ = tokio::time::timeout(REDIS_PATIENCE, catalog.look_after_redis()).await;
+        // What a node holds is of use only when the age of its data is known.
+        let _ = tokio::time::timeout(REDIS_PATIENCE, catalog.probe_redis()).await;
         follow_changes(&hot).await;
         catalog.warm(args.caching.warm_timeout).await;
         health.set(true).await;
@@ -254,6 +254,10 @@ fn observe(parts: &Parts) {
     metrics.gauge("hotshelf.redis.connected", help, redis, Redis::connected);
     let help = "Circuit breakers in front of Redis that are open, or being probed.";
     metrics.gauges("hotshelf.redis.breakers.open", help, redis, Redis::open_breakers);
+    let help = "Redis servers that refuse something again and again, by reason; one that is out of reach is among them.";
+    metrics.gauges("hotshelf.redis.refusing", help, redis, Redis::refusing);
+    let help = "Redis servers that do not offer something that hotshelf does without.";
+    metrics.gauges("hotshelf.redis.limited", help, redis, Redis::limited);
     let help = "Open connections to PostgreSQL.";
     metrics.gauge("hotshelf.postgres.connections", help, postgres, Postgres::connections);
     let help = "Open connections to PostgreSQL that are not in use.";

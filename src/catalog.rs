@@ -10,8 +10,8 @@ mod explain;
 mod fallback;
 mod flight;
 mod load;
+mod redis_probe;
 mod refresh;
-mod vouching;
 mod write;
 
 use std::sync::Arc;
@@ -105,8 +105,8 @@ pub struct Catalog {
     departures: Mutex<Vec<Vec<Load>>>,
     refresh_queue: RefreshQueue,
     options: CatalogOptions,
-    /// One looks after Redis at a time.
-    looking: tokio::sync::Mutex<()>,
+    /// One probe at a time.
+    probing: tokio::sync::Mutex<()>,
 }
 
 /// What a load brought.
@@ -160,11 +160,11 @@ impl Catalog {
             departures: Mutex::default(),
             refresh_queue,
             options,
-            looking: tokio::sync::Mutex::new(()),
+            probing: tokio::sync::Mutex::new(()),
         });
         catalog.start_refreshing(requests);
         catalog.start_following_changes();
-        catalog.start_looking_after_redis();
+        catalog.start_probing_redis();
         catalog
     }
 

@@ -35,7 +35,7 @@ struct Head {
     /// Whether another machine's clock stamped it, so that `known_at` may be too late.
     foreign: bool,
     /// Whether something newer may have been lost.
-    in_doubt: bool,
+    suspect: bool,
 }
 
 /// How long after `known_at` an entry may be used.
@@ -171,14 +171,14 @@ impl Entry {
 
     /// The same, of which something newer may have been lost.
     #[must_use]
-    pub fn in_doubt(&self) -> Self {
-        Self::new(Head { in_doubt: true, ..*self.head() }, self.frame())
+    pub fn suspect(&self) -> Self {
+        Self::new(Head { suspect: true, ..*self.head() }, self.frame())
     }
 
     /// Whether something newer may have been lost. Then it may be served only when nothing better can be had.
     #[must_use]
-    pub fn is_in_doubt(&self) -> bool {
-        self.head().in_doubt
+    pub fn is_suspect(&self) -> bool {
+        self.head().suspect
     }
 
     /// Whether it is due to be refreshed.
@@ -220,7 +220,7 @@ impl Head {
     fn new(version: Version, known_at: Moment, ttl: Ttl) -> Self {
         let millis = |ttl: Duration| u32::try_from(ttl.as_millis()).unwrap_or(u32::MAX);
         let (soft_ms, hard_ms) = (millis(ttl.soft), millis(ttl.hard));
-        Self { version, known_at, soft_ms, hard_ms, foreign: false, in_doubt: false }
+        Self { version, known_at, soft_ms, hard_ms, foreign: false, suspect: false }
     }
 }
 

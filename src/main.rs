@@ -46,12 +46,7 @@ fn run() -> Result<(), String> {
         }
         Err(error) => return Err(one_line(&error.to_string())),
     };
-    let filter = EnvFilter::builder()
-        .with_default_directive(tracing::Level::INFO.into())
-        .from_env()
-        .map_err(|error| {
-            format!("RUST_LOG cannot be read: {error}; use a level such as info or hotshelf=debug")
-        })?;
+    let filter = log_filter()?;
     let terminal = std::io::stderr().is_terminal();
     tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -70,6 +65,19 @@ fn run() -> Result<(), String> {
             Some(Command::Import(args)) => import(&args).await,
         }
     })
+}
+
+/// RUST_LOG, or `info`. What fred says of connections again and again is said once by `redis`, so fred speaks only where
+/// RUST_LOG names it.
+fn log_filter() -> Result<EnvFilter, String> {
+    let builder = EnvFilter::builder().with_default_directive(tracing::Level::INFO.into());
+    let filter = builder.from_env().map_err(|error| {
+        format!("RUST_LOG cannot be read: {error}; use a level such as info or hotshelf=debug")
+    })?;
+    if filter.to_string().split(',').any(|directive| directive.starts_with("fred")) {
+        return Ok(filter);
+    }
+    Ok(filter.add_directive("fred=off".parse().expect("a directive")))
 }
 
 /// By its name only: the value may be a password.

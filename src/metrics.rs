@@ -21,8 +21,8 @@ use prometheus::{Encoder, Registry, TextEncoder};
 
 use histogram::{CallDurations, Collected};
 pub use labels::{
-    BreakerMove, BreakerState, FillRejection, LeaseOutcome, Lookup, Method, RedisDependency,
-    RedisOperation, RefreshRequest, ServedBy, Shed,
+    BreakerMove, BreakerState, FillRejection, LeaseOutcome, Lookup, Method, RedisCapability,
+    RedisDependency, RedisOperation, RedisRefusal, RefreshRequest, ServedBy, Shed,
 };
 use labels::{CODES, LabelSet};
 use sharded::Cells;
@@ -52,6 +52,8 @@ pub struct Metrics {
     pub singleflight_joined: Counters<()>,
     /// Entries in Redis that could not be read.
     pub redis_corrupt: Counters<()>,
+    /// Redis servers that were found with another replication id than before.
+    pub redis_replication_changes: Counters<()>,
     /// Answers past their time, or that nobody could say are current, given because nothing better could be had.
     pub served_stale: Counters<()>,
     /// Products that the refresh task had loaded again.
@@ -213,6 +215,11 @@ impl Metrics {
                 &meter,
                 "hotshelf.redis.corrupt",
                 "Values under our keys in Redis that could not be read.",
+            ),
+            redis_replication_changes: Counters::new(
+                &meter,
+                "hotshelf.redis.replication.changes",
+                "Times that a Redis server was found restarted, or replaced by a replica.",
             ),
             served_stale: Counters::new(
                 &meter,

@@ -4,23 +4,27 @@
 mod breaker;
 mod clean;
 mod entry_bytes;
-mod history;
 mod hints;
 mod inspect;
 mod lease;
 mod node;
 mod nodes;
+mod probe;
 mod ranking;
+mod refusal;
+mod replication;
 mod scripts;
+mod slots;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use fred::types::Value;
 use fred::types::config::{
-    Config, ConnectionConfig, Options, ReconnectPolicy, TcpConfig, UnresponsiveConfig,
+    Config, ConnectionConfig, Options, ReconnectError, ReconnectPolicy, TcpConfig,
+    UnresponsiveConfig,
 };
 use futures_util::future::join_all;
 
@@ -36,6 +40,7 @@ pub(crate) use lease::{Filled, Lease};
 use lease::{lifetime, number};
 use node::{Command, NoReply};
 use nodes::Nodes;
+
 use scripts::Scripts;
 
 /// How to reach Redis, and how long to wait for it.
@@ -53,6 +58,9 @@ pub struct RedisOptions {
     pub command_timeout: Duration,
     /// After this long the lease of a holder that died is free.
     pub lease_ttl: Duration,
+    /// What was known to be current this long before a restart or failover is still taken for current, because the changes
+    /// of that time are known from elsewhere. Too high: what Redis lost is served. Too low: needless loads afterwards.
+    pub coverage: Duration,
 }
 
 /// One Redis, or one Redis Cluster.
@@ -113,6 +121,12 @@ impl Keys {
         format!("{}:mark", self.prefix).into()
     }
 
+    /// Of a node that serves the slot of `tag`: the key that holds its replication id, and one that holds nothing.
+    fn of_node(&self, tag: u32) -> (Bytes, Bytes) {
+        let key = |part| format!("{}:{{{tag}}}:{part}", self.prefix).into();
+        (key("replication"), key("access"))
+    }
+
     fn ranking(&self) -> Vec<Bytes> {
         let key = |part| format!("{}:{{hot}}:{part}", self.prefix).into();
         vec![key("ranking"), key("decayed")]
@@ -158,24 +172,33 @@ impl Redis {
         Arc::clone(&self.keys)
     }
 
-    /// Waits until the first connections stand.
-    ///
-    /// # Errors
-    /// Why they do not yet, after `patience`.
-    pub async fn wait_until_connected(&self, patience: Duration) -> Result<(), String> {
-        let connecting = async {
+    /// Waits until the first connections stand, Redis refuses them, or `timeout` has passed. Returns whether they stand; why
+    /// they do not is logged.
+    pub async fn wait_until_connected(&self, timeout: Duration) -> bool {
+        let began = Instant::now();
+        loop {
             self.nodes.remap().await;
-            let connected = join_all(self.nodes.all().iter().map(|node| node.connected())).await;
-            let connected: Result<Vec<()>, _> = connected.into_iter().collect();
-            match connected {
-                Ok(nodes) if nodes.is_empty() => Err("no node of the cluster answers".to_owned()),
-                Ok(_) => Ok(()),
-                Err(error) => Err(error.details().to_owned()),
+            let nodes = self.nodes.all();
+            if !nodes.is_empty() && nodes.iter().all(|node| node.connections() == node.size()) {
+                return true;
             }
-        };
-        tokio::time::timeout(patience, connecting).await.unwrap_or_else(|_| {
-            Err(format!("no connection after {}", humantime::format_duration(patience)))
-        })
+            for node in &nodes {
+                node.take_events();
+            }
+            if self.nodes.refusals().iter().any(|refusals| refusals.any_stands()) {
+                return false;
+            }
+            if began.elapsed() >= timeout {
+                self.nodes.note_unreachable(&format!(
+                    "no connection after {}",
+                    humantime::format_duration(timeout)
+                ));
+                return false;
+            }
+            // A cluster without a known node is asked by way of new connections.
+            let pause = if nodes.is_empty() { 250 } else { 10 };
+            tokio::time::sleep(Duration::from_millis(pause)).await;
+        }
     }
 
     /// How many connections for commands stand.
@@ -217,6 +240,12 @@ impl Redis {
         let Some(first) = ids.first() else { return Vec::new() };
         let keys = ids.iter().map(|id| Value::Bytes(self.keys().entry(*id))).collect();
         let reply = self.nodes.send(&self.keys().entry(*first), Command::new("MGET", keys)).await;
+        if let Err(NoReply::Failed(error)) = &reply
+            && ["NOPERM", "CROSSSLOT"].iter().any(|word| error.details().starts_with(word))
+        {
+            // Each by itself may do.
+            return join_all(ids.iter().map(|id| self.get(*id))).await;
+        }
         let Ok(Value::Array(values)) = self.counted(RedisOperation::Get, reply) else {
             return vec![Err(Unavailable); ids.len()];
         };
@@ -370,6 +399,8 @@ fn connection_config() -> ConnectionConfig {
         // to; fred learns from MOVED where it is now all the same.
         max_redirections: 0,
         max_command_buffer_len: 10_000,
+        // Not READONLY: reads go on, and everything in flight would fail with it.
+        reconnect_errors: vec![ReconnectError::ClusterDown, ReconnectError::Loading],
         unresponsive: UnresponsiveConfig {
             max_timeout: Some(Duration::from_secs(2)),
             interval: Duration::from_millis(500),

@@ -79,7 +79,7 @@ impl Catalog {
         let floor = self.recent.floor(id);
         let judge = |entry: Entry| {
             let current = self.is_current(&entry) && entry.revision() >= floor;
-            if current { entry } else { entry.in_doubt() }
+            if current { entry } else { entry.suspect() }
         };
         RedisState { entry: redis.entry.map(judge), ..redis }
     }

@@ -180,7 +180,7 @@ impl Catalog {
         if !good {
             return (Lookup::RedisStale, Some(load));
         }
-        if entry.is_in_doubt() || !self.is_current(&entry) {
+        if entry.is_suspect() || !self.is_current(&entry) {
             return (Lookup::RedisStale, self.land_unproven(load, entry));
         }
         match self.land(load, entry, ServedBy::Redis) {

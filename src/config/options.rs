@@ -35,6 +35,8 @@ impl ServeArgs {
             connections: self.redis.redis_connections,
             command_timeout: self.redis.redis_timeout,
             lease_ttl: self.redis.lease_ttl,
+            // The other half is for how long it takes to relay the changes of this one again.
+            coverage: self.caching.change_retention / 2,
         }
     }
 

@@ -127,6 +127,50 @@ label_set! {
 }
 
 label_set! {
+    /// Why a Redis server refuses what it is asked for, again and again.
+    RedisRefusal { "reason" } [
+        /// It knows no such user with this password.
+        WrongPassword = ["wrong_password"],
+        /// It wants a password, and none is configured.
+        NoAuth = ["no_auth"],
+        /// The user lacks a permission.
+        NoPermission = ["no_permission"],
+        /// It has no database of this number.
+        BadDatabase = ["bad_database"],
+        /// Its certificate was issued by an authority that is not trusted here.
+        UnknownCa = ["unknown_ca"],
+        /// It wants a client certificate.
+        CertificateRequired = ["certificate_required"],
+        /// The TLS handshake fails for another reason.
+        Tls = ["tls"],
+        /// A cluster is configured, and it is not part of one.
+        NotACluster = ["not_a_cluster"],
+        /// A single server is configured, and it is part of a cluster.
+        IsACluster = ["is_a_cluster"],
+        /// It takes no writes, because it is a replica.
+        ReadOnlyReplica = ["read_only_replica"],
+        /// The cluster says that it is down.
+        ClusterDown = ["cluster_down"],
+        /// Some slots of the cluster have no server.
+        NoSlots = ["no_slots"],
+        /// It has as many clients as it may have.
+        TooManyClients = ["too_many_clients"],
+        /// It takes connections from its own machine only.
+        ProtectedMode = ["protected_mode"],
+        /// It does not answer.
+        Unreachable = ["unreachable"],
+    ]
+}
+
+label_set! {
+    /// What a Redis server does not offer, and hotshelf does without.
+    RedisCapability { "capability" } [
+        /// A replication id or run id, which tells a restart or failover.
+        ReplicationId = ["replication_id"],
+    ]
+}
+
+label_set! {
     /// What of Redis has a circuit breaker of its own.
     RedisDependency { "dependency" } [
         /// Commands to a server.
@@ -214,6 +258,14 @@ label_set! {
         /// Anything else.
         Other = ["unknown", "unknown", "unknown"],
     ]
+}
+
+impl RedisRefusal {
+    /// The value of the label.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        self.values()[0]
+    }
 }
 
 impl Method {

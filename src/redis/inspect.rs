@@ -34,7 +34,7 @@ impl RedisState {
     /// Whether a plain read would be answered with this.
     #[must_use]
     pub fn serves(&self) -> bool {
-        let usable = |entry: &Entry| !entry.is_in_doubt() && !entry.past_hard(Moment::now());
+        let usable = |entry: &Entry| !entry.is_suspect() && !entry.past_hard(Moment::now());
         self.entry.as_ref().is_some_and(usable)
     }
 }

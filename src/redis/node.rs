@@ -1,26 +1,32 @@
-//! One Redis server: the connections to it, the breaker in front of it, and whether what it holds can be vouched
-//! for.
+//! One Redis server: the connections to it, the breaker in front of it, and what is known of it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use fred::clients::Pool;
 use fred::error::{Error, ErrorKind};
 use fred::interfaces::ClientLike;
 use fred::types::config::{Config, Options, PerformanceConfig, Server, ServerConfig};
+use fred::types::scripts::Script;
 use fred::types::{Builder, ClusterHash, CustomCommand, Value};
 use parking_lot::Mutex;
 
 use super::breaker::{Breaker, Outcome};
+use super::probe::{Events, Memory};
+use super::refusal::Refusals;
+use super::replication::Replication;
 use super::{RedisOptions, connection_config, reconnect_policy};
-use crate::entry::Entry;
 use crate::metrics::{Metrics, RedisDependency};
 use crate::moment::Moment;
 
 /// A command and its arguments.
 #[derive(Clone, Debug)]
 pub(super) struct Command {
-    name: &'static str,
+    pub(super) name: &'static str,
+    /// The same, or of a script the script's name.
+    pub(super) label: &'static str,
     args: Vec<Value>,
 }
 
@@ -39,26 +45,29 @@ pub(super) struct Node {
     pub(super) server: Server,
     pub(super) since: Instant,
     pub(super) breaker: Breaker,
+    pub(super) refusals: Refusals,
+    pub(super) events: Mutex<Events>,
+    pub(super) memory: Mutex<Memory>,
+    pub(super) in_cluster: bool,
+    /// See [`RedisOptions::coverage`].
+    pub(super) coverage: Duration,
+    replication: Mutex<Replication>,
+    /// The hash tag of keys that this node serves.
+    tag: AtomicU32,
     pool: Pool,
     command: Options,
     /// An answer later than this counts as a failure.
     late: Duration,
-    history: Mutex<History>,
-}
-
-/// Where a server's data comes from. Redis gives it another id when it restarts and when a replica takes over:
-/// whenever writes may be missing that were once there.
-#[derive(Debug, Default)]
-struct History {
-    id: Option<String>,
-    /// What Postgres was known to hold at this moment or later is not older than what was lost. `None`: nobody
-    /// has vouched for this history yet.
-    vouched_since: Option<Moment>,
 }
 
 impl Command {
     pub(super) fn new(name: &'static str, args: Vec<Value>) -> Self {
-        Self { name, args }
+        Self { name, label: name, args }
+    }
+
+    /// The same, told apart from others of its name.
+    pub(super) fn labelled(self, label: &'static str) -> Self {
+        Self { label, ..self }
     }
 
     fn custom(&self) -> CustomCommand {
@@ -74,6 +83,7 @@ impl Node {
         options: &RedisOptions,
         metrics: &Arc<Metrics>,
     ) -> Result<Self, Error> {
+        let in_cluster = config.server.is_clustered();
         let server_config = ServerConfig::Centralized { server: server.clone() };
         let pool = Builder::from_config(Config { server: server_config, ..config.clone() })
             .set_policy(reconnect_policy())
@@ -83,25 +93,63 @@ impl Node {
             })
             .set_connection_config(connection_config())
             .build_pool(options.connections)?;
+        // From before the first attempt on.
+        let events = Mutex::new(Events::of(pool.clients()));
         // The handles end with the pool.
         drop(pool.connect_pool());
         Ok(Self {
+            refusals: Refusals::new(server.to_string(), in_cluster),
+            events,
+            memory: Mutex::default(),
+            in_cluster,
+            coverage: options.coverage,
+            replication: Mutex::default(),
+            tag: AtomicU32::new(0),
             server,
             since: Instant::now(),
             breaker: Breaker::new(RedisDependency::Commands, Arc::clone(metrics)),
             pool,
             command: options.command(),
             late: options.command_timeout / 2,
-            history: Mutex::default(),
         })
-    }
-
-    pub(super) async fn connected(&self) -> Result<(), Error> {
-        self.pool.wait_for_connect().await
     }
 
     pub(super) fn connections(&self) -> usize {
         self.pool.clients().iter().filter(|client| client.is_connected()).count()
+    }
+
+    /// How many connections there are when all stand.
+    pub(super) fn size(&self) -> usize {
+        self.pool.size()
+    }
+
+    /// Makes every connection anew; what is in flight on them fails.
+    pub(super) async fn reconnect(&self) {
+        for client in self.pool.clients() {
+            // Where none stands, fred is making one.
+            let _ = client.force_reconnection().await;
+        }
+    }
+
+    pub(super) fn tag(&self) -> u32 {
+        self.tag.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_tag(&self, tag: u32) {
+        self.tag.store(tag, Ordering::Relaxed);
+    }
+
+    pub(super) fn replication(&self) -> Replication {
+        self.replication.lock().clone()
+    }
+
+    pub(super) fn set_replication(&self, id: Option<String>, since: Moment) {
+        *self.replication.lock() = Replication { id, since: Some(since) };
+    }
+
+    /// The moment of [`Replication::since`].
+    pub(super) fn complete_since(&self) -> Option<Moment> {
+        self.replication.lock().since
     }
 
     pub(super) async fn close(&self) {
@@ -127,7 +175,7 @@ impl Node {
         }
         let pipeline = self.pool.next_connected().pipeline();
         let asking = Command::new("ASKING", Vec::new());
-        for Command { name, args } in [asking, command] {
+        for Command { name, args, .. } in [asking, command] {
             let command = Command::new(name, Vec::new()).custom();
             // A pipeline says of each command that it is queued.
             let queued: Result<Value, Error> = pipeline.custom(command, args).await;
@@ -139,60 +187,46 @@ impl Node {
     /// Sends a command, whatever the breaker says.
     pub(super) async fn transmit(&self, command: Command) -> Result<Value, Error> {
         let client = self.pool.next_connected().with_options(&self.command);
-        client.custom(command.custom(), command.args).await
+        let reply = client.custom(command.custom(), command.args.clone()).await;
+        // That INFO is denied is no refusal: Redis is used without it.
+        if command.name != "INFO" {
+            self.refusals.record(&command, &reply);
+        }
+        reply
     }
 
-    /// Sees whether it answers, and which history its data has.
-    pub(super) async fn probe(&self, some_key: Value) -> Option<String> {
-        self.breaker.probing();
-        let began = Instant::now();
-        let (read, info) = tokio::join!(
-            self.transmit(Command::new("GET", vec![some_key])),
-            self.transmit(Command::new("INFO", vec!["replication".into()])),
-        );
-        self.breaker.probed(self.outcome(answered(&read) && answered(&info), began), began);
-        let info = info.ok()?.into_string()?;
-        info.lines().find_map(|line| Some(line.strip_prefix("master_replid:")?.trim().to_owned()))
+    /// Runs a script that belongs to a probe.
+    pub(super) async fn run(
+        &self,
+        script: &Script,
+        key: Bytes,
+        args: Vec<Value>,
+    ) -> Result<Value, Error> {
+        let command = |name, script: &str| {
+            let mut words: Vec<Value> = vec![script.into(), 1.into(), key.clone().into()];
+            words.extend(args.iter().cloned());
+            Command::new(name, words).labelled("probe")
+        };
+        match self.transmit(command("EVALSHA", script.sha1())).await {
+            Err(error) if error.details().starts_with("NOSCRIPT") => {
+                let text = script.lua().expect("every script is made from its text");
+                self.transmit(command("EVAL", text)).await
+            }
+            reply => reply,
+        }
     }
 
-    fn outcome(&self, answered: bool, began: Instant) -> Outcome {
+    pub(super) fn outcome(&self, answered: bool, began: Instant) -> Outcome {
         match answered {
             false => Outcome::Failed,
             true if began.elapsed() > self.late => Outcome::Late,
             true => Outcome::InTime,
         }
     }
-
-    /// Takes in which history it has. Returns whether that is another than it had before.
-    pub(super) fn has_history(&self, id: &str) -> bool {
-        let mut history = self.history.lock();
-        let other = history.id.as_deref() != Some(id);
-        if other {
-            *history = History { id: Some(id.to_owned()), vouched_since: None };
-        }
-        other
-    }
-
-    pub(super) fn is_vouched_for(&self) -> bool {
-        self.history.lock().vouched_since.is_some()
-    }
-
-    /// What is known to have been current at `since` or later is not older than what this history lacks.
-    pub(super) fn vouch(&self, id: &str, since: Moment) {
-        let mut history = self.history.lock();
-        if history.id.as_deref() == Some(id) {
-            history.vouched_since = Some(since);
-        }
-    }
-
-    /// Whether `entry`, which it holds, may be what a newer one was lost of.
-    pub(super) fn doubts(&self, entry: &Entry) -> bool {
-        self.history.lock().vouched_since.is_none_or(|since| entry.known_at() < since)
-    }
 }
 
 /// Whether the server itself spoke, and is in a state to serve. That it does not like a command is an answer.
-fn answered(reply: &Result<Value, Error>) -> bool {
+pub(super) fn answered(reply: &Result<Value, Error>) -> bool {
     const UNFIT: [&str; 4] = ["LOADING", "CLUSTERDOWN", "MASTERDOWN", "BUSY"];
     match reply {
         Ok(_) => true,

@@ -16,12 +16,15 @@ use fred::types::cluster::ClusterRouting;
 use fred::types::config::{Config, Server, ServerConfig};
 use fred::types::{Builder, ClusterHash, CustomCommand, Value};
 use futures_util::FutureExt;
-use futures_util::future::{join_all, select_ok};
+use futures_util::future::{BoxFuture, join_all};
+use futures_util::stream::{FuturesUnordered, StreamExt};
 use parking_lot::Mutex;
 
 use super::RedisOptions;
 use super::node::{Command, NoReply, Node};
-use crate::metrics::Metrics;
+use super::refusal::{CONNECT, Refusals, SLOTS as EVERY_SLOT};
+use super::slots::{self, Range, Redirect};
+use crate::metrics::{Metrics, RedisRefusal};
 
 const SLOTS: usize = 16_384;
 /// A map of the cluster is looked at again after this long, though nobody was sent elsewhere.
@@ -40,6 +43,8 @@ pub(super) struct Nodes {
     map: ArcSwap<Map>,
     mapped: Mutex<Option<Instant>>,
     outdated: AtomicBool,
+    /// What the cluster as a whole refuses.
+    refusals: Refusals,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -49,13 +54,6 @@ struct Map {
     slots: Vec<Option<u16>>,
 }
 
-/// Where a command belongs instead.
-struct Redirect {
-    /// For good; otherwise only this command.
-    moved: bool,
-    server: Server,
-}
-
 impl Nodes {
     pub(super) fn new(
         config: Config,
@@ -63,17 +61,25 @@ impl Nodes {
         metrics: Arc<Metrics>,
     ) -> Result<Self, Error> {
         let (seeds, nodes) = match &config.server {
-            ServerConfig::Clustered { hosts, .. } => (hosts.clone(), Vec::new()),
+            ServerConfig::Clustered { hosts, .. } => {
+                let seeds = hosts
+                    .iter()
+                    .map(|seed| Server { host: slots::bare(&seed.host).into(), ..seed.clone() });
+                (seeds.collect(), Vec::new())
+            }
             server => {
                 let server = server.hosts().into_iter().next().ok_or_else(nobody)?;
+                let server = Server { host: slots::bare(&server.host).into(), ..server };
                 let node = Node::connect(server, &config, options, &metrics)?;
                 (Vec::new(), vec![Arc::new(node)])
             }
         };
+        let asked: Vec<String> = seeds.iter().map(Server::to_string).collect();
         Ok(Self {
             config,
             options: options.clone(),
             seeds,
+            refusals: Refusals::new(asked.join(","), true),
             metrics,
             map: ArcSwap::from_pointee(Map { nodes, slots: Vec::new() }),
             mapped: Mutex::new(None),
@@ -87,6 +93,23 @@ impl Nodes {
 
     pub(super) fn all(&self) -> Vec<Arc<Node>> {
         self.map.load().nodes.clone()
+    }
+
+    /// What each node refuses, and the cluster as a whole.
+    pub(super) fn refusals(&self) -> Vec<impl std::ops::Deref<Target = Refusals>> {
+        let nodes = self.all().into_iter().map(OfNode::Node);
+        nodes.chain([OfNode::Cluster(&self.refusals)]).collect()
+    }
+
+    /// Says of every node without a connection that it is unreachable.
+    pub(super) fn note_unreachable(&self, said: &str) {
+        let nodes = self.all();
+        if nodes.is_empty() {
+            self.refusals.is_unreachable(said);
+        }
+        for node in nodes.iter().filter(|node| node.connections() == 0) {
+            node.refusals.is_unreachable(said);
+        }
     }
 
     /// Who serves `key`; `None` while nobody does.
@@ -109,7 +132,12 @@ impl Nodes {
         match node.send(command.clone()).await {
             Err(NoReply::Failed(error)) => match Redirect::of(&error, &node.server) {
                 Some(redirect) => self.follow(redirect, command).await,
-                None => Err(NoReply::Failed(error)),
+                None => {
+                    if error.details().starts_with("CLUSTERDOWN") {
+                        self.outdated.store(true, Ordering::Relaxed);
+                    }
+                    Err(NoReply::Failed(error))
+                }
             },
             reply => reply,
         }
@@ -151,6 +179,7 @@ impl Nodes {
 
     /// Asks the cluster anew who serves what, if there is reason to.
     pub(super) async fn remap(&self) {
+        self.refusals.settle();
         let fresh = self.mapped.lock().is_some_and(|mapped| mapped.elapsed() < REMAP);
         let sound = self.all().iter().all(|node| node.breaker.admits());
         let outdated = self.outdated.swap(false, Ordering::Relaxed);
@@ -158,32 +187,37 @@ impl Nodes {
             return;
         }
         match self.ask_for_map().await {
-            Ok(routing) => self.apply(&routing).await,
-            Err(error) => tracing::debug!(%error, "nobody says who serves which slot"),
+            Ok(ranges) => {
+                self.refusals.is_reached();
+                self.refusals.succeeded(CONNECT);
+                self.apply(&ranges).await;
+            }
+            Err(errors) if self.all().is_empty() => {
+                errors.iter().for_each(|error| self.refusals.failed(error, None));
+                self.refusals.is_not_reached(errors.first().map_or("", Error::details));
+            }
+            // Each of the nodes says so for itself.
+            Err(errors) => tracing::debug!(?errors, "no node says which one serves which slot"),
         }
     }
 
-    /// Whoever answers first: of the servers in use, or else of those in the configuration.
-    async fn ask_for_map(&self) -> Result<ClusterRouting, Error> {
+    /// From the first that answers: of the servers in use, or else of those in the configuration.
+    async fn ask_for_map(&self) -> Result<Vec<Range>, Vec<Error>> {
         let nodes = self.all();
         let asked = nodes.iter().map(|node| {
             async {
                 let slots = Command::new("CLUSTER", vec!["SLOTS".into()]);
-                routing(node.transmit(slots).await?, &node.server)
+                ranges(node.transmit(slots).await?, &node.server)
             }
             .boxed()
         });
-        let asked: Vec<_> = asked.collect();
-        if !asked.is_empty()
-            && let Ok((routing, _)) = select_ok(asked).await
-        {
-            return Ok(routing);
+        if let Ok(ranges) = first_ok(asked.collect()).await {
+            return Ok(ranges);
         }
-        let asked = self.seeds.iter().map(|seed| self.ask_stranger(seed).boxed());
-        select_ok(asked).await.map(|(routing, _)| routing)
+        first_ok(self.seeds.iter().map(|seed| self.ask_stranger(seed).boxed()).collect()).await
     }
 
-    async fn ask_stranger(&self, seed: &Server) -> Result<ClusterRouting, Error> {
+    async fn ask_stranger(&self, seed: &Server) -> Result<Vec<Range>, Error> {
         let server = ServerConfig::Centralized { server: seed.clone() };
         let config = Config { server, fail_fast: true, ..self.config.clone() };
         let client: Client = Builder::from_config(config)
@@ -192,7 +226,7 @@ impl Nodes {
         let asked = async {
             client.init().await?;
             let slots = CustomCommand::new_static("CLUSTER", ClusterHash::FirstKey, false);
-            routing(client.custom(slots, vec!["SLOTS"]).await?, seed)
+            ranges(client.custom(slots, vec!["SLOTS"]).await?, seed)
         };
         let answer = tokio::time::timeout(Duration::from_secs(1), asked).await;
         let _ = tokio::time::timeout(self.options.command_timeout, client.quit()).await;
@@ -200,13 +234,15 @@ impl Nodes {
     }
 
     /// Keeps the servers that go on serving, and closes the connections to those that do not.
-    async fn apply(&self, routing: &ClusterRouting) {
+    async fn apply(&self, ranges: &[Range]) {
         let before = self.all();
         let mut map = Map { nodes: Vec::new(), slots: vec![None; SLOTS] };
-        for range in routing.slots() {
-            let Ok(place) = self.place(&mut map, &before, &range.primary) else { continue };
-            map.slots[usize::from(range.start)..=usize::from(range.end)].fill(Some(place));
+        for range in ranges {
+            let Ok(place) = self.place(&mut map, &before, &range.server) else { continue };
+            map.slots[usize::from(range.first)..=usize::from(range.last)].fill(Some(place));
         }
+        give_tags(&map);
+        self.note_uncovered(map.slots.iter().filter(|slot| slot.is_none()).count());
         let is_used = |node: &Arc<Node>| map.nodes.iter().any(|used| Arc::ptr_eq(node, used));
         let (adopted, gone): (Vec<_>, Vec<_>) = before
             .into_iter()
@@ -215,7 +251,17 @@ impl Nodes {
         map.nodes.extend(adopted);
         self.map.store(Arc::new(map));
         *self.mapped.lock() = Some(Instant::now());
+        gone.iter().for_each(|node| node.refusals.end_all());
         join_all(gone.iter().map(|node| node.close())).await;
+    }
+
+    fn note_uncovered(&self, slots: usize) {
+        if slots == 0 {
+            self.refusals.succeeded(EVERY_SLOT);
+        } else {
+            let said = format!("{slots} of {SLOTS} slots");
+            self.refusals.begin(RedisRefusal::NoSlots, EVERY_SLOT, &said, None);
+        }
     }
 
     /// The place of `server` in `map`, which it gets now if it has none.
@@ -241,25 +287,59 @@ impl Nodes {
     }
 }
 
-impl Redirect {
-    /// From `MOVED 3999 127.0.0.1:6381` or `ASK ...`; without a host it is that of whoever said so.
-    fn of(error: &Error, said_by: &Server) -> Option<Self> {
-        let mut words = error.details().split(' ');
-        let moved = match words.next()? {
-            "MOVED" => true,
-            "ASK" => false,
-            _ => return None,
-        };
-        let (host, port) = words.nth(1)?.rsplit_once(':')?;
-        let host = if host.is_empty() { said_by.host.to_string() } else { host.to_owned() };
-        Some(Self { moved, server: Server::new(host, port.parse().ok()?) })
+/// A hash tag for each node that has slots, so that each holds a key of ours: the smallest number whose slot is one of its
+/// own.
+fn give_tags(map: &Map) {
+    let mut without: Vec<u16> = map.slots.iter().flatten().copied().collect();
+    without.sort_unstable();
+    without.dedup();
+    for tag in 0.. {
+        if without.is_empty() {
+            return;
+        }
+        let slot = ClusterRouting::hash_key(tag.to_string().as_bytes());
+        if let Some(place) = map.slots[usize::from(slot)]
+            && let Some(found) = without.iter().position(|other| *other == place)
+        {
+            map.nodes[usize::from(place)].set_tag(tag);
+            without.swap_remove(found);
+        }
     }
 }
 
-fn routing(slots: Value, said_by: &Server) -> Result<ClusterRouting, Error> {
-    let routing = ClusterRouting::from_cluster_slots(slots, said_by.host.clone())?;
-    // One that was expelled, or has just been born, knows nobody.
-    if routing.slots().is_empty() { Err(nobody()) } else { Ok(routing) }
+/// The first success, or every error.
+async fn first_ok<T>(asked: Vec<BoxFuture<'_, Result<T, Error>>>) -> Result<T, Vec<Error>> {
+    let mut asked: FuturesUnordered<_> = asked.into_iter().collect();
+    let mut errors = Vec::new();
+    while let Some(answer) = asked.next().await {
+        match answer {
+            Ok(answer) => return Ok(answer),
+            Err(error) => errors.push(error),
+        }
+    }
+    Err(errors)
+}
+
+enum OfNode<'a> {
+    Node(Arc<Node>),
+    Cluster(&'a Refusals),
+}
+
+impl std::ops::Deref for OfNode<'_> {
+    type Target = Refusals;
+
+    fn deref(&self) -> &Refusals {
+        match self {
+            Self::Node(node) => &node.refusals,
+            Self::Cluster(refusals) => refusals,
+        }
+    }
+}
+
+fn ranges(slots: Value, asked: &Server) -> Result<Vec<Range>, Error> {
+    let ranges = slots::ranges(slots, asked)?;
+    // One that was expelled, or was just born, knows no other.
+    if ranges.is_empty() { Err(nobody()) } else { Ok(ranges) }
 }
 
 pub(super) fn nobody() -> Error {

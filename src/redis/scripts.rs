@@ -20,6 +20,8 @@ pub(super) struct Scripts {
     pub(super) release: Script,
     pub(super) discard: Script,
     pub(super) ranking: Script,
+    pub(super) replication: Script,
+    pub(super) access: Script,
 }
 
 macro_rules! script {
@@ -38,7 +40,26 @@ impl Scripts {
             release: script!("release.lua"),
             discard: script!("revision.lua", "discard.lua"),
             ranking: script!("ranking.lua"),
+            replication: script!("replication.lua"),
+            access: script!("access.lua"),
         }
+    }
+
+    /// Tells what one script is denied apart from what another is.
+    fn label_of(&self, script: &Script) -> &'static str {
+        let labels = [
+            (&self.try_lease, "try_lease"),
+            (&self.fill, "fill"),
+            (&self.publish, "publish"),
+            (&self.supersede, "supersede"),
+            (&self.remove_above, "remove_above"),
+            (&self.renew, "renew"),
+            (&self.release, "release"),
+            (&self.discard, "discard"),
+            (&self.ranking, "ranking"),
+        ];
+        let label = labels.into_iter().find(|(known, _)| std::ptr::eq(*known, script));
+        label.map_or("script", |(_, label)| label)
     }
 }
 
@@ -51,12 +72,13 @@ impl Redis {
         keys: Vec<Bytes>,
         args: Vec<Value>,
     ) -> Result<R, NoReply> {
+        let label = self.scripts.label_of(script);
         let command = |name, script: &str| {
             let count = Value::Integer(i64::try_from(keys.len()).unwrap_or(i64::MAX));
             let mut words = vec![script.to_owned().into(), count];
             words.extend(keys.iter().cloned().map(Value::Bytes));
             words.extend(args.iter().cloned());
-            Command::new(name, words)
+            Command::new(name, words).labelled(label)
         };
         let reply = self.nodes.send(&keys[0], command("EVALSHA", script.sha1())).await;
         let reply = match reply {

@@ -43,6 +43,8 @@ mod newest_wins;
 mod outage;
 mod races;
 mod recovery;
+mod redis_access;
+mod redis_cluster_shapes;
 mod refresh;
 mod relay_lag;
 mod resident;
@@ -79,6 +81,8 @@ fn main() -> std::process::ExitCode {
     recovery::register(&mut suite);
     breaker::register(&mut suite);
     histories::register(&mut suite);
+    redis_access::register(&mut suite);
+    redis_cluster_shapes::register(&mut suite);
     cluster::register(&mut suite);
     budget::register(&mut suite);
     deadlines::register(&mut suite);

@@ -1,0 +1,34 @@
+//! Probing Redis: which node serves what, which ones answer, what they refuse, and whether their data may be old.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Catalog;
+use crate::moment::Moment;
+
+/// How often. Too high: Redis is used again later after a fault, and what it lost is noticed later. Too low:
+/// needless commands.
+const INTERVAL: Duration = Duration::from_millis(250);
+impl Catalog {
+    pub(super) fn start_probing_redis(self: &Arc<Self>) {
+        let catalog = Arc::clone(self);
+        self.drain.spawn_loop("Redis probe", async move { catalog.keep_probing().await });
+    }
+
+    async fn keep_probing(self: Arc<Self>) -> Result<Infallible, Infallible> {
+        loop {
+            self.probe_redis().await;
+            tokio::time::sleep(INTERVAL.mul_f64(rand::random_range(0.8..1.2))).await;
+        }
+    }
+
+    /// Probes every node once.
+    pub async fn probe_redis(&self) {
+        let _one = self.probing.lock().await;
+        if self.redis.probe().await {
+            // It may have been compared with a node that had lost something.
+            self.hot.void_before(Moment::now());
+        }
+    }
+}

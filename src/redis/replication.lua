@@ -1,0 +1,8 @@
+-- Stores which replication id the node has, and since when its entries are complete, unless it is stored already.
+-- KEYS: replication key. ARGV: replication id, since in Unix ms, TTL of the key in ms. Returns {1 when it was stored, what
+-- the key holds}.
+local held = redis.pcall('GET', KEYS[1])
+local id = ARGV[1] .. ' '
+if type(held) == 'string' and string.sub(held, 1, #id) == id then return {0, held} end
+redis.call('SET', KEYS[1], id .. ARGV[2], 'PX', ARGV[3])
+return {1, id .. ARGV[2]}

@@ -1,0 +1,314 @@
+//! P6 with a Redis that gives less than it could, or nothing: it is used as far as it goes, and what it lacks is said once,
+//! in `/readyz` and in a gauge.
+
+use std::time::Duration;
+
+use hotshelf::proto::ProductServiceClient;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tonic::transport::Channel;
+
+use crate::harness::{Private, PrivateCluster, Program, Suite, cache_status, eventually, get};
+
+/// Long enough for dozens of connections that fail, and a dozen probes.
+const A_WHILE: Duration = Duration::from_secs(3);
+
+pub fn register(suite: &mut Suite<'_>) {
+    suite.private("redis_access::without_info_redis_is_used_and_it_is_said_once", without_info);
+    suite.private(
+        "redis_access::without_a_replication_id_redis_is_used_and_it_is_said_once",
+        without_replication_id,
+    );
+    suite.private("redis_access::without_info_replication_the_run_id_will_do", run_id);
+    suite.private("redis_access::a_wrong_password_is_one_line_and_its_end_another", wrong_password);
+    suite.private("redis_access::a_missing_password_is_said_once", no_auth);
+    suite.private("redis_access::without_scripts_what_redis_holds_is_served", no_scripts);
+    suite.private("redis_access::without_mget_batches_are_served", no_mget);
+    suite.private("redis_access::a_database_that_does_not_exist_is_said_once", bad_database);
+    suite.private("redis_access::a_server_that_is_no_cluster_is_said_once", not_a_cluster);
+    suite.private("redis_access::a_replica_is_said_once_and_used_when_promoted", replica);
+    suite.private_cluster(
+        "redis_access::a_node_of_a_cluster_as_single_server_is_said_once",
+        cluster_node,
+    );
+}
+
+/// A program that reaches Redis at `url`.
+struct Served {
+    program: Program,
+    client: ProductServiceClient<Channel>,
+}
+
+impl Served {
+    async fn by(world: &Private, url: &str, more: &[&str]) -> Self {
+        let usual = ["--redis-url", url, "--redis-timeout", "1s", "--refresh-keys", "0"];
+        let program = Program::serve(world, &[&usual[..], more].concat()).await;
+        let client = program.client().await;
+        Self { program, client }
+    }
+
+    /// Where a read was answered from.
+    async fn read(&self, id: i64) -> String {
+        let read = self.client.clone().get_product(get(id)).await.unwrap();
+        cache_status(&read).to_owned()
+    }
+
+    /// How many lines of the log have this part, at this level.
+    fn lines(&self, level: &str, part: &str) -> usize {
+        let log = self.program.log();
+        log.lines().filter(|line| line.contains(level) && line.contains(part)).count()
+    }
+
+    async fn metric(&self, series: &str) -> f64 {
+        let (_, text) = self.program.admin("/metrics").await;
+        let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("no series {series}")).trim().parse().unwrap()
+    }
+
+    async fn refusing(&self, reason: &str) -> f64 {
+        self.metric(&format!("hotshelf_redis_refusing{{reason=\"{reason}\"}}")).await
+    }
+
+    async fn limited(&self) -> f64 {
+        self.metric("hotshelf_redis_limited{capability=\"replication_id\"}").await
+    }
+
+    /// It stands in the log once, in the gauge and in `/readyz`; the instance is ready; and fred adds nothing.
+    async fn says_once(&self, reason: &str) {
+        eventually(reason, || async { self.refusing(reason).await == 1.0 }).await;
+        tokio::time::sleep(A_WHILE).await;
+        let named = format!("reason=\"{reason}\"");
+        assert_eq!(self.lines(" WARN ", &named), 1, "{}", self.program.log());
+        assert_eq!(self.lines("", &named), 1, "{}", self.program.log());
+        assert_eq!(self.lines("", "fred"), 0, "{}", self.program.log());
+        assert_eq!(self.refusing(reason).await, 1.0);
+        let (status, text) = self.program.admin("/readyz").await;
+        assert_eq!(status, 200);
+        assert_eq!(text.lines().count(), 2, "{text}");
+        assert!(text.starts_with("ready\n") && text.contains(reason), "{text}");
+    }
+
+    async fn says_its_end(&self, reason: &str) {
+        let (named, silent) = (format!("reason=\"{reason}\""), "ready\n");
+        eventually("it ends", || async { self.program.admin("/readyz").await.1 == silent }).await;
+        assert_eq!(self.refusing(reason).await, 0.0);
+        tokio::time::sleep(A_WHILE).await;
+        assert_eq!(self.lines(" INFO ", &named), 1, "{}", self.program.log());
+        assert_eq!(self.lines("", &named), 2, "{}", self.program.log());
+    }
+}
+
+/// Makes a user with these rules, and gives the URL for it.
+fn user(world: &Private, rules: &[&str]) -> String {
+    acl(world, &[&["reset", "on", ">secret", "~*", "&*", "+@all"], rules].concat());
+    format!("redis://app:secret@127.0.0.1:{}", world.redis.port())
+}
+
+fn acl(world: &Private, rules: &[&str]) {
+    world.redis.command(&[&["ACL", "SETUSER", "app"], rules].concat()).unwrap();
+}
+
+fn disconnect(world: &Private) {
+    world.redis.command(&["CLIENT", "KILL", "USER", "app"]).unwrap();
+}
+
+/// Redis is filled, and what it is filled with is served.
+async fn is_used(world: &Private, one: &Served, other: &Served) -> i64 {
+    let id = world.insert("lamp").await;
+    assert_eq!(one.read(id).await, "hotshelf; fwd=miss; detail=postgres");
+    assert!(world.redis_holds(id));
+    assert_eq!(other.read(id).await, "hotshelf; hit; detail=redis");
+    id
+}
+
+/// Entries from before a reconnect are loaded again.
+async fn lacks_the_id(world: &Private, url: &str, lose_connections: impl Fn()) {
+    // So that nothing is covered by recent changes.
+    let forgetful = ["--replay-window", "1ms"];
+    let (one, other) =
+        tokio::join!(Served::by(world, url, &forgetful), Served::by(world, url, &forgetful));
+    let id = is_used(world, &one, &other).await;
+    assert_eq!(other.limited().await, 1.0);
+    tokio::time::sleep(A_WHILE).await;
+    assert_eq!(other.lines(" WARN ", "replication id"), 1, "{}", other.program.log());
+    assert_eq!(other.lines("", "no_permission"), 0, "{}", other.program.log());
+    let loads = world.loads().await;
+    lose_connections();
+    eventually("it is loaded again", || async {
+        one.read(id).await;
+        other.read(id).await;
+        world.loads().await > loads
+    })
+    .await;
+    assert_eq!(other.lines(" WARN ", "replication id"), 1, "{}", other.program.log());
+    is_used(world, &one, &other).await;
+}
+
+async fn without_info(world: Private) {
+    let url = user(&world, &["-info"]);
+    lacks_the_id(&world, &url, || disconnect(&world)).await;
+}
+
+async fn without_replication_id(world: Private) {
+    let port = without_ids(world.redis.port()).await;
+    let url = user(&world, &[]).replace(&world.redis.port().to_string(), &port.to_string());
+    lacks_the_id(&world, &url, || disconnect(&world)).await;
+}
+
+/// A proxy to a Redis that does not name its replication nor its run.
+async fn without_ids(redis: u16) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            let server = TcpStream::connect(("127.0.0.1", redis)).await.unwrap();
+            let ((mut from_client, mut to_client), (mut from_server, mut to_server)) =
+                (client.into_split(), server.into_split());
+            tokio::spawn(async move {
+                let _ = tokio::io::copy(&mut from_client, &mut to_server).await;
+            });
+            tokio::spawn(async move {
+                let mut buffer = vec![0; 65_536];
+                while let Ok(read @ 1..) = from_server.read(&mut buffer).await {
+                    for name in [&b"master_replid:"[..], b"run_id:"] {
+                        let place = buffer[..read].windows(name.len()).position(|at| at == name);
+                        if let Some(place) = place {
+                            buffer[place] = b'x';
+                        }
+                    }
+                    if to_client.write_all(&buffer[..read]).await.is_err() {
+                        break;
+                    }
+                }
+            });
+        }
+    });
+    port
+}
+
+async fn run_id(world: Private) {
+    let url = user(&world, &["-info", "+info|server"]);
+    let (one, other) = tokio::join!(Served::by(&world, &url, &[]), Served::by(&world, &url, &[]));
+    is_used(&world, &one, &other).await;
+    assert_eq!(other.limited().await, 0.0);
+    assert_eq!(other.lines(" WARN ", "redis"), 0, "{}", other.program.log());
+    world.redis.kill();
+    world.redis.start_again().unwrap();
+    user(&world, &["-info", "+info|server"]);
+    eventually("the restart is noticed", || async {
+        other.metric("hotshelf_redis_replication_changes_total").await == 1.0
+    })
+    .await;
+    assert_eq!(other.lines("", "Redis replication id changed"), 1, "{}", other.program.log());
+}
+
+async fn wrong_password(world: Private) {
+    let url = user(&world, &[]);
+    let (one, other) = tokio::join!(Served::by(&world, &url, &[]), Served::by(&world, &url, &[]));
+    is_used(&world, &one, &other).await;
+    acl(&world, &["resetpass", ">another"]);
+    disconnect(&world);
+    one.says_once("wrong_password").await;
+    let id = world.insert_unheard("meanwhile").await;
+    assert_eq!(one.read(id).await, "hotshelf; fwd=miss; detail=postgres");
+    acl(&world, &["resetpass", ">secret"]);
+    one.says_its_end("wrong_password").await;
+    is_used(&world, &one, &other).await;
+}
+
+async fn no_auth(world: Private) {
+    world.redis.command(&["CONFIG", "SET", "requirepass", "secret"]).unwrap();
+    let url = format!("redis://127.0.0.1:{}", world.redis.port());
+    let served = Served::by(&world, &url, &[]).await;
+    served.says_once("no_auth").await;
+    let id = world.insert_unheard("lamp").await;
+    assert_eq!(served.read(id).await, "hotshelf; fwd=miss; detail=postgres");
+    // It is set until the next start.
+    world.redis.kill();
+    world.redis.start_again().unwrap();
+    served.says_its_end("no_auth").await;
+}
+
+async fn no_scripts(world: Private) {
+    let id = world.insert("lamp").await;
+    let url = user(&world, &[]);
+    let filling = Served::by(&world, &url, &[]).await;
+    filling.read(id).await;
+    assert!(world.redis_holds(id));
+    filling.program.kill().await;
+    acl(&world, &["-evalsha", "-eval"]);
+    let served = Served::by(&world, &url, &[]).await;
+    assert_eq!(served.read(id).await, "hotshelf; hit; detail=redis");
+    for _ in 0..10 {
+        let id = world.insert_unheard("lamp").await;
+        assert_eq!(served.read(id).await, "hotshelf; fwd=miss; detail=postgres");
+    }
+    served.says_once("no_permission").await;
+    assert_eq!(served.lines(" WARN ", "evalsha"), 1, "{}", served.program.log());
+    acl(&world, &["+evalsha", "+eval"]);
+    served.says_its_end("no_permission").await;
+}
+
+async fn no_mget(world: Private) {
+    let url = user(&world, &["-mget"]);
+    let (one, other) = tokio::join!(Served::by(&world, &url, &[]), Served::by(&world, &url, &[]));
+    let ids = [world.insert("a").await, world.insert("b").await];
+    for id in ids {
+        one.read(id).await;
+    }
+    let request =
+        hotshelf::proto::BatchGetProductsRequest { ids: ids.to_vec(), ..Default::default() };
+    other.client.clone().batch_get_products(request).await.unwrap();
+    assert_eq!(other.metric("hotshelf_reads_total{served_by=\"redis\"}").await, 2.0);
+    other.says_once("no_permission").await;
+    acl(&world, &["+mget"]);
+    other.says_its_end("no_permission").await;
+}
+
+async fn bad_database(world: Private) {
+    let url = format!("redis://127.0.0.1:{}/99", world.redis.port());
+    let served = Served::by(&world, &url, &[]).await;
+    served.says_once("bad_database").await;
+}
+
+async fn not_a_cluster(world: Private) {
+    let url = format!("redis-cluster://127.0.0.1:{}", world.redis.port());
+    let served = Served::by(&world, &url, &[]).await;
+    served.says_once("not_a_cluster").await;
+    let id = world.insert_unheard("lamp").await;
+    assert_eq!(served.read(id).await, "hotshelf; fwd=miss; detail=postgres");
+}
+
+async fn replica(world: Private) {
+    let master = devstack::Redis::start(devstack::RedisOptions::default()).unwrap();
+    let port = master.port().to_string();
+    world.redis.command(&["REPLICAOF", "127.0.0.1", &port]).unwrap();
+    eventually("it follows its master", || async {
+        let info = world.redis.command(&["INFO", "replication"]).unwrap();
+        info.contains("master_link_status:up")
+    })
+    .await;
+    let url = format!("redis://127.0.0.1:{}", world.redis.port());
+    let served = Served::by(&world, &url, &[]).await;
+    served.says_once("read_only_replica").await;
+    let id = world.insert_unheard("lamp").await;
+    assert_eq!(served.read(id).await, "hotshelf; fwd=miss; detail=postgres");
+    assert!(!world.redis_holds(id));
+    world.redis.command(&["REPLICAOF", "NO", "ONE"]).unwrap();
+    served.says_its_end("read_only_replica").await;
+    let id = world.insert_unheard("lamp").await;
+    served.read(id).await;
+    assert!(world.redis_holds(id));
+}
+
+async fn cluster_node(world: PrivateCluster) {
+    let url = format!("redis://127.0.0.1:{}", world.cluster.nodes()[0].port());
+    let options = ["--redis-url", &url, "--refresh-keys", "0"];
+    let program = Program::serve(&world, &options).await;
+    let served = Served { client: program.client().await, program };
+    for _ in 0..20 {
+        let id = world.insert_unheard("lamp").await;
+        assert_eq!(served.read(id).await, "hotshelf; fwd=miss; detail=postgres");
+    }
+    served.says_once("is_a_cluster").await;
+}
