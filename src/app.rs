@@ -15,12 +15,16 @@ use crate::controls::Controls;
 use crate::drain::Drain;
 use crate::hot_cache::HotCache;
 use crate::hot_keys::HotKeys;
+#[cfg(feature = "test-hooks")]
+use crate::metrics::BackgroundTask;
 use crate::metrics::Metrics;
 use crate::pause::PausePoints;
 use crate::postgres::{self, Postgres};
 use crate::redis::Redis;
 use crate::relay::Relay;
 use crate::rpc::{self, Health, Tls};
+#[cfg(feature = "test-hooks")]
+use crate::supervisor::Fault;
 
 /// How long a start waits for Redis before it goes on without.
 const REDIS_PATIENCE: Duration = Duration::from_secs(2);
@@ -73,7 +77,7 @@ impl App {
 
         let metrics = Metrics::new();
         let (pauses, controls) = (pauses(args), Controls::default());
-        let drain = Drain::default();
+        let drain = Drain::new(Arc::clone(&metrics));
         let readiness = Readiness::not_yet("starting");
         admin::serve(admin, Arc::clone(&metrics), readiness.clone(), &drain);
 
@@ -86,7 +90,8 @@ impl App {
             tracing::warn!(%why, "Redis cannot be reached; serving from PostgreSQL until it can");
         }
 
-        let hot = HotCache::new(args.hot_cache(), Arc::clone(&metrics));
+        fail_always(args, &drain);
+        let hot = HotCache::supervised(args.hot_cache(), Arc::clone(&metrics), drain.supervisor());
         let hot = Arc::new(hot.with_controls(controls.clone()));
         let parts = Parts {
             hot: Arc::clone(&hot),
@@ -137,6 +142,12 @@ impl App {
         })
     }
 
+    /// Resolves when a background task cannot be kept running, with one sentence for the operator: this instance is to be
+    /// stopped then.
+    pub async fn failed(&self) -> String {
+        self.drain.supervisor().failed().await
+    }
+
     /// Drains and stops: reports NOT_SERVING, ends streams, lets calls in flight finish within the grace
     /// time. Returns whether all of them did.
     pub async fn stop(mut self) -> bool {
@@ -163,6 +174,11 @@ impl App {
         self.drain.abandon();
         self.postgres.close().await;
     }
+
+    /// Makes a background task fail so many times.
+    pub fn inject(&self, task: BackgroundTask, fault: Fault, times: usize) {
+        self.drain.supervisor().faults().inject(task, fault, times);
+    }
 }
 
 #[cfg(feature = "test-hooks")]
@@ -174,6 +190,16 @@ fn pauses(args: &ServeArgs) -> PausePoints {
 fn pauses(_args: &ServeArgs) -> PausePoints {
     PausePoints::default()
 }
+
+#[cfg(feature = "test-hooks")]
+fn fail_always(args: &ServeArgs, drain: &Drain) {
+    if let Some(task) = args.fail_always {
+        drain.supervisor().faults().inject(task, Fault::Error, usize::MAX);
+    }
+}
+
+#[cfg(not(feature = "test-hooks"))]
+fn fail_always(_args: &ServeArgs, _drain: &Drain) {}
 
 async fn bind(address: SocketAddr, name: &str) -> Result<TcpListener, StartError> {
     TcpListener::bind(address).await.map_err(|error| {

@@ -152,7 +152,7 @@ impl Catalog {
         });
         catalog.start_refreshing(requests);
         let looked = catalog.start_watching_relays();
-        catalog.start_following(catalog.redis.follow_changes(), looked);
+        catalog.start_following(looked);
         catalog.start_looking_after_redis();
         catalog
     }

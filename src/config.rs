@@ -90,6 +90,10 @@ pub struct ServeArgs {
     #[cfg(feature = "test-hooks")]
     #[arg(long, hide = true)]
     pub hold_at: Option<crate::pause::Point>,
+    /// The background task that ends as soon as it is started.
+    #[cfg(feature = "test-hooks")]
+    #[arg(long, hide = true)]
+    pub fail_always: Option<crate::metrics::BackgroundTask>,
 }
 
 /// Connections, limits and deadlines of PostgreSQL.

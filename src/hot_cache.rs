@@ -25,6 +25,7 @@ use crate::entry::{Entry, Freshness};
 use crate::metrics::{FillRejection, Metrics};
 use crate::moment::{AtomicMoment, Moment};
 use crate::product::{Change, ProductId, Revision, Version};
+use crate::supervisor::Supervisor;
 use slots::Slots;
 
 /// Bounds of the hot tier.
@@ -113,11 +114,22 @@ impl Held {
 }
 
 impl HotCache {
-    /// An empty hot tier.
+    /// An empty hot tier, without an instance.
     #[must_use]
     pub fn new(options: HotCacheOptions, metrics: Arc<Metrics>) -> Self {
+        let supervisor = Supervisor::new(Arc::clone(&metrics));
+        Self::supervised(options, metrics, &supervisor)
+    }
+
+    /// An empty hot tier, whose eviction policy is kept running by the supervisor of its instance.
+    #[must_use]
+    pub fn supervised(
+        options: HotCacheOptions,
+        metrics: Arc<Metrics>,
+        supervisor: &Supervisor,
+    ) -> Self {
         Self {
-            slots: Slots::new(options.capacity),
+            slots: Slots::new(options.capacity, supervisor),
             proof: Proof::nothing(),
             options,
             metrics,

@@ -120,13 +120,16 @@ async fn serve(args: &ServeArgs) -> Result<(), String> {
         app = App::start(args) => app.map_err(|error| error.to_string())?,
         () = stop() => return Ok(()),
     };
-    stop().await;
+    let failure = tokio::select! {
+        () = stop() => None,
+        failure = app.failed() => Some(failure),
+    };
     tracing::info!("draining");
     tokio::select! {
         in_time = app.stop() => tracing::info!(in_time, "stopped"),
         () = stop() => tracing::warn!("stopped at once by a second signal"),
     }
-    Ok(())
+    failure.map_or(Ok(()), Err)
 }
 
 async fn migrate(args: &DatabaseArgs) -> Result<(), String> {

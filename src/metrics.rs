@@ -21,8 +21,8 @@ use prometheus::{Encoder, Registry, TextEncoder};
 
 use histogram::{CallDurations, Collected};
 pub use labels::{
-    BreakerMove, BreakerState, FillRejection, LeaseOutcome, Lookup, Method, RedisDependency,
-    RedisOperation, RefreshRequest, ServedBy, Shed,
+    BackgroundTask, BreakerMove, BreakerState, FillRejection, LeaseOutcome, Lookup, Method,
+    RedisDependency, RedisOperation, RefreshRequest, ServedBy, Shed,
 };
 use labels::{CODES, LabelSet};
 use sharded::Cells;
@@ -60,6 +60,8 @@ pub struct Metrics {
     pub relayed: Counters<()>,
     /// Gaps in the change stream, each of which voids memory.
     pub stream_gaps: Counters<()>,
+    /// Restarts of loops and threads that ended.
+    pub task_restarts: Counters<BackgroundTask>,
     started: Counters<Method>,
     handled: Arc<Cells>,
     durations: Arc<CallDurations>,
@@ -225,6 +227,11 @@ impl Metrics {
                 &meter,
                 "hotshelf.change.stream.gaps",
                 "Times that part of the change stream was missed; each voids memory.",
+            ),
+            task_restarts: Counters::new(
+                &meter,
+                "hotshelf.background.task.restarts",
+                "Restarts of background tasks that ended, by error or panic.",
             ),
             started: Counters::new(&meter, "grpc.server.started", "Calls begun."),
             handled: handled(&meter),

@@ -27,7 +27,7 @@ use crate::entry::Entry;
 use crate::metrics::{Metrics, RedisDependency, RedisOperation};
 use crate::product::ProductId;
 use breaker::Breaker;
-pub(crate) use changes::{Follower, Poll};
+pub(crate) use changes::Poll;
 use entry_bytes::{HEAD, decode, encode};
 pub(crate) use history::Unvouched;
 pub use inspect::{LeaseState, RedisState};

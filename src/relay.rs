@@ -14,7 +14,7 @@ use futures_util::future::join_all;
 use crate::controls::{Controls, Protection};
 use crate::drain::Drain;
 use crate::entry::{Entry, TtlPolicy};
-use crate::metrics::Metrics;
+use crate::metrics::{BackgroundTask, Metrics};
 use crate::pause::{PausePoints, Point};
 use crate::postgres::{self, Claim, Postgres};
 use crate::product::{Change, ProductId};
@@ -86,12 +86,11 @@ impl Relay {
         });
         relay.observe();
         let worker = Arc::clone(&relay);
-        drain.spawn_loop("relay", async move { worker.run().await });
-        let keeper = Arc::clone(&relay);
-        drain.spawn_loop("outbox housekeeping", async move { keeper.keep_house().await });
+        drain.spawn_loop(BackgroundTask::Relay, move || Arc::clone(&worker).run());
+        drain.spawn_loop(BackgroundTask::OutboxMaintenance, move || Arc::clone(&relay).maintain());
     }
 
-    async fn run(&self) -> Result<Infallible, Infallible> {
+    async fn run(self: Arc<Self>) -> Result<Infallible, Infallible> {
         loop {
             match self.step().await {
                 // There is more.
@@ -158,7 +157,7 @@ impl Relay {
         published.map(drop).map_err(|_| Failure::Redis)
     }
 
-    async fn keep_house(&self) -> Result<Infallible, Infallible> {
+    async fn maintain(self: Arc<Self>) -> Result<Infallible, Infallible> {
         loop {
             match self.postgres.pending_changes().await {
                 Ok(pending) => {

@@ -9,11 +9,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 
 use super::Catalog;
 use crate::controls::Protection;
 use crate::entry::Entry;
+use crate::metrics::BackgroundTask;
 use crate::moment::{AtomicMoment, Moment};
 
 /// How often the outbox is asked. Too high: memory and Redis are taken for less current than they are. Too low:
@@ -54,12 +55,13 @@ impl Frontier {
 }
 
 impl Catalog {
-    /// Returns a receiver that hears of the first look.
-    pub(super) fn start_watching_relays(self: &Arc<Self>) -> oneshot::Receiver<()> {
-        let (looked, first_look) = oneshot::channel();
-        let catalog = Arc::clone(self);
-        let watching = async move { catalog.watch_relays(looked).await };
-        self.drain.spawn_loop("watch over the relays", watching);
+    /// Returns a token that is cancelled after the first look.
+    pub(super) fn start_watching_relays(self: &Arc<Self>) -> CancellationToken {
+        let first_look = CancellationToken::new();
+        let (catalog, looked) = (Arc::clone(self), first_look.clone());
+        self.drain.spawn_loop(BackgroundTask::OutboxWatch, move || {
+            Arc::clone(&catalog).watch_relays(looked.clone())
+        });
         let help = "For how long committed changes may not have reached Redis and the change stream, in seconds.";
         self.metrics.seconds("hotshelf.relay.lag", help, self, |catalog| catalog.frontier.lag());
         first_look
@@ -67,10 +69,9 @@ impl Catalog {
 
     async fn watch_relays(
         self: Arc<Self>,
-        looked: oneshot::Sender<()>,
+        looked: CancellationToken,
     ) -> Result<Infallible, Infallible> {
         let mut watch = self.postgres.watch_outbox();
-        let mut looked = Some(looked);
         loop {
             let relayed_until = watch.relayed_until().await;
             let was_blind = self.frontier.blind.swap(relayed_until.is_err(), Ordering::Relaxed);
@@ -81,10 +82,7 @@ impl Catalog {
                 }
                 Err(_) => {}
             }
-            if let Some(looked) = looked.take() {
-                // Who waited for it is gone, if it is not there.
-                let _ = looked.send(());
-            }
+            looked.cancel();
             tokio::time::sleep(INTERVAL.mul_f64(rand::random_range(0.8..1.2))).await;
         }
     }

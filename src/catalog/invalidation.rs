@@ -5,29 +5,29 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 
 use super::Catalog;
-use crate::redis::{Follower, Poll};
+use crate::metrics::BackgroundTask;
+use crate::redis::Poll;
 
 /// With Redis in trouble, the follower waits this long between tries.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(100);
 
 impl Catalog {
     /// Once it is known how far the relays are: no proof is one without.
-    pub(super) fn start_following(
-        self: &Arc<Self>,
-        follower: Follower,
-        looked: oneshot::Receiver<()>,
-    ) {
+    pub(super) fn start_following(self: &Arc<Self>, looked: CancellationToken) {
         let catalog = Arc::clone(self);
-        self.drain.spawn_loop("change stream", async move {
-            let _ = looked.await;
-            catalog.follow(follower).await
+        self.drain.spawn_loop(BackgroundTask::ChangeFeed, move || {
+            Arc::clone(&catalog).follow(looked.clone())
         });
     }
 
-    async fn follow(self: Arc<Self>, mut follower: Follower) -> Result<Infallible, Infallible> {
+    /// Each run begins at the end of the stream and voids memory: a run that panicked may have taken changes from the
+    /// stream that it did not apply.
+    async fn follow(self: Arc<Self>, looked: CancellationToken) -> Result<Infallible, Infallible> {
+        looked.cancelled().await;
+        let mut follower = self.redis.follow_changes();
         let mut following = false;
         loop {
             // Before the stream is asked: what was told until then is heard of when it says that this is its end.

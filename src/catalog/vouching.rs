@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Catalog;
+use crate::metrics::BackgroundTask;
 use crate::moment::Moment;
 use crate::redis::Unvouched;
 
@@ -19,7 +20,8 @@ const REPLAY_AGAIN: Duration = Duration::from_secs(3);
 impl Catalog {
     pub(super) fn start_looking_after_redis(self: &Arc<Self>) {
         let catalog = Arc::clone(self);
-        self.drain.spawn_loop("care of Redis", async move { catalog.keep_looking().await });
+        self.drain
+            .spawn_loop(BackgroundTask::RedisProbe, move || Arc::clone(&catalog).keep_looking());
     }
 
     async fn keep_looking(self: Arc<Self>) -> Result<Infallible, Infallible> {
