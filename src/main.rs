@@ -107,6 +107,7 @@ fn raise_file_limit(connections: usize) {
 }
 
 async fn serve(args: &ServeArgs) -> Result<(), String> {
+    args.check()?;
     raise_file_limit(args.serving.max_connections);
     let mut terminate = listen(SignalKind::terminate())?;
     let mut interrupt = listen(SignalKind::interrupt())?;
