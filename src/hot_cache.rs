@@ -121,7 +121,7 @@ impl HotCache {
         Self::supervised(options, metrics, &supervisor)
     }
 
-    /// An empty hot tier, whose eviction policy is kept running by the supervisor of its instance.
+    /// An empty hot tier. The supervisor of its instance keeps its eviction policy running.
     #[must_use]
     pub fn supervised(
         options: HotCacheOptions,

@@ -8,9 +8,14 @@ use hotshelf::entry::{Entry, Ttl};
 use hotshelf::hot_cache::{HotCache, HotCacheOptions};
 use hotshelf::metrics::{BackgroundTask, Metrics};
 use hotshelf::moment::Moment;
+use hotshelf::pause::Point;
 use hotshelf::product::{ProductId, Version};
+use hotshelf::proto::get_product_request::Freshness;
+use hotshelf::proto::{GetProductRequest, Product, UpdateProductRequest};
 use hotshelf::supervisor::{Fault, Supervisor};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tonic::Code;
+use tonic_types::StatusExt;
 
 use crate::harness::{HANG, Node, Program, Stack, Suite, eventually};
 
@@ -38,6 +43,8 @@ pub fn register(suite: &mut Suite<'_>) {
     suite.single("supervision::restarted_tasks_do_their_work", work);
     suite.single("supervision::connections_wait_while_a_port_is_restarted", ports);
     suite.single("supervision::a_task_that_keeps_failing_stops_the_process", gives_up);
+    suite.both("supervision::a_load_that_panics_fails_its_own_readers_only", loads);
+    suite.single("supervision::a_write_that_panics_may_have_been_committed", writes);
     suite.plain("supervision::the_eviction_policy_survives_panics", eviction);
     suite.plain("supervision::without_an_eviction_policy_memory_is_bounded", no_eviction);
 }
@@ -173,6 +180,47 @@ async fn gives_up(stack: Stack) {
         assert_eq!(said("given up, this instance stops"), 1, "{}", ended.stderr);
         assert_eq!(said("draining"), 1, "{}", ended.stderr);
     }
+}
+
+async fn loads(stack: Stack) {
+    let (id, other) = (stack.insert("walnut desk lamp").await, stack.insert("shelf").await);
+    let node = stack.node_with(|args| args.caching.refresh_keys = 0).await;
+    for point in [Point::LoadedFromPostgres, Point::FilledRedis] {
+        stack.redis_evict(id).await;
+        let held = stack.lock_products().await;
+        let latest = || async {
+            let freshness = Some(Freshness::Latest(true));
+            node.client.clone().get_product(GetProductRequest { id, freshness }).await
+        };
+        let readers = futures_util::future::join_all((0..20).map(|_| latest()));
+        let unlock = async {
+            eventually("they are loading", async || stack.running_loads().await > 0).await;
+            node.app.pauses.panic_at(point);
+            held.rollback().await.unwrap();
+        };
+        let (read, ()) = tokio::time::timeout(HANG, async { tokio::join!(readers, unlock) })
+            .await
+            .expect("all of them are answered");
+        let failed = read.iter().filter_map(|read| read.as_ref().err());
+        assert!(failed.clone().all(|status| status.code() == Code::Internal), "{read:?}");
+        assert!(failed.count() > 0, "{read:?}");
+        assert_eq!(node.product(other).await.name, "shelf", "others are served");
+        assert_eq!(node.product(id).await.name, "walnut desk lamp", "and so are later reads");
+    }
+    assert_eq!(node.admin("/readyz").await.0, 200);
+}
+
+async fn writes(stack: Stack) {
+    let id = stack.insert("old").await;
+    let node = stack.node().await;
+    assert_eq!(node.product(id).await.name, "old");
+    node.app.pauses.panic_at(Point::Committed);
+    let product = Product { id, name: "new".to_owned(), ..Product::default() };
+    let request = UpdateProductRequest { product: Some(product), ..Default::default() };
+    let status = node.client.clone().update_product(request).await.unwrap_err();
+    let details = status.get_error_details();
+    assert_eq!(details.error_info().unwrap().reason, "WRITE_OUTCOME_UNKNOWN", "{status}");
+    eventually("it was committed", async || node.product(id).await.name == "new").await;
 }
 
 /// A hot tier, and what its policy's thread is supervised by.
