@@ -2,7 +2,10 @@
 
 use std::convert::Infallible;
 use std::fmt;
+use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use axum::Router;
@@ -11,10 +14,15 @@ use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use tokio::net::TcpListener;
+use axum::serve::Listener;
+use tokio::net::{TcpListener, TcpStream};
 
 use crate::drain::Drain;
-use crate::metrics::Metrics;
+use crate::metrics::{BackgroundTask, Metrics};
+use crate::supervisor::Supervisor;
+
+/// Out of file descriptors, say: accepting again at once would only spin.
+const PAUSE_AFTER_FAILED_ACCEPT: Duration = Duration::from_millis(50);
 
 /// Why an instance does not want calls now, if it does not; and what it has to do without.
 #[derive(Clone)]
@@ -67,6 +75,31 @@ impl fmt::Debug for Readiness {
     }
 }
 
+/// A listener that outlives the loop that accepts from it.
+#[derive(Clone)]
+struct Shared(Arc<TcpListener>);
+
+impl Listener for Shared {
+    type Io = TcpStream;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (TcpStream, SocketAddr) {
+        loop {
+            match self.0.accept().await {
+                Ok(accepted) => return accepted,
+                Err(error) => {
+                    tracing::warn!(%error, "a connection to the admin port could not be accepted");
+                    tokio::time::sleep(PAUSE_AFTER_FAILED_ACCEPT).await;
+                }
+            }
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.0.local_addr()
+    }
+}
+
 /// Serves the admin port until the drain has finished, so that it can be watched.
 pub fn serve(listener: TcpListener, metrics: Arc<Metrics>, readiness: Readiness, drain: &Drain) {
     let routes = Router::new()
@@ -74,11 +107,15 @@ pub fn serve(listener: TcpListener, metrics: Arc<Metrics>, readiness: Readiness,
         // Answering at all is being alive. It must not depend on Redis or Postgres: restarting this
         // process would mend neither.
         .route("/livez", get(async || "alive\n"))
-        .route("/readyz", get(readyz).with_state(readiness));
-    drain.spawn_loop("admin port", async move {
-        match axum::serve(listener, routes).await {
-            Ok(()) => Err(std::io::Error::other("the admin port was closed")),
-            Err(error) => Err::<Infallible, _>(error),
+        .route("/readyz", get(readyz).with_state((readiness, drain.supervisor().clone())));
+    let listener = Shared(Arc::new(listener));
+    drain.spawn_loop(BackgroundTask::AdminPort, move || {
+        let serving = axum::serve(listener.clone(), routes.clone());
+        async move {
+            match serving.await {
+                Ok(()) => Err(io::Error::other("the admin port was closed")),
+                Err(error) => Err::<Infallible, _>(error),
+            }
         }
     });
 }
@@ -92,12 +129,17 @@ async fn exposition(State(metrics): State<Arc<Metrics>>) -> Response {
     }
 }
 
-async fn readyz(State(readiness): State<Readiness>) -> Response {
+/// One line for each reason not to be ready, and then for what it has to do without.
+async fn readyz(State((readiness, supervisor)): State<(Readiness, Supervisor)>) -> Response {
+    let mut reasons: Vec<String> =
+        readiness.reason.load().as_deref().cloned().into_iter().collect();
+    reasons.extend(supervisor.down());
     let notes = readiness.notes();
-    match &*readiness.reason.load() {
-        None => format!("ready\n{notes}").into_response(),
-        Some(reason) => {
-            (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n{notes}")).into_response()
+    match reasons.is_empty() {
+        true => format!("ready\n{notes}").into_response(),
+        false => {
+            let reasons = reasons.join("\n");
+            (StatusCode::SERVICE_UNAVAILABLE, format!("{reasons}\n{notes}")).into_response()
         }
     }
 }

@@ -15,6 +15,8 @@ use crate::controls::Controls;
 use crate::drain::Drain;
 use crate::hot_cache::HotCache;
 use crate::hot_keys::HotKeys;
+#[cfg(feature = "test-hooks")]
+use crate::metrics::BackgroundTask;
 use crate::metrics::Metrics;
 use crate::pause::PausePoints;
 use crate::postgres::{self, Postgres, Snapshot};
@@ -22,6 +24,8 @@ use crate::recent_changes::RecentChanges;
 use crate::redis::Redis;
 use crate::relay::Relay;
 use crate::rpc::{self, Health, Tls};
+#[cfg(feature = "test-hooks")]
+use crate::supervisor::Fault;
 
 /// How long a start waits for Redis before it goes on without.
 const REDIS_PATIENCE: Duration = Duration::from_secs(2);
@@ -74,7 +78,7 @@ impl App {
 
         let metrics = Metrics::new();
         let (pauses, controls) = (pauses(args), Controls::default());
-        let drain = Drain::default();
+        let drain = Drain::new(Arc::clone(&metrics));
         let readiness = Readiness::not_yet("starting");
         admin::serve(admin, Arc::clone(&metrics), readiness.clone(), &drain);
 
@@ -90,8 +94,14 @@ impl App {
         redis.wait_until_connected(REDIS_PATIENCE).await;
         readiness.set_notes(&redis, Redis::trouble);
 
+        fail_always(args, &drain);
         let recent = Arc::new(RecentChanges::new(args.caching.max_recent_changes));
-        let hot = HotCache::new(args.hot_cache(), Arc::clone(&recent), Arc::clone(&metrics));
+        let hot = HotCache::supervised(
+            args.hot_cache(),
+            Arc::clone(&recent),
+            Arc::clone(&metrics),
+            drain.supervisor(),
+        );
         let hot = Arc::new(hot.with_controls(controls.clone()));
         let relay_vacancy = Arc::default();
         let parts = Parts {
@@ -146,6 +156,12 @@ impl App {
         })
     }
 
+    /// Resolves when a background task cannot be kept running, with one sentence for the operator: this instance is to be
+    /// stopped then.
+    pub async fn failed(&self) -> String {
+        self.drain.supervisor().failed().await
+    }
+
     /// Drains and stops: reports NOT_SERVING, ends streams, lets calls in flight finish within the grace
     /// time. Returns whether all of them did.
     pub async fn stop(mut self) -> bool {
@@ -172,6 +188,11 @@ impl App {
         self.drain.abandon();
         self.postgres.close().await;
     }
+
+    /// Makes a background task fail so many times.
+    pub fn inject(&self, task: BackgroundTask, fault: Fault, times: usize) {
+        self.drain.supervisor().faults().inject(task, fault, times);
+    }
 }
 
 #[cfg(feature = "test-hooks")]
@@ -183,6 +204,16 @@ fn pauses(args: &ServeArgs) -> PausePoints {
 fn pauses(_args: &ServeArgs) -> PausePoints {
     PausePoints::default()
 }
+
+#[cfg(feature = "test-hooks")]
+fn fail_always(args: &ServeArgs, drain: &Drain) {
+    if let Some(task) = args.fail_always {
+        drain.supervisor().faults().inject(task, Fault::Error, usize::MAX);
+    }
+}
+
+#[cfg(not(feature = "test-hooks"))]
+fn fail_always(_args: &ServeArgs, _drain: &Drain) {}
 
 async fn bind(address: SocketAddr, name: &str) -> Result<TcpListener, StartError> {
     TcpListener::bind(address).await.map_err(|error| {

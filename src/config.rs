@@ -1,5 +1,6 @@
 //! Every knob, and the only reader of the environment. Each part gets its own options, never the whole.
 
+mod limits;
 mod options;
 
 use std::net::SocketAddr;
@@ -8,12 +9,13 @@ use std::time::Duration;
 
 use clap::builder::BoolishValueParser;
 use clap::{Args, Parser, Subcommand};
-use humantime::parse_duration;
+
+use limits::{DAY, HOUR, LONGEST_TTL, MILLISECOND, MINUTE, duration, namespace, number};
 
 /// A gRPC product catalogue that is read through memory, Redis and PostgreSQL.
 ///
 /// Every option can also be given in the environment, or in a file named .env in the working directory.
-/// Durations are written like 250ms, 5s, 1m 30s.
+/// Durations are written like 250ms, 5s, 1m 30s. A value that cannot work is refused, and the refusal says what works.
 #[derive(Debug, Parser)]
 #[command(name = "hotshelf", version, max_term_width = 100)]
 #[command(args_conflicts_with_subcommands = true)]
@@ -90,6 +92,10 @@ pub struct ServeArgs {
     #[cfg(feature = "test-hooks")]
     #[arg(long, hide = true)]
     pub hold_at: Option<crate::pause::Point>,
+    /// The background task that ends as soon as it is started.
+    #[cfg(feature = "test-hooks")]
+    #[arg(long, hide = true)]
+    pub fail_always: Option<crate::metrics::BackgroundTask>,
 }
 
 /// Connections, limits and deadlines of PostgreSQL.
@@ -98,29 +104,30 @@ pub struct PostgresArgs {
     /// Connections of this instance, besides the one that watches the outbox.
     ///
     /// Too high: many instances exhaust max_connections. Too low: writes wait for reads.
-    #[arg(long, env, default_value_t = 10, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, env, default_value_t = 10, value_name = "N", value_parser = number::<u32>(2, 10_000))]
     pub database_connections: u32,
     /// How long to wait for a free connection.
     ///
     /// Too high: callers pile up behind a slow database. Too low: short bursts are refused.
-    #[arg(long, env, default_value = "500ms", value_name = "DURATION", value_parser = parse_duration)]
+    #[arg(long, env, default_value = "500ms", value_name = "DURATION", value_parser = duration(MILLISECOND, HOUR))]
     pub database_acquire_timeout: Duration,
-    /// How long a statement may take; the server ends it then.
+    /// How long a statement may take; the server ends it then. There is always a limit.
     ///
     /// Too high: a hung statement holds its connection. Too low: a busy database fails writes.
-    #[arg(long, env, default_value = "2s", value_name = "DURATION", value_parser = parse_duration)]
+    #[arg(long, env, default_value = "2s", value_name = "DURATION", value_parser = duration(MILLISECOND, DAY))]
     pub database_statement_timeout: Duration,
-    /// Loads for the caches that may run at once; leave some connections to writes.
-    #[arg(long, env, default_value_t = 8, value_name = "N", value_parser = at_least_one)]
+    /// Loads for the caches that may run at once: fewer than the connections, so that writes have one.
+    #[arg(long, env, default_value_t = 8, value_name = "N", value_parser = number::<usize>(1, 9_999))]
     pub database_loads: usize,
-    /// Loads that may wait for their turn; more are refused with RESOURCE_EXHAUSTED, the least wanted first.
+    /// Loads that may wait for their turn; more are refused with RESOURCE_EXHAUSTED, the least wanted first; 0: none wait.
     ///
     /// Fewer may while PostgreSQL is slow: as many as will have their turn within half the acquire timeout.
     /// Too high: overload becomes timeouts. Too low: a cold start is refused needlessly.
-    #[arg(long, env, default_value_t = 256, value_name = "N")]
+    #[arg(long, env, default_value_t = 256, value_name = "N", value_parser = number::<usize>(0, 100_000))]
     pub database_queued_loads: usize,
-    /// How long `serve` waits for PostgreSQL when it starts, alive and not ready, before it gives up.
-    #[arg(long, env, default_value = "30s", value_name = "DURATION", value_parser = parse_duration)]
+    /// How long `serve` waits for PostgreSQL when it starts, alive and not ready, before it gives up;
+    /// 0s: it tries once.
+    #[arg(long, env, default_value = "30s", value_name = "DURATION", value_parser = duration(Duration::ZERO, DAY))]
     pub startup_timeout: Duration,
 }
 
@@ -145,23 +152,23 @@ pub struct RedisArgs {
     #[arg(long, env, default_value = "hotshelf", value_name = "NAME", value_parser = namespace)]
     pub redis_namespace: String,
     /// Connections to Redis, or to each node of a cluster; each is pipelined.
-    #[arg(long, env, default_value_t = 4, value_name = "N", value_parser = at_least_one)]
+    #[arg(long, env, default_value_t = 4, value_name = "N", value_parser = number::<usize>(1, 128))]
     pub redis_connections: usize,
     /// How long a command may take before the read goes on without Redis.
     ///
     /// Too high: a frozen Redis slows every miss. Too low: a busy one sends needless load to PostgreSQL.
-    #[arg(long, env, default_value = "100ms", value_name = "DURATION", value_parser = parse_duration)]
+    #[arg(long, env, default_value = "100ms", value_name = "DURATION", value_parser = duration(MILLISECOND, MINUTE))]
     pub redis_timeout: Duration,
     /// How long the lease of an instance that died in the middle of a load keeps others from loading.
     ///
     /// It is renewed while the load runs. Too high: readers wait longer after a crash. Too low: an
     /// instance that pauses loses its lease, and the load is done twice.
-    #[arg(long, env, default_value = "1s", value_name = "DURATION", value_parser = parse_duration)]
+    #[arg(long, env, default_value = "1s", value_name = "DURATION", value_parser = duration(10 * MILLISECOND, HOUR))]
     pub lease_ttl: Duration,
     /// How long to wait for another instance's load before asking PostgreSQL without the lease.
     ///
-    /// Should be above the lease TTL, so that a dead holder's lease is taken over instead.
-    #[arg(long, env, default_value = "2s", value_name = "DURATION", value_parser = parse_duration)]
+    /// At least the lease TTL, so that a dead holder's lease is taken over instead.
+    #[arg(long, env, default_value = "2s", value_name = "DURATION", value_parser = duration(10 * MILLISECOND, HOUR))]
     pub lease_wait: Duration,
 }
 
@@ -172,69 +179,69 @@ pub struct CachingArgs {
     ///
     /// Too high: memory; each costs its encoded size and about 250 bytes, 8 of them at the start. Too low: more reads go
     /// to Redis. At most 100,000,000.
-    #[arg(long, env, default_value_t = 100_000, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
+    #[arg(long, env, default_value_t = 100_000, value_name = "N", value_parser = number::<u64>(1, 100_000_000))]
     pub hot_capacity: u64,
     /// Largest product that is kept in this process' memory, encoded, in bytes; larger ones are read from Redis.
     ///
     /// Memory holds at most hot-capacity times this and 250 bytes. Too high: that bound. Too low: more reads
     /// go to Redis.
-    #[arg(long, env, default_value_t = 16_384, value_name = "BYTES", value_parser = at_least_one)]
+    #[arg(long, env, default_value_t = 16_384, value_name = "BYTES", value_parser = number::<usize>(1, 1 << 30))]
     pub hot_max_product_bytes: usize,
     /// How old an answer may be, whatever has failed, that is not marked stale.
     ///
     /// While the outbox cannot be read, a copy is trusted for half of it after it was compared with PostgreSQL. Too high:
     /// prices are older after a fault. Too low: more reads go to Redis and PostgreSQL during one.
-    #[arg(long, env, default_value = "5s", value_name = "DURATION", value_parser = parse_duration)]
+    #[arg(long, env, default_value = "5s", value_name = "DURATION", value_parser = duration(MILLISECOND, DAY))]
     pub max_staleness: Duration,
-    /// For how long a read of the outbox lets memory be trusted.
+    /// For how long a read of the outbox lets memory be trusted; at most max-staleness. 0s: not at all.
     ///
     /// Too high: changes are seen later when the outbox cannot be read. Too low: a pause of PostgreSQL sends reads to Redis.
-    #[arg(long, env, default_value = "2s", value_name = "DURATION", value_parser = parse_duration)]
+    #[arg(long, env, default_value = "2s", value_name = "DURATION", value_parser = duration(Duration::ZERO, DAY))]
     pub hot_lease: Duration,
     /// After this long a cached product is loaded again in the background, and served meanwhile.
     ///
     /// Too high: what no write made known is seen later. Too low: more load on PostgreSQL.
-    #[arg(long, env, default_value = "1m", value_name = "DURATION", value_parser = parse_duration)]
+    #[arg(long, env, default_value = "1m", value_name = "DURATION", value_parser = duration(MILLISECOND, LONGEST_TTL))]
     pub soft_ttl: Duration,
     /// For how long past its soft TTL a cached product may be served, marked stale, when it cannot be
-    /// loaded again.
+    /// loaded again; 0s: it is not.
     ///
     /// Too high: memory of Redis. Too low: an outage of PostgreSQL is felt sooner.
-    #[arg(long, env, default_value = "1h", value_name = "DURATION", value_parser = parse_duration)]
+    #[arg(long, env, default_value = "1h", value_name = "DURATION", value_parser = duration(Duration::ZERO, LONGEST_TTL))]
     pub stale_if_error: Duration,
     /// How long the absence of a product is cached.
-    #[arg(long, env, default_value = "30s", value_name = "DURATION", value_parser = parse_duration)]
+    #[arg(long, env, default_value = "30s", value_name = "DURATION", value_parser = duration(MILLISECOND, LONGEST_TTL))]
     pub tombstone_ttl: Duration,
     /// How often each instance reads the outbox of changes in PostgreSQL.
     ///
     /// Too high: while Redis is away, changes are seen later. Too low: idle queries on PostgreSQL, of every instance.
-    #[arg(long, env, default_value = "250ms", value_name = "DURATION", value_parser = parse_duration)]
+    #[arg(long, env, default_value = "250ms", value_name = "DURATION", value_parser = duration(MILLISECOND, MINUTE))]
     pub change_poll_interval: Duration,
     /// How often the one instance that relays reads the outbox, to bring Redis up to date and to tell the others.
     ///
     /// Too high: changes by plain SQL are seen later. Too low: idle queries on PostgreSQL.
-    #[arg(long, env, default_value = "50ms", value_name = "DURATION", value_parser = parse_duration)]
+    #[arg(long, env, default_value = "50ms", value_name = "DURATION", value_parser = duration(MILLISECOND, MINUTE))]
     pub relay_interval: Duration,
     /// For how long changes are kept in the outbox after they became visible.
     ///
     /// Too high: more memory, in every instance. Too low: an instance that stands still for longer compares all of its
     /// memory with PostgreSQL.
-    #[arg(long, env, default_value = "1m", value_name = "DURATION", value_parser = parse_duration)]
+    #[arg(long, env, default_value = "1m", value_name = "DURATION", value_parser = duration(100 * MILLISECOND, DAY))]
     pub change_retention: Duration,
     /// Changes that an instance keeps in its memory, about 40 bytes each: those of the outbox.
     ///
     /// With more at once everything that is cached is compared with PostgreSQL. Too low: large bulk jobs do that. Too high: memory.
-    #[arg(long, env, default_value_t = 2_000_000, value_name = "N", value_parser = at_least_one)]
+    #[arg(long, env, default_value_t = 2_000_000, value_name = "N", value_parser = number::<usize>(1, 1_000_000_000))]
     pub max_recent_changes: usize,
     /// How often the fleet's ranking of hot products is updated, and the hottest refreshed ahead of time.
-    #[arg(long, env, default_value = "1s", value_name = "DURATION", value_parser = parse_duration)]
+    #[arg(long, env, default_value = "1s", value_name = "DURATION", value_parser = duration(10 * MILLISECOND, HOUR))]
     pub refresh_interval: Duration,
     /// How many of the fleet's hottest products are kept warm; 0 for none.
-    #[arg(long, env, default_value_t = 100, value_name = "N", value_parser = clap::value_parser!(u16).range(0..=1000))]
+    #[arg(long, env, default_value_t = 100, value_name = "N", value_parser = number::<u16>(0, 1_000))]
     pub refresh_keys: u16,
     /// How long an instance that starts may take to load the fleet's hottest products before it reports
-    /// that it is ready.
-    #[arg(long, env, default_value = "5s", value_name = "DURATION", value_parser = parse_duration)]
+    /// that it is ready; 0s: it does not wait.
+    #[arg(long, env, default_value = "5s", value_name = "DURATION", value_parser = duration(Duration::ZERO, HOUR))]
     pub warm_timeout: Duration,
 }
 
@@ -256,60 +263,43 @@ pub struct ServingArgs {
     #[arg(long, env, default_value = "0.0.0.0:9464", value_name = "ADDRESS")]
     pub admin_addr: SocketAddr,
     /// Connections at once; more are closed as they come. Leave file descriptors for Redis and PostgreSQL.
-    #[arg(long, env, default_value_t = 10_000, value_name = "N", value_parser = at_least_one)]
+    #[arg(long, env, default_value_t = 10_000, value_name = "N", value_parser = number::<usize>(1, 1_000_000))]
     pub max_connections: usize,
     /// Calls at once on one connection (HTTP/2 SETTINGS_MAX_CONCURRENT_STREAMS).
-    #[arg(long, env, default_value_t = 1_024, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, env, default_value_t = 1_024, value_name = "N", value_parser = number::<u32>(1, 1_000_000))]
     pub max_streams_per_connection: u32,
     /// Unary calls at once; more are refused with RESOURCE_EXHAUSTED.
     ///
     /// Too high: overload becomes latency and memory. Too low: bursts are refused needlessly.
-    #[arg(long, env, default_value_t = 10_000, value_name = "N", value_parser = at_least_one)]
+    #[arg(long, env, default_value_t = 10_000, value_name = "N", value_parser = number::<usize>(1, 1_000_000))]
     pub max_calls: usize,
     /// Bytes of batches that wait for their callers to read them; past it more are refused with RESOURCE_EXHAUSTED.
     ///
     /// A connection that holds more than an eighth of what is free gets no more. Too high: callers that do not read cost
     /// that memory. Too low: large batches are refused; the largest that can be asked for is about 70 MB.
-    #[arg(long, env, default_value_t = 268_435_456, value_name = "BYTES", value_parser = at_least_one)]
+    #[arg(long, env, default_value_t = 268_435_456, value_name = "BYTES", value_parser = number::<usize>(131_072, 1 << 40))]
     pub max_unsent_bytes: usize,
     /// The longest that a unary call may take, whatever the caller allows.
-    #[arg(long, env, default_value = "10s", value_name = "DURATION", value_parser = parse_duration)]
+    #[arg(long, env, default_value = "10s", value_name = "DURATION", value_parser = duration(MILLISECOND, DAY))]
     pub max_call_time: Duration,
     /// Largest request in bytes; larger ones are refused. A product is at most about 70 kB.
-    #[arg(long, env, default_value_t = 262_144, value_name = "BYTES", value_parser = at_least_one)]
+    #[arg(long, env, default_value_t = 262_144, value_name = "BYTES", value_parser = number::<usize>(1_024, 1 << 26))]
     pub max_request_bytes: usize,
-    /// Streams of hot keys at once; more are refused.
-    #[arg(long, env, default_value_t = 100, value_name = "N")]
+    /// Streams of hot keys at once; more are refused. 0: none.
+    #[arg(long, env, default_value_t = 100, value_name = "N", value_parser = number::<usize>(0, 100_000))]
     pub max_watchers: usize,
     /// After this long without a sign of life a peer is pinged.
-    #[arg(long, env, default_value = "30s", value_name = "DURATION", value_parser = parse_duration)]
+    #[arg(long, env, default_value = "30s", value_name = "DURATION", value_parser = duration(100 * MILLISECOND, DAY))]
     pub keepalive_interval: Duration,
     /// A peer that does not answer a ping, or does not begin to speak HTTP/2, for this long is gone.
-    #[arg(long, env, default_value = "20s", value_name = "DURATION", value_parser = parse_duration)]
+    #[arg(long, env, default_value = "20s", value_name = "DURATION", value_parser = duration(100 * MILLISECOND, HOUR))]
     pub keepalive_timeout: Duration,
-    /// On SIGTERM, how long to report NOT_SERVING and serve on, so that load balancers notice.
-    #[arg(long, env, default_value = "0s", value_name = "DURATION", value_parser = parse_duration)]
+    /// On SIGTERM, how long to report NOT_SERVING and serve on, so that load balancers notice; 0s: not at all.
+    #[arg(long, env, default_value = "0s", value_name = "DURATION", value_parser = duration(Duration::ZERO, DAY))]
     pub drain_delay: Duration,
     /// After that, how long calls in flight may take to finish.
-    #[arg(long, env, default_value = "20s", value_name = "DURATION", value_parser = parse_duration)]
+    #[arg(long, env, default_value = "20s", value_name = "DURATION", value_parser = duration(MILLISECOND, DAY))]
     pub drain_grace: Duration,
-}
-
-fn at_least_one(text: &str) -> Result<usize, String> {
-    match text.parse() {
-        Ok(0) => Err("must be 1 or more".to_owned()),
-        Ok(number) => Ok(number),
-        Err(error) => Err(format!("{error}")),
-    }
-}
-
-/// Braces would move the hash tag of a cluster's keys.
-fn namespace(text: &str) -> Result<String, String> {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte);
-    if text.is_empty() || !text.bytes().all(plain) {
-        return Err("use letters, digits, '-', '_', '.' and ':'".to_owned());
-    }
-    Ok(text.to_owned())
 }
 
 #[cfg(test)]

@@ -1,23 +1,47 @@
 //! Announces the end, tracks what still runs, and waits for it with a limit. The only place that spawns.
 
 use std::convert::Infallible;
+use std::fmt::Display;
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::metrics::{BackgroundTask, Metrics};
+use crate::supervisor::Supervisor;
+
 /// The life of one instance. Clones are the same life.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Drain {
     announced: CancellationToken,
     ended: CancellationToken,
     calls: TaskTracker,
     background: TaskTracker,
+    supervisor: Supervisor,
 }
 
 impl Drain {
+    /// The life of an instance that begins now.
+    #[must_use]
+    pub fn new(metrics: Arc<Metrics>) -> Self {
+        Self {
+            announced: CancellationToken::new(),
+            ended: CancellationToken::new(),
+            calls: TaskTracker::new(),
+            background: TaskTracker::new(),
+            supervisor: Supervisor::new(metrics),
+        }
+    }
+
+    /// What keeps the background tasks running.
+    #[must_use]
+    pub fn supervisor(&self) -> &Supervisor {
+        &self.supervisor
+    }
+
     /// Announces the end: no new calls, streams end.
     pub fn announce(&self) {
         self.announced.cancel();
@@ -49,19 +73,48 @@ impl Drain {
         tokio::spawn(self.calls.track_future(work))
     }
 
-    /// Runs a loop in the background until the calls have ended. It can only end by failing, so none dies
-    /// without a word.
-    #[expect(clippy::disallowed_methods, reason = "the one place that spawns")]
-    pub fn spawn_loop<F, E>(&self, name: &'static str, work: F)
-    where
+    /// Runs the loop that `work` makes until the calls have ended. A loop ends only by failing: then `work` makes another.
+    ///
+    /// What a loop has to keep from one run to the next (listeners, receivers) belongs to `work`, which lends it out.
+    pub fn spawn_loop<F, E>(
+        &self,
+        task: BackgroundTask,
+        work: impl Fn() -> F + Send + Sync + 'static,
+    ) where
         F: Future<Output = Result<Infallible, E>> + Send + 'static,
-        E: std::fmt::Display + Send,
+        E: Display + Send,
     {
-        let ended = self.ended.clone();
-        tokio::spawn(self.background.track_future(async move {
+        self.supervise(&self.background, &self.ended, task, work);
+    }
+
+    /// The same for a loop that accepts calls: it runs until the end is announced, and drain waits for what it accepted.
+    pub fn spawn_accept_loop<F, E>(
+        &self,
+        task: BackgroundTask,
+        work: impl Fn() -> F + Send + Sync + 'static,
+    ) where
+        F: Future<Output = Result<Infallible, E>> + Send + 'static,
+        E: Display + Send,
+    {
+        self.supervise(&self.calls, &self.announced, task, work);
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "the one place that spawns")]
+    fn supervise<F, E>(
+        &self,
+        tracker: &TaskTracker,
+        until: &CancellationToken,
+        task: BackgroundTask,
+        work: impl Fn() -> F + Send + Sync + 'static,
+    ) where
+        F: Future<Output = Result<Infallible, E>> + Send + 'static,
+        E: Display + Send,
+    {
+        let (until, supervisor) = (until.clone(), self.supervisor.clone());
+        tokio::spawn(tracker.track_future(async move {
             tokio::select! {
-                () = ended.cancelled() => {}
-                Err(error) = work => tracing::error!(name, %error, "a background task ended"),
+                () = until.cancelled() => {}
+                () = supervisor.keep_running(task, work) => {}
             }
         }));
     }
@@ -83,5 +136,12 @@ impl Drain {
         self.background.close();
         self.background.wait().await;
         in_time
+    }
+}
+
+/// For parts that are made without an instance: their restarts are counted in metrics of their own.
+impl Default for Drain {
+    fn default() -> Self {
+        Self::new(Metrics::new())
     }
 }

@@ -23,6 +23,7 @@ use crate::metrics::{FillRejection, Metrics};
 use crate::moment::{AtomicMoment, Moment};
 use crate::product::{Change, ProductId, Revision, Version};
 use crate::recent_changes::{Began, RecentChanges};
+use crate::supervisor::Supervisor;
 use slots::Slots;
 
 /// Bounds of the hot tier.
@@ -102,15 +103,27 @@ impl Held {
 }
 
 impl HotCache {
-    /// An empty hot tier.
+    /// An empty hot tier, without an instance.
     #[must_use]
     pub fn new(
         options: HotCacheOptions,
         recent: Arc<RecentChanges>,
         metrics: Arc<Metrics>,
     ) -> Self {
+        let supervisor = Supervisor::new(Arc::clone(&metrics));
+        Self::supervised(options, recent, metrics, &supervisor)
+    }
+
+    /// An empty hot tier. The supervisor of its instance keeps its eviction policy running.
+    #[must_use]
+    pub fn supervised(
+        options: HotCacheOptions,
+        recent: Arc<RecentChanges>,
+        metrics: Arc<Metrics>,
+        supervisor: &Supervisor,
+    ) -> Self {
         Self {
-            slots: Slots::new(options.capacity),
+            slots: Slots::new(options.capacity, supervisor),
             recent,
             proof: Proof::nothing(),
             options,

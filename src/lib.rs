@@ -8,7 +8,7 @@
 //! - [`hot_cache`], [`redis`] and [`postgres`] are the tiers; [`entry`] is what the first two hold.
 //! - [`relay`] carries every committed change from the outbox to Redis and to all instances.
 //! - [`hot_keys`] knows what is read most; [`import`] reads CSV files.
-//! - [`product`], [`moment`], [`metrics`], [`drain`], [`pause`] and [`controls`] are used by everybody.
+//! - [`product`], [`moment`], [`metrics`], [`drain`], [`supervisor`], [`pause`] and [`controls`] may be used anywhere.
 //!
 //! # What is never the case
 //!
@@ -40,3 +40,4 @@ pub mod recent_changes;
 pub mod redis;
 pub mod relay;
 pub mod rpc;
+pub mod supervisor;

@@ -115,6 +115,7 @@ fn raise_file_limit(connections: usize) {
 }
 
 async fn serve(args: &ServeArgs) -> Result<(), String> {
+    args.check()?;
     raise_file_limit(args.serving.max_connections);
     let mut terminate = listen(SignalKind::terminate())?;
     let mut interrupt = listen(SignalKind::interrupt())?;
@@ -128,13 +129,16 @@ async fn serve(args: &ServeArgs) -> Result<(), String> {
         app = App::start(args) => app.map_err(|error| error.to_string())?,
         () = stop() => return Ok(()),
     };
-    stop().await;
+    let failure = tokio::select! {
+        () = stop() => None,
+        failure = app.failed() => Some(failure),
+    };
     tracing::info!("draining");
     tokio::select! {
         in_time = app.stop() => tracing::info!(in_time, "stopped"),
         () = stop() => tracing::warn!("stopped at once by a second signal"),
     }
-    Ok(())
+    failure.map_or(Ok(()), Err)
 }
 
 async fn migrate(args: &DatabaseArgs) -> Result<(), String> {

@@ -21,8 +21,8 @@ use prometheus::{Encoder, Registry, TextEncoder};
 
 use histogram::{CallDurations, Collected};
 pub use labels::{
-    BreakerMove, BreakerState, FillRejection, LeaseOutcome, Lookup, Method, RedisCapability,
-    RedisDependency, RedisOperation, RedisRefusal, RefreshRequest, ServedBy, Shed,
+    BackgroundTask, BreakerMove, BreakerState, FillRejection, LeaseOutcome, Lookup, Method,
+    RedisCapability, RedisDependency, RedisOperation, RedisRefusal, RefreshRequest, ServedBy, Shed,
 };
 use labels::{CODES, LabelSet};
 use sharded::Cells;
@@ -70,6 +70,8 @@ pub struct Metrics {
     pub epochs_raised: Counters<()>,
     /// Entries in Redis that claimed a version that PostgreSQL has not given out.
     pub redis_impossible: Counters<()>,
+    /// Restarts of loops and threads that ended.
+    pub task_restarts: Counters<BackgroundTask>,
     started: Counters<Method>,
     handled: Arc<Cells>,
     durations: Arc<CallDurations>,
@@ -260,6 +262,11 @@ impl Metrics {
                 &meter,
                 "hotshelf.redis.impossible",
                 "Entries in Redis with a version that PostgreSQL has not given out; they are removed.",
+            ),
+            task_restarts: Counters::new(
+                &meter,
+                "hotshelf.background.task.restarts",
+                "Restarts of background tasks that ended, by error or panic.",
             ),
             started: Counters::new(&meter, "grpc.server.started", "Calls begun."),
             handled: handled(&meter),

@@ -44,6 +44,8 @@ pub struct PausePoints {
     armed: Arc<Mutex<HashMap<Point, mpsc::UnboundedSender<Paused>>>>,
     #[cfg(feature = "test-hooks")]
     held_for_ever: Option<Point>,
+    #[cfg(feature = "test-hooks")]
+    panics: Arc<Mutex<Option<Point>>>,
 }
 
 /// Somebody is held at a point until this is dropped.
@@ -75,7 +77,14 @@ impl PausePoints {
         self.armed.lock().remove(&point);
     }
 
+    /// Makes the next task that reaches `point` panic.
+    pub fn panic_at(&self, point: Point) {
+        *self.panics.lock() = Some(point);
+    }
+
     pub(crate) async fn reach(&self, point: Point) {
+        let panics = self.panics.lock().take_if(|panics| *panics == point).is_some();
+        assert!(!panics, "a test made it panic");
         if self.held_for_ever == Some(point) {
             tracing::info!(?point, "held for ever");
             std::future::pending::<()>().await;

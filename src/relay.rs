@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use crate::controls::{Controls, Protection};
 use crate::drain::Drain;
 use crate::entry::{Entry, TtlPolicy};
-use crate::metrics::Metrics;
+use crate::metrics::{BackgroundTask, Metrics};
 use crate::pause::{PausePoints, Point};
 use crate::postgres::{self, ChangeReader, Mark, Postgres, Retention, Snapshot};
 use crate::product::{Change, ProductId, Revision};
@@ -94,10 +94,10 @@ impl Relay {
         let set_aside = Mutex::default();
         let relay =
             Arc::new(Self { postgres, redis, metrics, pauses, controls, options, holder, vacancy, set_aside });
-        drain.spawn_loop("relay", async move { relay.run().await });
+        drain.spawn_loop(BackgroundTask::Relay, move || Arc::clone(&relay).run());
     }
 
-    async fn run(&self) -> Result<Infallible, Infallible> {
+    async fn run(self: Arc<Self>) -> Result<Infallible, Infallible> {
         let mut troubled = false;
         loop {
             self.vacancy.notified().await;

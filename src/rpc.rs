@@ -26,7 +26,7 @@ use tower::ServiceBuilder;
 
 use crate::catalog::Catalog;
 use crate::drain::Drain;
-use crate::metrics::Metrics;
+use crate::metrics::{BackgroundTask, Metrics};
 use crate::proto::DESCRIPTORS;
 use crate::proto::admin::AdminServiceServer;
 use crate::proto::server::ProductServiceServer;
@@ -136,8 +136,11 @@ pub async fn serve(
             .service_fn(move |request| Calls::call(Arc::clone(&calls), request))
     };
     let tls = tls.map(|tls| tls.0);
-    let edge = Edge::new(options.edge, tls, drain.clone(), Arc::clone(metrics));
-    drop(drain.spawn(edge.accept(listener, service)));
+    let edge = Arc::new(Edge::new(options.edge, tls, drain.clone(), Arc::clone(metrics)));
+    let (listener, service) = (Arc::new(listener), Arc::new(service));
+    drain.spawn_accept_loop(BackgroundTask::GrpcPort, move || {
+        Arc::clone(&edge).accept(Arc::clone(&listener), Arc::clone(&service))
+    });
     health
 }
 

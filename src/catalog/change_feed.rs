@@ -14,6 +14,7 @@ use tokio::sync::Notify;
 use super::Catalog;
 use crate::controls::Protection;
 use crate::entry::Entry;
+use crate::metrics::BackgroundTask;
 use crate::moment::{AtomicMoment, Moment};
 use crate::pause::Point;
 use crate::postgres::{self, ChangeReader, Changes, Snapshot};
@@ -106,9 +107,11 @@ impl ChangeFeed {
 impl Catalog {
     pub(super) fn start_following_changes(self: &Arc<Self>) {
         let catalog = Arc::clone(self);
-        self.drain.spawn_loop("change feed", async move { catalog.follow_changes().await });
+        self.drain
+            .spawn_loop(BackgroundTask::ChangeFeed, move || Arc::clone(&catalog).follow_changes());
         let catalog = Arc::clone(self);
-        self.drain.spawn_loop("change hints", async move { catalog.take_hints().await });
+        self.drain
+            .spawn_loop(BackgroundTask::ChangeHints, move || Arc::clone(&catalog).take_hints());
         let help = "How long ago every change that was committed by then was surely known, in seconds.";
         self.metrics.seconds("hotshelf.change.feed.lag", help, self, |catalog| {
             catalog.hot.known_until().elapsed().min(catalog.began.elapsed())
@@ -122,6 +125,8 @@ impl Catalog {
     }
 
     async fn follow_changes(self: Arc<Self>) -> Result<Infallible, Infallible> {
+        // Started again, it may have read changes that it did not apply.
+        self.hot.void_before(Moment::now());
         let reader = self.postgres.change_reader(Snapshot::empty());
         let (kept, overflowed_at, epoch) = (VecDeque::new(), None, None);
         let mut follower = Follower { catalog: self, reader, kept, overflowed_at, epoch };

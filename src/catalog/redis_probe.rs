@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Catalog;
+use crate::metrics::BackgroundTask;
 use crate::moment::Moment;
 
 /// How often. Too high: Redis is used again later after a fault, and what it lost is noticed later. Too low:
@@ -13,7 +14,8 @@ const INTERVAL: Duration = Duration::from_millis(250);
 impl Catalog {
     pub(super) fn start_probing_redis(self: &Arc<Self>) {
         let catalog = Arc::clone(self);
-        self.drain.spawn_loop("Redis probe", async move { catalog.keep_probing().await });
+        self.drain
+            .spawn_loop(BackgroundTask::RedisProbe, move || Arc::clone(&catalog).keep_probing());
     }
 
     async fn keep_probing(self: Arc<Self>) -> Result<Infallible, Infallible> {

@@ -5,11 +5,11 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, mpsc};
 
 use super::{Catalog, Error};
 use crate::entry::Freshness;
-use crate::metrics::{Metrics, RefreshRequest};
+use crate::metrics::{BackgroundTask, Metrics, RefreshRequest};
 use crate::moment::Moment;
 use crate::product::ProductId;
 
@@ -46,18 +46,20 @@ impl RefreshQueue {
 
 impl Catalog {
     pub(super) fn start_refreshing(self: &Arc<Self>, requests: mpsc::Receiver<ProductId>) {
-        let catalog = Arc::clone(self);
-        self.drain.spawn_loop("refresh on request", async move {
-            catalog.refresh_on_request(requests).await
+        let (catalog, requests) = (Arc::clone(self), Arc::new(Mutex::new(requests)));
+        self.drain.spawn_loop(BackgroundTask::RefreshOnRequest, move || {
+            Arc::clone(&catalog).refresh_on_request(Arc::clone(&requests))
         });
         let catalog = Arc::clone(self);
-        self.drain.spawn_loop("refresh ahead", async move { catalog.refresh_ahead().await });
+        self.drain
+            .spawn_loop(BackgroundTask::RefreshAhead, move || Arc::clone(&catalog).refresh_ahead());
     }
 
     async fn refresh_on_request(
         self: Arc<Self>,
-        mut requests: mpsc::Receiver<ProductId>,
+        requests: Arc<Mutex<mpsc::Receiver<ProductId>>>,
     ) -> Result<Infallible, &'static str> {
+        let mut requests = requests.lock().await;
         let mut ids = Vec::with_capacity(BATCH);
         while requests.recv_many(&mut ids, BATCH).await > 0 {
             ids.sort_unstable();

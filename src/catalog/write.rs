@@ -115,7 +115,10 @@ impl Catalog {
         write: impl Future<Output = Result<T, Error>> + Send + 'static,
     ) -> Result<T, Error> {
         let outcome = self.drain.spawn(write).await;
-        outcome
-            .unwrap_or_else(|panic| Err(Error::Internal(format!("a write ended early: {panic}"))))
+        // It may have been committed before it panicked.
+        outcome.unwrap_or_else(|panic| {
+            tracing::error!(%panic, "a write ended early");
+            Err(Error::OutcomeUnknown("the write ended early".to_owned()))
+        })
     }
 }

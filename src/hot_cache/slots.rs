@@ -12,6 +12,7 @@ use super::table::{STRIPES, Table};
 use super::tenants::Tenants;
 use super::Held;
 use crate::product::ProductId;
+use crate::supervisor::Supervisor;
 
 /// mini-moka hears of one lookup in this many, hits and misses alike, so that their frequencies compare.
 const SAMPLING: u8 = 16;
@@ -61,10 +62,12 @@ impl Shelf {
 }
 
 impl Slots {
-    pub(super) fn new(capacity: u64) -> Self {
+    pub(super) fn new(capacity: u64, supervisor: &Supervisor) -> Self {
         let shelf = Arc::new(Shelf::new(capacity));
-        let theirs = Arc::clone(&shelf);
-        Self { shelf, tenants: Tenants::new(capacity, move |id| theirs.clear(id)) }
+        let (read, cleared) = (Arc::clone(&shelf), Arc::clone(&shelf));
+        let keys = move |tell: &mut dyn FnMut(ProductId)| read.table.keys(tell);
+        let evict = move |id| cleared.clear(id);
+        Self { shelf, tenants: Tenants::new(capacity, keys, evict, supervisor) }
     }
 
     pub(super) fn stripe(&self, id: ProductId) -> MutexGuard<'_, ()> {

@@ -67,6 +67,17 @@ impl Table {
         None
     }
 
+    /// Tells the id of everything that is held: of all that is there before and after, and perhaps of what comes meanwhile.
+    pub(super) fn keys(&self, tell: &mut dyn FnMut(ProductId)) {
+        for chain in &self.chains {
+            let mut at = chain.load_full();
+            while let Some(node) = at {
+                at = node.next.load_full();
+                tell(node.id);
+            }
+        }
+    }
+
     /// Holds something of `id`, of which nothing is held.
     pub(super) fn insert(&self, id: ProductId, held: Held) {
         let chain = self.chain(id);

@@ -2,21 +2,27 @@
 //!
 //! Its cache for one thread takes less than two thirds of the memory of its concurrent one, and has none of that one's
 //! faults. Whoever reads or loads only leaves a note; what follows from it happens within [`NAP`].
+//!
+//! When the thread panics it is restarted with an empty policy, which is told again of every key of the table. Until then
+//! the table takes some more keys (`slots.rs`) and then no more; reads and loads do not wait for the thread.
 
 use std::cell::RefCell;
 use std::iter;
 use std::mem::{self, ManuallyDrop};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ahash::RandomState;
 use crossbeam_queue::{ArrayQueue, SegQueue};
 use mini_moka::unsync::Cache;
 use parking_lot::Mutex;
 
+use crate::metrics::BackgroundTask;
 use crate::product::ProductId;
+use crate::supervisor::{Runs, Supervisor, panic_message};
 
 /// Notes of reads that may wait; more are lost, which makes the sample smaller.
 const USES: usize = 1_024;
@@ -59,9 +65,27 @@ impl Drop for Tenant {
     }
 }
 
+/// The table, as the policy sees it.
+struct Table<K, E> {
+    capacity: u64,
+    /// Calls its argument with every key that is held.
+    keys: K,
+    /// Removes a key.
+    evict: E,
+}
+
+type Policy = Cache<Tenant, (), RandomState>;
+
 impl Tenants {
-    /// Nobody yet; `leave` is called for each who has to go.
-    pub(super) fn new(capacity: u64, leave: impl Fn(ProductId) + Send + 'static) -> Self {
+    /// No key yet. `evict` is called for each key that has to go, `keys` to list those that the table holds.
+    pub(super) fn new(
+        capacity: u64,
+        keys: impl Fn(&mut dyn FnMut(ProductId)) + Send + 'static,
+        evict: impl Fn(ProductId) + Send + 'static,
+        supervisor: &Supervisor,
+    ) -> Self {
+        let (table, runs) =
+            (Table { capacity, keys, evict }, supervisor.begin(BackgroundTask::EvictionPolicy));
         let desk = Arc::new(Desk {
             uses: ArrayQueue::new(USES),
             newcomers: SegQueue::new(),
@@ -72,7 +96,7 @@ impl Tenants {
         let at_desk = Arc::clone(&desk);
         let thread = thread::Builder::new()
             .name("hot-tenants".to_owned())
-            .spawn(move || at_desk.serve(capacity, leave))
+            .spawn(move || at_desk.keep_serving(&table, runs))
             .expect("a process that can serve can start a thread");
         Self { desk, thread: Some(thread) }
     }
@@ -96,12 +120,23 @@ impl Tenants {
         }
     }
 
-    /// How many there are once everything that was noted before has been seen to.
+    /// How many keys the policy holds once it has seen to every note that was left before; 0 after the thread has ended.
     pub(super) fn count(&self) -> u64 {
-        let (answer, count) = mpsc::channel();
-        self.desk.questions.lock().push(answer);
-        self.wake();
-        count.recv().unwrap_or_default()
+        loop {
+            let (answer, count) = mpsc::channel();
+            {
+                let mut questions = self.desk.questions.lock();
+                if self.desk.closed.load(Ordering::SeqCst) {
+                    return 0;
+                }
+                questions.push(answer);
+            }
+            self.wake();
+            // Without an answer the thread has panicked, and is asked again after its restart.
+            if let Ok(count) = count.recv() {
+                return count;
+            }
+        }
     }
 
     fn wake(&self) {
@@ -121,40 +156,78 @@ impl Drop for Tenants {
 }
 
 impl Desk {
-    fn serve(&self, capacity: u64, leave: impl Fn(ProductId)) {
-        let mut tenants =
-            Cache::builder().max_capacity(capacity).build_with_hasher(RandomState::new());
+    /// Serves until the cache is dropped, or until restarts are given up: then nothing is admitted or evicted any more, and
+    /// the instance stops.
+    fn keep_serving(
+        &self,
+        table: &Table<impl Fn(&mut dyn FnMut(ProductId)), impl Fn(ProductId)>,
+        mut runs: Runs,
+    ) {
+        let mut restarted = false;
+        // Each run has a policy of its own: none is used after a panic.
+        while let Err(panic) =
+            catch_unwind(AssertUnwindSafe(|| self.serve(table, &runs, restarted)))
+        {
+            // The keys of the policy that was dropped; the table still holds them.
+            GONE.take();
+            let Some(pause) = runs.ended(&panic_message(&*panic)) else { return self.close() };
+            self.pause(pause);
+            runs.restarted();
+            restarted = true;
+        }
+    }
+
+    fn serve(
+        &self,
+        table: &Table<impl Fn(&mut dyn FnMut(ProductId)), impl Fn(ProductId)>,
+        runs: &Runs,
+        restarted: bool,
+    ) {
+        let mut policy =
+            Cache::builder().max_capacity(table.capacity).build_with_hasher(RandomState::new());
+        if restarted {
+            (table.keys)(&mut |id| insert(&mut policy, id, &table.evict));
+        }
         while !self.closed.load(Ordering::SeqCst) {
+            runs.strike();
             // Those who asked before all this is done are told after it.
             let questions = mem::take(&mut *self.questions.lock());
-            let noted = self.see_to_notes(&mut tenants, &leave);
+            let noted = self.see_to_notes(&mut policy, &table.evict);
             for answer in questions {
                 // Who asked may have gone.
-                let _ = answer.send(tenants.entry_count());
+                let _ = answer.send(policy.entry_count());
             }
             self.rest(noted);
         }
     }
 
     /// Returns whether there was a note. Sees to no more than there are, however fast others come.
-    fn see_to_notes(
-        &self,
-        tenants: &mut Cache<Tenant, (), RandomState>,
-        leave: impl Fn(ProductId),
-    ) -> bool {
+    fn see_to_notes(&self, policy: &mut Policy, evict: &impl Fn(ProductId)) -> bool {
         let mut noted = false;
         for id in iter::from_fn(|| self.uses.pop()).take(self.uses.len()) {
             noted = true;
-            tenants.get(&*ManuallyDrop::new(Tenant(id)));
+            policy.get(&*ManuallyDrop::new(Tenant(id)));
         }
         for id in iter::from_fn(|| self.newcomers.pop()).take(self.newcomers.len()) {
             noted = true;
-            tenants.insert(Tenant(id), ());
-            while let Some(id) = GONE.with_borrow_mut(Vec::pop) {
-                leave(id);
-            }
+            insert(policy, id, evict);
         }
         noted
+    }
+
+    /// The pause before a restart.
+    fn pause(&self, pause: Duration) {
+        let until = Instant::now() + pause;
+        while !self.closed.load(Ordering::SeqCst) {
+            let Some(left) = until.checked_duration_since(Instant::now()) else { return };
+            thread::park_timeout(left);
+        }
+    }
+
+    /// Answers no more questions.
+    fn close(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+        self.questions.lock().clear();
     }
 
     /// Until there may be something to do.
@@ -168,5 +241,17 @@ impl Desk {
             thread::park();
         }
         self.asleep.store(false, Ordering::SeqCst);
+    }
+}
+
+/// Inserts a key, and evicts what the policy drops for it. After a restart a key may be in a note, and in the table as well:
+/// mini-moka would drop the second of both, which reads as an eviction.
+fn insert(policy: &mut Policy, id: ProductId, evict: &impl Fn(ProductId)) {
+    if policy.contains_key(&*ManuallyDrop::new(Tenant(id))) {
+        return;
+    }
+    policy.insert(Tenant(id), ());
+    while let Some(id) = GONE.with_borrow_mut(Vec::pop) {
+        evict(id);
     }
 }

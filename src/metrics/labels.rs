@@ -233,6 +233,42 @@ label_set! {
 }
 
 label_set! {
+    /// A loop or thread that runs for as long as the instance does, and is restarted when it ends.
+    #[cfg_attr(feature = "test-hooks", derive(clap::ValueEnum, Hash))]
+    BackgroundTask { "task" } [
+        /// Accepts connections of the gRPC port.
+        GrpcPort = ["grpc_port"],
+        /// Serves the admin port.
+        AdminPort = ["admin_port"],
+        /// Reads the changes that this and other instances and SQL have made.
+        ChangeFeed = ["change_feed"],
+        /// Takes in what other instances publish.
+        ChangeHints = ["change_hints"],
+        /// Applies changes to Redis.
+        Relay = ["relay"],
+        /// Probes Redis servers, and reads their replication ids.
+        RedisProbe = ["redis_probe"],
+        /// Loads again what reads found past its soft TTL.
+        RefreshOnRequest = ["refresh_on_request"],
+        /// Loads hot products again ahead of their soft TTL.
+        RefreshAhead = ["refresh_ahead"],
+        /// The thread of the eviction policy.
+        EvictionPolicy = ["eviction_policy"],
+    ]
+}
+
+impl BackgroundTask {
+    /// How many there are.
+    pub(crate) const COUNT: usize = Self::ALL.len();
+
+    /// Its name in metrics, in the log and on `/readyz`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        self.values()[0]
+    }
+}
+
+label_set! {
     /// The methods that are served. What is called by another name counts as `Other`.
     Method { "grpc_type", "grpc_service", "grpc_method" } [
         /// GetProduct

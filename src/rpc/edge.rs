@@ -8,6 +8,7 @@ mod streams;
 mod tests;
 mod tls;
 
+use std::convert::Infallible;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -55,7 +56,7 @@ const CHARGE: u32 = 256;
 /// Out of file descriptors, say: accepting again at once would only spin.
 const PAUSE_AFTER_FAILED_ACCEPT: Duration = Duration::from_millis(50);
 
-/// Accepts connections until the drain begins.
+/// Accepts connections.
 pub(super) struct Edge {
     drain: Drain,
     metrics: Arc<Metrics>,
@@ -78,14 +79,14 @@ impl Edge {
         Self { drain, metrics, places, options, tls }
     }
 
-    pub(super) async fn accept<S: Answers>(self, listener: TcpListener, service: impl Fn() -> S) {
+    pub(super) async fn accept<S: Answers>(
+        self: Arc<Self>,
+        listener: Arc<TcpListener>,
+        service: Arc<impl Fn() -> S>,
+    ) -> Result<Infallible, Infallible> {
         loop {
-            let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
-                () = self.drain.announced() => return,
-            };
-            match accepted {
-                Ok((socket, _)) => self.admit(socket, &service),
+            match listener.accept().await {
+                Ok((socket, _)) => self.admit(socket, &*service),
                 Err(error) => {
                     tracing::warn!(%error, "a connection could not be accepted");
                     tokio::time::sleep(PAUSE_AFTER_FAILED_ACCEPT).await;

@@ -1,5 +1,7 @@
 //! Configuration: what is bad is said in one line; what is good works.
 
+mod refused;
+
 use clap::CommandFactory;
 use hotshelf::config::Cli;
 use sqlx::{AssertSqlSafe, Executor};
@@ -8,6 +10,14 @@ use crate::harness::{Ended, Program, Stack, Suite, cache_status, eventually, get
 
 pub fn register(suite: &mut Suite<'_>) {
     suite.single("config::a_bad_option_is_one_line_that_says_which", bad_options);
+    suite.single(
+        "config::a_setting_that_cannot_work_is_refused_with_what_works",
+        refused::out_of_bounds,
+    );
+    suite.single("config::settings_that_cannot_work_together_are_refused", refused::together);
+    suite.plain("config::every_setting_has_bounds_or_is_text", refused::complete);
+    suite.single("config::zero_is_accepted_where_it_means_something", refused::zeros);
+    suite.single("config::the_largest_settings_work", refused::largest);
     suite.single("config::a_port_in_use_is_one_line_that_says_which", ports_in_use);
     suite.single("config::a_database_out_of_reach_is_one_line_after_the_wait", database_down);
     suite.single("config::a_database_that_refuses_is_one_line", database_refuses);
@@ -49,7 +59,7 @@ async fn bad_options(stack: Stack) {
         (&["--redis-url", "http://localhost:6379"], &["REDIS_URL", "http", "redis://"]),
         (&["--redis-url", "redis://localhost:notaport"], &["REDIS_URL"]),
         (&["--soft-ttl", "soon"], &["--soft-ttl", "soon", "--help"]),
-        (&["--max-calls", "0"], &["--max-calls", "1 or more"]),
+        (&["--max-calls", "0"], &["--max-calls", "1 to 1000000"]),
         (&["--grpc-addr", "localhost"], &["--grpc-addr", "localhost"]),
         (&["--redis-namespace", "a{b}"], &["--redis-namespace", "letters"]),
         (&["--sotf-ttl", "1s"], &["--sotf-ttl", "--soft-ttl"]),

@@ -50,6 +50,7 @@ mod relay_lag;
 mod resident;
 mod schema;
 mod stampede;
+mod supervision;
 mod tls;
 mod wakes;
 mod wire;
@@ -96,6 +97,7 @@ fn main() -> std::process::ExitCode {
     garbage::register(&mut suite);
     config::register(&mut suite);
     drain::register(&mut suite);
+    supervision::register(&mut suite);
     edge::register(&mut suite);
     hostile::register(&mut suite);
     metrics::register(&mut suite);

@@ -1,0 +1,114 @@
+//! What a setting may be: each by itself when it is read, and those that depend on each other in [`ServeArgs::check`].
+
+use std::fmt::Display;
+use std::net::SocketAddr;
+use std::str::FromStr;
+use std::time::Duration;
+
+use humantime::{format_duration, parse_duration};
+
+use super::ServeArgs;
+
+pub(super) const MILLISECOND: Duration = Duration::from_millis(1);
+pub(super) const MINUTE: Duration = Duration::from_secs(60);
+pub(super) const HOUR: Duration = Duration::from_secs(3_600);
+pub(super) const DAY: Duration = Duration::from_secs(24 * 3_600);
+/// An entry keeps both of its TTLs as milliseconds in 32 bits, which is 49 days: enough for the jittered sum of two.
+pub(super) const LONGEST_TTL: Duration = Duration::from_secs(20 * 24 * 3_600);
+
+/// Reads a duration within these bounds. Those of a setting for which 0s means something begin there.
+pub(super) fn duration(
+    least: Duration,
+    most: Duration,
+) -> impl Fn(&str) -> Result<Duration, String> + Clone + Send + Sync + 'static {
+    move |text| {
+        let range = format!("{} to {}", format_duration(least), format_duration(most));
+        match parse_duration(text) {
+            Ok(duration) if (least..=most).contains(&duration) => Ok(duration),
+            Ok(_) => Err(format!("must be {range}")),
+            Err(error) => Err(format!("{error}; write it like 250ms, 5s or 1m 30s, {range}")),
+        }
+    }
+}
+
+/// Reads a number within these bounds.
+pub(super) fn number<N>(
+    least: N,
+    most: N,
+) -> impl Fn(&str) -> Result<N, String> + Clone + Send + Sync + 'static
+where
+    N: FromStr + PartialOrd + Display + Copy + Send + Sync + 'static,
+{
+    move |text| match text.parse() {
+        Ok(number) if (least..=most).contains(&number) => Ok(number),
+        _ => Err(format!("must be a number from {least} to {most}")),
+    }
+}
+
+/// Reads the first part of every key. Braces would move the hash tag of a cluster's keys.
+pub(super) fn namespace(text: &str) -> Result<String, String> {
+    const LONGEST: usize = 100;
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte);
+    if text.is_empty() || text.len() > LONGEST || !text.bytes().all(plain) {
+        return Err(format!("use up to {LONGEST} letters, digits, '-', '_', '.' and ':'"));
+    }
+    Ok(text.to_owned())
+}
+
+impl ServeArgs {
+    /// Refuses settings that cannot work together.
+    ///
+    /// # Errors
+    /// One sentence for the operator: which settings, what is wrong, and what works.
+    pub fn check(&self) -> Result<(), String> {
+        let (postgres, redis, caching) = (&self.postgres, &self.redis, &self.caching);
+        let connections = postgres.database_connections;
+        if postgres.database_loads >= connections as usize {
+            return Err(format!(
+                "DATABASE_LOADS is {}, and loads would leave no connection to writes; use at most {}, one less than DATABASE_CONNECTIONS",
+                postgres.database_loads,
+                connections - 1
+            ));
+        }
+        at_most(
+            ("LEASE_TTL", redis.lease_ttl),
+            ("LEASE_WAIT", redis.lease_wait),
+            "no load would wait long enough to take over the lease of an instance that died",
+        )?;
+        at_most(
+            ("HOT_LEASE", caching.hot_lease),
+            ("MAX_STALENESS", caching.max_staleness),
+            "memory would be trusted for longer than an answer may be old",
+        )?;
+        at_most(
+            ("RELAY_INTERVAL", caching.relay_interval),
+            ("MAX_STALENESS", caching.max_staleness),
+            "changes would be seen later than an answer may be old",
+        )?;
+        let (grpc, admin) = (self.serving.grpc_addr, self.serving.admin_addr);
+        if collide(grpc, admin) {
+            return Err(format!(
+                "GRPC_ADDR {grpc} and ADMIN_ADDR {admin} are the same port; use two ports"
+            ));
+        }
+        self.tls().map(drop)
+    }
+}
+
+fn at_most(
+    (lower, low): (&str, Duration),
+    (upper, high): (&str, Duration),
+    otherwise: &str,
+) -> Result<(), String> {
+    if low <= high {
+        return Ok(());
+    }
+    let (low, high) = (format_duration(low), format_duration(high));
+    Err(format!("{lower} is {low}, and {otherwise}; use at most {upper}, which is {high}"))
+}
+
+/// Whether both cannot be listened on; 0 is any free port.
+fn collide(one: SocketAddr, other: SocketAddr) -> bool {
+    let any = one.ip().is_unspecified() || other.ip().is_unspecified();
+    one.port() != 0 && one.port() == other.port() && (any || one.ip() == other.ip())
+}

@@ -1,0 +1,169 @@
+//! Keeps background tasks running: restarts what ends, by error or panic, with backoff; counts it, and says on
+//! `/readyz` what is down. An instance that cannot keep a task running has to be replaced: it stops.
+
+mod faults;
+
+use std::any::Any;
+use std::convert::Infallible;
+use std::fmt::Display;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::FutureExt;
+use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
+
+use crate::metrics::{BackgroundTask, Metrics};
+pub use faults::{Fault, Faults};
+
+/// The pause before the first restart; each further one takes twice as long, jittered. Too low: a task that fails at
+/// once keeps a core busy. Too high: what the task does is not done for longer.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// A task that ran for this long is in order again: its restarts are counted from zero.
+const STEADY: Duration = Duration::from_secs(60);
+/// Restarts in a row of a task that never ran for [`STEADY`]; after them, about three seconds, the instance stops. Too
+/// high: an instance serves without its task for longer. Too low: a passing fault costs an instance.
+const MAX_RESTARTS: u32 = 5;
+
+/// The background tasks of one instance. Clones are the same.
+#[derive(Clone, Debug)]
+pub struct Supervisor(Arc<State>);
+
+#[derive(Debug)]
+struct State {
+    /// Why each task is down, if it is, by its index.
+    down: Mutex<[Option<String>; BackgroundTask::COUNT]>,
+    /// Why the instance has to stop; set before `failed` is cancelled.
+    failure: Mutex<Option<String>>,
+    failed: CancellationToken,
+    metrics: Arc<Metrics>,
+    faults: Faults,
+}
+
+/// The runs of one task, one after the other.
+#[derive(Debug)]
+pub(crate) struct Runs {
+    task: BackgroundTask,
+    supervisor: Supervisor,
+    began: Instant,
+    restarts: u32,
+}
+
+impl Supervisor {
+    /// No task runs yet.
+    #[must_use]
+    pub fn new(metrics: Arc<Metrics>) -> Self {
+        Self(Arc::new(State {
+            down: Mutex::default(),
+            failure: Mutex::default(),
+            failed: CancellationToken::new(),
+            metrics,
+            faults: Faults::default(),
+        }))
+    }
+
+    /// One sentence for each task that is down.
+    #[must_use]
+    pub fn down(&self) -> Vec<String> {
+        self.0.down.lock().iter().flatten().cloned().collect()
+    }
+
+    /// Resolves when a task cannot be kept running, with a sentence that says which and why.
+    pub async fn failed(&self) -> String {
+        self.0.failed.cancelled().await;
+        self.0.failure.lock().clone().unwrap_or_default()
+    }
+
+    /// Where tests make tasks fail.
+    #[must_use]
+    pub fn faults(&self) -> &Faults {
+        &self.0.faults
+    }
+
+    /// The first run of `task` begins.
+    pub(crate) fn begin(&self, task: BackgroundTask) -> Runs {
+        Runs { task, supervisor: self.clone(), began: Instant::now(), restarts: 0 }
+    }
+
+    /// Runs what `work` makes, and runs it again when it ends. Returns when that is given up.
+    pub(crate) async fn keep_running<F, E>(&self, task: BackgroundTask, work: impl Fn() -> F)
+    where
+        F: Future<Output = Result<Infallible, E>>,
+        E: Display,
+    {
+        let mut runs = self.begin(task);
+        loop {
+            let run = async {
+                tokio::select! {
+                    ended = async { work().await } => match ended {
+                        Ok(never) => match never {},
+                        Err(error) => error.to_string(),
+                    },
+                    reason = self.0.faults.strike(task) => reason,
+                }
+            };
+            let ended = AssertUnwindSafe(run).catch_unwind().await;
+            let reason = ended.unwrap_or_else(|panic| panic_message(&*panic));
+            let Some(pause) = runs.ended(&reason) else { return };
+            tokio::time::sleep(pause).await;
+            runs.restarted();
+        }
+    }
+
+    fn fail(&self, sentence: String) {
+        self.0.failure.lock().get_or_insert(sentence);
+        self.0.failed.cancel();
+    }
+}
+
+impl Runs {
+    /// The run has ended, for this reason. Returns the pause before the next run; `None` when there is to be none, and
+    /// the instance stops.
+    pub(crate) fn ended(&mut self, reason: &str) -> Option<Duration> {
+        let task = self.task.name();
+        // A panic's message may have several lines; the log and `/readyz` have one for each event.
+        let reason = reason.split_whitespace().collect::<Vec<_>>().join(" ");
+        if self.began.elapsed() >= STEADY {
+            self.restarts = 0;
+        }
+        if self.restarts == MAX_RESTARTS {
+            let sentence = format!("background task `{task}` is down: {reason}");
+            self.set_down(Some(format!("{sentence}; given up after {MAX_RESTARTS} restarts")));
+            tracing::error!(task, %reason, "a background task ended; given up, this instance stops");
+            self.supervisor.fail(format!(
+                "{sentence}; stopped after {MAX_RESTARTS} restarts, so that another instance takes over"
+            ));
+            return None;
+        }
+        let pause = FIRST_PAUSE * 2_u32.pow(self.restarts);
+        let pause = pause.mul_f64(rand::random_range(0.5..1.0));
+        self.restarts += 1;
+        self.set_down(Some(format!("background task `{task}` is down: {reason}; restarting")));
+        tracing::error!(task, %reason, ?pause, "a background task ended; restarting it");
+        Some(pause)
+    }
+
+    /// The next run begins.
+    pub(crate) fn restarted(&mut self) {
+        self.began = Instant::now();
+        self.supervisor.0.metrics.task_restarts.inc(self.task);
+        self.set_down(None);
+    }
+
+    /// Makes the task fail, when a test says so.
+    pub(crate) fn strike(&self) {
+        self.supervisor.0.faults.strike_now(self.task);
+    }
+
+    fn set_down(&self, sentence: Option<String>) {
+        self.supervisor.0.down.lock()[self.task as usize] = sentence;
+    }
+}
+
+/// What a panic said.
+pub(crate) fn panic_message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    format!("panicked: {}", text.unwrap_or("without a message"))
+}

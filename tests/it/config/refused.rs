@@ -1,0 +1,201 @@
+//! Settings that cannot work are refused with one sentence that says which, and what works; zero is accepted where it means
+//! something.
+
+use std::collections::BTreeSet;
+
+use clap::CommandFactory;
+use hotshelf::config::Cli;
+
+use crate::harness::{Program, Stack, cache_status, get};
+
+/// A flag, values that cannot work, and the values that do.
+type Row = (&'static str, &'static [&'static str], &'static str);
+
+/// Each setting that has bounds.
+const DURATIONS: [Row; 19] = [
+    ("database-acquire-timeout", &["0s", "2h"], "1ms to 1h"),
+    ("database-statement-timeout", &["0s", "999us", "25days"], "1ms to 1day"),
+    ("startup-timeout", &["2days"], "0s to 1day"),
+    ("redis-timeout", &["0s", "61s"], "1ms to 1m"),
+    ("lease-ttl", &["0s", "1ms", "600000years"], "10ms to 1h"),
+    ("lease-wait", &["0s", "600000years"], "10ms to 1h"),
+    ("max-staleness", &["0s", "25h"], "1ms to 1day"),
+    ("hot-lease", &["25h"], "0s to 1day"),
+    ("soft-ttl", &["0s", "21days", "600000years"], "1ms to 20days"),
+    ("stale-if-error", &["50days"], "0s to 20days"),
+    ("tombstone-ttl", &["0s", "50days"], "1ms to 20days"),
+    ("relay-interval", &["0s", "61s"], "1ms to 1m"),
+    ("replay-window", &["2days"], "0s to 1day"),
+    ("refresh-interval", &["0s", "600000years"], "10ms to 1h"),
+    ("warm-timeout", &["61m"], "0s to 1h"),
+    ("max-call-time", &["0s", "600000years"], "1ms to 1day"),
+    ("keepalive-interval", &["0s", "99ms"], "100ms to 1day"),
+    ("keepalive-timeout", &["0s", "2h"], "100ms to 1h"),
+    ("drain-delay", &["2days"], "0s to 1day"),
+];
+
+const NUMBERS: [Row; 12] = [
+    ("database-connections", &["0", "1", "4294967295"], "2 to 10000"),
+    ("database-loads", &["0", "-1"], "1 to 9999"),
+    ("database-queued-loads", &["100001", "many"], "0 to 100000"),
+    ("redis-connections", &["0", "129", "18446744073709551615"], "1 to 128"),
+    ("hot-capacity", &["0", "100000001"], "1 to 100000000"),
+    ("hot-max-product-bytes", &["0", "18446744073709551615"], "1 to 1073741824"),
+    ("refresh-keys", &["1001"], "0 to 1000"),
+    ("max-connections", &["0", "18446744073709551615"], "1 to 1000000"),
+    ("max-streams-per-connection", &["0", "4294967295"], "1 to 1000000"),
+    ("max-calls", &["0", "18446744073709551616"], "1 to 1000000"),
+    ("max-unsent-bytes", &["0", "131071"], "131072 to 1099511627776"),
+    ("max-watchers", &["18446744073709551615"], "0 to 100000"),
+];
+
+const OTHERS: [Row; 2] = [
+    ("drain-grace", &["0s", "600000years"], "1ms to 1day"),
+    ("max-request-bytes", &["0", "1023", "67108865"], "1024 to 67108864"),
+];
+
+/// Settings that cannot work together, and the sentence that they get.
+const TOGETHER: [(&[(&str, &str)], &str); 8] = [
+    (
+        &[("database-connections", "5")],
+        "DATABASE_LOADS is 8, and loads would leave no connection to writes; use at most 4, one less than DATABASE_CONNECTIONS",
+    ),
+    (
+        &[("database-loads", "10")],
+        "DATABASE_LOADS is 10, and loads would leave no connection to writes; use at most 9, one less than DATABASE_CONNECTIONS",
+    ),
+    (
+        &[("lease-wait", "1500ms")],
+        "LEASE_TTL is 2s, and no load would wait long enough to take over the lease of an instance that died; use at most LEASE_WAIT, which is 1s 500ms",
+    ),
+    (
+        &[("hot-lease", "6s")],
+        "HOT_LEASE is 6s, and memory would be trusted for longer than an answer may be old; use at most MAX_STALENESS, which is 5s",
+    ),
+    (
+        &[("max-staleness", "1s")],
+        "HOT_LEASE is 2s, and memory would be trusted for longer than an answer may be old; use at most MAX_STALENESS, which is 1s",
+    ),
+    (
+        &[("relay-interval", "10s")],
+        "RELAY_INTERVAL is 10s, and changes would be seen later than an answer may be old; use at most MAX_STALENESS, which is 5s",
+    ),
+    (
+        &[("grpc-addr", "127.0.0.1:31999"), ("admin-addr", "0.0.0.0:31999")],
+        "GRPC_ADDR 127.0.0.1:31999 and ADMIN_ADDR 0.0.0.0:31999 are the same port; use two ports",
+    ),
+    (
+        &[("grpc-tls-cert", "cert.pem")],
+        "GRPC_TLS_CERT and GRPC_TLS_KEY belong together; give both, or neither",
+    ),
+];
+
+fn rows() -> impl Iterator<Item = Row> {
+    DURATIONS.into_iter().chain(NUMBERS).chain(OTHERS)
+}
+
+/// The one line that the program ends with, when these settings are given as arguments, and when they are in the
+/// environment: the same.
+async fn refusal(settings: &[(&str, &str)]) -> String {
+    let flags: Vec<String> =
+        settings.iter().map(|(flag, value)| format!("--{flag}={value}")).collect();
+    let arguments: Vec<&str> = ["serve"].into_iter().chain(flags.iter().map(|f| &**f)).collect();
+    let by_arguments = Program::run(&arguments).await;
+    let mut command = Program::command(&["serve"]);
+    for (flag, value) in settings {
+        command.env(flag.to_uppercase().replace('-', "_"), value);
+    }
+    let by_environment = Program::finish(command).await;
+    for ended in [&by_arguments, &by_environment] {
+        assert_eq!((ended.code, &*ended.stdout), (Some(1), ""), "{settings:?}: {ended:?}");
+        assert_eq!(ended.stderr.lines().count(), 1, "{settings:?}: {}", ended.stderr);
+    }
+    assert_eq!(by_arguments.stderr, by_environment.stderr);
+    by_arguments.stderr.trim_end().to_owned()
+}
+
+pub(super) async fn out_of_bounds(_: Stack) {
+    let mut wrong = 0;
+    for (flag, values, works) in rows() {
+        for value in values {
+            let line = refusal(&[(flag, value)]).await;
+            let begin = format!("hotshelf: invalid value '{value}' for '--{flag} <");
+            assert!(line.starts_with(&begin), "{line}");
+            let unit = if value.parse::<f64>().is_ok() || *value == "many" {
+                "a number from "
+            } else {
+                ""
+            };
+            assert!(
+                line.ends_with(&format!(">': must be {unit}{works}; see hotshelf --help")),
+                "{line}"
+            );
+            wrong += 1;
+        }
+    }
+    assert!(wrong > 60, "{wrong}");
+}
+
+pub(super) async fn together(_: Stack) {
+    for (settings, sentence) in TOGETHER {
+        assert_eq!(refusal(settings).await, format!("hotshelf: {sentence}"));
+    }
+}
+
+/// A new setting needs a row above, or a reason to be here.
+pub(super) fn complete() {
+    // Text, which is checked where it is used, and what is either true or false.
+    const WITHOUT_BOUNDS: [&str; 8] = [
+        "database-url",
+        "redis-url",
+        "redis-cluster",
+        "redis-namespace",
+        "grpc-addr",
+        "admin-addr",
+        "grpc-tls-cert",
+        "grpc-tls-key",
+    ];
+    let command = Cli::command();
+    let settings = command.get_arguments().filter(|argument| argument.get_env().is_some());
+    let settings: BTreeSet<&str> = settings.map(|argument| argument.get_long().unwrap()).collect();
+    let decided: BTreeSet<&str> = rows().map(|(flag, ..)| flag).chain(WITHOUT_BOUNDS).collect();
+    assert_eq!(decided, settings);
+}
+
+async fn serves(stack: &Stack, arguments: &[String]) {
+    let id = stack.insert("walnut desk lamp").await;
+    let arguments: Vec<&str> = arguments.iter().map(|argument| &**argument).collect();
+    let program = Program::serve(stack, &arguments).await;
+    assert_eq!(program.admin("/readyz").await, (200, "ready\n".to_owned()));
+    let mut client = program.client().await;
+    let read = client.get_product(get(id)).await.unwrap();
+    assert_eq!(cache_status(&read), "hotshelf; fwd=miss; detail=postgres");
+    let absent = client.get_product(get(id + 1_000)).await.unwrap_err();
+    assert_eq!(absent.code(), tonic::Code::NotFound);
+    assert_eq!(client.get_product(get(id)).await.unwrap().into_inner().name, "walnut desk lamp");
+    let (_, exposition) = program.admin("/metrics").await;
+    let restarts = |line: &&str| line.starts_with("hotshelf_background_task_restarts_total");
+    let restarted = exposition.lines().filter(restarts).find(|line| !line.ends_with(" 0"));
+    assert_eq!(restarted, None);
+}
+
+/// Where the least value is zero, it means something.
+pub(super) async fn zeros(stack: Stack) {
+    let zero = |(flag, _, works): Row| {
+        let least = works.split(' ').next().unwrap();
+        ["0", "0s"].contains(&least).then(|| [format!("--{flag}"), least.to_owned()])
+    };
+    let arguments: Vec<String> = rows().filter_map(zero).flatten().collect();
+    assert_eq!(arguments.len(), 2 * 9, "{arguments:?}");
+    serves(&stack, &arguments).await;
+}
+
+/// Nothing overflows at the largest values.
+pub(super) async fn largest(stack: Stack) {
+    let most =
+        |(flag, _, works): Row| [format!("--{flag}"), works.rsplit(' ').next().unwrap().to_owned()];
+    // Memory of its own would be 800 MB at the start.
+    let arguments: Vec<String> =
+        rows().filter(|(flag, ..)| *flag != "hot-capacity").flat_map(most).collect();
+    serves(&stack, &arguments).await;
+}
