@@ -102,6 +102,7 @@ impl Postgres {
         let limited = !options.statement_timeout.is_zero();
         let patience = limited.then(|| options.statement_timeout + SILENCE);
         let connect = connect_options(&options.url)?.options([
+            ("search_path", "public".to_owned()),
             ("statement_timeout", millis(options.statement_timeout)),
             // A relay that vanished would keep its claim from the others until TCP gives up.
             ("idle_in_transaction_session_timeout", millis(patience.unwrap_or_default())),

@@ -24,7 +24,7 @@ const ANSWER: Duration = Duration::from_secs(5);
 
 /// The plan is an index scan of each branch, whatever the statistics of a table say that was empty a moment ago. Session
 /// values, because poolers drop startup parameters.
-const SESSION: &str = "SET enable_seqscan = off; SET enable_bitmapscan = off; \
+const SESSION: &str = "SET jit = off; SET enable_seqscan = off; SET enable_bitmapscan = off; \
     SET plan_cache_mode = force_generic_plan; SET statement_timeout = '60s'; \
     SET default_transaction_isolation = 'read committed'; SET search_path = pg_catalog, pg_temp; \
     SET application_name = 'hotshelf change feed'";

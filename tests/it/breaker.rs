@@ -17,7 +17,6 @@ pub fn register(suite: &mut Suite<'_>) {
     suite.private("breaker::answers_that_are_always_late_open_it", slow);
     suite.private("breaker::a_redis_that_refuses_writes_does_not_open_it", read_only);
     suite.private("breaker::a_redis_that_is_loading_is_not_waited_for", loading);
-    suite.private("breaker::the_change_stream_has_one_of_its_own", stream_cut);
 }
 
 async fn node(world: &Private) -> Node {

@@ -22,13 +22,13 @@ pub fn register(suite: &mut Suite<'_>) {
     suite.private("histories::a_restart_that_lost_nothing_costs_no_reads", nothing_lost);
 }
 
-/// Changes are relayed again for so short a time that what the snapshot lacks is not among them.
+/// Changes are kept for so short a time that what the snapshot lacks is not among them.
 fn forgetful(args: &mut ServeArgs) {
-    args.caching.replay_window = Duration::from_millis(10);
+    args.caching.change_retention = Duration::from_millis(10);
     args.caching.refresh_keys = 0;
 }
 
-/// A product that Redis holds in a version which was replaced after a snapshot and relayed long ago; and an
+/// A product that Redis holds in a version which was replaced after a snapshot, by a change that is pruned; and an
 /// instance that has never read it.
 async fn restored(world: &Private) -> (Node, i64) {
     let id = world.insert("old").await;
@@ -43,7 +43,7 @@ async fn restored(world: &Private) -> (Node, i64) {
     sqlx::query(AssertSqlSafe(rename)).execute(&world.sql).await.unwrap();
     world.settled().await;
     assert_ne!(world.redis_digest(id), old, "replaced");
-    eventually("it is not relayed again", || async { world.relayed().await == 0 }).await;
+    eventually("the change is pruned", || async { world.kept_changes().await == 0 }).await;
     world.redis.kill();
     world.redis.start_again().unwrap();
     eventually("the snapshot is loaded", || async { world.redis_holds(id) }).await;

@@ -12,6 +12,7 @@ use hotshelf::pause::Point;
 use hotshelf::product::{ProductId, Version};
 use hotshelf::proto::get_product_request::Freshness;
 use hotshelf::proto::{GetProductRequest, Product, UpdateProductRequest};
+use hotshelf::recent_changes::RecentChanges;
 use hotshelf::supervisor::{Fault, Supervisor};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tonic::Code;
@@ -20,11 +21,10 @@ use tonic_types::StatusExt;
 use crate::harness::{HANG, Node, Program, Stack, Suite, eventually};
 
 /// Of the admin port only its metrics are asked: it cannot say that it is down itself.
-const TASKS: [BackgroundTask; 9] = [
+const TASKS: [BackgroundTask; 8] = [
     BackgroundTask::GrpcPort,
     BackgroundTask::ChangeFeed,
-    BackgroundTask::OutboxWatch,
-    BackgroundTask::OutboxMaintenance,
+    BackgroundTask::ChangeHints,
     BackgroundTask::Relay,
     BackgroundTask::RedisProbe,
     BackgroundTask::RefreshOnRequest,
@@ -231,11 +231,11 @@ fn hot_tier() -> (Arc<HotCache>, Supervisor, Arc<Metrics>) {
         largest: 1_000,
         trust: minute,
         lease: minute,
-        relay_lag: minute,
     };
     let metrics = Metrics::new();
     let supervisor = Supervisor::new(Arc::clone(&metrics));
-    let hot = HotCache::supervised(options, Arc::clone(&metrics), &supervisor);
+    let recent = Arc::new(RecentChanges::new(1_000));
+    let hot = HotCache::supervised(options, recent, Arc::clone(&metrics), &supervisor);
     (Arc::new(hot), supervisor, metrics)
 }
 
