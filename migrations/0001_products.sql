@@ -4,7 +4,7 @@
 -- functions are SECURITY DEFINER, so that rights on the products table alone are enough to write; their search_path is pinned
 -- and every name is qualified, so that the writer's own search_path does not matter. docs/sql.md is the contract.
 
-CREATE SCHEMA hotshelf;
+-- The schema itself is made by the migrator, which keeps its own table there.
 
 -- One sequence for all products. CACHE 1: a session with a private cache of numbers would give a later commit a lower version.
 CREATE SEQUENCE hotshelf.product_version AS bigint CACHE 1;

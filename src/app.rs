@@ -10,14 +10,12 @@ use tokio::net::TcpListener;
 
 use crate::admin::{self, Readiness};
 use crate::catalog::{Catalog, Parts};
-use crate::config::ServeArgs;
+use crate::config::{PostgresArgs, ServeArgs};
 use crate::controls::Controls;
 use crate::drain::Drain;
 use crate::hot_cache::HotCache;
 use crate::hot_keys::HotKeys;
-#[cfg(feature = "test-hooks")]
-use crate::metrics::BackgroundTask;
-use crate::metrics::Metrics;
+use crate::metrics::{BackgroundTask, Metrics};
 use crate::pause::PausePoints;
 use crate::postgres::{self, Postgres, Snapshot};
 use crate::recent_changes::RecentChanges;
@@ -29,6 +27,8 @@ use crate::supervisor::Fault;
 
 /// How long a start waits for Redis before it goes on without.
 const REDIS_PATIENCE: Duration = Duration::from_secs(2);
+/// How long a start waits for its connections to Postgres to be opened.
+const POSTGRES_PATIENCE: Duration = Duration::from_secs(2);
 /// Between two tries to reach Postgres when starting.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 
@@ -86,7 +86,12 @@ impl App {
         let redis = Redis::connect(args.redis(), Arc::clone(&metrics), controls.clone())
             .map_err(StartError)?;
         let (postgres, redis) = (Arc::new(postgres), Arc::new(redis));
-        migrate(&postgres, args.postgres.startup_timeout, &readiness).await?;
+        migrate(&postgres, &args.postgres, &readiness).await?;
+        postgres.warm(POSTGRES_PATIENCE).await;
+        let maintained = Arc::clone(&postgres);
+        drain.spawn_loop(BackgroundTask::PostgresConnections, move || {
+            Arc::clone(&maintained).maintain()
+        });
         // Without it Redis has no keys: those of another catalogue must never be read.
         let scope = postgres.change_reader(Snapshot::empty()).scope().await;
         redis.set_scope(&scope.map_err(|error| StartError(format!("DATABASE_URL: {error}")))?);
@@ -243,17 +248,21 @@ fn address(listener: &TcpListener) -> Result<SocketAddr, StartError> {
 /// Brings the schema up to date, and waits for Postgres if it is not there yet.
 async fn migrate(
     postgres: &Postgres,
-    patience: Duration,
+    args: &PostgresArgs,
     readiness: &Readiness,
 ) -> Result<(), StartError> {
     let began = Instant::now();
     loop {
-        let why = match postgres.migrate().await {
+        let ready = async {
+            postgres.migrate(args.migrate).await?;
+            postgres.check_triggers().await
+        };
+        let why = match ready.await {
             Ok(()) => return Ok(()),
             Err(postgres::Error::Unavailable(why)) => why,
             Err(error) => return Err(StartError(format!("DATABASE_URL: {error}"))),
         };
-        if began.elapsed() >= patience {
+        if began.elapsed() >= args.startup_timeout {
             return Err(StartError(postgres.out_of_reach(&why)));
         }
         readiness.set_not_ready(&format!("waiting for PostgreSQL: {why}"));

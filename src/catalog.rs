@@ -30,6 +30,7 @@ use crate::metrics::{Lookup, Metrics, ServedBy};
 use crate::moment::Moment;
 use crate::pause::PausePoints;
 use crate::postgres::Postgres;
+pub use crate::postgres::{Refusal, Refused};
 use crate::product::ProductId;
 use crate::recent_changes::RecentChanges;
 use crate::redis::Redis;

@@ -12,6 +12,8 @@ use clap::{Args, Parser, Subcommand};
 
 use limits::{DAY, HOUR, LONGEST_TTL, MILLISECOND, MINUTE, duration, namespace, number};
 
+use crate::postgres::Migrate;
+
 /// A gRPC product catalogue that is read through memory, Redis and PostgreSQL.
 ///
 /// Every option can also be given in the environment, or in a file named .env in the working directory.
@@ -101,9 +103,10 @@ pub struct ServeArgs {
 /// Connections, limits and deadlines of PostgreSQL.
 #[derive(Args, Clone, Debug)]
 pub struct PostgresArgs {
-    /// Connections of this instance, besides the one that watches the outbox.
+    /// Connections for reads and writes, opened ahead; background tasks have up to five more.
     ///
-    /// Too high: many instances exhaust max_connections. Too low: writes wait for reads.
+    /// Writes take at most half of them. Too high: many instances exhaust max_connections. Too low: callers wait for each
+    /// other.
     #[arg(long, env, default_value_t = 10, value_name = "N", value_parser = number::<u32>(2, 10_000))]
     pub database_connections: u32,
     /// How long to wait for a free connection.
@@ -125,6 +128,11 @@ pub struct PostgresArgs {
     /// Too high: overload becomes timeouts. Too low: a cold start is refused needlessly.
     #[arg(long, env, default_value_t = 256, value_name = "N", value_parser = number::<usize>(0, 100_000))]
     pub database_queued_loads: usize,
+    /// Whether `serve` brings the database schema up to date when it starts: auto or never.
+    ///
+    /// With never, or where nothing is missing, it needs no rights to create anything.
+    #[arg(long, env, value_enum, default_value = "auto", value_name = "WHEN")]
+    pub migrate: Migrate,
     /// How long `serve` waits for PostgreSQL when it starts, alive and not ready, before it gives up;
     /// 0s: it tries once.
     #[arg(long, env, default_value = "30s", value_name = "DURATION", value_parser = duration(Duration::ZERO, DAY))]

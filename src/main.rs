@@ -8,7 +8,7 @@ use hotshelf::app::App;
 use hotshelf::config::{Cli, Command, DatabaseArgs, ImportArgs, ServeArgs};
 use hotshelf::import;
 use hotshelf::metrics::Metrics;
-use hotshelf::postgres::{self, Postgres};
+use hotshelf::postgres::{self, Migrate, Postgres};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -150,6 +150,7 @@ async fn migrate(args: &DatabaseArgs) -> Result<(), String> {
 
 async fn import(args: &ImportArgs) -> Result<(), String> {
     let postgres = connect(&args.database).await?;
+    postgres.check_triggers().await.map_err(|error| format!("DATABASE_URL: {error}"))?;
     if args.if_empty && postgres.has_products().await.map_err(|error| error.to_string())? {
         say("there are products already; nothing was imported");
         return Ok(());
@@ -164,7 +165,7 @@ async fn import(args: &ImportArgs) -> Result<(), String> {
 /// A connection for one command, to a schema that is up to date.
 async fn connect(args: &DatabaseArgs) -> Result<Postgres, String> {
     let postgres = Postgres::new(&args.one_connection(), Metrics::new())?;
-    match postgres.migrate().await {
+    match postgres.migrate(Migrate::Auto).await {
         Ok(()) => Ok(postgres),
         Err(postgres::Error::Unavailable(why)) => Err(postgres.out_of_reach(&why)),
         Err(error) => Err(format!("DATABASE_URL: {error}")),

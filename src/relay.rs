@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use ahash::RandomState;
 use futures_util::future::join_all;
-use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -61,7 +60,6 @@ pub struct Relay {
     holder: String,
     /// Told when no instance relays.
     vacancy: Arc<Notify>,
-    set_aside: Mutex<HashMap<ProductId, Revision, RandomState>>,
 }
 
 type Pending = HashMap<ProductId, Revision, RandomState>;
@@ -91,9 +89,8 @@ impl Relay {
         drain: &Drain,
     ) {
         let holder = format!("{:032x}", rand::random::<u128>());
-        let set_aside = Mutex::default();
         let relay =
-            Arc::new(Self { postgres, redis, metrics, pauses, controls, options, holder, vacancy, set_aside });
+            Arc::new(Self { postgres, redis, metrics, pauses, controls, options, holder, vacancy });
         drain.spawn_loop(BackgroundTask::Relay, move || Arc::clone(&relay).run());
     }
 
@@ -187,7 +184,7 @@ impl Relay {
                 Err(_) => work.put_off(*change),
             }
         }
-        for (change, replaced) in older.iter().zip(self.replace(&older, work.reader).await?) {
+        for (change, replaced) in older.iter().zip(self.replace(&older).await?) {
             match replaced {
                 true => applied.push(*change),
                 false => work.put_off(*change),
@@ -202,26 +199,22 @@ impl Relay {
     }
 
     /// Replaces entries that are older. Returns of each whether Redis took it.
-    async fn replace(
-        &self,
-        older: &[Change],
-        reader: &mut ChangeReader,
-    ) -> Result<Vec<bool>, postgres::Error> {
+    async fn replace(&self, older: &[Change]) -> Result<Vec<bool>, postgres::Error> {
         if older.is_empty() {
             return Ok(Vec::new());
         }
         let ids: Vec<ProductId> = older.iter().map(|change| change.id).collect();
-        let loaded = reader.load(&ids).await?;
+        let loaded = self.postgres.load_now(&ids).await?;
         let mut entries: HashMap<ProductId, Entry, RandomState> = HashMap::default();
         for product in &loaded.products {
             let entry = Entry::live(product, loaded.known_at, self.options.ttl.product());
             entries.insert(product.id, entry);
         }
-        let broken: HashMap<ProductId, &String, RandomState> =
-            loaded.broken.iter().map(|(id, why)| (*id, why)).collect();
+        // Why is logged where it was found out.
+        let broken: Vec<ProductId> = loaded.broken.iter().map(|(id, _)| *id).collect();
         let replaced = older.iter().map(|change| async {
-            if let Some(why) = broken.get(&change.id) {
-                self.set_aside(*change, why);
+            if broken.contains(&change.id) {
+                self.metrics.relay_set_aside.inc(());
                 return self.redis.remove(&[change.id]).await.iter().all(Result::is_ok);
             }
             let entry = entries.get(&change.id).cloned().unwrap_or_else(|| {
@@ -231,18 +224,6 @@ impl Relay {
             self.redis.publish(change.id, &entry, Publish::Read).await.is_ok()
         });
         Ok(join_all(replaced).await)
-    }
-
-    /// A product that cannot be served: its entry is removed, and the others go on.
-    fn set_aside(&self, change: Change, why: &str) {
-        let mut set_aside = self.set_aside.lock();
-        if set_aside.len() >= BATCH {
-            set_aside.clear();
-        }
-        if set_aside.insert(change.id, change.revision) != Some(change.revision) {
-            self.metrics.relay_set_aside.inc(());
-            tracing::warn!(id = %change.id, why, "a product cannot be served; its entry is removed from Redis");
-        }
     }
 
     /// Removes what a bulk job has changed: replacing it would take a script and a read of Postgres for each.

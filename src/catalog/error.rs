@@ -1,6 +1,6 @@
 //! What callers are told.
 
-use crate::postgres;
+use crate::postgres::{self, Refused};
 use crate::product::Version;
 
 /// Why a read or a write failed. There is no variant for Redis, which is never the caller's error.
@@ -30,6 +30,12 @@ pub enum Error {
     /// The connection broke during a write, which may have been committed.
     #[error("the outcome of the write is unknown: {0}")]
     OutcomeUnknown(String),
+    /// Another transaction held the row until the caller's deadline. Nothing was changed.
+    #[error("another transaction held the row of the product until the deadline")]
+    Locked,
+    /// A constraint or a trigger that this program does not know refused the write. Nothing was changed.
+    #[error("the database refused the write: {0}")]
+    Refused(Refused),
     /// The product is there, and the API cannot express it: the column and the reason.
     #[error("the product cannot be expressed: {0}")]
     Unreadable(String),
@@ -47,6 +53,9 @@ impl From<postgres::Error> for Error {
             postgres::Error::OverBudget => Self::OverBudget,
             postgres::Error::OutcomeUnknown(why) => Self::OutcomeUnknown(why),
             postgres::Error::Unreadable(why) => Self::Unreadable(why),
+            postgres::Error::Locked => Self::Locked,
+            postgres::Error::Refused(refused) => Self::Refused(refused),
+            postgres::Error::NoMoreIds => Self::Internal(error.to_string()),
             postgres::Error::Unexpected(why) => Self::Internal(why),
         }
     }

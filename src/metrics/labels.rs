@@ -240,6 +240,8 @@ label_set! {
         GrpcPort = ["grpc_port"],
         /// Serves the admin port.
         AdminPort = ["admin_port"],
+        /// Keeps connections to PostgreSQL open, and probes it while it is down.
+        PostgresConnections = ["postgres_connections"],
         /// Reads the changes that this and other instances and SQL have made.
         ChangeFeed = ["change_feed"],
         /// Takes in what other instances publish.

@@ -11,7 +11,8 @@ use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions, Executor, FromRow};
 
 use super::snapshot::Snapshot;
-use super::{Error, Postgres, read_error, within};
+use super::error::read_error;
+use super::{Error, Postgres, within};
 use crate::moment::Moment;
 use crate::product::{ProductId, Revision, Version};
 use crate::recent_changes::Floors;
@@ -176,7 +177,7 @@ struct Server {
 impl Postgres {
     /// A reader that has seen what is visible in `seen`.
     pub(crate) fn change_reader(&self, seen: Snapshot) -> ChangeReader {
-        let connect = PgConnectOptions::clone(&self.pool.connect_options());
+        let connect = self.session.connect.clone();
         ChangeReader {
             connect,
             connection: None,

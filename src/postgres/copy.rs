@@ -12,7 +12,7 @@ use crate::product::{NewProduct, ProductId};
 /// be missing.
 const BEGIN: &str = "SET LOCAL statement_timeout = 0; \
     CREATE TEMP TABLE import_rows ON COMMIT DROP AS \
-    SELECT 0::bigint AS line, id, name, price, currency, description FROM products WITH NO DATA";
+    SELECT 0::bigint AS line, id, name, price, currency, description FROM public.products WITH NO DATA";
 
 const COPY: &str =
     "COPY pg_temp.import_rows (line, id, name, price, currency, description) FROM STDIN";
@@ -24,13 +24,19 @@ const DUPLICATE: &str = "SELECT id, min(line), max(line) FROM pg_temp.import_row
 /// creates meanwhile must not take an id of the file, and then wait for this transaction only to fail.
 ///
 /// The sequence never goes back. `setval` would take it back behind a `nextval` that runs at the same time,
-/// so it is only for leaps that nobody else can make meanwhile; short ways are walked.
-const ADVANCE_IDS: &str = "WITH highest AS (SELECT greatest( \
-        (SELECT max(id) FROM pg_temp.import_rows), (SELECT max(id) FROM products)) AS id) \
-    SELECT CASE WHEN highest.id - last_value > 10000 THEN setval('products_id_seq', highest.id) \
-        ELSE (SELECT max(nextval('products_id_seq')) \
-              FROM generate_series(last_value + is_called::int, highest.id)) END \
-    FROM highest, products_id_seq WHERE (last_value, is_called) < (highest.id, true)";
+/// so it is only for leaps that nothing else can make meanwhile; short ways are walked.
+///
+/// Ids in the upper half of what there is do not move it: behind the last one there would be none left to assign. An id that is
+/// taken then is skipped when it comes up.
+const ADVANCE_IDS: &str = "WITH ids AS ( \
+        SELECT name, coalesce(pg_sequence_last_value(name), 0) AS last \
+        FROM (SELECT pg_get_serial_sequence('public.products', 'id')::regclass AS name) AS owned), \
+    highest AS (SELECT greatest( \
+        (SELECT max(id) FROM pg_temp.import_rows WHERE id < 4611686018427387904), \
+        (SELECT max(id) FROM public.products WHERE id < 4611686018427387904)) AS id) \
+    SELECT CASE WHEN highest.id - last > 10000 THEN setval(name, highest.id) \
+        ELSE (SELECT max(nextval(name)) FROM generate_series(last + 1, highest.id)) END \
+    FROM highest, ids WHERE last < highest.id";
 
 /// Rows that change nothing are left out before the insert: there they would be locked, and take a version.
 /// `ON CONFLICT` asks once more, because somebody may have written since. Every import takes its locks in
@@ -38,9 +44,9 @@ const ADVANCE_IDS: &str = "WITH highest AS (SELECT greatest( \
 ///
 /// `create_time` is left to its default, the start of this transaction, which no older row has.
 const MERGE: &str = "WITH written AS ( \
-        INSERT INTO products AS p (id, name, price, currency, description) \
+        INSERT INTO public.products AS p (id, name, price, currency, description) \
         SELECT i.id, i.name, i.price, i.currency, i.description \
-        FROM pg_temp.import_rows AS i LEFT JOIN products AS old ON old.id = i.id \
+        FROM pg_temp.import_rows AS i LEFT JOIN public.products AS old ON old.id = i.id \
         WHERE i.id IS NOT NULL AND (old.id IS NULL \
             OR (i.name, i.price, i.currency) <> (old.name, old.price, old.currency) \
             OR $1 AND i.description <> old.description) \
@@ -53,7 +59,7 @@ const MERGE: &str = "WITH written AS ( \
         RETURNING create_time = now() AS inserted) \
     SELECT count(*) FILTER (WHERE inserted), count(*) FILTER (WHERE NOT inserted) FROM written";
 
-const INSERT_NEW: &str = "INSERT INTO products (name, price, currency, description) \
+const INSERT_NEW: &str = "INSERT INTO public.products (name, price, currency, description) \
     SELECT name, price, currency, description FROM pg_temp.import_rows \
     WHERE id IS NULL ORDER BY line";
 

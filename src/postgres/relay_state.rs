@@ -4,11 +4,8 @@ use std::time::Duration;
 
 use sqlx::postgres::PgConnection;
 
-use super::products::{Loaded, load_on};
 use super::snapshot::Snapshot;
 use super::{ChangeReader, Error};
-use crate::moment::Moment;
-use crate::product::ProductId;
 
 /// The lease of the relay. One that was not renewed in time is free.
 const HOLD: &str = "UPDATE hotshelf.feed \
@@ -136,15 +133,6 @@ impl ChangeReader {
             sqlx::query(ABANDON_REDIS).execute(connection).await.map(drop)
         };
         self.run(abandon).await
-    }
-
-    /// Reads products for the relay.
-    pub(crate) async fn load(&mut self, ids: &[ProductId]) -> Result<Loaded, Error> {
-        let known_at = Moment::now();
-        let load = async |connection: &mut PgConnection| {
-            Loaded::new(&load_on(connection, ids).await?, known_at)
-        };
-        self.run(load).await
     }
 }
 

@@ -10,7 +10,7 @@ use sqlx::{Error as SqlxError, Row as _};
 
 use crate::product::{Currency, Price, Product, ProductId, Version};
 
-/// Columns of a product in the order of [`Row::decode`]. `$encoding` is the encoding that text is converted to: see
+/// Columns of a product in the order of [`decode`]. `$encoding` is the encoding that text is converted to: see
 /// [`readable!`] and [`strict!`].
 macro_rules! columns {
     ($encoding:literal) => {
@@ -46,13 +46,13 @@ macro_rules! strict {
     };
 }
 
-/// Whether the API can express the row that an UPDATE makes; its parameters are those of `products::UPDATE`. What this
-/// accepts, [`Row::decode`] accepts.
+/// Whether the API can express the row that an UPDATE makes; its parameters are those of `writes::UPDATE`. What this
+/// accepts, [`decode`] accepts.
 macro_rules! expressible {
     () => {
-        "(coalesce($3, product.name::text) IS NOT NULL \
-          AND coalesce($6, product.description::text) IS NOT NULL \
-          AND coalesce($5, product.currency::text) ~ '^[A-Z]{3}$' \
+        "(coalesce($3::text, product.name::text) IS NOT NULL \
+          AND coalesce($6::text, product.description::text) IS NOT NULL \
+          AND coalesce($5::text, product.currency::text) ~ '^[A-Z]{3}$' \
           AND coalesce(($4::bigint / 100::numeric)::text, product.price::text) \
               ~ '^-?[0-9]{1,18}([.][0-9]{1,9}0*)?$' \
           AND product.create_time >= '0001-01-01 00:00:00+00'::timestamptz \

@@ -9,7 +9,7 @@ use tonic::metadata::MetadataValue;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
-use crate::catalog::Error;
+use crate::catalog::{Error, Refusal, Refused};
 use crate::product::Version;
 
 /// `ErrorInfo.domain` of every error.
@@ -49,6 +49,11 @@ pub(super) fn of_error(error: &Error, expected: Option<Version>) -> Status {
             let words = "the connection to the database broke during the write, which may have been committed; read before writing again";
             retry(Code::Unavailable, words, "WRITE_OUTCOME_UNKNOWN")
         }
+        Error::Locked => {
+            let words = "another transaction held the row of the product until the deadline; nothing was changed";
+            retry(Code::Aborted, words, "PRODUCT_LOCKED")
+        }
+        Error::Refused(refused) => refused_by_database(refused),
         Error::Unreadable(why) => {
             let column = why.split(':').next().unwrap_or_default().to_owned();
             let words = format!(
@@ -62,6 +67,19 @@ pub(super) fn of_error(error: &Error, expected: Option<Version>) -> Status {
             status(Code::Internal, "internal error", "INTERNAL", HashMap::new())
         }
     }
+}
+
+/// What constraints and triggers of others refuse, by the constraint's name.
+fn refused_by_database(refused: &Refused) -> Status {
+    let code = match refused.what {
+        Refusal::Duplicate => Code::AlreadyExists,
+        Refusal::Value => Code::InvalidArgument,
+        Refusal::State => Code::FailedPrecondition,
+    };
+    let constraint = refused.constraint.iter();
+    let metadata = constraint.map(|name| ("constraint".to_owned(), name.clone())).collect();
+    let words = format!("the database refused the write: {refused}");
+    status(code, words, "CONSTRAINT_VIOLATED", metadata)
 }
 
 pub(super) fn not_found() -> Status {

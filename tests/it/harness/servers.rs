@@ -64,7 +64,7 @@ fn make_template(server: &Postgres) {
         template.close().await;
         let options = hotshelf::config::DatabaseArgs { database_url: url }.one_connection();
         let hotshelf = hotshelf::postgres::Postgres::new(&options, Metrics::new()).unwrap();
-        hotshelf.migrate().await.unwrap();
+        hotshelf.migrate(hotshelf::postgres::Migrate::Auto).await.unwrap();
         // Nobody may be connected to a template that is copied.
         hotshelf.close().await;
         admin.close().await;

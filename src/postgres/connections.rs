@@ -1,0 +1,291 @@
+//! The connections that callers' statements run on.
+//!
+//! sqlx's pool asks a connection for a sign of life before and after each use, and hides why it cannot connect. Here a
+//! statement costs one round trip: connections are opened ahead, with their statements prepared, and looked after in the
+//! background. That also tells whether Postgres is down: then what needs it is refused at once.
+
+mod maintenance;
+
+use std::collections::VecDeque;
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use sqlx::PgConnection;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+
+use super::error::{is_broken, message, unreachable};
+use super::session::Session;
+use super::{Error, within};
+
+/// A connection that answered within this time is taken for alive by a write, which cannot be repeated when it is not.
+const ALIVE_FOR: Duration = Duration::from_millis(1_500);
+
+/// The connections of one instance.
+#[derive(Debug)]
+pub(super) struct Connections {
+    session: Session,
+    limit: u32,
+    /// How long a caller waits for a connection, or for one to be opened.
+    timeout: Duration,
+    slots: Arc<Semaphore>,
+    state: Mutex<State>,
+    /// Asks for maintenance at once.
+    wake: Notify,
+}
+
+#[derive(Debug)]
+struct State {
+    /// The one that was used last is at the end, and used first.
+    idle: VecDeque<Idle>,
+    /// Idle, in use, and being opened.
+    open: u32,
+    /// When Postgres last answered anything.
+    answered: Instant,
+    /// When a connection broke last.
+    broke: Option<Instant>,
+    /// Why Postgres is taken for down.
+    down: Option<String>,
+    closed: bool,
+}
+
+#[derive(Debug)]
+struct Idle {
+    connection: PgConnection,
+    opened: Instant,
+    answered: Instant,
+}
+
+/// A connection in use. It goes back when its last statement was [settled](Self::settle), and is closed otherwise.
+#[derive(Debug)]
+pub(super) struct Connection {
+    idle: Option<Idle>,
+    is_settled: bool,
+    /// Whether it was opened for this use: then a break is no accident of its idle time.
+    pub(super) is_fresh: bool,
+    pool: Arc<Connections>,
+    _slot: OwnedSemaphorePermit,
+}
+
+impl Connections {
+    pub(super) fn new(session: Session, limit: u32, timeout: Duration) -> Arc<Self> {
+        let state = State {
+            idle: VecDeque::new(),
+            open: 0,
+            answered: Instant::now(),
+            broke: None,
+            down: None,
+            closed: false,
+        };
+        let slots = Arc::new(Semaphore::new(limit as usize));
+        Arc::new(Self {
+            session,
+            limit,
+            timeout,
+            slots,
+            state: Mutex::new(state),
+            wake: Notify::new(),
+        })
+    }
+
+    /// A connection for a statement that can be repeated.
+    pub(super) async fn acquire(
+        self: &Arc<Self>,
+        deadline: Option<Instant>,
+    ) -> Result<Connection, Error> {
+        self.check()?;
+        let until = self.until(deadline);
+        let slot = Arc::clone(&self.slots).acquire_owned();
+        let slot = tokio::time::timeout_at(until.into(), slot).await;
+        let slot =
+            slot.map_err(|_| Error::Unavailable("no connection became free in time".into()))?;
+        let slot =
+            slot.map_err(|_| Error::Unavailable("the connections were closed".to_owned()))?;
+        self.check()?;
+        let idle = self.state.lock().idle.pop_back();
+        let (idle, is_fresh) = match idle {
+            Some(idle) => (idle, false),
+            None => (self.open(until).await?, true),
+        };
+        let pool = Arc::clone(self);
+        Ok(Connection { idle: Some(idle), is_settled: true, is_fresh, pool, _slot: slot })
+    }
+
+    /// A connection for a statement that cannot be repeated: one that has answered lately.
+    pub(super) async fn acquire_alive(
+        self: &Arc<Self>,
+        deadline: Option<Instant>,
+    ) -> Result<Connection, Error> {
+        use sqlx::Connection as _;
+        let mut connection = self.acquire(deadline).await?;
+        if connection.is_surely_alive() {
+            return Ok(connection);
+        }
+        let until = self.until(deadline);
+        let limit = until.saturating_duration_since(Instant::now());
+        match within(Some(limit), connection.ping()).await {
+            Ok(()) => connection.answered_now(),
+            Err(_) => connection.reopen(deadline).await?,
+        }
+        Ok(connection)
+    }
+
+    /// Until when a caller waits for a connection.
+    fn until(&self, deadline: Option<Instant>) -> Instant {
+        let until = Instant::now() + self.timeout;
+        deadline.map_or(until, |deadline| deadline.min(until))
+    }
+
+    /// While Postgres is known to be down, nothing waits for it.
+    pub(super) fn check(&self) -> Result<(), Error> {
+        self.state.lock().down.as_ref().map_or(Ok(()), |why| Err(Error::Unavailable(why.clone())))
+    }
+
+    async fn open(self: &Arc<Self>, until: Instant) -> Result<Idle, Error> {
+        let opening = Opening::begin(self);
+        let began = Instant::now();
+        match self.session.open(until.saturating_duration_since(began)).await {
+            Ok(connection) => Ok(opening.done(connection)),
+            Err(error) => {
+                self.unreachable_since(began, &error);
+                Err(unreachable(&error))
+            }
+        }
+    }
+
+    /// Postgres is down when it could not be reached, and has answered nothing on any connection meanwhile.
+    fn unreachable_since(&self, began: Instant, error: &sqlx::Error) {
+        let mut state = self.state.lock();
+        if state.answered < began && state.down.is_none() {
+            let why = message(error);
+            tracing::warn!(%why, "PostgreSQL cannot be reached; what needs it is refused until it can");
+            state.down = Some(why);
+        }
+        drop(state);
+        self.wake.notify_one();
+    }
+
+    fn answered(&self) {
+        let mut state = self.state.lock();
+        state.answered = Instant::now();
+        if state.down.take().is_some() {
+            tracing::info!("PostgreSQL can be reached again");
+            self.wake.notify_one();
+        }
+    }
+
+    /// Connections that are open, and those of them that are not in use.
+    pub(super) fn counts(&self) -> (u64, u64) {
+        let state = self.state.lock();
+        (state.open.into(), state.idle.len() as u64)
+    }
+
+    /// Closes what is idle; what is in use is closed when it is given back.
+    pub(super) async fn close(&self) {
+        use sqlx::Connection as _;
+        let idle = {
+            let mut state = self.state.lock();
+            state.closed = true;
+            state.open -= u32::try_from(state.idle.len()).unwrap_or(state.open);
+            std::mem::take(&mut state.idle)
+        };
+        self.slots.close();
+        let close = idle.into_iter().map(|idle| idle.connection.close());
+        futures_util::future::join_all(close).await;
+    }
+}
+
+/// A connection that is being opened counts as open.
+struct Opening<'a>(Option<&'a Connections>);
+
+impl<'a> Opening<'a> {
+    fn begin(pool: &'a Connections) -> Self {
+        pool.state.lock().open += 1;
+        Self(Some(pool))
+    }
+
+    fn done(mut self, connection: PgConnection) -> Idle {
+        if let Some(pool) = self.0.take() {
+            pool.answered();
+        }
+        let now = Instant::now();
+        Idle { connection, opened: now, answered: now }
+    }
+}
+
+impl Drop for Opening<'_> {
+    fn drop(&mut self) {
+        if let Some(pool) = self.0 {
+            pool.state.lock().open -= 1;
+        }
+    }
+}
+
+impl Connection {
+    /// Looks at the outcome of the statement that ran last: whether the connection can be used again.
+    pub(super) fn settle<T>(&mut self, outcome: &Result<T, sqlx::Error>) {
+        match outcome {
+            Err(error) if is_broken(error) => {
+                // The others may have broken with it.
+                self.pool.state.lock().broke = Some(Instant::now());
+                self.pool.wake.notify_one();
+            }
+            _ => self.answered_now(),
+        }
+    }
+
+    fn answered_now(&mut self) {
+        self.is_settled = true;
+        if let Some(idle) = &mut self.idle {
+            idle.answered = Instant::now();
+        }
+        self.pool.answered();
+    }
+
+    /// Whether it has answered lately, and since any connection broke.
+    fn is_surely_alive(&self) -> bool {
+        let broke = self.pool.state.lock().broke;
+        let answered = self.idle.as_ref().map(|idle| idle.answered);
+        answered.is_some_and(|answered| answered.elapsed() < ALIVE_FOR && Some(answered) > broke)
+    }
+
+    /// A new connection in place of this one, which broke.
+    pub(super) async fn reopen(&mut self, deadline: Option<Instant>) -> Result<(), Error> {
+        if self.idle.take().is_some() {
+            self.pool.state.lock().open -= 1;
+        }
+        self.pool.check()?;
+        self.idle = Some(self.pool.open(self.pool.until(deadline)).await?);
+        (self.is_settled, self.is_fresh) = (true, true);
+        Ok(())
+    }
+}
+
+impl Deref for Connection {
+    type Target = PgConnection;
+
+    fn deref(&self) -> &PgConnection {
+        &self.idle.as_ref().expect("it is taken in drop only").connection
+    }
+}
+
+impl DerefMut for Connection {
+    /// Until the outcome of what it is used for is settled it cannot be used again.
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        self.is_settled = false;
+        &mut self.idle.as_mut().expect("it is taken in drop only").connection
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        let Some(idle) = self.idle.take() else { return };
+        let mut state = self.pool.state.lock();
+        if self.is_settled && !state.closed {
+            state.idle.push_back(idle);
+        } else {
+            state.open -= 1;
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! What can go wrong, as far as a caller can act on it, from what sqlx and PostgreSQL report.
+
+use std::io::ErrorKind;
+
+use sqlx::error::DatabaseError;
+
+use crate::product::Version;
+
+/// Why a read or a write failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Postgres cannot be reached, is overloaded, or took too long. Nothing was changed.
+    #[error("PostgreSQL is not available: {0}")]
+    Unavailable(String),
+    /// The connection broke while a write was under way: it may have been committed.
+    #[error("the connection to PostgreSQL broke during a write: {0}")]
+    OutcomeUnknown(String),
+    /// This instance asks as much of Postgres as it may already.
+    #[error("too many loads from PostgreSQL are in flight or waiting")]
+    OverBudget,
+    /// Another transaction held the row until the caller's deadline. Nothing was changed.
+    #[error("another transaction held the row until the deadline")]
+    Locked,
+    /// No such product.
+    #[error("no such product")]
+    NotFound,
+    /// The product has another version than the caller expected.
+    #[error("the product is at version {current}")]
+    VersionMismatch {
+        /// The version it has.
+        current: Version,
+    },
+    /// The product is there, and the API cannot express it: the column and the reason.
+    #[error("the product cannot be expressed: {0}")]
+    Unreadable(String),
+    /// A constraint or a trigger that this program does not know refused the write. Nothing was changed.
+    #[error("{0}")]
+    Refused(Refused),
+    /// The sequence of the ids is at its end.
+    #[error("the sequence of the ids is at its end")]
+    NoMoreIds,
+    /// Postgres refused something that it should not.
+    #[error("PostgreSQL: {0}")]
+    Unexpected(String),
+}
+
+/// What the database refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Refused {
+    /// What would have to change.
+    pub what: Refusal,
+    /// The constraint; `None` when PostgreSQL names none.
+    pub constraint: Option<String>,
+    /// The message of PostgreSQL.
+    pub message: String,
+}
+
+/// What would have to change, so that a refused write goes through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// Another row, which has what has to be unique.
+    Duplicate,
+    /// The values of the write.
+    Value,
+    /// Something else in the database.
+    State,
+}
+
+/// The message without the line of PostgreSQL's own source that sqlx appends.
+pub(super) fn message(error: &sqlx::Error) -> String {
+    match error {
+        sqlx::Error::Database(database) => database.message().to_owned(),
+        sqlx::Error::PoolTimedOut => "no connection became free in time".to_owned(),
+        sqlx::Error::Io(error) if error.kind() == ErrorKind::TimedOut => {
+            "no answer came in time".to_owned()
+        }
+        sqlx::Error::Io(error) => error.to_string(),
+        error => error.to_string(),
+    }
+}
+
+/// The error of a statement that changes nothing, or of one that was surely not executed.
+pub(super) fn read_error(error: &sqlx::Error) -> Error {
+    let why = message(error);
+    match error {
+        sqlx::Error::Database(database) => refused(&**database)
+            .map_or_else(|| answered(database.code().as_deref(), why), Error::Refused),
+        sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed => Error::Unavailable(why),
+        error if is_broken(error) => Error::Unavailable(why),
+        _ => Error::Unexpected(why),
+    }
+}
+
+/// The error of a connection that could not be opened: whatever the server has against it, nothing was asked yet.
+pub(super) fn unreachable(error: &sqlx::Error) -> Error {
+    match error {
+        sqlx::Error::Database(_) | sqlx::Error::Configuration(_) => {
+            Error::Unavailable(message(error))
+        }
+        error => read_error(error),
+    }
+}
+
+/// The error of a statement that may have been committed when the connection broke.
+pub(super) fn write_error(error: &sqlx::Error) -> Error {
+    if is_broken(error) { Error::OutcomeUnknown(message(error)) } else { read_error(error) }
+}
+
+/// Whether the connection is of no use any more.
+pub(super) fn is_broken(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(_)
+        | sqlx::Error::Tls(_)
+        | sqlx::Error::Protocol(_)
+        | sqlx::Error::WorkerCrashed => true,
+        // With these the server ends the connection, at any point of a commit: shutdown and crash (57P01, 57P02), an
+        // idle session (57P05), and what a proxy in front of it says of its own connection (class 08).
+        sqlx::Error::Database(database) => database.code().is_some_and(|code| {
+            matches!(&*code, "57P01" | "57P02" | "57P05") || code.starts_with("08")
+        }),
+        _ => false,
+    }
+}
+
+/// The SQLSTATE of an answer of the server.
+pub(super) fn code(error: &sqlx::Error) -> Option<String> {
+    error.as_database_error().and_then(DatabaseError::code).map(std::borrow::Cow::into_owned)
+}
+
+/// Whether a value of a row failed a SELECT: it cannot be converted, or is corrupted on disk.
+pub(super) fn row_of_statement_raised(error: &sqlx::Error) -> bool {
+    code(error).is_some_and(|code| code.starts_with("22") || code.starts_with("XX"))
+}
+
+/// Errors of the server by their class (PostgreSQL, appendix A).
+fn answered(code: Option<&str>, why: String) -> Error {
+    match code {
+        // Text that is not of the client's encoding: a row of a database in SQL_ASCII.
+        Some("22021") => Error::Unreadable(format!("text: {why}")),
+        Some("2200H") => Error::NoMoreIds,
+        // Lock timeout.
+        Some("55P03") => Error::Locked,
+        // 08 connection, 53 out of resources, 57 operator intervention (shutdown, starting up, statement
+        // timeout), 40 serialization and deadlock, 25006 read-only during a failover.
+        Some(code) if ["08", "53", "57", "40"].contains(&&code[..2]) || code == "25006" => {
+            Error::Unavailable(why)
+        }
+        _ => Error::Unexpected(why),
+    }
+}
+
+/// What constraints and triggers raise.
+fn refused(error: &dyn DatabaseError) -> Option<Refused> {
+    let code = error.code()?;
+    let what = match &*code {
+        "23505" => Refusal::Duplicate,
+        // Not null, check; too long, out of range, not in the database's encoding.
+        "23502" | "23514" | "22001" | "22003" | "22P05" => Refusal::Value,
+        "22021" | "2200H" => return None,
+        // Other constraints; what functions of triggers raise (P0001 and others of PL/pgSQL) or run into; WITH CHECK OPTION.
+        code if ["22", "23", "P0", "44", "09", "27", "38", "39"].contains(&&code[..2]) => {
+            Refusal::State
+        }
+        _ => return None,
+    };
+    let constraint = error.constraint().map(str::to_owned);
+    Some(Refused { what, constraint, message: error.message().to_owned() })
+}

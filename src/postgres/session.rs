@@ -1,0 +1,72 @@
+//! Opening a connection, and what every session depends on.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::{AssertSqlSafe, ConnectOptions, Executor};
+
+use super::within;
+
+const APPLICATION: &str = "hotshelf";
+
+/// How connections are opened.
+#[derive(Clone, Debug)]
+pub(super) struct Session {
+    pub(super) connect: PgConnectOptions,
+    settings: String,
+}
+
+impl Session {
+    /// Settings of zero have no limit.
+    pub(super) fn new(url: &str, statement_timeout: Duration) -> Result<Self, String> {
+        let connect = connect_options(url)?;
+        let application = connect.get_application_name().unwrap_or(APPLICATION).replace('\'', "''");
+        let idle =
+            if statement_timeout.is_zero() { 0 } else { statement_timeout.as_millis() + 1_000 };
+        // What the role, the database or the server set for others must not change what our statements mean: a
+        // statement that waits for a lock ends by its own limit, and rows are read as of the statement. `public` is for triggers of others
+        // without a path of their own; our statements qualify every name. A plan that was made when a table was small must not be
+        // kept: 0.1 ms of planning for each statement.
+        let settings = format!(
+            "SET application_name = '{application}'; \
+             SET search_path = public, pg_temp; \
+             SET default_transaction_isolation = 'read committed'; \
+             SET statement_timeout = {}; \
+             SET lock_timeout = 0; \
+             SET idle_in_transaction_session_timeout = {idle}; \
+             SET plan_cache_mode = force_custom_plan",
+            statement_timeout.as_millis()
+        );
+        Ok(Self { connect, settings })
+    }
+
+    /// Opens a connection, within `limit`.
+    pub(super) async fn open(&self, limit: Duration) -> Result<PgConnection, sqlx::Error> {
+        let open = async {
+            let mut connection = self.connect.connect().await?;
+            self.set(&mut connection).await?;
+            Ok(connection)
+        };
+        within(Some(limit), open).await
+    }
+
+    /// In one round trip, and not as startup parameters, which poolers drop or refuse.
+    pub(super) async fn set(&self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+        let settings = sqlx::raw_sql(AssertSqlSafe(self.settings.clone()));
+        connection.execute(settings).await.map(drop)
+    }
+}
+
+fn connect_options(url: &str) -> Result<PgConnectOptions, String> {
+    let scheme = url.split_once("://").map(|(scheme, _)| scheme).unwrap_or_default();
+    if !["postgres", "postgresql"].contains(&scheme) {
+        return Err(format!(
+            "DATABASE_URL has the scheme \"{scheme}\"; use postgres://USER:PASSWORD@HOST:PORT/DATABASE"
+        ));
+    }
+    let options = PgConnectOptions::from_str(url);
+    let options = options.map_err(|error| format!("DATABASE_URL cannot be read: {error}"))?;
+    // A startup parameter that pgbouncer refuses.
+    Ok(options.extra_float_digits(None))
+}

@@ -1,0 +1,288 @@
+//! Writing products: one statement each, and one round trip.
+
+use std::time::{Duration, Instant};
+
+use sqlx::Row as _;
+use sqlx::postgres::{PgArguments, PgRow};
+
+use super::attempts::{Attempts, Kind};
+use super::connections::Connection;
+use super::products::{PRODUCT, select};
+use super::rows::{self, expressible, strict};
+use super::{Error, Postgres};
+use crate::product::{NewProduct, Patch, Price, Product, ProductId, Version};
+
+/// Waiting for a row that another transaction has locked ends after a slice of the caller's time. In the statement itself, before
+/// the row is locked: no round trip more, and gone with it.
+macro_rules! patient {
+    ($parameter:literal) => {
+        concat!(
+            "WITH patient AS MATERIALIZED (SELECT set_config('lock_timeout', ",
+            $parameter,
+            "::text, true)) "
+        )
+    };
+}
+pub(super) const UPDATE: &str = concat!(
+    patient!("$7"),
+    "UPDATE public.products AS product SET name = coalesce($3::text, product.name), \
+     price = coalesce($4::bigint / 100::numeric, product.price), \
+     currency = coalesce($5::text, product.currency), \
+     description = coalesce($6::text, product.description) FROM patient \
+     WHERE product.id = $1::bigint AND ($2::bigint IS NULL OR product.version = $2) AND ",
+    expressible!(),
+    " RETURNING product.id, ",
+    strict!()
+);
+pub(super) const CREATE: &str = concat!(
+    patient!("$5"),
+    "INSERT INTO public.products AS product (name, price, currency, description) \
+     SELECT $1::text, $2::bigint / 100::numeric, $3::text, $4::text FROM patient \
+     ON CONFLICT (id) DO NOTHING RETURNING product.id, ",
+    strict!()
+);
+pub(super) const DELETE: &str = concat!(
+    patient!("$3"),
+    "DELETE FROM public.products AS product USING patient \
+     WHERE product.id = $1::bigint AND ($2::bigint IS NULL OR product.version = $2) \
+     RETURNING product.version::bigint"
+);
+/// Moves the sequence of the ids behind those that are taken, from its last value on, or from `$1`: SQL may insert products with ids of
+/// its own choice. Where many are taken it leaps; short ways are walked, because `setval` would take the sequence back behind a
+/// `nextval` that runs at the same time.
+const NEXT_FREE_ID: &str = "WITH ids AS ( \
+        SELECT name, coalesce($1::bigint, pg_sequence_last_value(name), 0) AS last \
+        FROM (SELECT pg_get_serial_sequence('public.products', 'id')::regclass AS name) AS owned), \
+    free AS (SELECT name, last, ( \
+            SELECT taken.id FROM (SELECT last AS id UNION ALL \
+                (SELECT id FROM public.products WHERE id > last ORDER BY id)) AS taken \
+            WHERE taken.id < 9223372036854775807 AND NOT EXISTS ( \
+                SELECT FROM public.products AS next WHERE next.id = taken.id + 1) \
+            ORDER BY taken.id LIMIT 1) AS before \
+        FROM ids) \
+    SELECT CASE WHEN $1 IS NOT NULL OR before - last > 10000 THEN setval(name, greatest(before, 1), before > 0) \
+        ELSE coalesce((SELECT max(nextval(name)) FROM generate_series(last + 1, before)), before) END \
+    FROM free";
+
+/// A statement that waits longer for a lock is sent again. The server's limit for statements is not for waiting, and behind
+/// another waiter there are two waits in one statement.
+const SLICES_OF_STATEMENT: f64 = 0.4;
+/// A new product waits for a row of its own id or of a unique column only.
+const CREATE_SLICE: Duration = Duration::from_millis(250);
+/// What is left of the caller's time when it is told that the row is locked.
+const TO_TELL: (f64, Duration) = (0.1, Duration::from_millis(100));
+/// How often CreateProduct looks for an id that is free.
+const MOST_IDS: usize = 10;
+
+impl Postgres {
+    /// Changes a product, if it has the expected version.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::VersionMismatch`], [`Error::Locked`], [`Error::Unreadable`], [`Error::Refused`],
+    /// [`Error::Unavailable`] and [`Error::OutcomeUnknown`].
+    pub(crate) async fn update(
+        &self,
+        id: ProductId,
+        patch: &Patch,
+        expected: Option<Version>,
+        deadline: Option<Instant>,
+    ) -> Result<Product, Error> {
+        let mut write = self.begin_write(Some(id), deadline).await?;
+        let row = write
+            .run(self.lock_slice(), |lock_timeout| {
+                sqlx::query(UPDATE)
+                    .bind(id.get())
+                    .bind(expected.map(|version| version.0))
+                    .bind(patch.name.as_ref().map(|name| name.as_str()))
+                    .bind(patch.price.map(Price::hundredths))
+                    .bind(patch.price.map(|price| price.currency().code().to_owned()))
+                    .bind(patch.description.as_ref().map(|text| text.as_str()))
+                    .bind(lock_timeout)
+            })
+            .await?;
+        match row {
+            Some(row) => written(&row),
+            None => Err(write.why_untouched(id, expected).await),
+        }
+    }
+
+    /// Creates a product; Postgres assigns its id.
+    ///
+    /// # Errors
+    /// [`Error::Locked`], [`Error::Refused`], [`Error::Unavailable`] and [`Error::OutcomeUnknown`].
+    pub(crate) async fn create(
+        &self,
+        product: &NewProduct,
+        deadline: Option<Instant>,
+    ) -> Result<Product, Error> {
+        let mut write = self.begin_write(None, deadline).await?;
+        for _ in 0..MOST_IDS {
+            let inserted = write
+                .run(Some(CREATE_SLICE), |lock_timeout| {
+                    sqlx::query(CREATE)
+                        .bind(product.name.as_str())
+                        .bind(product.price.hundredths())
+                        .bind(product.price.currency().code().to_owned())
+                        .bind(product.description.as_str())
+                        .bind(lock_timeout)
+                })
+                .await;
+            match inserted {
+                Ok(Some(row)) => return written(&row),
+                Ok(None) => write.skip_taken_ids(None).await?,
+                // The sequence is at its end: the ids that are free are below.
+                Err(Error::NoMoreIds) => write.skip_taken_ids(Some(0)).await?,
+                Err(error) => return Err(error),
+            }
+        }
+        Err(Error::Unavailable("no id was free".to_owned()))
+    }
+
+    /// Deletes a product, if it has the expected version. Returns the version that it had.
+    ///
+    /// # Errors
+    /// As those of [`update`](Self::update).
+    pub(crate) async fn delete(
+        &self,
+        id: ProductId,
+        expected: Option<Version>,
+        deadline: Option<Instant>,
+    ) -> Result<Version, Error> {
+        let mut write = self.begin_write(Some(id), deadline).await?;
+        let deleted = write
+            .run(self.lock_slice(), |lock_timeout| {
+                sqlx::query(DELETE)
+                    .bind(id.get())
+                    .bind(expected.map(|version| version.0))
+                    .bind(lock_timeout)
+            })
+            .await?;
+        match deleted {
+            Some(row) => Ok(Version(row.try_get(0).unwrap_or_default())),
+            None => Err(write.why_untouched(id, expected).await),
+        }
+    }
+
+    async fn begin_write(
+        &self,
+        id: Option<ProductId>,
+        deadline: Option<Instant>,
+    ) -> Result<Write, Error> {
+        self.callers.check()?;
+        let began = Instant::now();
+        let locked_at = deadline.map(|deadline| {
+            let (share, most) = TO_TELL;
+            let left = deadline.saturating_duration_since(began);
+            deadline - left.mul_f64(share).min(most)
+        });
+        let turn = self.writers.turn(id, locked_at).await?;
+        let connection = self.callers.acquire_alive(deadline).await?;
+        Ok(Write { connection, deadline, locked_at, timeout: self.timeout, _turn: turn })
+    }
+
+    fn lock_slice(&self) -> Option<Duration> {
+        let limited = !self.statement_timeout.is_zero();
+        limited.then(|| self.statement_timeout.mul_f64(SLICES_OF_STATEMENT))
+    }
+}
+
+type Statement<'q> = sqlx::query::Query<'q, sqlx::Postgres, PgArguments>;
+
+/// A write on its way.
+struct Write {
+    connection: Connection,
+    deadline: Option<Instant>,
+    /// When it waits for a row no longer.
+    locked_at: Option<Instant>,
+    timeout: Option<Duration>,
+    _turn: super::writers::WriteTurn,
+}
+
+impl Write {
+    /// Runs a statement, again for as long as it waits for a row within the caller's time.
+    async fn run<'q>(
+        &mut self,
+        slice: Option<Duration>,
+        statement: impl Fn(String) -> Statement<'q>,
+    ) -> Result<Option<PgRow>, Error> {
+        let mut attempts = Attempts::new(Kind::Write, self.deadline, self.timeout);
+        let mut has_waited = false;
+        loop {
+            let lock_timeout = match lock_timeout(self.locked_at, slice) {
+                Some(lock_timeout) => lock_timeout,
+                None if has_waited => return Err(Error::Locked),
+                None => return Err(too_late()),
+            };
+            let answer = statement(lock_timeout).fetch_optional(&mut *self.connection);
+            let outcome = attempts.in_time(answer).await;
+            match attempts.settle(&mut self.connection, outcome).await {
+                Ok(Some(answer)) => return Ok(answer),
+                Ok(None) => {}
+                // Without a deadline, a slice is all.
+                Err(Error::Locked) if self.deadline.is_some() => has_waited = true,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// A write that touched no row changed nothing; this only finds the reason.
+    async fn why_untouched(&mut self, id: ProductId, expected: Option<Version>) -> Error {
+        let mut attempts = Attempts::new(Kind::Read, self.deadline, self.timeout);
+        let rows = loop {
+            let outcome = attempts.in_time(select(&mut self.connection, &[id])).await;
+            match attempts.settle(&mut self.connection, outcome).await {
+                Ok(Some(rows)) => break rows,
+                Ok(None) => {}
+                Err(error) => return error,
+            }
+        };
+        let Some(row) = rows.first().filter(|row| row.try_get(1).unwrap_or(false)) else {
+            return Error::NotFound;
+        };
+        let current = rows::version(row, PRODUCT);
+        match rows::decode(id, row, PRODUCT) {
+            _ if expected.is_some_and(|expected| expected != current) => {
+                Error::VersionMismatch { current }
+            }
+            Err(why) => Error::Unreadable(why),
+            Ok(_) => Error::Unavailable("the product was changed at the same time".to_owned()),
+        }
+    }
+
+    /// Moves the sequence of the ids to one that is free.
+    async fn skip_taken_ids(&mut self, from: Option<i64>) -> Result<(), Error> {
+        let mut attempts = Attempts::new(Kind::Write, self.deadline, self.timeout);
+        loop {
+            let skip = sqlx::query(NEXT_FREE_ID).bind(from).fetch_optional(&mut *self.connection);
+            let outcome = attempts.in_time(skip).await;
+            if attempts.settle(&mut self.connection, outcome).await?.is_some() {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// How long a statement may wait for a lock, for Postgres to keep: it takes 0 for ever. `None` when nothing is left until
+/// `deadline`; then nothing is begun.
+fn lock_timeout(deadline: Option<Instant>, slice: Option<Duration>) -> Option<String> {
+    let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+    let wait = match (left, slice) {
+        (None, None) => return Some("0".to_owned()),
+        (Some(wait), None) | (None, Some(wait)) => wait,
+        (Some(left), Some(slice)) => left.min(slice),
+    };
+    // Postgres counts to 2^31 ms.
+    let millis = i32::try_from(wait.as_millis()).unwrap_or(i32::MAX);
+    (millis > 0).then(|| millis.to_string())
+}
+
+fn too_late() -> Error {
+    Error::Unavailable("the caller's deadline has passed, and nothing was begun".to_owned())
+}
+
+/// The product that a write made.
+fn written(row: &PgRow) -> Result<Product, Error> {
+    let id = row.try_get(0).ok().and_then(ProductId::new);
+    let id = id.ok_or_else(|| Error::Unreadable("id: is not 1 or more".to_owned()))?;
+    rows::decode(id, row, 1).map_err(Error::Unreadable)
+}
