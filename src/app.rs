@@ -54,6 +54,7 @@ pub struct App {
     pub pauses: PausePoints,
     /// Which of its protections tests may turn off.
     pub controls: Controls,
+    relay: Arc<Relay>,
     redis: Arc<Redis>,
     postgres: Arc<Postgres>,
     drain: Drain,
@@ -123,7 +124,7 @@ impl App {
         };
         observe(&parts);
         let catalog = Catalog::start(parts, args.catalog());
-        Relay::start(
+        let relay = Relay::start(
             Arc::clone(&postgres),
             Arc::clone(&redis),
             Arc::clone(&metrics),
@@ -151,6 +152,7 @@ impl App {
             metrics,
             pauses,
             controls,
+            relay,
             redis,
             postgres,
             drain,
@@ -179,6 +181,7 @@ impl App {
         if !in_time {
             tracing::warn!(grace = ?self.drain_grace, "calls were still in flight after the grace time");
         }
+        self.relay.let_go().await;
         self.redis.close().await;
         self.postgres.close().await;
         in_time

@@ -348,7 +348,8 @@ impl LoadTicket {
     pub fn offer(&self, entry: Entry) {
         self.hot.recent.publish(self.id, entry.revision(), true);
         let stripe = self.hot.slots.stripe(self.id);
-        let current = entry.revision() >= self.floor() && self.is_covered();
+        let current = entry.revision() >= self.floor() && self.is_covered()
+            || !self.hot.controls.holds(Protection::SlotVersions);
         if let Some(held) = self.hot.slots.peek(self.id).filter(|_| current) {
             let known_at = entry.known_at();
             self.hot.replace(self.id, &held, entry, known_at, &stripe);

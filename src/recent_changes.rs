@@ -93,15 +93,16 @@ impl RecentChanges {
     pub fn floor(&self, id: ProductId) -> Revision {
         let state = self.state.read();
         let published = state.published.get(&id).map(|(revision, _)| *revision);
-        let floors = state.generations.iter().map(|generation| generation.floor(id));
-        floors.chain(published).max().unwrap_or(Revision::NONE)
+        state.floor(id).max(published.unwrap_or(Revision::NONE))
     }
 
     /// A load or a write of `id` begins.
     #[must_use]
     pub fn begin(&self, id: ProductId) -> Began {
         let polls = self.polls.load(Ordering::Acquire);
-        Began { polls, floor: self.floor(id) }
+        // Without what is only published: that may be wrong, and the floor lasts as long as the load.
+        let floor = self.state.read().floor(id);
+        Began { polls, floor }
     }
 
     /// The floor of what began then.
@@ -166,6 +167,12 @@ impl RecentChanges {
         true
     }
 
+    /// What there was too much of is applied to Redis by now. What began before is rejected: it may have read Redis before that.
+    pub fn overflow_ends(&self, poll: PollNumber) {
+        let mut state = self.state.write();
+        state.dropped = state.dropped.max(poll.0);
+    }
+
     /// Forgets what polls up to this one brought: Redis reflects it, and no copy is older.
     pub fn drop_through(&self, poll: PollNumber) {
         let mut state = self.state.write();
@@ -185,6 +192,11 @@ impl RecentChanges {
 }
 
 impl State {
+    fn floor(&self, id: ProductId) -> Revision {
+        let floors = self.generations.iter().map(|generation| generation.floor(id));
+        floors.max().unwrap_or(Revision::NONE)
+    }
+
     fn forget_all(&mut self, poll: u64) {
         self.generations.clear();
         self.size = 0;

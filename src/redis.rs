@@ -164,6 +164,11 @@ impl Redis {
         }
     }
 
+    /// Whether this is the scope of the keys.
+    pub(crate) fn has_scope(&self, scope: &str) -> bool {
+        self.keys.load().prefix == Keys::new(&self.options.namespace, scope).prefix
+    }
+
     fn keys(&self) -> arc_swap::Guard<Arc<Keys>> {
         self.keys.load()
     }

@@ -31,6 +31,8 @@ const REMOVED: usize = 500;
 const LEASE: Duration = Duration::from_secs(3);
 /// How often the lease is renewed, a mark is made, and the outbox is pruned.
 const UPKEEP: Duration = Duration::from_secs(1);
+/// How long giving the lease back may take.
+const LET_GO: Duration = Duration::from_millis(500);
 /// Between tries with Postgres in trouble, and to apply what a server of Redis has not taken.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(500);
 /// Changes that wait for a server of Redis to answer. With more, what Redis holds is given up.
@@ -73,6 +75,8 @@ struct Work<'a> {
     bulk: VecDeque<Vec<(ProductId, Revision)>>,
     /// Whether more is applied than the table says.
     has_news: bool,
+    /// Of the last poll.
+    scope: String,
     retry_at: Instant,
     upkeep_at: Instant,
 }
@@ -87,11 +91,20 @@ impl Relay {
         vacancy: Arc<Notify>,
         options: RelayOptions,
         drain: &Drain,
-    ) {
+    ) -> Arc<Self> {
         let holder = format!("{:032x}", rand::random::<u128>());
         let relay =
             Arc::new(Self { postgres, redis, metrics, pauses, controls, options, holder, vacancy });
-        drain.spawn_loop(BackgroundTask::Relay, move || Arc::clone(&relay).run());
+        let running = Arc::clone(&relay);
+        drain.spawn_loop(BackgroundTask::Relay, move || Arc::clone(&running).run());
+        relay
+    }
+
+    /// Gives the lease back, so that another instance relays at once. To be called when the loop has ended.
+    pub async fn let_go(&self) {
+        let mut reader = self.postgres.change_reader(Snapshot::empty());
+        // Otherwise it expires.
+        let _ = tokio::time::timeout(LET_GO, reader.let_relay_go(&self.holder)).await;
     }
 
     async fn run(self: Arc<Self>) -> Result<Infallible, Infallible> {
@@ -122,6 +135,7 @@ impl Relay {
             pending: Pending::default(),
             bulk: VecDeque::new(),
             has_news: true,
+            scope: String::new(),
             retry_at: now,
             upkeep_at: now,
         };
@@ -157,6 +171,7 @@ impl Relay {
         let new: Vec<Change> =
             changes.single.into_iter().map(|(id, revision)| Change { id, revision }).collect();
         work.bulk.extend(changes.packs);
+        work.scope = changes.scope;
         for batch in new.chunks(BATCH) {
             self.pauses.reach(Point::RelayRead).await;
             self.apply(batch, work).await?;
@@ -184,7 +199,7 @@ impl Relay {
                 Err(_) => work.put_off(*change),
             }
         }
-        for (change, replaced) in older.iter().zip(self.replace(&older).await?) {
+        for (change, replaced) in older.iter().zip(self.replace(&older, &work.scope).await?) {
             match replaced {
                 true => applied.push(*change),
                 false => work.put_off(*change),
@@ -199,12 +214,16 @@ impl Relay {
     }
 
     /// Replaces entries that are older. Returns of each whether Redis took it.
-    async fn replace(&self, older: &[Change]) -> Result<Vec<bool>, postgres::Error> {
+    async fn replace(&self, older: &[Change], scope: &str) -> Result<Vec<bool>, postgres::Error> {
         if older.is_empty() {
             return Ok(Vec::new());
         }
         let ids: Vec<ProductId> = older.iter().map(|change| change.id).collect();
         let loaded = self.postgres.load_now(&ids).await?;
+        if !self.redis.has_scope(scope) {
+            // What was read may be of an epoch that was lost.
+            return Ok(vec![false; older.len()]);
+        }
         let mut entries: HashMap<ProductId, Entry, RandomState> = HashMap::default();
         for product in &loaded.products {
             let entry = Entry::live(product, loaded.known_at, self.options.ttl.product());
@@ -259,14 +278,20 @@ impl Relay {
     /// Renews the lease, makes a mark and prunes the outbox. Returns whether the lease is still held.
     async fn keep_up(&self, work: &mut Work<'_>) -> Result<bool, postgres::Error> {
         work.upkeep_at = Instant::now() + UPKEEP;
-        if work.reader.hold_relay(&self.holder, LEASE).await?.is_none() {
+        let Some(relayed) = work.reader.hold_relay(&self.holder, LEASE).await? else {
             return Ok(false);
+        };
+        if !relayed.is_subset_of(work.reader.seen()) {
+            // Another instance held the lease meanwhile, and is further: this one begins anew.
+            return work.reader.let_relay_go(&self.holder).await.map(|()| false);
         }
         let done = work.pending.is_empty() && work.bulk.is_empty();
         let seen = work.reader.seen().clone();
         work.has_news = false;
         self.compare_marks(work).await?;
-        let mark = work.reader.mark(&seen, done).await?;
+        let Some(mark) = work.reader.mark(&self.holder, &seen, done).await? else {
+            return Ok(false);
+        };
         let _ = self.redis.leave_mark(&format!("{} {}", mark.id, mark.token)).await;
         let keep = Retention {
             relayed: self.options.retention,

@@ -184,8 +184,8 @@ impl Catalog {
     pub(super) fn is_current(&self, entry: &Entry) -> bool {
         let now = Moment::now();
         let known_at = entry.surely_known_at();
-        let followed = self.hot.is_proven() && known_at >= self.feed.redis_covered_since.load();
-        followed || known_at >= now.before(self.options.trust)
+        let followed = self.hot.is_proven() || known_at >= now.before(self.options.trust);
+        followed && known_at >= self.feed.redis_covered_since.load()
     }
 
     /// The newest version that Postgres had given out by now: one above it is impossible. `None` when Postgres does not say.
@@ -240,6 +240,10 @@ impl Follower {
                 self.reader.start_over();
                 return Ok(Duration::ZERO);
             }
+        }
+        if before == Snapshot::empty() {
+            // What was committed and pruned before the first poll arrived is not in it.
+            catalog.hot.void_before(Moment::now());
         }
         self.apply(number, &mut changes).await;
         if changes.relay_is_free {
@@ -306,7 +310,7 @@ impl Follower {
             tokio::task::yield_now().await;
         }
         catalog.hot.prove(changes.asked);
-        self.drop_pruned(changes);
+        self.drop_pruned(number, changes);
     }
 
     /// There are more changes than are kept: any copy from before may be old.
@@ -323,8 +327,9 @@ impl Follower {
     }
 
     /// What was pruned is applied to Redis, and no load is as old.
-    fn drop_pruned(&mut self, changes: &Changes) {
+    fn drop_pruned(&mut self, number: PollNumber, changes: &Changes) {
         if self.overflowed_at.take_if(|seen| seen.is_subset_of(&changes.relayed)).is_some() {
+            self.catalog.recent.overflow_ends(number);
             self.catalog.feed.redis_covered_since.store(Moment::NEVER);
         }
         let mut pruned = None;

@@ -341,7 +341,8 @@ impl Catalog {
         }
         let (loads, entries) = (readable, known);
         if let Some(why) = publish {
-            let publishes = loads.iter().zip(&entries);
+            // What was read before the epoch changed must not replace what is in Redis in the new one.
+            let publishes = loads.iter().zip(&entries).filter(|(load, _)| load.ticket.is_covered());
             let publishes =
                 publishes.map(|(load, entry)| self.redis.publish(load.pilot.id(), entry, why));
             // What Redis did not take is counted there, and found again by the next load.

@@ -57,10 +57,14 @@ const POLL: &str = "SELECT NULL::bigint[] AS product_ids, NULL::bigint[] AS vers
     SELECT product_ids, versions, deleted, xid::text, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL \
     FROM hotshelf.outbox WHERE xid = ANY($2::xid8[])";
 
-/// The epoch is replaced by the first instance that finds out; the others find that it is another already.
-const RAISE_EPOCH: &str = "UPDATE hotshelf.catalogue \
-    SET epoch = gen_random_uuid(), redis_epoch = gen_random_uuid(), timeline = $2, epoch_time = clock_timestamp() \
-    WHERE substr(md5($3 || '/' || epoch), 1, 16) = $1";
+/// The epoch is replaced by the first instance that finds out; the others find that it is another already. Redis starts empty in it, and
+/// all memory does: nothing is left to relay, and the snapshots of before name transactions that are others now.
+const RAISE_EPOCH: &str = "WITH raised AS (UPDATE hotshelf.catalogue \
+        SET epoch = gen_random_uuid(), redis_epoch = gen_random_uuid(), timeline = $2, epoch_time = clock_timestamp() \
+        WHERE substr(md5($3 || '/' || epoch), 1, 16) = $1 RETURNING epoch), \
+    reset AS (UPDATE hotshelf.feed SET pruned = pg_current_snapshot(), relayed = pg_current_snapshot(), \
+        holder = NULL, held_until = '-infinity' WHERE EXISTS (SELECT FROM raised)) \
+    DELETE FROM hotshelf.marks WHERE EXISTS (SELECT FROM raised)";
 
 #[derive(FromRow)]
 struct Row {
@@ -340,13 +344,19 @@ impl ChangeReader {
     ///
     /// # Errors
     /// [`Error::Unavailable`].
-    pub(crate) async fn raise_epoch(&mut self, of: &str) -> Result<bool, Error> {
+    pub(crate) async fn raise_epoch(&mut self, of: &str) -> Result<(), Error> {
         let Some((connection, server)) = &mut self.connection else {
             return Err(Error::Unavailable("the connection was lost".to_owned()));
         };
         let raise = sqlx::query(RAISE_EPOCH).bind(of).bind(server.timeline).bind(&server.identity);
-        let raised = within(Some(SILENCE), raise.execute(connection)).await;
-        Ok(raised.map_err(|error| read_error(&error))?.rows_affected() > 0)
+        let raised = within(Some(ANSWER), raise.execute(connection)).await;
+        raised.map(drop).map_err(|error| read_error(&error))
+    }
+
+    /// The identity of the catalogue, and the epoch that the last poll read.
+    pub(super) fn epoch(&self) -> Option<(String, String)> {
+        let identity = self.connection.as_ref().map(|(_, server)| server.identity.clone())?;
+        Some((identity, self.epoch.clone()?))
     }
 
     /// The same, of the epoch that the last poll read.
@@ -355,7 +365,7 @@ impl ChangeReader {
     /// [`Error::Unavailable`].
     pub(crate) async fn raise_epoch_now(&mut self) -> Result<(), Error> {
         match self.epoch.clone() {
-            Some(epoch) => self.raise_epoch(&epoch).await.map(drop),
+            Some(epoch) => self.raise_epoch(&epoch).await,
             None => Ok(()),
         }
     }

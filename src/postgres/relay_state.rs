@@ -16,18 +16,33 @@ const REPAIR: &str = "WITH now AS (SELECT pg_snapshot_xmax(pg_current_snapshot()
     lost AS (DELETE FROM hotshelf.marks USING now WHERE pg_snapshot_xmax(snapshot) > now.xmax) \
     UPDATE hotshelf.feed SET pruned = pg_current_snapshot(), relayed = '1:1:' FROM now \
     WHERE pg_snapshot_xmax(pruned) > now.xmax OR pg_snapshot_xmax(relayed) > now.xmax";
-const LET_GO: &str =
-    "UPDATE hotshelf.feed SET held_until = '-infinity' WHERE holder = $1::uuid";
-const MARK: &str = "INSERT INTO hotshelf.marks (snapshot, relayed) VALUES ($1::pg_snapshot, $2) \
-    RETURNING id, token::text";
+const LET_GO: &str = "UPDATE hotshelf.feed SET held_until = '-infinity' WHERE holder = $1::uuid";
+/// Only by the holder of the lease, and in the epoch of its cursor: snapshots of a history that was lost name transactions that
+/// are others now.
+macro_rules! fenced {
+    () => {
+        "holder = $1::uuid AND EXISTS (SELECT FROM hotshelf.catalogue \
+         WHERE substr(md5($2 || '/' || epoch), 1, 16) = $3)"
+    };
+}
+const MARK: &str = concat!(
+    "INSERT INTO hotshelf.marks (snapshot, relayed) SELECT $4::pg_snapshot, $5 FROM hotshelf.feed WHERE ",
+    fenced!(),
+    " RETURNING id, token::text"
+);
 /// The marker before the rows, so that no instance takes rows that are gone for rows that never were. It is the newest mark that is old enough
 /// and relayed, or so old that no entry of Redis can be older.
-const ADVANCE: &str = "UPDATE hotshelf.feed SET relayed = coalesce($2::pg_snapshot, relayed), pruned = coalesce( \
+const ADVANCE: &str = concat!(
+    "UPDATE hotshelf.feed SET relayed = coalesce($4::pg_snapshot, relayed), pruned = coalesce( \
         (SELECT snapshot FROM hotshelf.marks \
-         WHERE relayed AND mark_time < clock_timestamp() - $3::bigint * interval '1 millisecond' \
-            OR mark_time < clock_timestamp() - $4::bigint * interval '1 millisecond' \
-         ORDER BY id DESC LIMIT 1), pruned) \
-    WHERE holder = $1::uuid RETURNING pruned::text";
+         WHERE (relayed AND mark_time < clock_timestamp() - $5::bigint * interval '1 millisecond' \
+             OR mark_time < clock_timestamp() - $6::bigint * interval '1 millisecond') \
+             AND pg_snapshot_xmax(snapshot) >= pg_snapshot_xmax(pruned) \
+         ORDER BY pg_snapshot_xmax(snapshot) DESC, id DESC LIMIT 1), pruned) \
+     WHERE ",
+    fenced!(),
+    " RETURNING pruned::text"
+);
 const PRUNE: &str = "DELETE FROM hotshelf.outbox WHERE (xid, seq) IN ( \
         SELECT xid, seq FROM hotshelf.outbox \
         WHERE xid < pg_snapshot_xmax($1::pg_snapshot) AND pg_visible_in_snapshot(xid, $1::pg_snapshot) \
@@ -83,13 +98,22 @@ impl ChangeReader {
     }
 
     /// Notes that `snapshot` was taken by now, and whether all that it sees is relayed.
-    pub(crate) async fn mark(&mut self, snapshot: &Snapshot, relayed: bool) -> Result<Mark, Error> {
-        let snapshot = snapshot.to_string();
-        let mark = async |connection: &mut PgConnection| {
-            sqlx::query_as(MARK).bind(snapshot).bind(relayed).fetch_one(connection).await
+    /// `None` when this instance does not hold the lease any more.
+    pub(crate) async fn mark(
+        &mut self,
+        holder: &str,
+        snapshot: &Snapshot,
+        relayed: bool,
+    ) -> Result<Option<Mark>, Error> {
+        let (snapshot, Some((identity, epoch))) = (snapshot.to_string(), self.epoch()) else {
+            return Ok(None);
         };
-        let (id, token) = self.run(mark).await?;
-        Ok(Mark { id, token })
+        let mark = async |connection: &mut PgConnection| {
+            let mark = sqlx::query_as(MARK).bind(holder).bind(identity).bind(epoch);
+            mark.bind(snapshot).bind(relayed).fetch_optional(connection).await
+        };
+        let mark = self.run(mark).await?;
+        Ok(mark.map(|(id, token)| Mark { id, token }))
     }
 
     /// Whether this database has a mark, or may have pruned it.
@@ -109,10 +133,13 @@ impl ChangeReader {
         relayed: Option<&Snapshot>,
         keep: Retention,
     ) -> Result<bool, Error> {
+        let Some((identity, epoch)) = self.epoch() else { return Ok(false) };
         let relayed = relayed.map(Snapshot::to_string);
         let prune = async |connection: &mut PgConnection| {
             let advanced: Option<(String,)> = sqlx::query_as(ADVANCE)
                 .bind(holder)
+                .bind(identity)
+                .bind(epoch)
                 .bind(relayed)
                 .bind(millis(keep.relayed))
                 .bind(millis(keep.unrelayed))

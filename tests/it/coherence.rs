@@ -305,7 +305,10 @@ async fn wrong_hint(stack: Stack) {
     let mut hint = id.to_be_bytes().to_vec();
     hint.extend(i64::MAX.to_be_bytes());
     hint.push(0);
-    assert_eq!(stack.redis_publish("changes", &hint).await, 1, "the instance hears it");
+    eventually("the instance hears it", || async {
+        stack.redis_publish("changes", &hint).await == 1
+    })
+    .await;
     eventually("memory is invalid", || async {
         let held = node.hot.peek(ProductId::new(id).unwrap());
         held.is_some_and(|held| held.is_void())

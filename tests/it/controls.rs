@@ -132,6 +132,11 @@ async fn fill_lease(stack: Stack) {
 async fn relay(stack: Stack) {
     let (a, b, id) = without(&stack, Protection::Relay).await;
     b.controls.turn_off(Protection::Relay);
+    let free = "SELECT held_until = '-infinity' FROM hotshelf.feed";
+    eventually("neither relays", || async {
+        sqlx::query_scalar(free).fetch_one(&stack.sql).await.unwrap()
+    })
+    .await;
     assert_eq!(a.product(id).await.name, "old");
     let before = stack.redis_revision(id).await;
     a.controls.turn_off(Protection::ChangeFeed);
@@ -139,7 +144,12 @@ async fn relay(stack: Stack) {
     b.controls.turn_off(Protection::ChangeFeed);
     let statement = format!("UPDATE products SET name = 'new' WHERE id = {id}");
     sqlx::query(AssertSqlSafe(statement)).execute(&stack.sql).await.unwrap();
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    let other = stack.insert_unheard("other").await;
+    // Long after the relay would have come.
+    for _ in 0..20 {
+        b.product(other).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     assert_eq!(stack.redis_revision(id).await, before);
     assert!(stack.outbox().await > 0);
 }

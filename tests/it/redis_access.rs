@@ -10,6 +10,8 @@ use tonic::transport::Channel;
 
 use crate::harness::{Private, PrivateCluster, Program, Suite, cache_status, eventually, get};
 
+const README: &str = include_str!("../../README.md");
+
 /// Long enough for dozens of connections that fail, and a dozen probes.
 const A_WHILE: Duration = Duration::from_secs(3);
 
@@ -24,6 +26,7 @@ pub fn register(suite: &mut Suite<'_>) {
     suite.private("redis_access::a_missing_password_is_said_once", no_auth);
     suite.private("redis_access::without_scripts_what_redis_holds_is_served", no_scripts);
     suite.private("redis_access::without_mget_batches_are_served", no_mget);
+    suite.private("redis_access::the_commands_that_the_readme_lists_are_enough", listed);
     suite.private("redis_access::a_database_that_does_not_exist_is_said_once", bad_database);
     suite.private("redis_access::a_server_that_is_no_cluster_is_said_once", not_a_cluster);
     suite.private("redis_access::a_replica_is_said_once_and_used_when_promoted", replica);
@@ -263,6 +266,38 @@ async fn no_mget(world: Private) {
     other.says_once("no_permission").await;
     acl(&world, &["+mget"]);
     other.says_its_end("no_permission").await;
+}
+
+async fn listed(world: Private) {
+    let (_, list) = README.split_once("needs the commands ").unwrap();
+    let (list, _) = list.split_once("on keys").unwrap();
+    let listed = list.split('`').skip(1).step_by(2).map(|name| format!("+{}", name.to_lowercase()));
+    let keys = format!("~{}:*", world.namespace);
+    let mut rules = vec!["resetkeys", &keys, "-@all", "+info"];
+    let listed: Vec<String> = listed.collect();
+    assert!(listed.len() > 10, "{listed:?}");
+    rules.extend(listed.iter().map(String::as_str));
+    let url = user(&world, &rules);
+    let hot = ["--refresh-keys", "10", "--refresh-interval", "100ms"];
+    let (one, other) = tokio::join!(Served::by(&world, &url, &[]), Served::by(&world, &url, &[]));
+    let warm = Program::serve(&world, &[&["--redis-url", &url][..], &hot].concat()).await;
+    let id = is_used(&world, &one, &other).await;
+    let rename = hotshelf::proto::UpdateProductRequest {
+        product: Some(hotshelf::proto::Product {
+            id,
+            name: "new".to_owned(),
+            ..Default::default()
+        }),
+        update_mask: Some(prost_types::FieldMask { paths: vec!["name".to_owned()] }),
+        expected_version: None,
+    };
+    one.client.clone().update_product(rename).await.unwrap();
+    let read = warm.client().await.get_product(get(id)).await.unwrap();
+    assert_eq!(read.into_inner().name, "new");
+    tokio::time::sleep(A_WHILE).await;
+    for log in [one.program.log(), other.program.log(), warm.log()] {
+        assert!(!log.contains("no_permission") && !log.contains("replication id"), "{log}");
+    }
 }
 
 async fn bad_database(world: Private) {

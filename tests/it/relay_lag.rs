@@ -6,6 +6,7 @@ use std::time::Duration;
 use hotshelf::config::ServeArgs;
 use hotshelf::controls::Protection;
 use hotshelf::pause::{Paused, Point};
+use hotshelf::product::ProductId;
 use sqlx::AssertSqlSafe;
 
 use crate::harness::{HANG, Node, Private, Stack, Suite, cache_status, eventually};
@@ -31,6 +32,8 @@ async fn stuck(stack: &Stack, feed: bool) -> (Node, Node, Paused, i64) {
     let id = stack.insert("old").await;
     let relays = stack.node_with(trusting).await;
     let other = stack.node_with(trusting).await;
+    // When the lease of the relay that stands still runs out.
+    other.controls.turn_off(Protection::Relay);
     assert_eq!(relays.product(id).await.name, "old");
     let mut read = relays.pauses.arm(Point::RelayRead);
     let rename = format!("UPDATE products SET name = 'new' WHERE id = {id}");
@@ -52,10 +55,13 @@ async fn is_old_in_redis(stack: &Stack, id: i64) -> bool {
 
 async fn not_relayed(stack: Stack) {
     let (_relays, other, _stuck, id) = stuck(&stack, true).await;
+    let newest = stack.version(id).await;
     eventually("it knows", || async {
-        other.metric("hotshelf_relay_lag_seconds").await > 0.0
+        let ticket = other.hot.begin_load(ProductId::new(id).unwrap());
+        ticket.floor().version.0 == newest
     })
     .await;
+    assert!(other.metric("hotshelf_relay_lag_seconds").await > 0.0);
     assert!(is_old_in_redis(&stack, id).await);
     // Its memory does not hold it.
     assert_eq!(other.product(id).await.name, "new");
@@ -70,8 +76,8 @@ async fn control(stack: Stack) {
 
 async fn late_start(stack: Stack) {
     let (_relays, _other, _stuck, id) = stuck(&stack, true).await;
-    let late = stack.node_with(trusting).await;
     assert!(is_old_in_redis(&stack, id).await);
+    let late = stack.node_with(trusting).await;
     assert_eq!(late.product(id).await.name, "new");
 }
 

@@ -240,18 +240,6 @@ impl Stack {
         let () = self.redis.del(self.entry_key(id)).await.unwrap();
     }
 
-    /// Changes a product without a trigger, so that nothing is in the outbox.
-    pub async fn change_silently(&self, id: i64, name: &str) {
-        let mut silent = self.sql.begin().await.unwrap();
-        let change = format!(
-            "ALTER TABLE products DISABLE TRIGGER USER;
-             UPDATE products SET name = '{name}', version = nextval('hotshelf.product_version') WHERE id = {id};
-             SELECT hotshelf.install_triggers()"
-        );
-        silent.execute(sqlx::raw_sql(AssertSqlSafe(change))).await.unwrap();
-        silent.commit().await.unwrap();
-    }
-
     /// Publishes on a channel of this test's catalogue. Returns how many subscribers one Redis has for it.
     pub async fn redis_publish(&self, channel: &str, message: &[u8]) -> i64 {
         let channel = format!("{}:{channel}", self.key_prefix);
