@@ -2,7 +2,7 @@
 
 use std::hash::Hasher;
 
-/// Multiplies and rotates: the states are many and small, and nobody chooses them to collide.
+/// Multiplies and rotates: the states are many and small, and none is chosen to collide.
 #[derive(Default)]
 pub(crate) struct FoldHasher(u64);
 

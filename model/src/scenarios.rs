@@ -5,85 +5,114 @@ use crate::state::Faults;
 /// The bounds of one check.
 #[derive(Clone, Copy, Debug)]
 pub struct Scenario {
-    /// How many writes there are, by anybody.
+    /// Whether Redis, and memory that follows the changes, hold the product in the beginning.
+    pub warm: bool,
+    /// How many changes of the product there are, from any writer.
     pub writes: u8,
     /// Whether there are deletions and re-insertions among them.
     pub deletions: bool,
-    /// How many of them may be under way through the API at the same time; the others are anybody's SQL.
+    /// Whether transactions may be rolled back.
+    pub rollbacks: bool,
+    /// How many writes may be under way through the API at the same time; the others are SQL.
     pub api: usize,
+    /// How many instances follow the changes; another one is never proven current.
+    pub feeds: usize,
+    /// Whether they poll also when there is nothing to learn.
+    pub idle_polls: bool,
     /// How many instances load at the same time.
     pub loads: usize,
-    /// How many relays work at the same time.
-    pub relays: usize,
+    /// Whether the relay lease may be taken while its holder still acts.
+    pub takeovers: bool,
+    /// Whether rows of the outbox are pruned.
+    pub prunes: bool,
+    /// Whether the relay may delete an entry instead of replacing it.
+    pub bulk: bool,
+    /// Whether there are hints.
+    pub hints: bool,
     /// Whether copies are evicted, from Redis and from memory, as often as they come.
     pub evictions: bool,
     /// Whether Redis may fail to answer, as often as it is asked.
     pub redis_fails: bool,
-    /// Whether instances look how far changes have been relayed.
-    pub looks: bool,
     /// How often each fault happens at most.
     pub faults: Faults,
 }
 
+const NONE: Faults =
+    Faults { crashes: 0, failovers: 0, bogus_hints: 0, overflows: 0, restores: 0, transactions: 0 };
+
 impl Scenario {
     const CALM: Self = Self {
+        warm: false,
         writes: 1,
         deletions: false,
+        rollbacks: false,
         api: 0,
+        feeds: 1,
+        idle_polls: false,
         loads: 1,
-        relays: 1,
+        takeovers: false,
+        prunes: false,
+        bulk: false,
+        hints: false,
         evictions: false,
         redis_fails: false,
-        looks: false,
-        faults: Faults { crashes: 0, failovers: 0, trims: 0 },
+        faults: NONE,
     };
+    const WARM: Self = Self { warm: true, ..Self::CALM };
+    const STILL: Self = Self { loads: 0, ..Self::WARM };
 
-    /// Two instances load while somebody's SQL changes or deletes the product.
-    pub const LOADS: Self =
-        Self { deletions: true, loads: 2, evictions: true, redis_fails: true, ..Self::CALM };
-    /// Two instances load during an `UpdateProduct`.
-    pub const LOADS_AND_UPDATE: Self = Self { api: 1, loads: 2, ..Self::CALM };
-    /// A write through the API, or a deletion, with everything that may come in its way but a second load.
-    pub const UPDATE: Self =
-        Self { deletions: true, api: 1, evictions: true, redis_fails: true, ..Self::CALM };
-    /// An `UpdateProduct` that may be overtaken by another write.
-    pub const OVERTAKEN_UPDATE: Self = Self { writes: 2, api: 1, ..Self::CALM };
-    /// Two changes in SQL, a deletion and a re-insertion among them, and a relay for each.
-    pub const RELAYS: Self =
-        Self { writes: 2, deletions: true, relays: 2, evictions: true, ..Self::CALM };
-    /// An instance is killed between any two steps, and starts anew.
-    pub const CRASH: Self =
-        Self { api: 1, faults: Faults { crashes: 1, ..Self::CALM.faults }, ..Self::CALM };
+    /// One change in SQL, and a poll that may be under way already.
+    pub const POLLS: Self = Self { prunes: true, idle_polls: true, ..Self::WARM };
+    /// One change in SQL while both instances load, and its row is pruned.
+    pub const LOADS: Self = Self { loads: 2, prunes: true, ..Self::CALM };
+    /// An update through the API, copies that are evicted, and bulk.
+    pub const UPDATE: Self = Self { api: 1, evictions: true, bulk: true, ..Self::WARM };
+    /// The same with a Redis that fails.
+    pub const UPDATE_WITHOUT_REDIS: Self = Self { api: 1, redis_fails: true, ..Self::WARM };
+    /// An update that may be overtaken by another write.
+    pub const OVERTAKEN_UPDATE: Self = Self { writes: 2, api: 1, loads: 0, ..Self::CALM };
+    /// The same, held up until the rows are pruned.
+    pub const SLOW_UPDATE: Self = Self { writes: 2, api: 1, prunes: true, ..Self::STILL };
+    /// A deletion and a re-insertion.
+    pub const DELETION: Self = Self { writes: 2, deletions: true, ..Self::WARM };
+    /// Transactions that commit in another order than they began.
+    pub const TRANSACTIONS: Self = Self {
+        rollbacks: true,
+        idle_polls: true,
+        writes: 2,
+        faults: Faults { transactions: 2, ..NONE },
+        ..Self::STILL
+    };
+    /// The relay lease goes from one instance to the other and back.
+    pub const TAKEOVERS: Self = Self { takeovers: true, prunes: true, ..Self::WARM };
+    /// Hints, one of them of a version that does not exist.
+    pub const HINTS: Self = Self {
+        hints: true,
+        idle_polls: true,
+        faults: Faults { bogus_hints: 1, ..NONE },
+        ..Self::WARM
+    };
+    /// An instance is killed between any two steps of an update, and starts anew.
+    pub const CRASH: Self = Self { api: 1, faults: Faults { crashes: 1, ..NONE }, ..Self::STILL };
+    /// An instance starts, and does not poll for longer than rows are kept.
+    pub const START: Self =
+        Self { prunes: true, faults: Faults { crashes: 1, ..NONE }, ..Self::WARM };
     /// Redis fails over and has lost what it was told last, however much that is.
     pub const FAILOVER: Self =
-        Self { faults: Faults { failovers: 1, ..Self::CALM.faults }, ..Self::CALM };
-    /// An instance falls behind by more than the change stream keeps.
-    pub const TRIM: Self =
-        Self { evictions: true, faults: Faults { trims: 1, ..Self::CALM.faults }, ..Self::CALM };
-    /// Two changes by SQL, a relay for each, and an instance that looks how far they have been relayed.
-    pub const FRONTIER: Self = Self { writes: 2, relays: 2, looks: true, ..Self::CALM };
-    /// The same of an update or a change by SQL, with everything that may come in its way.
-    pub const FRONTIER_OF_ONE: Self =
-        Self { api: 1, evictions: true, redis_fails: true, looks: true, ..Self::CALM };
-    /// The same of a deletion by SQL.
-    pub const FRONTIER_OF_DELETION: Self =
-        Self { deletions: true, evictions: true, redis_fails: true, looks: true, ..Self::CALM };
-    /// The same, and an instance is killed between any two steps.
-    pub const FRONTIER_AND_CRASH: Self = Self { api: 0, looks: true, ..Self::CRASH };
+        Self { prunes: true, faults: Faults { failovers: 1, ..NONE }, ..Self::WARM };
+    /// More changes than RecentChanges may hold.
+    pub const OVERFLOW: Self =
+        Self { prunes: true, faults: Faults { overflows: 1, ..NONE }, ..Self::WARM };
+    /// Postgres is set back.
+    pub const RESTORE: Self =
+        Self { prunes: true, faults: Faults { restores: 1, ..NONE }, ..Self::WARM };
 
-    /// As [`UPDATE`](Self::UPDATE), with loads in both instances. Takes half a minute.
-    pub const LONG_UPDATE: Self =
-        Self { deletions: true, api: 1, loads: 2, evictions: true, ..Self::CALM };
-    /// Three writes, one at a time through the API. Takes half a minute.
-    pub const LONG_THREE_WRITES: Self = Self { writes: 3, api: 1, loads: 1, ..Self::CALM };
-    /// Two writes under way through the API, deletions among them. Takes a quarter of a minute.
-    pub const LONG_OVERTAKEN_UPDATE: Self =
-        Self { writes: 2, deletions: true, api: 2, ..Self::CALM };
-    /// A failover and the death of an instance, in any order. Takes minutes and 4 GB.
-    pub const LONG_DOUBLE_FAULT: Self =
-        Self { faults: Faults { crashes: 1, failovers: 1, ..Self::CALM.faults }, ..Self::CALM };
-    /// As [`FRONTIER`](Self::FRONTIER), with an `UpdateProduct` that may be overtaken. Takes a quarter of a minute.
-    pub const LONG_FRONTIER: Self = Self { writes: 2, api: 1, looks: true, ..Self::CALM };
-    /// As [`TRIM`](Self::TRIM), with an instance that looks, and a Redis that fails. Takes a minute.
-    pub const LONG_FRONTIER_AND_TRIM: Self = Self { redis_fails: true, looks: true, ..Self::TRIM };
+    /// As [`OVERTAKEN_UPDATE`](Self::OVERTAKEN_UPDATE), with a load.
+    pub const LONG_OVERTAKEN_UPDATE: Self = Self { loads: 1, ..Self::OVERTAKEN_UPDATE };
+    /// As [`CRASH`](Self::CRASH), with a load.
+    pub const LONG_CRASH: Self = Self { loads: 1, ..Self::CRASH };
+    /// As [`FAILOVER`](Self::FAILOVER), and both instances follow the changes.
+    pub const LONG_FAILOVER: Self = Self { feeds: 2, ..Self::FAILOVER };
+    /// As [`LOADS`](Self::LOADS), and both instances follow the changes.
+    pub const LONG_LOADS: Self = Self { feeds: 2, ..Self::LOADS };
 }

@@ -18,13 +18,23 @@ fn while_two_instances_load_a_product_that_changes() {
 }
 
 #[test]
-fn while_two_instances_load_a_product_that_is_updated() {
-    promises_hold(Scenario::LOADS_AND_UPDATE);
+fn when_a_product_changes_during_a_poll() {
+    promises_hold(Scenario::POLLS);
 }
 
 #[test]
-fn while_an_update_fails_halfway_and_copies_are_evicted() {
+fn while_copies_are_evicted_during_an_update() {
     promises_hold(Scenario::UPDATE);
+}
+
+#[test]
+fn while_redis_fails_during_an_update() {
+    promises_hold(Scenario::UPDATE_WITHOUT_REDIS);
+}
+
+#[test]
+fn when_an_update_is_held_up_until_its_row_is_pruned() {
+    promises_hold(Scenario::SLOW_UPDATE);
 }
 
 #[test]
@@ -33,8 +43,23 @@ fn when_an_update_is_overtaken_by_another_write() {
 }
 
 #[test]
-fn while_two_relays_carry_a_deletion_and_a_reinsertion() {
-    promises_hold(Scenario::RELAYS);
+fn while_a_product_is_deleted_and_inserted_again() {
+    promises_hold(Scenario::DELETION);
+}
+
+#[test]
+fn when_transactions_commit_in_another_order_than_they_began() {
+    promises_hold(Scenario::TRANSACTIONS);
+}
+
+#[test]
+fn while_the_relay_lease_changes_hands() {
+    promises_hold(Scenario::TAKEOVERS);
+}
+
+#[test]
+fn when_hints_are_lost_late_or_bogus() {
+    promises_hold(Scenario::HINTS);
 }
 
 #[test]
@@ -43,67 +68,45 @@ fn when_an_instance_is_killed_between_any_two_steps() {
 }
 
 #[test]
+fn when_an_instance_starts_and_does_not_poll_for_long() {
+    promises_hold(Scenario::START);
+}
+
+#[test]
 fn when_redis_fails_over_and_lost_its_last_writes() {
     promises_hold(Scenario::FAILOVER);
 }
 
 #[test]
-fn when_an_instance_falls_behind_the_change_stream() {
-    promises_hold(Scenario::TRIM);
+fn when_more_changes_come_than_are_remembered() {
+    promises_hold(Scenario::OVERFLOW);
 }
 
 #[test]
-fn while_an_instance_looks_how_far_two_changes_have_been_relayed() {
-    promises_hold(Scenario::FRONTIER);
+fn when_postgres_is_set_back() {
+    promises_hold(Scenario::RESTORE);
 }
 
 #[test]
-fn while_an_instance_looks_how_far_an_update_has_been_relayed() {
-    promises_hold(Scenario::FRONTIER_OF_ONE);
-}
-
-#[test]
-fn while_an_instance_looks_how_far_a_deletion_has_been_relayed() {
-    promises_hold(Scenario::FRONTIER_OF_DELETION);
-}
-
-#[test]
-fn when_an_instance_that_looks_or_another_is_killed() {
-    promises_hold(Scenario::FRONTIER_AND_CRASH);
-}
-
-#[test]
-#[ignore = "half a minute"]
-fn soak_loads_in_both_instances_during_an_update() {
-    promises_hold(Scenario::LONG_UPDATE);
-}
-
-#[test]
-#[ignore = "half a minute"]
-fn soak_three_writes() {
-    promises_hold(Scenario::LONG_THREE_WRITES);
-}
-
-#[test]
-#[ignore = "a quarter of a minute"]
-fn soak_two_updates_overtake_each_other() {
+#[ignore = "minutes, and 2 GB"]
+fn soak_a_load_while_an_update_is_overtaken() {
     promises_hold(Scenario::LONG_OVERTAKEN_UPDATE);
 }
 
 #[test]
-#[ignore = "minutes, and 4 GB"]
-fn soak_a_failover_and_the_death_of_an_instance() {
-    promises_hold(Scenario::LONG_DOUBLE_FAULT);
+#[ignore = "a minute, and 2 GB"]
+fn soak_a_load_while_an_instance_is_killed() {
+    promises_hold(Scenario::LONG_CRASH);
 }
 
 #[test]
-#[ignore = "a quarter of a minute"]
-fn soak_an_instance_looks_during_an_update_that_is_overtaken() {
-    promises_hold(Scenario::LONG_FRONTIER);
+#[ignore = "minutes"]
+fn soak_two_instances_follow_the_changes_during_a_failover() {
+    promises_hold(Scenario::LONG_FAILOVER);
 }
 
 #[test]
-#[ignore = "a minute, and 3 GB"]
-fn soak_an_instance_looks_and_falls_behind() {
-    promises_hold(Scenario::LONG_FRONTIER_AND_TRIM);
+#[ignore = "half a minute"]
+fn soak_two_instances_follow_the_changes_and_load() {
+    promises_hold(Scenario::LONG_LOADS);
 }

@@ -1,132 +1,131 @@
 //! One load, `src/catalog/load.rs`.
 
 use super::{Action, Moment, name};
-use crate::state::{Entry, From, Load, Lock, Revision, Stage, State};
+use crate::state::{Changes, Entry, From, Generation, Instance, Load, Lock, Stage, State};
 
 impl Moment<'_> {
     /// Whatever the instance's load may do next, or begins one.
     pub(super) fn load(&mut self, at: usize) {
         let Some(load) = self.instance(at).load else { return self.begin_load(at) };
+        let truth = self.state.truth();
         match load.stage {
             Stage::AskRedis => self.ask_redis(at, load),
             Stage::AskLease => self.ask_lease(at, load),
             Stage::Select => {
-                let entry = self.selected(&load);
-                self.will(Action::Select(name(at)), |state| state.go_on(at, Stage::Fill(entry)));
+                self.will(Action::Select(name(at)), |state| state.go_on(at, Stage::Fill(truth)));
             }
-            Stage::Fill(entry) => self.fill(at, entry),
+            Stage::Fill(entry) => self.fill(at, load, entry),
             Stage::SelectWithoutLease => {
-                let next = Stage::Replace(self.selected(&load));
                 let action = Action::SelectWithoutLease(name(at));
-                self.will(action, |state| state.go_on(at, next));
+                self.will(action, |state| state.go_on(at, Stage::Replace(truth)));
             }
-            Stage::Replace(entry) => self.replace(at, entry),
-            Stage::Land(entry, from) => self.land(at, load, entry, from),
+            Stage::Replace(entry) => self.replace(at, load, entry),
+            Stage::Finish(entry, from) => self.finish(at, load, entry, from),
         }
     }
 
-    /// Somebody reads what memory may not serve, or the refresher comes by.
+    /// A read that memory may not answer, or a refresh.
     fn begin_load(&mut self, at: usize) {
         let loads = self.state.instances.iter().filter(|instance| instance.load.is_some());
         if loads.count() < self.protocol.scenario.loads {
-            let protections = self.protocol.protections;
-            self.may(Action::BeginLoad(name(at)), |state| {
-                state.instances[at].begin_load(&protections);
-            });
+            self.may(Action::BeginLoad(name(at)), |state| state.instances[at].begin_load());
         }
     }
 
     fn ask_redis(&mut self, at: usize, load: Load) {
-        let held = self.state.redis.entry;
-        let seen = held.filter(|_| !self.protocol.protections.exact_tombstones);
+        let scope = self.scope(at, load.ticket.scope);
         let action = Action::ReadRedis(name(at));
-        if let Some(entry) = held.filter(|entry| entry.revision >= load.floor) {
-            self.will(action, |state| {
-                state.see(at, seen);
-                state.go_on(at, Stage::Land(entry, From::Redis));
-            });
+        if let Some(entry) = self.state.redis.entry_of(scope) {
+            self.will(action, |state| state.go_on(at, Stage::Finish(entry, From::Redis)));
         }
-        // Nothing, or too old: for the floor, or for what this caller asks.
-        self.will(action, |state| {
-            state.see(at, seen);
-            state.go_on(at, Stage::AskLease);
-        });
+        // Nothing, or too old for what this caller asks.
+        self.will(action, |state| state.go_on(at, Stage::AskLease));
         self.without_redis(at);
     }
 
     fn ask_lease(&mut self, at: usize, load: Load) {
-        let held = self.state.redis.entry;
-        let seen = held.filter(|_| !self.protocol.protections.exact_tombstones);
+        let scope = self.scope(at, load.ticket.scope);
         let action = Action::TryLease(name(at));
-        let free = self.state.redis.lock == Lock::Free;
-        if let Some(entry) = held.filter(|entry| entry.revision >= load.floor) {
+        let free = self.state.redis.lock_of(scope) == Lock::Free;
+        if let Some(entry) = self.state.redis.entry_of(scope) {
             let from = if free { From::RedisUnderLease } else { From::Redis };
             self.will(action, |state| {
-                state.see(at, seen);
-                state.take_lease(at);
-                state.go_on(at, Stage::Land(entry, from));
+                state.take_lease(at, scope);
+                state.go_on(at, Stage::Finish(entry, from));
             });
         }
         // With the lease, reads Postgres. Without it waits, which changes nothing, and in the end reads
         // Postgres all the same.
         let next = if free { Stage::Select } else { Stage::SelectWithoutLease };
         self.will(action, |state| {
-            state.see(at, seen);
-            state.take_lease(at);
+            state.take_lease(at, scope);
             state.go_on(at, next);
         });
         self.without_redis(at);
     }
 
-    /// `fill.lua`, and `Catalog::land_filled`.
-    fn fill(&mut self, at: usize, entry: Entry) {
+    /// `fill.lua`.
+    fn fill(&mut self, at: usize, load: Load, entry: Entry) {
         let protections = self.protocol.protections;
-        let held = self.state.redis.entry;
-        let newer = held.filter(|held| held.revision > entry.revision);
-        let lost = protections.fill_checks_lease && self.state.redis.lock != Lock::Load(name(at));
-        let refused = lost || (newer.is_some() && protections.redis_compares);
+        let scope = self.scope(at, load.ticket.scope);
+        let redis = self.state.redis;
+        let newer = redis.entry_of(scope).filter(|held| held.revision > entry.revision);
+        // What goes into an epoch that is over is of no consequence.
+        let holds = redis.lock_of(scope) == Lock::Load(name(at)) || redis.scope > scope;
+        let refused = (protections.fill_checks_lease && !holds)
+            || (protections.redis_compares && newer.is_some());
         let next = match newer {
-            Some(newer) if refused => Stage::Land(newer, From::Redis),
+            // Newer than what Postgres held after the load began.
+            Some(newer) if refused => Stage::Finish(newer, From::Fill),
             None if refused => Stage::AskLease,
-            _ => Stage::Land(entry, From::Fill),
+            _ => Stage::Finish(entry, From::Fill),
         };
         self.will(Action::Fill(name(at)), |state| {
             state.release(at);
             if !refused {
-                state.redis.entry = Some(entry);
+                state.redis.store(scope, entry);
             }
             state.go_on(at, next);
         });
         if self.protocol.scenario.redis_fails {
             self.may(Action::RedisFails(name(at)), |state| {
                 state.abandon_lease(at);
-                state.go_on(at, Stage::Land(entry, From::Fill));
+                state.go_on(at, Stage::Finish(entry, From::Fill));
             });
         }
     }
 
-    /// `publish.lua` with `Publish::Replace`.
-    fn replace(&mut self, at: usize, entry: Entry) {
+    /// `publish.lua`.
+    fn replace(&mut self, at: usize, load: Load, entry: Entry) {
         let compares = self.protocol.protections.redis_compares;
-        let landing = Stage::Land(entry, From::Postgres);
+        let scope = self.scope(at, load.ticket.scope);
+        let finish = Stage::Finish(entry, From::Postgres);
         self.will(Action::Replace(name(at)), |state| {
-            state.replace(entry, compares);
-            state.go_on(at, landing);
+            state.redis.replace(scope, entry, compares);
+            state.go_on(at, finish);
         });
         if self.protocol.scenario.redis_fails {
-            self.may(Action::RedisFails(name(at)), |state| state.go_on(at, landing));
+            self.may(Action::RedisFails(name(at)), |state| state.go_on(at, finish));
         }
     }
 
-    /// `Catalog::land`. What is below the floor is loaded again, but for the last try, which is answered
-    /// and not kept.
-    fn land(&mut self, at: usize, load: Load, entry: Entry, from: From) {
+    /// What is not current, or below the floor, is loaded again; what may have missed changes begins again; but for the last
+    /// try, which is answered and not kept.
+    fn finish(&mut self, at: usize, load: Load, entry: Entry, from: From) {
         let protections = self.protocol.protections;
+        let redis = matches!(from, From::Redis | From::RedisUnderLease);
+        let instance = self.instance(at);
+        let current = !redis || self.state.is_current(&instance, &entry, &protections);
         let again = if from == From::RedisUnderLease { Stage::Select } else { Stage::AskLease };
-        self.will(Action::Land(name(at)), |state| {
-            let kept = state.instances[at].finish(entry, &load, &protections);
+        self.will(Action::Finish(name(at)), |state| {
+            let ticket = load.ticket;
+            let kept = current && state.instances[at].finish(entry, &ticket, &protections);
+            let anew = !ticket.trusted || (ticket.slept && protections.load_ordinal);
             if kept || from == From::Postgres {
-                state.end_load(at, from);
+                state.end_load(at);
+            } else if anew {
+                state.end_load(at);
+                state.instances[at].begin_load();
             } else {
                 state.go_on(at, again);
             }
@@ -140,15 +139,19 @@ impl Moment<'_> {
             });
         }
     }
+}
 
-    /// `Catalog::read_postgres`.
-    fn selected(&self, load: &Load) -> Entry {
-        let truth = self.state.truth();
-        if !truth.revision.deleted || self.protocol.protections.exact_tombstones {
-            return truth;
+impl Instance {
+    fn begin_load(&mut self) {
+        self.load = Some(Load { stage: Stage::AskRedis, ticket: self.ticket() });
+    }
+}
+
+impl Changes {
+    fn load_ended(&mut self) {
+        if let Some(Generation { during_load, .. }) = &mut self.generation {
+            *during_load = false;
         }
-        let version = load.floor.version.max(load.seen);
-        Entry { revision: Revision { version, deleted: true }, ..truth }
     }
 }
 
@@ -159,17 +162,11 @@ impl State {
         }
     }
 
-    fn see(&mut self, at: usize, held: Option<Entry>) {
-        if let (Some(load), Some(entry)) = (&mut self.instances[at].load, held) {
-            load.seen = load.seen.max(entry.revision.version);
-        }
-    }
-
     /// `try_lease.lua`, with a token that was never used before.
-    fn take_lease(&mut self, at: usize) {
-        if self.redis.lock == Lock::Free {
+    fn take_lease(&mut self, at: usize, scope: u8) {
+        if self.redis.lock_of(scope) == Lock::Free {
             self.abandon_lease(at);
-            self.redis.lock = Lock::Load(name(at));
+            self.redis.lock(scope, Lock::Load(name(at)));
         }
     }
 
@@ -180,20 +177,22 @@ impl State {
         }
     }
 
-    fn end_load(&mut self, at: usize, from: From) {
-        if from == From::RedisUnderLease {
+    fn end_load(&mut self, at: usize) {
+        let load = self.instances[at].load.take();
+        if let Some(Load { stage: Stage::Finish(_, From::RedisUnderLease), .. }) = load {
             self.release(at);
         }
+        self.instances[at].changes.load_ended();
         self.abandon_lease(at);
-        self.instances[at].load = None;
     }
 
-    /// `publish.lua`: replaces what is held, if that is not newer.
-    pub(super) fn replace(&mut self, entry: Entry, compares: bool) {
-        if let Some(held) = &mut self.redis.entry
-            && (held.revision <= entry.revision || !compares)
-        {
-            *held = entry;
+    /// The load that holds the lease ends without giving it back.
+    pub(super) fn abandon_lease(&mut self, at: usize) {
+        let mine = Lock::Load(name(at));
+        for redis in [Some(&mut self.redis), self.replica.as_mut()].into_iter().flatten() {
+            if redis.lock == mine {
+                redis.lock = Lock::Abandoned;
+            }
         }
     }
 }
