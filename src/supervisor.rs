@@ -96,11 +96,13 @@ impl Supervisor {
         loop {
             let run = async {
                 tokio::select! {
+                    // First, so that a run that is to fail does nothing before.
+                    biased;
+                    reason = self.0.faults.strike(task) => reason,
                     ended = async { work().await } => match ended {
                         Ok(never) => match never {},
                         Err(error) => error.to_string(),
                     },
-                    reason = self.0.faults.strike(task) => reason,
                 }
             };
             let ended = AssertUnwindSafe(run).catch_unwind().await;
