@@ -48,15 +48,16 @@ const MERGE: &str = "WITH written AS ( \
         SELECT i.id, i.name, i.price, i.currency, i.description \
         FROM pg_temp.import_rows AS i LEFT JOIN public.products AS old ON old.id = i.id \
         WHERE i.id IS NOT NULL AND (old.id IS NULL \
-            OR (i.name, i.price, i.currency) <> (old.name, old.price, old.currency) \
-            OR $1 AND i.description <> old.description) \
+            OR (i.name, i.price, i.currency) IS DISTINCT FROM (old.name, old.price, old.currency) \
+            OR $1 AND i.description IS DISTINCT FROM old.description) \
         ORDER BY i.id \
         ON CONFLICT (id) DO UPDATE SET \
             name = excluded.name, price = excluded.price, currency = excluded.currency, \
             description = CASE WHEN $1 THEN excluded.description ELSE p.description END \
-        WHERE (p.name, p.price, p.currency) <> (excluded.name, excluded.price, excluded.currency) \
-            OR $1 AND p.description <> excluded.description \
-        RETURNING create_time = now() AS inserted) \
+        WHERE (p.name, p.price, p.currency) \
+                IS DISTINCT FROM (excluded.name, excluded.price, excluded.currency) \
+            OR $1 AND p.description IS DISTINCT FROM excluded.description \
+        RETURNING create_time IS NOT DISTINCT FROM now() AS inserted) \
     SELECT count(*) FILTER (WHERE inserted), count(*) FILTER (WHERE NOT inserted) FROM written";
 
 const INSERT_NEW: &str = "INSERT INTO public.products (name, price, currency, description) \
