@@ -35,7 +35,8 @@ const ADVANCE_IDS: &str = "WITH ids AS ( \
         (SELECT max(id) FROM pg_temp.import_rows WHERE id < 4611686018427387904), \
         (SELECT max(id) FROM public.products WHERE id < 4611686018427387904)) AS id) \
     SELECT CASE WHEN highest.id - last > 10000 THEN setval(name, highest.id) \
-        ELSE (SELECT max(nextval(name)) FROM generate_series(last + 1, highest.id)) END \
+        ELSE (SELECT max(id) FROM ( \
+            SELECT nextval(name) AS id FROM generate_series(last + 1, highest.id)) AS walked) END \
     FROM highest, ids WHERE last < highest.id";
 
 /// Rows that change nothing are left out before the insert: there they would be locked, and take a version.

@@ -23,7 +23,7 @@ pub fn register(suite: &mut Suite<'_>) {
 
 /// The outbox in the order of writing: product (0 for TRUNCATE), version, deleted.
 pub async fn changes(sql: &PgPool) -> Vec<(i64, i64, bool)> {
-    let unpacked = "SELECT coalesce(unnest(coalesce(product_ids, ARRAY[0])), 0), unnest(versions), deleted \
+    let unpacked = "SELECT unnest(coalesce(product_ids, ARRAY[0])), unnest(versions), deleted \
                     FROM hotshelf.outbox ORDER BY seq";
     sqlx::query_as(unpacked).fetch_all(sql).await.unwrap()
 }
@@ -52,7 +52,7 @@ async fn every_write(stack: Stack) {
     let newest = changes.iter().map(|change| change.1).max().unwrap();
     assert_eq!(changes.last(), Some(&(0, newest, true)), "truncated below a version of its own");
     assert_eq!(two, [(2, two[0].1, false), (2, two[0].1, true)]);
-    assert_eq!(three.len(), 2);
+    assert_eq!(three.len(), 1);
 }
 
 async fn aborted(stack: Stack) {
