@@ -195,15 +195,16 @@ impl Catalog {
         self.arrive(id, seat, freshness).await
     }
 
-    /// Reads several products, one answer for each, in the order of `ids`, which must not repeat.
+    /// Reads several products, one answer for each, in the order of `ids`, which must not repeat. `None` is a product that the
+    /// API cannot express.
     ///
     /// # Errors
-    /// As those of [`get`](Self::get): one product that cannot be read fails them all.
+    /// As those of [`get`](Self::get): one product that cannot be loaded fails them all.
     pub async fn get_many(
         self: &Arc<Self>,
         ids: &[ProductId],
         freshness: Freshness,
-    ) -> Result<Vec<Answer>, Error> {
+    ) -> Result<Vec<Option<Answer>>, Error> {
         self.hot_keys.record_all(ids);
         let mut answers = self.get_all_hot(ids, &freshness);
         for (id, answer) in ids.iter().zip(&mut answers).filter(|(_, answer)| answer.is_none()) {
@@ -216,15 +217,20 @@ impl Catalog {
             .map(|(id, _)| *id)
             .collect();
         if missing.is_empty() {
-            return Ok(answers.into_iter().flatten().collect());
+            return Ok(answers);
         }
         let seats = self.join(&missing, freshness);
-        let arrivals =
-            missing.iter().zip(seats).map(|(id, seat)| self.arrive(*id, seat, freshness));
+        let arrivals = missing.iter().zip(seats).map(async |(id, seat)| {
+            match self.arrive(*id, seat, freshness).await {
+                Ok(answer) => Ok(Some(answer)),
+                Err(Error::Unreadable(_)) => Ok(None),
+                Err(error) => Err(error),
+            }
+        });
         // The first that fails fails them all, and the others are waited for no longer.
         let mut arrived = try_join_all(arrivals).await?.into_iter();
         let mut next = || arrived.next().expect("one arrival for each missing id");
-        Ok(answers.into_iter().map(|answer| answer.unwrap_or_else(&mut next)).collect())
+        Ok(answers.into_iter().map(|answer| answer.or_else(&mut next)).collect())
     }
 
     /// What this instance is asked for most.

@@ -27,11 +27,13 @@ pub struct PostgresOptions {
     pub durable: bool,
     /// Too low: a test with many nodes cannot connect. Too high: each one costs memory.
     pub max_connections: u32,
+    /// Whether databases can be published by logical replication.
+    pub logical: bool,
 }
 
 impl Default for PostgresOptions {
     fn default() -> Self {
-        Self { dir: None, durable: false, max_connections: 200 }
+        Self { dir: None, durable: false, max_connections: 200, logical: false }
     }
 }
 
@@ -153,6 +155,9 @@ impl Postgres {
             "unix_socket_directories=".to_owned(),
             format!("max_connections={}", self.options.max_connections),
         ];
+        if self.options.logical {
+            settings.push("wal_level=logical".to_owned());
+        }
         if !self.options.durable {
             settings.extend(
                 ["fsync=off", "synchronous_commit=off", "full_page_writes=off"].map(str::to_owned),

@@ -35,7 +35,8 @@ const ADVANCE_IDS: &str = "WITH ids AS ( \
         (SELECT max(id) FROM pg_temp.import_rows WHERE id < 4611686018427387904), \
         (SELECT max(id) FROM public.products WHERE id < 4611686018427387904)) AS id) \
     SELECT CASE WHEN highest.id - last > 10000 THEN setval(name, highest.id) \
-        ELSE (SELECT max(nextval(name)) FROM generate_series(last + 1, highest.id)) END \
+        ELSE (SELECT max(id) FROM ( \
+            SELECT nextval(name) AS id FROM generate_series(last + 1, highest.id)) AS walked) END \
     FROM highest, ids WHERE last < highest.id";
 
 /// Rows that change nothing are left out before the insert: there they would be locked, and take a version.
@@ -48,15 +49,16 @@ const MERGE: &str = "WITH written AS ( \
         SELECT i.id, i.name, i.price, i.currency, i.description \
         FROM pg_temp.import_rows AS i LEFT JOIN public.products AS old ON old.id = i.id \
         WHERE i.id IS NOT NULL AND (old.id IS NULL \
-            OR (i.name, i.price, i.currency) <> (old.name, old.price, old.currency) \
-            OR $1 AND i.description <> old.description) \
+            OR (i.name, i.price, i.currency) IS DISTINCT FROM (old.name, old.price, old.currency) \
+            OR $1 AND i.description IS DISTINCT FROM old.description) \
         ORDER BY i.id \
         ON CONFLICT (id) DO UPDATE SET \
             name = excluded.name, price = excluded.price, currency = excluded.currency, \
             description = CASE WHEN $1 THEN excluded.description ELSE p.description END \
-        WHERE (p.name, p.price, p.currency) <> (excluded.name, excluded.price, excluded.currency) \
-            OR $1 AND p.description <> excluded.description \
-        RETURNING create_time = now() AS inserted) \
+        WHERE (p.name, p.price, p.currency) \
+                IS DISTINCT FROM (excluded.name, excluded.price, excluded.currency) \
+            OR $1 AND p.description IS DISTINCT FROM excluded.description \
+        RETURNING create_time IS NOT DISTINCT FROM now() AS inserted) \
     SELECT count(*) FILTER (WHERE inserted), count(*) FILTER (WHERE NOT inserted) FROM written";
 
 const INSERT_NEW: &str = "INSERT INTO public.products (name, price, currency, description) \

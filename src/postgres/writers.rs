@@ -105,9 +105,9 @@ mod tests {
         ProductId::new(id)
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn writes_of_one_product_wait_for_each_other_and_others_do_not() {
-        let writers = Writers::new(2, Duration::from_secs(1));
+        let writers = Writers::new(2, Duration::from_millis(50));
         let soon = Some(Instant::now() + Duration::from_millis(50));
         let first = writers.turn(id(1), None).await.expect("free");
         assert!(matches!(writers.turn(id(1), soon).await, Err(Error::Locked)));

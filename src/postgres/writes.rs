@@ -61,7 +61,8 @@ const NEXT_FREE_ID: &str = "WITH ids AS ( \
             ORDER BY taken.id LIMIT 1) AS before \
         FROM ids) \
     SELECT CASE WHEN $1 IS NOT NULL OR before - last > 10000 THEN setval(name, greatest(before, 1), before > 0) \
-        ELSE coalesce((SELECT max(nextval(name)) FROM generate_series(last + 1, before)), before) END \
+        ELSE coalesce((SELECT max(id) FROM ( \
+            SELECT nextval(name) AS id FROM generate_series(last + 1, before)) AS walked), before) END \
     FROM free";
 
 /// A statement that waits longer for a lock is sent again. The server's limit for statements is not for waiting, and behind

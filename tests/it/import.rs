@@ -72,7 +72,11 @@ async fn number(sql: &PgPool, query: &str) -> i64 {
 /// What only grows when something is written: the last version taken, and the rows of the outbox.
 async fn marks(sql: &PgPool) -> (i64, i64) {
     let version = number(sql, "SELECT last_value FROM hotshelf.product_version").await;
-    (version, number(sql, "SELECT coalesce(sum(cardinality(versions)), 0)::bigint FROM hotshelf.outbox").await)
+    (
+        version,
+        number(sql, "SELECT coalesce(sum(cardinality(versions)), 0)::bigint FROM hotshelf.outbox")
+            .await,
+    )
 }
 
 /// The id that Postgres assigns next.
@@ -125,9 +129,8 @@ async fn differing(stack: Stack) {
     let new = "1,Lamp,1,USD,a\n2,Lump,1,USD,a\n3,Lamp,2,USD,a\n4,Lamp,1,EUR,a\n5,Lamp,1,USD,b\n6,Lamp,1,USD,a\n";
     let merged = import_all(&stack, &format!("{header}{new}")).await;
     assert_eq!(merged, Merged { inserted: 1, updated: 4, unchanged: 1 });
-    let changed = "SELECT coalesce(sum(product_id), 0)::bigint FROM hotshelf.outbox, \
-                   unnest(product_ids, versions) AS c (product_id, version) \
-                   JOIN products p ON p.id = product_id AND p.version = c.version WHERE c.version > 5";
+    let changed = "SELECT coalesce(sum(product_id), 0)::bigint FROM (SELECT unnest(product_ids) AS product_id, \
+                   unnest(versions) AS version FROM hotshelf.outbox) c JOIN products p ON p.id = product_id AND p.version = c.version WHERE c.version > 5";
     assert_eq!(number(&stack.sql, changed).await, 2 + 3 + 4 + 5 + 6);
     assert_eq!(marks(&stack.sql).await.1, outbox + 5);
     assert_eq!(products(&stack.sql).await[3], product(4, "Lamp", "1.00", "EUR", "a"));
@@ -172,6 +175,8 @@ async fn ids_advance(stack: Stack) {
         .unwrap();
     import_all(&stack, "name,price\nLamp,1\n").await;
     assert_eq!(assigned_id(&stack.sql).await, 5_000_006);
+    // The last id that there is would leave none to assign.
+    assert_eq!(import_id(i64::MAX).await, 5_000_007);
 }
 
 /// Imports `csv` while somebody else sets the price of product 2 to 2, and does `meanwhile` when the import
@@ -183,7 +188,7 @@ async fn import_behind_a_writer(stack: &Stack, csv: &str, meanwhile: impl Future
     writer.execute("UPDATE products SET price = 2 WHERE id = 2").await.unwrap();
     let behind = async {
         let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' \
-                       AND datname = current_database() AND query LIKE '%INSERT INTO products AS%'";
+                       AND datname = current_database() AND query LIKE '%INSERT INTO public.products AS%'";
         eventually("it waits", || async { number(sql, waiting).await == 1 }).await;
         tokio::time::timeout(HANG, meanwhile).await.expect("does not wait for the import");
         writer.commit().await.unwrap();

@@ -1,0 +1,76 @@
+//! What a call costs in round trips to Postgres: counted by a distance that is much longer than everything else.
+
+use std::time::{Duration, Instant};
+
+use devstack::Direction;
+use futures_util::future::join_all;
+
+use crate::harness::{Node, Private, Suite, get};
+use crate::statements::{new_product, renamed};
+
+/// There, and back.
+const ROUND_TRIP: Duration = Duration::from_millis(200);
+
+pub fn register(suite: &mut Suite<'_>) {
+    suite.private("round_trips::a_cold_read_and_an_absent_product_cost_one", one_each);
+    suite.private("round_trips::a_thousand_cold_readers_wait_for_one", thousand);
+}
+
+async fn far_node(world: &Private) -> Node {
+    let node = Node::start(&world.args()).await;
+    let half = ROUND_TRIP / 2;
+    world.to_postgres.delay(Direction::Both, half);
+    // What was under way before.
+    tokio::time::sleep(ROUND_TRIP * 3).await;
+    node
+}
+
+fn assert_round_trips(what: &str, took: Duration, count: u32) {
+    let (least, most) = (ROUND_TRIP * count, ROUND_TRIP * count + ROUND_TRIP * 3 / 4);
+    assert!(
+        took >= least - ROUND_TRIP / 10 && took < most,
+        "{what}: {took:?}, not {count} times {ROUND_TRIP:?}"
+    );
+}
+
+async fn one_each(world: Private) {
+    let ids = [world.insert_unheard("lamp").await, world.insert_unheard("chair").await];
+    let node = far_node(&world).await;
+    for round in 0..3 {
+        let began = Instant::now();
+        assert!(node.get(ids[0] + 1_000 + round).await.is_err());
+        assert_round_trips("an absent product", began.elapsed(), 1);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    for id in ids {
+        let began = Instant::now();
+        node.get(id).await.unwrap();
+        assert_round_trips("a cold read", began.elapsed(), 1);
+    }
+    for round in 0..3 {
+        let began = Instant::now();
+        node.client.clone().update_product(renamed(ids[0], &format!("{round}"))).await.unwrap();
+        assert_round_trips("an update", began.elapsed(), 1);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    let began = Instant::now();
+    node.client.clone().create_product(new_product("new")).await.unwrap();
+    assert_round_trips("a new product", began.elapsed(), 1);
+}
+
+async fn thousand(world: Private) {
+    let id = world.insert_unheard("lamp").await;
+    let node = far_node(&world).await;
+    let loads = world.loads().await;
+    let readers = (0..1_000).map(|_| {
+        let mut client = node.client.clone();
+        async move {
+            let began = Instant::now();
+            client.get_product(get(id)).await.unwrap();
+            began.elapsed()
+        }
+    });
+    let worst = join_all(readers).await.into_iter().max().unwrap();
+    assert!(worst < Duration::from_millis(350), "the worst wait was {worst:?}");
+    assert_eq!(world.loads().await - loads, 1);
+}

@@ -1,0 +1,360 @@
+//! What may happen to a statement of the service, and what its caller is told.
+
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use hotshelf::proto::{CreateProductRequest, Money, Product, UpdateProductRequest};
+use prost_types::FieldMask;
+use sqlx::{AssertSqlSafe, Executor};
+use tonic::{Code, Request, Status};
+use tonic_types::StatusExt;
+
+use crate::harness::{Node, Private, Stack, Suite, eventually};
+use crate::schema::run;
+
+pub fn register(suite: &mut Suite<'_>) {
+    suite
+        .single("statements::a_column_that_gets_another_type_while_serving_fails_no_call", retyped);
+    suite.single("statements::settings_of_the_role_do_not_matter", role_settings);
+    suite.single("statements::deadlocks_and_discarded_statements_are_repeated", repeated);
+    suite.single("statements::a_new_product_gets_the_next_free_id", free_ids);
+    suite.single("statements::a_row_that_is_held_is_waited_for_until_the_deadline", held_row);
+    suite.single("statements::a_held_row_costs_others_nothing", others_of_a_held_row);
+    suite.single("statements::constraints_of_others_are_named", constraints);
+    suite.private("statements::what_needs_a_postgres_that_is_down_is_refused_at_once", down);
+    suite.private("statements::a_connection_that_broke_while_idle_fails_no_call", broke_while_idle);
+}
+
+pub fn new_product(name: &str) -> CreateProductRequest {
+    let price = Some(Money { currency_code: "USD".to_owned(), units: 1, nanos: 0 });
+    CreateProductRequest {
+        product: Some(Product { name: name.to_owned(), price, ..Product::default() }),
+    }
+}
+
+pub fn renamed(id: i64, name: &str) -> UpdateProductRequest {
+    UpdateProductRequest {
+        product: Some(Product { id, name: name.to_owned(), ..Product::default() }),
+        update_mask: Some(FieldMask { paths: vec!["name".to_owned()] }),
+        expected_version: None,
+    }
+}
+
+fn reason(status: &Status) -> String {
+    status.get_error_details().error_info().map(|info| info.reason.clone()).unwrap_or_default()
+}
+
+async fn rename(node: &Node, id: i64, name: &str) -> Result<Product, Status> {
+    node.client.clone().update_product(renamed(id, name)).await.map(tonic::Response::into_inner)
+}
+
+/// A read that goes to Postgres.
+async fn read_through(node: &Node, id: i64) -> Result<Product, Status> {
+    use hotshelf::proto::get_product_request::Freshness;
+    let freshness = Some(Freshness::Latest(true));
+    let request = hotshelf::proto::GetProductRequest { id, freshness };
+    node.client.clone().get_product(request).await.map(tonic::Response::into_inner)
+}
+
+/// The program's own limits, not the generous ones of tests.
+async fn node(stack: &Stack) -> Node {
+    let mut args = stack.args();
+    args.postgres.database_statement_timeout = Duration::from_secs(2);
+    args.postgres.database_acquire_timeout = Duration::from_millis(500);
+    Node::start(&args).await
+}
+
+async fn retyped(stack: Stack) {
+    let id = stack.insert_unheard("lamp").await;
+    let node = node(&stack).await;
+    for alter in [
+        "ALTER COLUMN name TYPE varchar(400)",
+        "ALTER COLUMN name TYPE text",
+        "ALTER COLUMN price TYPE numeric(20,4)",
+        "ALTER COLUMN currency TYPE text",
+        "ADD COLUMN color text NOT NULL DEFAULT 'red'",
+    ] {
+        for round in 0..2 {
+            let calls = (0..30).map(|n| {
+                let node = &node;
+                async move {
+                    read_through(node, id).await?;
+                    rename(node, id, &format!("{alter} {n}")).await
+                }
+            });
+            for outcome in join_all(calls).await {
+                outcome.unwrap_or_else(|status| panic!("{alter}, {round}: {status:?}"));
+            }
+            if round == 0 {
+                run(&stack.sql, &format!("ALTER TABLE products {alter}")).await;
+            }
+        }
+    }
+    node.client.clone().create_product(new_product("new")).await.unwrap();
+}
+
+async fn role_settings(stack: Stack) {
+    for setting in [
+        "default_transaction_isolation = 'repeatable read'",
+        "lock_timeout = '1ms'",
+        "search_path = 'nowhere'",
+        "statement_timeout = '1ms'",
+    ] {
+        run(&stack.sql, &format!("ALTER DATABASE {} SET {setting}", stack.namespace)).await;
+    }
+    let id = stack.insert_unheard("lamp").await;
+    let (a, b) = (node(&stack).await, node(&stack).await);
+    let calls = (0..300).map(|n| {
+        let node = if n % 2 == 0 { &a } else { &b };
+        async move { rename(node, id, &format!("name {n}")).await }
+    });
+    let failed: Vec<_> = join_all(calls).await.into_iter().filter_map(Result::err).collect();
+    assert!(failed.is_empty(), "{} of 300, such as {:?}", failed.len(), failed[0]);
+    let names = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'hotshelf' \
+                 AND datname = current_database()";
+    let named: i64 = sqlx::query_scalar(names).fetch_one(&stack.sql).await.unwrap();
+    assert!(named >= 20, "connections are opened ahead, and named: {named}");
+}
+
+async fn repeated(stack: Stack) {
+    let id = stack.insert_unheard("lamp").await;
+    let node = node(&stack).await;
+    // Each state is raised until the sequence, which no rollback takes back, has counted so far.
+    run(&stack.sql, "CREATE SEQUENCE tries; CREATE TABLE raised (state text, times bigint)").await;
+    run(&stack.sql, "CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$DECLARE r record; BEGIN \
+        SELECT * INTO r FROM public.raised; \
+        IF nextval('public.tries') <= r.times THEN RAISE 'on purpose' USING ERRCODE = r.state; END IF; \
+        RETURN NEW; END$$").await;
+    run(
+        &stack.sql,
+        "CREATE TRIGGER fails BEFORE UPDATE ON products FOR EACH ROW EXECUTE FUNCTION fail()",
+    )
+    .await;
+    for (state, times) in [("40001", 3), ("40P01", 3), ("0A000", 1), ("26000", 1)] {
+        run(
+            &stack.sql,
+            &format!("TRUNCATE raised; INSERT INTO raised VALUES ('{state}', {times})"),
+        )
+        .await;
+        run(&stack.sql, "ALTER SEQUENCE tries RESTART").await;
+        let name = format!("after {state}");
+        assert_eq!(rename(&node, id, &name).await.expect(&name).name, name);
+    }
+    // As a pooler does between two clients.
+    run(&stack.sql, "DROP TRIGGER fails ON products").await;
+    run(&stack.sql, "CREATE FUNCTION discard() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN DEALLOCATE ALL; RETURN NULL; END$$").await;
+    run(&stack.sql, "CREATE TRIGGER discards AFTER UPDATE ON products FOR EACH STATEMENT EXECUTE FUNCTION discard()").await;
+    for n in 0..30 {
+        let name = format!("{n}");
+        assert_eq!(rename(&node, id, &name).await.unwrap().name, name);
+        assert_eq!(read_through(&node, id).await.unwrap().name, name);
+    }
+}
+
+async fn free_ids(stack: Stack) {
+    let sql = &stack.sql;
+    run(sql, "INSERT INTO products (id, name, price) SELECT n, 'taken', 1 FROM generate_series(1, 30000) n").await;
+    run(sql, "INSERT INTO products (id, name, price) VALUES (9223372036854775807, 'last', 1), (30002, 'taken', 1)").await;
+    let node = node(&stack).await;
+    let create = async || {
+        let created = node.client.clone().create_product(new_product("new")).await;
+        created.map(|created| created.into_inner().id)
+    };
+    assert_eq!(create().await.unwrap(), 30_001);
+    assert_eq!(create().await.unwrap(), 30_003, "the next one that is free");
+    let began = Instant::now();
+    let many = join_all((0..50).map(|_| create())).await;
+    let mut ids: Vec<i64> = many.into_iter().map(Result::unwrap).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    assert_eq!(ids.len(), 50);
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    // Another transaction holds the next id, and does not end.
+    let next = ids.last().unwrap() + 1;
+    let mut held = sql.begin().await.unwrap();
+    let insert = format!("INSERT INTO products (id, name, price) VALUES ({next}, 'held', 1)");
+    held.execute(AssertSqlSafe(insert)).await.unwrap();
+    assert_eq!(create().await.unwrap(), next + 1);
+    held.rollback().await.unwrap();
+    run(sql, "SELECT setval('products_id_seq', 9223372036854775807)").await;
+    run(sql, "DELETE FROM products WHERE id = 17").await;
+    assert_eq!(create().await.unwrap(), 17, "what is free below the end");
+}
+
+/// A call with a deadline.
+async fn rename_within(
+    node: &Node,
+    id: i64,
+    deadline: Duration,
+) -> (Result<Product, Status>, Duration) {
+    let mut request = Request::new(renamed(id, "renamed"));
+    request.set_timeout(deadline);
+    let began = Instant::now();
+    let answer = node.client.clone().update_product(request).await;
+    (answer.map(tonic::Response::into_inner), began.elapsed())
+}
+
+async fn hold(stack: &Stack, id: i64) -> sqlx::Transaction<'static, sqlx::Postgres> {
+    let mut held = stack.sql.begin().await.unwrap();
+    let update = format!("UPDATE products SET name = 'held' WHERE id = {id}");
+    held.execute(AssertSqlSafe(update)).await.unwrap();
+    held
+}
+
+async fn held_row(stack: Stack) {
+    let id = stack.insert_unheard("lamp").await;
+    let node = node(&stack).await;
+    let version = stack.version(id).await;
+    let held = hold(&stack, id).await;
+    let short = Duration::from_millis(500);
+    for (deadline, least) in [(short, 300), (Duration::from_secs(4), 3_500)] {
+        let (answer, took) = rename_within(&node, id, deadline).await;
+        let refused = answer.unwrap_err();
+        assert_eq!(
+            (refused.code(), &*reason(&refused)),
+            (Code::Aborted, "PRODUCT_LOCKED"),
+            "{refused:?}"
+        );
+        assert!(took > Duration::from_millis(least) && took < deadline, "{took:?} of {deadline:?}");
+    }
+    let release = async {
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        held.rollback().await.unwrap();
+    };
+    let (waited, ()) = tokio::join!(rename_within(&node, id, Duration::from_secs(9)), release);
+    let (answer, took) = waited;
+    assert_eq!(answer.unwrap().version, stack.version(id).await);
+    assert!(took > Duration::from_secs(2) && took < Duration::from_secs(5), "{took:?}");
+    assert!(stack.version(id).await > version);
+}
+
+async fn others_of_a_held_row(stack: Stack) {
+    let (id, other) = (stack.insert_unheard("lamp").await, stack.insert_unheard("chair").await);
+    let node = node(&stack).await;
+    let held = hold(&stack, id).await;
+    let waiting = join_all((0..200).map(|_| rename_within(&node, id, Duration::from_secs(3))));
+    let others = async {
+        eventually("they wait", || async { stack.waiting_statements().await > 0 }).await;
+        assert_eq!(stack.waiting_statements().await, 1, "one connection for one row");
+        for _ in 0..20 {
+            let began = Instant::now();
+            rename(&node, other, "other").await.unwrap();
+            read_through(&node, other).await.unwrap();
+            assert!(began.elapsed() < Duration::from_millis(500), "{:?}", began.elapsed());
+        }
+    };
+    let (waited, ()) = tokio::join!(waiting, others);
+    for (answer, _) in waited {
+        let refused = answer.unwrap_err();
+        assert!(matches!(refused.code(), Code::Aborted | Code::DeadlineExceeded), "{refused:?}");
+    }
+    held.rollback().await.unwrap();
+}
+
+async fn constraints(stack: Stack) {
+    let id = stack.insert_unheard("lamp").await;
+    stack.insert_unheard("chair").await;
+    run(&stack.sql, "ALTER TABLE products ADD CONSTRAINT one_of_a_name UNIQUE (name), \
+        ADD CONSTRAINT no_tables CHECK (name <> 'table'), ADD COLUMN shelf text NOT NULL DEFAULT 'a'").await;
+    run(
+        &stack.sql,
+        "CREATE TABLE shelves (name text PRIMARY KEY); INSERT INTO shelves VALUES ('a')",
+    )
+    .await;
+    run(
+        &stack.sql,
+        "CREATE FUNCTION shelve() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN \
+        IF NEW.name = 'nowhere' THEN NEW.shelf := 'none'; END IF; \
+        IF NEW.name = 'raised' THEN RAISE 'not this one'; END IF; RETURN NEW; END$$",
+    )
+    .await;
+    run(&stack.sql, "CREATE TRIGGER shelve BEFORE INSERT OR UPDATE ON products FOR EACH ROW EXECUTE FUNCTION shelve()").await;
+    run(
+        &stack.sql,
+        "ALTER TABLE products ADD CONSTRAINT on_a_shelf FOREIGN KEY (shelf) REFERENCES shelves",
+    )
+    .await;
+    run(
+        &stack.sql,
+        "CREATE TABLE orders (product_id bigint CONSTRAINT ordered REFERENCES products)",
+    )
+    .await;
+    run(&stack.sql, &format!("INSERT INTO orders VALUES ({id})")).await;
+    let node = node(&stack).await;
+    let mut client = node.client.clone();
+    let cases = [
+        ("chair", Code::AlreadyExists, Some("one_of_a_name")),
+        ("table", Code::InvalidArgument, Some("no_tables")),
+        ("nowhere", Code::FailedPrecondition, Some("on_a_shelf")),
+        ("raised", Code::FailedPrecondition, None),
+    ];
+    let check = |refused: Status, code: Code, constraint: Option<&str>| {
+        assert_eq!(
+            (refused.code(), &*reason(&refused)),
+            (code, "CONSTRAINT_VIOLATED"),
+            "{refused:?}"
+        );
+        let info = refused.get_error_details().error_info().unwrap().clone();
+        assert_eq!(info.metadata.get("constraint").map(|name| &**name), constraint);
+        assert!(!refused.message().contains("at line"), "{refused:?}");
+    };
+    for (name, code, constraint) in cases {
+        check(rename(&node, id, name).await.unwrap_err(), code, constraint);
+        check(client.create_product(new_product(name)).await.unwrap_err(), code, constraint);
+    }
+    let delete = hotshelf::proto::DeleteProductRequest { id, expected_version: None };
+    check(
+        client.delete_product(delete).await.unwrap_err(),
+        Code::FailedPrecondition,
+        Some("ordered"),
+    );
+}
+
+async fn down(world: Private) {
+    let id = world.insert_unheard("lamp").await;
+    let mut args = world.args();
+    args.postgres.database_acquire_timeout = Duration::from_millis(500);
+    args.postgres.database_statement_timeout = Duration::from_secs(2);
+    let node = Node::start(&args).await;
+    rename(&node, id, "first").await.unwrap();
+    world.postgres.kill();
+    // What is first to notice may take longer.
+    let _ = read_through(&node, id).await;
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    let mut worst = Duration::ZERO;
+    for n in 0..50 {
+        let began = Instant::now();
+        let read = read_through(&node, 1_000 + n).await.unwrap_err();
+        let update = rename(&node, id, "not now").await.unwrap_err();
+        worst = worst.max(began.elapsed());
+        for refused in [read, update] {
+            assert_eq!(reason(&refused), "DATABASE_UNAVAILABLE", "{refused:?}");
+        }
+    }
+    assert!(worst < Duration::from_millis(100), "a read and an update took {worst:?}");
+    let postgres = std::sync::Arc::clone(&world.postgres);
+    tokio::task::spawn_blocking(move || postgres.start_again()).await.unwrap().unwrap();
+    let began = Instant::now();
+    eventually("it is noticed", || async { rename(&node, id, "again").await.is_ok() }).await;
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    assert_eq!(read_through(&node, id).await.unwrap().name, "again");
+}
+
+async fn broke_while_idle(world: Private) {
+    let id = world.insert_unheard("lamp").await;
+    let node = Node::start(&world.args()).await;
+    for _ in 0..3 {
+        rename(&node, id, "before").await.unwrap();
+        let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+                   WHERE datname = current_database() AND pid <> pg_backend_pid()";
+        world.sql.execute(end).await.unwrap();
+        for _ in 0..20 {
+            read_through(&node, id).await.unwrap();
+        }
+        // Every connection was found out by now.
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        for _ in 0..20 {
+            rename(&node, id, "after").await.unwrap();
+        }
+    }
+}
