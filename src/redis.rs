@@ -10,6 +10,7 @@ mod node;
 mod nodes;
 mod probe;
 mod ranking;
+mod reasons;
 mod refusal;
 mod replication;
 mod scripts;
@@ -38,6 +39,7 @@ pub(crate) use lease::{Filled, Lease};
 use lease::{lifetime, number};
 use node::{Command, NoReply};
 use nodes::Nodes;
+use refusal::CONNECT;
 
 use scripts::Scripts;
 
@@ -155,7 +157,7 @@ impl Redis {
             for node in &nodes {
                 node.take_events();
             }
-            if self.nodes.refusals().iter().any(|refusals| refusals.any_stands()) {
+            if self.nodes.refusals().iter().any(|refusals| refusals.refuses(CONNECT)) {
                 return false;
             }
             if began.elapsed() >= timeout {
