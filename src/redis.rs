@@ -11,6 +11,7 @@ mod node;
 mod nodes;
 mod probe;
 mod ranking;
+mod reasons;
 mod refusal;
 mod replication;
 mod scripts;
@@ -40,6 +41,7 @@ pub(crate) use lease::{Filled, Lease};
 use lease::{lifetime, number};
 use node::{Command, NoReply};
 use nodes::Nodes;
+use refusal::CONNECT;
 
 use scripts::Scripts;
 
@@ -190,7 +192,7 @@ impl Redis {
             for node in &nodes {
                 node.take_events();
             }
-            if self.nodes.refusals().iter().any(|refusals| refusals.any_stands()) {
+            if self.nodes.refusals().iter().any(|refusals| refusals.refuses(CONNECT)) {
                 return false;
             }
             if began.elapsed() >= timeout {

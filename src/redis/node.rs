@@ -24,9 +24,9 @@ use crate::moment::Moment;
 /// A command and its arguments.
 #[derive(Clone, Debug)]
 pub(super) struct Command {
-    pub(super) name: &'static str,
+    name: &'static str,
     /// The same, or of a script the script's name.
-    pub(super) label: &'static str,
+    label: &'static str,
     args: Vec<Value>,
 }
 
@@ -187,10 +187,11 @@ impl Node {
     /// Sends a command, whatever the breaker says.
     pub(super) async fn transmit(&self, command: Command) -> Result<Value, Error> {
         let client = self.pool.next_connected().with_options(&self.command);
-        let reply = client.custom(command.custom(), command.args.clone()).await;
+        let (custom, Command { name, label, args }) = (command.custom(), command);
+        let reply = client.custom(custom, args).await;
         // That INFO is denied is no refusal: Redis is used without it.
-        if command.name != "INFO" {
-            self.refusals.record(&command, &reply);
+        if name != "INFO" {
+            self.refusals.record(name, label, &reply);
         }
         reply
     }

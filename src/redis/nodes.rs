@@ -260,7 +260,7 @@ impl Nodes {
             self.refusals.succeeded(EVERY_SLOT);
         } else {
             let said = format!("{slots} of {SLOTS} slots");
-            self.refusals.begin(RedisRefusal::NoSlots, EVERY_SLOT, &said, None);
+            self.refusals.begin(RedisRefusal::NoSlots, EVERY_SLOT, &said);
         }
     }
 

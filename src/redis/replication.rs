@@ -60,9 +60,8 @@ impl Node {
             if known.id.as_ref() == Some(&id) {
                 return Probed::default();
             }
-            let changed = known.since.is_some();
             self.set_replication(Some(id), *since);
-            return Probed { changed, first: false };
+            return Probed { changed: known.id.is_some(), first: false };
         }
         if known.id.as_ref() == Some(&id) {
             // The key was evicted or flushed, or belongs to a slot that was moved here.
@@ -70,7 +69,7 @@ impl Node {
             return Probed::default();
         }
         // An empty Redis is no news.
-        let changed = known.since.is_some() || held.is_some();
+        let changed = known.id.is_some() || held.is_some();
         // Judged by this from now on, even when it cannot be stored.
         self.set_replication(Some(id.clone()), Moment::now());
         let stored = self.store(&id, Moment::now(), site).await;

@@ -20,6 +20,7 @@ pub fn register(suite: &mut Suite<'_>) {
         postgres_down,
     );
     suite.private("histories::a_restart_that_lost_nothing_costs_no_reads", nothing_lost);
+    suite.private("histories::a_replication_id_that_redis_evicts_is_stored_again", evicted);
 }
 
 /// Changes are kept for so short a time that what the snapshot lacks is not among them.
@@ -114,4 +115,21 @@ async fn nothing_lost(world: Private) {
     assert_eq!(cache_status(&read), "hotshelf; hit; detail=redis");
     assert_eq!(world.loads().await, loads);
     assert_eq!(changes(&node).await, 1.0);
+}
+
+async fn evicted(world: Private) {
+    let id = world.insert("lamp").await;
+    let (reader, node) =
+        tokio::join!(world.impatient_node(forgetful), world.impatient_node(forgetful));
+    reader.product(id).await;
+    let key = format!("{}:{{0}}:replication", world.namespace);
+    let held = || world.redis.command(&["GET", &key]).unwrap();
+    eventually("it is stored", || async { held() != "(nil)" }).await;
+    assert_eq!(world.redis.command(&["DEL", &key]).unwrap(), "1");
+    eventually("it is stored again", || async { held() != "(nil)" }).await;
+    let read = node.get(id).await.unwrap();
+    assert_eq!(cache_status(&read), "hotshelf; hit; detail=redis", "nothing is suspect");
+    assert_eq!(changes(&node).await, 0.0);
+    let later = world.impatient_node(forgetful).await;
+    assert_eq!(cache_status(&later.get(id).await.unwrap()), "hotshelf; hit; detail=redis");
 }

@@ -2,7 +2,7 @@
 
 use devstack::{Redis, RedisOptions};
 
-use crate::harness::{Node, Private, Suite, cache_status, eventually, free_port};
+use crate::harness::{Node, Private, PrivateCluster, Suite, cache_status, eventually, free_port};
 
 const HOSTNAME: [(&str, &str); 2] =
     [("cluster-preferred-endpoint-type", "hostname"), ("cluster-announce-hostname", "localhost")];
@@ -21,6 +21,10 @@ pub fn register(suite: &mut Suite<'_>) {
         one_node(world, &HOSTNAME)
     });
     suite.private("redis_cluster_shapes::slots_without_a_server_cost_only_their_keys", uncovered);
+    suite.private_cluster(
+        "redis_cluster_shapes::each_node_holds_its_own_replication_id_through_a_failover",
+        failover,
+    );
 }
 
 /// A cluster of one node, which has slots up to `last`.
@@ -80,4 +84,38 @@ async fn uncovered(world: Private) {
     assert_eq!(node.metric("hotshelf_redis_breakers_open{dependency=\"commands\"}").await, 0.0);
     redis.command(&["CLUSTER", "ADDSLOTSRANGE", "8192", "16383"]).unwrap();
     eventually("it is sound", || async { node.admin("/readyz").await.1 == "ready\n" }).await;
+}
+
+/// The replication id that a node has, and the one that a key of ours on it holds.
+fn ids_of(redis: &Redis, namespace: &str) -> (String, String) {
+    let info = redis.command(&["INFO", "replication"]).unwrap();
+    let id = info.lines().find_map(|line| line.strip_prefix("master_replid:")).unwrap();
+    let key = redis.command(&["KEYS", &format!("{namespace}:*:replication")]).unwrap();
+    let held = redis.command(&["GET", key.trim()]).unwrap_or_default();
+    (id.trim().to_owned(), held.split(' ').next().unwrap().to_owned())
+}
+
+async fn failover(world: PrivateCluster) {
+    let node = world.node_with(|_| {}).await;
+    let nodes = world.cluster.nodes();
+    for master in &nodes[..3] {
+        eventually("it is stored", || async {
+            let (id, held) = ids_of(master, &world.namespace);
+            id == held
+        })
+        .await;
+    }
+    let changes = || node.metric("hotshelf_redis_replication_changes_total");
+    assert_eq!(changes().await, 0.0);
+    nodes[0].kill();
+    eventually("its replica has taken over", || async {
+        nodes[3].role().unwrap() == devstack::Role::Master
+    })
+    .await;
+    eventually("it has another id, which is stored", || async {
+        let (id, held) = ids_of(&nodes[3], &world.namespace);
+        id == held
+    })
+    .await;
+    eventually("it is counted", || async { changes().await == 1.0 }).await;
 }
