@@ -95,7 +95,8 @@ impl App {
         });
         // Without it Redis has no keys: those of another catalogue must never be read.
         let scope = postgres.change_reader(Snapshot::empty()).scope().await;
-        redis.set_scope(&scope.map_err(|error| StartError(format!("DATABASE_URL: {error}")))?);
+        let scope = scope.map_err(|error| StartError(format!("DATABASE_URL: {error}")))?;
+        redis.set_scope(&scope.0, &scope.1);
         // Without Redis, too, it serves; what is wrong is logged there.
         redis.wait_until_connected(REDIS_PATIENCE).await;
         readiness.set_notes(&redis, Redis::trouble);
@@ -301,6 +302,8 @@ fn observe(parts: &Parts) {
     metrics.gauges("hotshelf.redis.refusing", help, redis, Redis::refusing);
     let help = "Redis servers that do not offer something that hotshelf does without.";
     metrics.gauges("hotshelf.redis.limited", help, redis, Redis::limited);
+    let help = "Other databases whose instances use the same Redis and namespace.";
+    metrics.gauge("hotshelf.redis.other.catalogues", help, redis, Redis::other_catalogues);
     let help = "Open connections to PostgreSQL.";
     metrics.gauge("hotshelf.postgres.connections", help, postgres, Postgres::connections);
     let help = "Open connections to PostgreSQL that are not in use.";

@@ -2,6 +2,7 @@
 //! The only module that knows fred.
 
 mod breaker;
+mod catalogues;
 mod clean;
 mod entry_bytes;
 mod hints;
@@ -28,6 +29,7 @@ use fred::types::config::{
     UnresponsiveConfig,
 };
 use futures_util::future::join_all;
+use parking_lot::Mutex;
 
 use crate::controls::{Controls, Protection};
 use crate::entry::Entry;
@@ -54,6 +56,8 @@ pub struct RedisOptions {
     pub cluster: bool,
     /// The first part of every key.
     pub namespace: String,
+    /// What the database is called, for operators who find another catalogue in the namespace.
+    pub database: String,
     /// Connections; each is pipelined.
     pub connections: usize,
     /// How long any command may take.
@@ -75,6 +79,8 @@ pub struct Redis {
     options: RedisOptions,
     metrics: Arc<Metrics>,
     controls: Controls,
+    /// What the databases of other catalogues in the namespace are called.
+    other_catalogues: Mutex<Vec<String>>,
 }
 
 /// Redis did not do what it was asked: down, frozen, loading, full. Counted and logged where it happened;
@@ -99,11 +105,17 @@ type Scope = Arc<ArcSwap<Keys>>;
 #[derive(Debug)]
 struct Keys {
     prefix: String,
+    /// What is the catalogue's own, whatever its epoch.
+    catalogue: String,
 }
 
 impl Keys {
-    fn new(namespace: &str, scope: &str) -> Self {
-        Self { prefix: format!("{namespace}:{scope}") }
+    fn new(namespace: &str, scope: &str, catalogue: &str) -> Self {
+        Self { prefix: format!("{namespace}:{scope}"), catalogue: catalogue.to_owned() }
+    }
+
+    fn catalogues(&self, namespace: &str) -> Bytes {
+        format!("{namespace}:catalogues").into()
     }
 
     fn entry(&self, id: ProductId) -> Bytes {
@@ -150,17 +162,18 @@ impl Redis {
         Ok(Self {
             nodes: Arc::new(nodes),
             ranking_breaker: Breaker::new(RedisDependency::Ranking, Arc::clone(&metrics)),
-            keys: Arc::new(ArcSwap::from_pointee(Keys::new(&options.namespace, ""))),
+            keys: Arc::new(ArcSwap::from_pointee(Keys::new(&options.namespace, "", ""))),
             scripts: Scripts::new(),
             options,
             metrics,
             controls,
+            other_catalogues: Mutex::default(),
         })
     }
 
     /// From now on everything goes by these keys: those of the catalogue's identity and epoch.
-    pub(crate) fn set_scope(&self, scope: &str) {
-        let keys = Keys::new(&self.options.namespace, scope);
+    pub(crate) fn set_scope(&self, scope: &str, catalogue: &str) {
+        let keys = Keys::new(&self.options.namespace, scope, catalogue);
         if self.keys.load().prefix != keys.prefix {
             self.keys.store(Arc::new(keys));
         }
@@ -168,7 +181,7 @@ impl Redis {
 
     /// Whether this is the scope of the keys.
     pub(crate) fn has_scope(&self, scope: &str) -> bool {
-        self.keys.load().prefix == Keys::new(&self.options.namespace, scope).prefix
+        self.keys.load().prefix == Keys::new(&self.options.namespace, scope, "").prefix
     }
 
     fn keys(&self) -> arc_swap::Guard<Arc<Keys>> {

@@ -31,6 +31,8 @@ const REMOVED: usize = 500;
 const LEASE: Duration = Duration::from_secs(3);
 /// How often the lease is renewed, a mark is made, and the outbox is pruned.
 const UPKEEP: Duration = Duration::from_secs(1);
+/// Versions of deleted products that are pruned at once.
+const PRUNED: u32 = 1_000;
 /// How long giving the lease back may take.
 const LET_GO: Duration = Duration::from_millis(500);
 /// Between tries with Postgres in trouble, and to apply what a server of Redis has not taken.
@@ -297,6 +299,8 @@ impl Relay {
             relayed: self.options.retention,
             unrelayed: self.options.ttl.longest().max(self.options.retention),
         };
+        // What was deleted longer ago than any entry lives is older than nothing.
+        self.postgres.prune_deleted(keep.unrelayed * 2, PRUNED).await?;
         work.reader.prune_outbox(&self.holder, done.then_some(&seen), keep).await
     }
 

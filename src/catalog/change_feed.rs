@@ -270,7 +270,7 @@ impl Follower {
         if self.epoch.is_none() {
             self.epoch = Some(changes.epoch.clone());
         }
-        self.catalog.redis.set_scope(&changes.scope);
+        self.catalog.redis.set_scope(&changes.scope, &changes.catalogue);
         self.catalog.feed.has_given_out(changes.ceiling);
     }
 

@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::Catalog;
 use crate::metrics::BackgroundTask;
@@ -11,6 +11,9 @@ use crate::moment::Moment;
 /// How often. Too high: Redis is used again later after a fault, and what it lost is noticed later. Too low:
 /// needless commands.
 const INTERVAL: Duration = Duration::from_millis(250);
+/// How often other catalogues in the namespace are looked for.
+const MEET: Duration = Duration::from_secs(5);
+
 impl Catalog {
     pub(super) fn start_probing_redis(self: &Arc<Self>) {
         let catalog = Arc::clone(self);
@@ -19,8 +22,13 @@ impl Catalog {
     }
 
     async fn keep_probing(self: Arc<Self>) -> Result<Infallible, Infallible> {
+        let mut met: Option<Instant> = None;
         loop {
             self.probe_redis().await;
+            if met.is_none_or(|met| met.elapsed() >= MEET) && self.redis.meet_catalogues().await.is_ok()
+            {
+                met = Some(Instant::now());
+            }
             tokio::time::sleep(INTERVAL.mul_f64(rand::random_range(0.8..1.2))).await;
         }
     }

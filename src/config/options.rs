@@ -11,6 +11,13 @@ use crate::redis::RedisOptions;
 use crate::relay::RelayOptions;
 use crate::rpc::{EdgeOptions, RpcOptions, TlsOptions};
 
+/// Host, port and database of a URL.
+fn without_password(url: &str) -> String {
+    let place = url.split_once("://").map_or(url, |(_, place)| place);
+    let place = place.rsplit_once('@').map_or(place, |(_, place)| place);
+    place.split('?').next().unwrap_or_default().to_owned()
+}
+
 impl ServeArgs {
     /// The options of Postgres.
     #[must_use]
@@ -32,6 +39,7 @@ impl ServeArgs {
             url: self.redis.redis_url.clone(),
             cluster: self.redis.redis_cluster,
             namespace: self.redis.redis_namespace.clone(),
+            database: without_password(&self.database.database_url),
             connections: self.redis.redis_connections,
             command_timeout: self.redis.redis_timeout,
             lease_ttl: self.redis.lease_ttl,

@@ -121,6 +121,8 @@ label_set! {
         Hint = ["hint"],
         /// What the relay replaces and removes.
         Relay = ["relay"],
+        /// Looking for other catalogues.
+        Probe = ["probe"],
         /// The fleet's ranking of hot keys.
         Ranking = ["ranking"],
     ]

@@ -42,7 +42,7 @@ const SERVER: &str = "SELECT concat_ws('/', c.id, (pg_control_system()).system_i
 /// `remembered` is false when a mark that was read before is not in the table and was not pruned: then PostgreSQL went back.
 const POLL: &str = "SELECT NULL::bigint[] AS product_ids, NULL::bigint[] AS versions, NULL::boolean AS deleted, \
         NULL::text AS xid, pg_current_snapshot()::text AS snapshot, feed.pruned::text, feed.relayed::text, \
-        substr(md5($5 || '/' || epoch), 1, 16) AS epoch, \
+        substr(md5($5), 1, 16) AS catalogue, substr(md5($5 || '/' || epoch), 1, 16) AS epoch, \
         substr(md5($5 || '/' || epoch || '/' || redis_epoch), 1, 16) AS scope, timeline, last_value AS ceiling, \
         mark.id AS mark, mark.token::text AS mark_token, \
         coalesce($3 IS NULL OR EXISTS (SELECT FROM hotshelf.marks WHERE id = $3 AND token::text = $4) \
@@ -51,10 +51,10 @@ const POLL: &str = "SELECT NULL::bigint[] AS product_ids, NULL::bigint[] AS vers
     FROM hotshelf.feed CROSS JOIN hotshelf.catalogue CROSS JOIN hotshelf.product_version \
         LEFT JOIN LATERAL (SELECT id, token FROM hotshelf.marks ORDER BY id DESC LIMIT 1) AS mark ON true \
     UNION ALL \
-    SELECT product_ids, versions, deleted, xid::text, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL \
+    SELECT product_ids, versions, deleted, xid::text, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL \
     FROM hotshelf.outbox WHERE xid >= $1::xid8 \
     UNION ALL \
-    SELECT product_ids, versions, deleted, xid::text, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL \
+    SELECT product_ids, versions, deleted, xid::text, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL \
     FROM hotshelf.outbox WHERE xid = ANY($2::xid8[])";
 
 /// The epoch is replaced by the first instance that finds out; the others find that it is another already. Redis starts empty in it, and
@@ -75,6 +75,7 @@ struct Row {
     snapshot: Option<String>,
     pruned: Option<String>,
     relayed: Option<String>,
+    catalogue: Option<String>,
     epoch: Option<String>,
     scope: Option<String>,
     timeline: Option<i64>,
@@ -96,6 +97,8 @@ pub(crate) struct Changes {
     pub(crate) pruned: Snapshot,
     /// Redis reflects what is visible in this.
     pub(crate) relayed: Snapshot,
+    /// The identity of the catalogue.
+    pub(crate) catalogue: String,
     /// The epoch of the catalogue, with its identity.
     pub(crate) epoch: String,
     /// The part of every key in Redis that is this catalogue's and this epoch's own.
@@ -311,6 +314,7 @@ impl ChangeReader {
         changes.snapshot = snapshot(header.snapshot)?;
         changes.pruned = snapshot(header.pruned)?;
         changes.relayed = snapshot(header.relayed)?;
+        changes.catalogue = header.catalogue.unwrap_or_default();
         changes.epoch = header.epoch.unwrap_or_default();
         changes.scope = header.scope.unwrap_or_default();
         changes.relay_is_free = header.relay_is_free == Some(true);
@@ -332,12 +336,13 @@ impl ChangeReader {
         Ok(())
     }
 
-    /// The part of every key in Redis that is this catalogue's and its epoch's own.
+    /// The parts of keys in Redis that are the epoch's own, and the catalogue's own.
     ///
     /// # Errors
     /// [`Error::Unavailable`].
-    pub(crate) async fn scope(mut self) -> Result<String, Error> {
-        Ok(self.poll(0).await?.scope)
+    pub(crate) async fn scope(mut self) -> Result<(String, String), Error> {
+        let Changes { scope, catalogue, .. } = self.poll(0).await?;
+        Ok((scope, catalogue))
     }
 
     /// Replaces the epoch, unless another instance has done so already.
@@ -378,6 +383,7 @@ impl Changes {
             snapshot: Snapshot::empty(),
             pruned: Snapshot::empty(),
             relayed: Snapshot::empty(),
+            catalogue: String::new(),
             epoch: String::new(),
             scope: String::new(),
             ceiling: Version(0),

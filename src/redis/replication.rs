@@ -179,6 +179,16 @@ impl Redis {
     /// A line for everything that a node refuses, and what that costs.
     #[must_use]
     pub fn trouble(&self) -> Vec<String> {
-        self.nodes.refusals().iter().flat_map(|refusals| refusals.lines()).collect()
+        let mut lines: Vec<String> =
+            self.nodes.refusals().iter().flat_map(|refusals| refusals.lines()).collect();
+        let others = self.other_catalogues.lock();
+        if !others.is_empty() {
+            lines.push(format!(
+                "redis: the namespace {} is also used by {}; give each catalogue one of its own",
+                self.options.namespace,
+                others.join(", ")
+            ));
+        }
+        lines
     }
 }

@@ -1,0 +1,73 @@
+//! Other catalogues that use the same Redis and the same namespace. Their keys are others, so they cannot be mixed up; but it is hardly
+//! meant, and whatever goes by the namespace (a count of keys, a deletion of all of them) concerns both.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use fred::types::Value;
+
+use super::entry_bytes::millis;
+use super::lease::number;
+use super::node::Command;
+use super::{Redis, Unavailable};
+use crate::metrics::RedisOperation;
+
+/// A catalogue of which no instance was here for this long is gone.
+const GONE: Duration = Duration::from_secs(60);
+/// How long the list outlives its last writer.
+const KEPT: Duration = Duration::from_secs(3_600);
+
+impl Redis {
+    /// Enters this catalogue into the list of those that use the namespace, and looks for others. To be called every few
+    /// seconds.
+    pub(crate) async fn meet_catalogues(&self) -> Result<(), Unavailable> {
+        let keys = self.keys().clone();
+        let list = keys.catalogues(&self.options.namespace);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let entered = format!("{} {}", millis(now), self.options.database);
+        let ask = async |name, args: Vec<Value>| {
+            let mut words = vec![list.clone().into()];
+            words.extend(args);
+            let reply = self.nodes.send(&list, Command::new(name, words)).await;
+            self.counted(RedisOperation::Probe, reply)
+        };
+        ask("HSET", vec![keys.catalogue.clone().into(), entered.into()]).await?;
+        ask("PEXPIRE", vec![number(millis(KEPT))]).await?;
+        let listed = ask("HGETALL", Vec::new()).await?;
+        let listed: Vec<String> = listed.convert().unwrap_or_default();
+        let mut others = Vec::new();
+        for pair in listed.chunks_exact(2).filter(|pair| pair[0] != keys.catalogue) {
+            let (seen, database) = pair[1].split_once(' ').unwrap_or(("0", "unknown"));
+            let seen = Duration::from_millis(seen.parse().unwrap_or_default());
+            match now.saturating_sub(seen) < GONE {
+                true => others.push(database.chars().take(200).collect()),
+                false => drop(ask("HDEL", vec![pair[0].clone().into()]).await),
+            }
+        }
+        self.have_met(others);
+        Ok(())
+    }
+
+    fn have_met(&self, others: Vec<String>) {
+        let mut known = self.other_catalogues.lock();
+        if known.is_empty() && !others.is_empty() {
+            tracing::error!(
+                namespace = self.options.namespace,
+                ours = self.options.database,
+                others = others.join(", "),
+                "instances on another database use the same Redis and namespace; their products are kept apart, but give each catalogue a REDIS_NAMESPACE of its own"
+            );
+        } else if !known.is_empty() && others.is_empty() {
+            tracing::info!(
+                namespace = self.options.namespace,
+                "no other database uses the same Redis and namespace any more"
+            );
+        }
+        *known = others;
+    }
+
+    /// How many other catalogues use the same Redis and namespace.
+    #[must_use]
+    pub fn other_catalogues(&self) -> u64 {
+        self.other_catalogues.lock().len() as u64
+    }
+}
