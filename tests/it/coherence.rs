@@ -197,7 +197,11 @@ async fn gap(stack: Stack) {
     assert!(serves(&b, id, "older").await, "memory cannot know");
     stack.lose_change_stream().await;
     all_serve(&[&a, &b], id, "new").await;
-    assert!(a.metric("hotshelf_change_stream_gaps_total").await >= 1.0);
+    // On a machine that is busy its lease on memory may have run out before it saw the gap.
+    eventually("the gap is seen", || async {
+        a.metric("hotshelf_change_stream_gaps_total").await >= 1.0
+    })
+    .await;
 }
 
 async fn proof(stack: Stack) {
