@@ -36,10 +36,9 @@ run: deps ## Starts everything: a private Postgres and Redis, sample products, t
 another: ## Starts a second instance, on port 50052, from the servers of a `make run` that is running.
 	@scripts/another.sh
 
-# Not the doc tests: there are none, and their empty summary would come last.
 .PHONY: test
 test: deps ## Runs every test against private, real servers.
-	cargo test --locked --workspace --all-targets
+	@scripts/test.sh
 
 .PHONY: lint
 lint: ## Checks format, clippy, the fences between modules, and the protos.

@@ -7,7 +7,7 @@ use devstack::Direction;
 use futures_util::future::join_all;
 use hotshelf::config::ServeArgs;
 
-use crate::harness::{Node, Private, Suite, eventually};
+use crate::harness::{Node, Private, StallMeter, Suite, eventually, too_busy};
 
 /// Longer than the machine stands still, and shorter than fred takes to give a silent connection up.
 const REDIS_TIMEOUT: Duration = Duration::from_secs(1);
@@ -62,11 +62,16 @@ async fn frozen(world: Private) {
     let ids = insert_many(&world, 60).await;
     let (first, rest) = ids.split_at(10);
     world.redis.pause();
+    let stalls = StallMeter::start();
     // Reads that come together ask Redis together, and fail as one.
     for together in first.chunks(2) {
         let began = Instant::now();
         join_all(together.iter().map(|id| node.product(*id))).await;
-        assert!(began.elapsed() < REDIS_TIMEOUT * 4, "they waited for {:?}", began.elapsed());
+        let waited = began.elapsed();
+        if let Some(why) = stalls.too_long().filter(|_| waited > REDIS_TIMEOUT * 4) {
+            too_busy(&why);
+        }
+        assert!(waited < REDIS_TIMEOUT * 4, "they waited for {waited:?}");
     }
     assert!(is_open(&node, "commands").await);
     let failed = failed_gets(&node).await;
@@ -148,8 +153,11 @@ async fn loading(world: Private) {
     for id in insert_many_unheard(&world, 10).await {
         assert_eq!(node.product(id).await.id, id);
     }
-    assert!(is_open(&node, "commands").await);
-    assert!(says("loading:1").await, "all the time");
+    let open = is_open(&node, "commands").await;
+    if !says("loading:1").await {
+        too_busy("Redis had loaded before ten products were read");
+    }
+    assert!(open);
     eventually("it has loaded", || says("loading:0")).await;
     closes_again(&world, &node).await;
     loading.kill().await.unwrap();

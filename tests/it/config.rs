@@ -92,7 +92,8 @@ async fn database_down(stack: Stack) {
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let address = socket.local_addr().unwrap().to_string();
     let url = format!("postgres://somebody:secret@{address}/db");
-    let arguments = ["--database-url", &url, "--startup-timeout", "1s"];
+    let arguments = ["--database-url", &url, "--database-acquire-timeout", "500ms"];
+    let arguments = [&arguments[..], &["--startup-timeout", "1s"]].concat();
     let ended = Program::finish(Program::serving(&stack, &arguments)).await;
     assert_one_line("serve", &ended, &["PostgreSQL", &address, "DATABASE_URL"]);
     assert!(ended.stderr.contains("waiting for PostgreSQL"), "{}", ended.stderr);

@@ -40,7 +40,7 @@ async fn locked_row(stack: Stack) {
     let nothing_waits = || async { stack.waiting_statements().await == 0 };
     let update = tokio::spawn({
         let raw = raw(&node).await;
-        async move { raw.call_within("2S", UPDATE, &late(id)).await }
+        async move { raw.call_within("5S", UPDATE, &late(id)).await }
     });
     eventually("it waits for the row", waits).await;
     let ended = update.await.unwrap();

@@ -3,7 +3,6 @@
 use std::error::Error;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
 
 use futures_util::future::join_all;
 use hotshelf::proto::{Product, StreamHotKeysRequest, UpdateProductRequest};
@@ -66,7 +65,7 @@ async fn under_load(stack: Stack, signal: Signal) {
     const HELD: usize = 6;
     const CALLERS: usize = 20;
     let quick = stack.insert("walnut desk lamp").await;
-    let program = Program::serve(&stack, &["--database-acquire-timeout", "10s"]).await;
+    let program = Program::serve(&stack, &[]).await;
     program.client().await.get_product(get(quick)).await.unwrap();
     let mut ids = Vec::new();
     for n in 0..HELD {
@@ -182,7 +181,7 @@ async fn grace(stack: Stack) {
     eventually("it hangs", async || stack.waiting_statements().await == 1).await;
     program.signal(Signal::SIGTERM);
     // The lock is held all the while, so only the grace can end it.
-    let ended = tokio::time::timeout(Duration::from_secs(15), program.ended()).await;
+    let ended = tokio::time::timeout(HANG, program.ended()).await;
     assert_eq!(ended.expect("within its grace"), Some(0));
     assert!(held.await.unwrap().is_err());
     lock.rollback().await.unwrap();

@@ -69,7 +69,7 @@ async fn callers_deadline(stack: Stack) {
     let raw = Raw::connect(node.grpc_addr.port()).await;
     let request = get(id);
     let hangs = eventually("it hangs", async || stack.waiting_statements().await == 1);
-    let (late, ()) = tokio::join!(raw.call_within("2S", GET, &request), hangs);
+    let (late, ()) = tokio::join!(raw.call_within("5S", GET, &request), hangs);
     assert_refused(&late, Code::DeadlineExceeded, "DEADLINE_EXCEEDED", false);
     next_reader_joins(&stack, &node, id, lock).await;
 }

@@ -199,7 +199,7 @@ async fn crowd(stack: Stack) {
 
 async fn silence(stack: Stack) {
     let id = stack.insert("walnut desk lamp").await;
-    let options = ["--max-connections", "4", "--keepalive-timeout", "500ms"];
+    let options = ["--max-connections", "4", "--keepalive-timeout", "2s"];
     let program = Program::serve(&stack, &options).await;
     let mut silent = Vec::new();
     for said in [0, 1, PREFACE.len() / 2, PREFACE.len() - 1] {

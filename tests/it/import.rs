@@ -17,7 +17,6 @@ use crate::harness::{HANG, Program, Stack, Suite, eventually};
 
 pub fn register(suite: &mut Suite<'_>) {
     suite.single("import::every_value_arrives_as_it_was", values);
-    suite.single("import::a_file_of_many_chunks_is_imported_whole", many_chunks);
     suite.single("import::the_same_file_again_takes_no_versions_and_no_outbox_rows", again);
     suite.single("import::only_products_that_differ_are_written", differing);
     suite.single("import::without_a_column_for_them_descriptions_stay", descriptions_stay);
@@ -25,13 +24,16 @@ pub fn register(suite: &mut Suite<'_>) {
     suite.single("import::ids_assigned_later_are_past_those_of_the_file", ids_advance);
     suite.single("import::a_product_can_be_created_while_an_import_writes", created_meanwhile);
     suite.single("import::what_somebody_wrote_meanwhile_is_not_written_again", written_meanwhile);
-    suite.single("import::two_imports_at_once_wait_for_each_other", two_at_once);
     suite.single("import::after_a_bad_row_nothing_is_imported", bad_row);
     suite.single("import::with_skip_bad_the_bad_rows_are_left_out_and_counted", skip_bad);
     suite.single("import::an_id_that_two_rows_have_is_refused", duplicate_id);
     suite.single("import::an_import_that_is_dropped_leaves_nothing", dropped);
     suite.single("import::the_program_says_what_is_wrong_on_one_line_and_fails", program_fails);
     suite.single("import::the_program_reads_standard_input", program_stdin);
+    suite.alone(|suite| {
+        suite.single("import::a_file_of_many_chunks_is_imported_whole", many_chunks);
+        suite.single("import::two_imports_at_once_wait_for_each_other", two_at_once);
+    });
 }
 
 fn postgres(stack: &Stack) -> Postgres {

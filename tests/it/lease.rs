@@ -7,7 +7,7 @@ use hotshelf::pause::Point;
 use hotshelf::product::ProductId;
 use sqlx::Executor;
 
-use crate::harness::{Node, Program, Stack, Suite, eventually, get};
+use crate::harness::{HANG, Node, Program, Stack, Suite, eventually, get};
 
 /// Longer than any test.
 const FOR_EVER: Duration = Duration::from_secs(600);
@@ -25,7 +25,7 @@ pub fn register(suite: &mut Suite<'_>) {
 
 async fn killed_holder(stack: Stack) {
     let id = stack.insert("walnut desk lamp").await;
-    let holder = Program::serve(&stack, &[]).await;
+    let holder = Program::serve(&stack, &["--lease-ttl", "2s"]).await;
     let node = stack.node().await;
     // The holder's SELECT hangs behind this lock, and the holder holds the lease.
     let mut lock = stack.sql.begin().await.unwrap();
@@ -37,7 +37,7 @@ async fn killed_holder(stack: Stack) {
     assert!(read.await.unwrap().is_err());
     assert!(stack.is_leased(id).await, "nobody gave it back");
     lock.rollback().await.unwrap();
-    let product = tokio::time::timeout(Duration::from_secs(15), node.product(id)).await.unwrap();
+    let product = tokio::time::timeout(HANG, node.product(id)).await.unwrap();
     assert_eq!(product.id, id);
     assert_eq!(
         node.metric(r#"hotshelf_lease_total{outcome="waited_out"}"#).await,
@@ -144,5 +144,6 @@ async fn failed_load(stack: Stack) {
     assert!(details.retry_info().unwrap().retry_delay.is_some());
     assert!(!stack.is_leased(id).await);
     lock.rollback().await.unwrap();
-    assert_eq!(node.product(id).await.id, id);
+    // Within so short a timeout not every load has to succeed.
+    eventually("it is loaded", async || node.get(id).await.is_ok()).await;
 }

@@ -15,7 +15,9 @@ use crate::harness::{HANG, Stack, Suite, finish};
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 pub fn register(suite: &mut Suite<'_>) {
-    suite.single_if("loadtest::k6_finds_every_answer_right", install::k6, k6);
+    suite.alone(|suite| {
+        suite.single_if("loadtest::k6_finds_every_answer_right", install::k6, k6);
+    });
     suite.single_if("loadtest::k6_fails_without_the_products", install::k6, k6_without_products);
     suite.plain("loadtest::ghz_calls_what_the_contract_has", ghz);
 }

@@ -87,7 +87,6 @@ fn main() -> std::process::ExitCode {
     relay_lag::register(&mut suite);
     hot_keys::register(&mut suite);
     outage::register(&mut suite);
-    recovery::register(&mut suite);
     breaker::register(&mut suite);
     histories::register(&mut suite);
     redis_access::register(&mut suite);
@@ -107,10 +106,11 @@ fn main() -> std::process::ExitCode {
     drain::register(&mut suite);
     supervision::register(&mut suite);
     edge::register(&mut suite);
-    hostile::register(&mut suite);
     metrics::register(&mut suite);
     checker::register(&mut suite);
-    drill::register(&mut suite);
+    suite.alone(recovery::register);
+    suite.alone(hostile::register);
+    suite.alone(drill::register);
     let conclusion = suite.run(arguments);
     servers.stop();
     conclusion.exit_code()

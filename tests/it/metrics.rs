@@ -7,7 +7,7 @@ use hotshelf::proto::get_product_request::Freshness;
 use hotshelf::proto::{BatchGetProductsRequest, GetProductRequest};
 use tonic::Code;
 
-use crate::harness::{Node, Program, Raw, Stack, Suite, admin, eventually, free_port, get};
+use crate::harness::{HANG, Node, Program, Raw, Stack, Suite, admin, eventually, free_port, get};
 use crate::newest_wins::rename;
 
 pub fn register(suite: &mut Suite<'_>) {
@@ -110,7 +110,7 @@ async fn assert_moved(what: &str, node: &Node, before: &BTreeMap<String, f64>, b
         if moved == expected {
             return;
         }
-        assert!(began.elapsed() < Duration::from_secs(10), "{what}: {moved:#?}, not {expected:#?}");
+        assert!(began.elapsed() < HANG, "{what}: {moved:#?}, not {expected:#?}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
@@ -287,7 +287,9 @@ async fn waiting(stack: Stack) {
     let url = format!("postgres://hotshelf@{}/db", socket.local_addr().unwrap());
     let port = free_port();
     let address = format!("127.0.0.1:{port}");
-    let arguments = ["--database-url", &url, "--startup-timeout", "1h", "--admin-addr", &address];
+    let arguments = ["--database-url", &url, "--database-acquire-timeout", "500ms"];
+    let more = ["--startup-timeout", "1h", "--admin-addr", &address];
+    let arguments = [&arguments[..], &more].concat();
     // Killed when it is dropped.
     let _child = Program::serving(&stack, &arguments).spawn().unwrap();
     let listens = async || tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_ok();

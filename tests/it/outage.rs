@@ -14,8 +14,8 @@ use tonic_types::StatusExt;
 use crate::harness::{HANG, Node, Private, Stack, Suite, cache_status, eventually, get};
 use crate::newest_wins::rename;
 
-/// Several times what the deadlines of an impatient instance add up to, and less than a call may take.
-const BOUNDED: Duration = Duration::from_secs(8);
+/// Several times what the timeouts of an impatient instance add up to, and less than a call may take.
+const BOUNDED: Duration = Duration::from_secs(60);
 
 pub fn register(suite: &mut Suite<'_>) {
     suite.private("outage::with_redis_killed_reads_and_writes_go_on_and_recover", redis_killed);
@@ -249,7 +249,7 @@ async fn not_joined(stack: Stack) {
     let id = stack.insert("walnut desk lamp").await;
     let (other, node) = tokio::join!(
         stack.node(),
-        stack.node_with(|args| args.postgres.database_statement_timeout = Duration::from_secs(2))
+        stack.node_with(|args| args.postgres.database_statement_timeout = Duration::from_secs(5))
     );
     other.product(id).await;
     let mut lock = stack.sql.begin().await.unwrap();

@@ -12,7 +12,7 @@ use crate::harness::{Program, Stack, Suite, eventually, get};
 
 const LEASES: Duration = Duration::from_millis(300);
 // A call may sleep through much of the test.
-const OPTIONS: [&str; 8] = [
+const OPTIONS: [&str; 10] = [
     "--hot-lease",
     "300ms",
     "--max-staleness",
@@ -20,7 +20,9 @@ const OPTIONS: [&str; 8] = [
     "--refresh-keys",
     "0",
     "--max-call-time",
-    "1m",
+    "10m",
+    "--lease-ttl",
+    "2s",
 ];
 
 pub fn register(suite: &mut Suite<'_>) {

@@ -15,6 +15,7 @@
 //! its writer was told so, as possible from the moment at which it was sent, and of all the states that an
 //! answer may stand for the most favourable one is taken.
 
+mod calibrate;
 pub mod converge;
 pub mod history;
 pub mod load;

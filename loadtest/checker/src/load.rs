@@ -14,7 +14,7 @@ use tonic::transport::Channel;
 use crate::converge::{self, Convergence};
 use crate::history::{Ack, Clock, Failure, History, Micros, Read, Request, WriteId};
 use crate::plan::Pace;
-use crate::{Error, Target, readers, truth, writers};
+use crate::{Error, Target, calibrate, readers, truth, writers};
 
 /// What the instances are made to bear.
 #[derive(Clone, Debug)]
@@ -23,6 +23,9 @@ pub struct Load {
     pub read_rate: f64,
     /// Writes a second, by plan; some change several products.
     pub write_rate: f64,
+    /// The share of what the instances can answer, measured for a second before the run, that the reads may be at most:
+    /// both rates are lowered to that. `None`: the rates as they are.
+    pub share: Option<f64>,
     /// How long.
     pub duration: Duration,
     /// Products that nine of ten requests go to, by Zipf's law.
@@ -57,6 +60,7 @@ impl Default for Load {
         Self {
             read_rate: 1_500.0,
             write_rate: 30.0,
+            share: None,
             duration: Duration::from_secs(120),
             hot: 200,
             cold: 2_000,
@@ -82,6 +86,18 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// Why nothing but a broken promise can be judged by this run: the load was not sent as planned, or calls ended by
+    /// the deadline of the client.
+    #[must_use]
+    pub fn too_busy(&self) -> Option<String> {
+        let late = |failure: &&Failure| {
+            failure.what.contains("DeadlineExceeded") || failure.what.contains("Cancelled")
+        };
+        let (not_sent, late) = (self.not_sent, self.failures.iter().filter(late).count());
+        (not_sent > 0 || late > 0)
+            .then(|| format!("{not_sent} requests were not sent, {late} ended by their deadline"))
+    }
+
     /// How often requests failed, by what went wrong.
     #[must_use]
     pub fn reasons(&self) -> BTreeMap<&str, u64> {
@@ -137,6 +153,10 @@ pub async fn run_beside<T>(
     let products = truth::prepare(&target.sql, load.hot + load.cold).await?;
     let (stop, stopped) = watch::channel(false);
     let world = Arc::new(World::new(target, load, products, stopped));
+    let load = &match load.share {
+        Some(share) => calibrate::fitted(&world, load, share).await,
+        None => load.clone(),
+    };
     let beside = async {
         let done = beside(Stage { products: world.products.clone(), clock: world.clock }).await;
         // Writers that had planned more leave it.

@@ -95,6 +95,7 @@ async fn check(cli: &Cli) -> Result<ExitCode, Error> {
     let load = Load {
         read_rate: cli.read_rate,
         write_rate: cli.write_rate,
+        share: None,
         duration: cli.duration,
         hot: cli.hot.into(),
         cold: cli.cold.into(),

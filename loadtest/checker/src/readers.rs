@@ -19,7 +19,7 @@ const LONGEST_STALENESS: u64 = 500_000;
 const BATCH: usize = 5;
 /// After a write its product is looked at through every instance about this many ms later, so that staleness
 /// does not go unseen where reads are few.
-const LOOKS: [f64; 10] = [1.0, 4.0, 8.0, 16.0, 32.0, 64.0, 125.0, 250.0, 500.0, 1_000.0];
+pub(crate) const LOOKS: [f64; 10] = [1.0, 4.0, 8.0, 16.0, 32.0, 64.0, 125.0, 250.0, 500.0, 1_000.0];
 
 /// Reads until the load is stopped.
 pub(crate) async fn drive(world: &Arc<World>, load: &Load) {

@@ -16,7 +16,7 @@ use crate::plan::Keys;
 use crate::readers::{failure, look_again};
 
 /// Products of a bulk write.
-const BULK: usize = 5;
+const BULK: u32 = 5;
 /// How long a transaction may stay open after its first statement, in ms.
 const OPEN: std::ops::Range<u64> = 0..30;
 /// How long a deleted product may stay away, in ms.
@@ -38,6 +38,13 @@ enum Write {
     Update,
     Bulk { more: Vec<i64>, open: Option<Duration> },
     Replace { away: Duration },
+}
+
+/// Products that a write changes, on average.
+pub(crate) fn changes(mix: &Mix) -> f64 {
+    let Mix { api, update, bulk, replace } = *mix;
+    let changed = api + update + bulk * BULK + replace * 2;
+    f64::from(changed) / f64::from((api + update + bulk + replace).max(1))
 }
 
 /// Writes until the load is stopped.

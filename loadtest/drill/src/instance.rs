@@ -16,7 +16,7 @@ use tokio::process::{Child, Command};
 use crate::Error;
 
 /// Longer than a start takes.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 const POLL: Duration = Duration::from_millis(20);
 /// An instance that does not answer its admin port within this counts as silent.
 const ADMIN_TIME: Duration = Duration::from_millis(500);

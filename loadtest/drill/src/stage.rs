@@ -11,7 +11,7 @@ use crate::instance::Instance;
 use crate::world::{RedisSide, World};
 
 /// Longer than anything takes that a fault waits for.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(120);
 const POLL: Duration = Duration::from_millis(20);
 
 /// The world, under load.

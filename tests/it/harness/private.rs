@@ -29,12 +29,14 @@ impl Private {
         Self { stack, postgres, redis, to_postgres, to_redis }
     }
 
-    /// An instance with short deadlines, and some of its options changed.
+    /// An instance that soon gives up a server that does not answer, and some of its options changed. A server that
+    /// answers does so in time, also when this machine is busy.
     pub async fn impatient_node(&self, change: impl FnOnce(&mut ServeArgs)) -> Node {
         let options = |args: &mut ServeArgs| {
-            args.redis.redis_timeout = Duration::from_millis(300);
-            args.postgres.database_acquire_timeout = Duration::from_millis(500);
-            args.postgres.database_statement_timeout = Duration::from_secs(1);
+            args.redis.redis_timeout = Duration::from_secs(1);
+            args.redis.lease_wait = Duration::from_secs(2);
+            args.postgres.database_acquire_timeout = Duration::from_secs(2);
+            args.postgres.database_statement_timeout = Duration::from_secs(3);
             change(args);
         };
         self.stack.node_with(options).await

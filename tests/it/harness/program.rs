@@ -60,17 +60,8 @@ impl Program {
 
     /// A command that serves in this test's world. `more` may also replace what is set here.
     pub fn serving(stack: &Stack, more: &[&str]) -> Command {
-        let defaults = [
-            ["--database-url", &stack.database_url],
-            ["--redis-url", &stack.redis_url],
-            ["--redis-namespace", &stack.namespace],
-            ["--redis-timeout", "2s"],
-            ["--database-statement-timeout", "10s"],
-            ["--grpc-addr", "127.0.0.1:0"],
-            ["--admin-addr", "127.0.0.1:0"],
-        ];
         let mut command = Self::command(&["serve"]);
-        for pair in defaults.iter().filter(|pair| !more.contains(&pair[0])) {
+        for pair in stack.options().iter().filter(|pair| !more.contains(&pair[0])) {
             command.args(pair);
         }
         command.args(more);

@@ -15,8 +15,9 @@ use sqlx::{AssertSqlSafe, Executor};
 use super::servers::TEMPLATE;
 use super::{Node, Servers};
 
-/// Longer than relays take for the few changes of a test.
-const SETTLING: Duration = Duration::from_secs(3);
+/// How often a test looks whether its few changes are relayed, 10 ms apart, before it goes on: without Redis they are
+/// not. Looks instead of seconds, because a slow machine also looks more slowly.
+const LOOKS: usize = 300;
 
 static NEXT: AtomicU64 = AtomicU64::new(1);
 
@@ -98,29 +99,29 @@ impl Stack {
         }
     }
 
-    /// The program's own defaults, for this test's world, on free ports. Generous with Redis' deadline:
-    /// other tests share the machine.
+    /// The program's own defaults, for this test's world, on free ports, and without its timeouts.
     pub fn args(&self) -> ServeArgs {
-        let cli = Cli::try_parse_from([
-            "hotshelf",
-            "--database-url",
-            &self.database_url,
-            "--redis-url",
-            &self.redis_url,
-            "--redis-namespace",
-            &self.namespace,
-            "--redis-timeout",
-            "2s",
-            "--database-acquire-timeout",
-            "10s",
-            "--database-statement-timeout",
-            "10s",
-            "--grpc-addr",
-            "127.0.0.1:0",
-            "--admin-addr",
-            "127.0.0.1:0",
-        ]);
-        cli.unwrap().serve
+        let options = self.options();
+        let options = options.iter().flatten().copied();
+        Cli::try_parse_from(["hotshelf"].into_iter().chain(options)).unwrap().serve
+    }
+
+    /// The same as options of the command line. A timeout that has elapsed says nothing where other tests share the
+    /// machine: a test of a timeout sets it.
+    pub fn options(&self) -> [[&str; 2]; 11] {
+        [
+            ["--database-url", &self.database_url],
+            ["--redis-url", &self.redis_url],
+            ["--redis-namespace", &self.namespace],
+            ["--redis-timeout", "10s"],
+            ["--lease-ttl", "10s"],
+            ["--lease-wait", "1m"],
+            ["--database-acquire-timeout", "1m"],
+            ["--database-statement-timeout", "1m"],
+            ["--max-call-time", "5m"],
+            ["--grpc-addr", "127.0.0.1:0"],
+            ["--admin-addr", "127.0.0.1:0"],
+        ]
     }
 
     /// An instance with the program's defaults.
@@ -135,8 +136,7 @@ impl Stack {
         change(&mut args);
         let node = Node::start(&args).await;
         self.relayed_by_somebody.store(true, Ordering::Relaxed);
-        // Without Redis nothing is relayed, and a test of that goes on all the same.
-        let _ = tokio::time::timeout(SETTLING, self.settled()).await;
+        self.settled_if_redis_can().await;
         node
     }
 
@@ -144,7 +144,7 @@ impl Stack {
     pub async fn insert(&self, name: &str) -> i64 {
         let id = self.insert_unheard(name).await;
         if self.relayed_by_somebody.load(Ordering::Relaxed) {
-            let _ = tokio::time::timeout(SETTLING, self.settled()).await;
+            self.settled_if_redis_can().await;
         }
         id
     }
@@ -273,6 +273,16 @@ impl Stack {
             .fetch_one(&self.sql)
             .await
             .unwrap()
+    }
+
+    /// Waits until a relay has applied every change, or gives up.
+    async fn settled_if_redis_can(&self) {
+        for _ in 0..LOOKS {
+            if self.outbox().await == 0 {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 
     /// Waits until a relay has applied every change.

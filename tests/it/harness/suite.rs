@@ -1,29 +1,34 @@
-//! The list of tests, and how one is run.
+//! The list of tests.
 
-use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
-use futures_util::FutureExt;
 use libtest_mimic::{Arguments, Completion, Conclusion, Trial};
 
+use super::verdict::{self, LIMIT, Name};
 use super::{Private, PrivateCluster, Servers, Stack, Topology};
 
-/// Longer than any test takes that does not hang.
-const LIMIT: Duration = Duration::from_secs(120);
-/// The same of those that take minutes.
-const LONG_LIMIT: Duration = Duration::from_secs(20 * 60);
-/// Tests mostly wait, so more of them than there are cores.
-const THREADS: usize = 4;
+/// Of tests that take minutes.
+const LONG_LIMIT: Duration = Duration::from_secs(40 * 60);
+/// Tests at once for each core: they mostly wait.
+const TESTS_PER_CORE: usize = 3;
 
 /// The tests.
 pub struct Suite<'a> {
     servers: &'a Servers,
     trials: Vec<Trial>,
+    alone: bool,
 }
 
 impl<'a> Suite<'a> {
     pub fn new(servers: &'a Servers) -> Self {
-        Self { servers, trials: Vec::new() }
+        Self { servers, trials: Vec::new(), alone: false }
+    }
+
+    /// Tests that drive load or judge time: they run after all others, one at a time. `--list` shows the group.
+    pub fn alone(&mut self, register: impl FnOnce(&mut Self)) {
+        self.alone = true;
+        register(self);
+        self.alone = false;
     }
 
     /// A test that runs against one Redis, and again against a Redis Cluster.
@@ -32,7 +37,7 @@ impl<'a> Suite<'a> {
         F: Future<Output = ()> + Send + 'static,
     {
         for topology in [Topology::Single, Topology::Cluster] {
-            self.add(&format!("{name}::{}", topology.name()), topology, test);
+            self.on_servers(&format!("{name}::{}", topology.name()), topology, LIMIT, test);
         }
     }
 
@@ -41,7 +46,7 @@ impl<'a> Suite<'a> {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        self.add(name, Topology::Single, test);
+        self.on_servers(name, Topology::Single, LIMIT, test);
     }
 
     /// A test that only a Redis Cluster can run.
@@ -49,7 +54,7 @@ impl<'a> Suite<'a> {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        self.add(name, Topology::Cluster, test);
+        self.on_servers(name, Topology::Cluster, LIMIT, test);
     }
 
     /// A test that breaks servers, and so has its own.
@@ -57,10 +62,10 @@ impl<'a> Suite<'a> {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        self.trials.push(Trial::test(name, move || {
-            run(Private::new(), test, LIMIT);
-            Ok(())
-        }));
+        self.add(name, move |name| {
+            verdict::run(name, LIMIT, Private::new(), test);
+            Completion::Completed
+        });
     }
 
     /// A test that breaks nodes of a Redis Cluster, and so has its own.
@@ -68,27 +73,24 @@ impl<'a> Suite<'a> {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        self.trials.push(Trial::test(name, move || {
-            run(PrivateCluster::new(), test, LIMIT);
-            Ok(())
-        }));
+        self.add(name, move |name| {
+            verdict::run(name, LIMIT, PrivateCluster::new(), test);
+            Completion::Completed
+        });
     }
 
     /// A test without servers.
     pub fn plain(&mut self, name: &str, test: fn()) {
-        self.trials.push(Trial::test(name, move || {
+        self.add(name, move |_| {
             test();
-            Ok(())
-        }));
+            Completion::Completed
+        });
     }
 
     /// A test that takes minutes: only with `--ignored`.
     pub fn long(&mut self, name: &str, test: fn()) {
-        let trial = Trial::test(name, move || {
-            test();
-            Ok(())
-        });
-        self.trials.push(trial.with_ignored_flag(true));
+        self.plain(name, test);
+        self.ignore_last();
     }
 
     /// A test that needs more than servers. Where `probe` cannot have it the test is reported as ignored, with the
@@ -103,14 +105,14 @@ impl<'a> Suite<'a> {
         F: Future<Output = ()> + Send + 'static,
     {
         let servers = self.servers.clone();
-        self.trials.push(Trial::ignorable_test(name, move || match probe() {
-            Err(why) => Ok(Completion::ignored_with(why)),
+        self.add(name, move |name| match probe() {
+            Err(why) => Completion::ignored_with(why),
             Ok(tool) => {
                 let world = Stack::new(&servers, Topology::Single);
-                run(world, move |stack| test(stack, tool), LIMIT);
-                Ok(Completion::Completed)
+                verdict::run(name, LIMIT, world, move |stack| test(stack, tool));
+                Completion::Completed
             }
-        }));
+        });
     }
 
     /// A test that makes its own world. Where `missing` says what this machine lacks it is reported as ignored.
@@ -118,17 +120,17 @@ impl<'a> Suite<'a> {
         &mut self,
         name: &str,
         missing: Option<&'static str>,
-        test: impl FnOnce() -> F + Send + 'static,
+        test: impl Fn() -> F + Send + 'static,
     ) where
         F: Future<Output = ()> + 'static,
     {
-        self.trials.push(Trial::ignorable_test(name, move || match missing {
-            Some(why) => Ok(Completion::ignored_with(why)),
+        self.add(name, move |name| match missing {
+            Some(why) => Completion::ignored_with(why),
             None => {
-                run(async {}, |()| test(), LIMIT);
-                Ok(Completion::Completed)
+                verdict::run(name, LIMIT, async {}, |()| test());
+                Completion::Completed
             }
-        }));
+        });
     }
 
     /// A test on servers that takes minutes: only with `--ignored`.
@@ -136,46 +138,43 @@ impl<'a> Suite<'a> {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let servers = self.servers.clone();
-        let trial = Trial::test(name, move || {
-            run(Stack::new(&servers, Topology::Single), test, LONG_LIMIT);
-            Ok(())
-        });
-        self.trials.push(trial.with_ignored_flag(true));
+        self.on_servers(name, Topology::Single, LONG_LIMIT, test);
+        self.ignore_last();
     }
 
-    fn add<F>(&mut self, name: &str, topology: Topology, test: fn(Stack) -> F)
-    where
+    fn on_servers<F>(
+        &mut self,
+        name: &str,
+        topology: Topology,
+        limit: Duration,
+        test: fn(Stack) -> F,
+    ) where
         F: Future<Output = ()> + Send + 'static,
     {
         let servers = self.servers.clone();
-        self.trials.push(Trial::test(name, move || {
-            run(Stack::new(&servers, topology), test, LIMIT);
-            Ok(())
-        }));
+        self.add(name, move |name| {
+            verdict::run(name, limit, Stack::new(&servers, topology), test);
+            Completion::Completed
+        });
     }
 
-    pub fn run(self, mut arguments: Arguments) -> Conclusion {
-        arguments.test_threads.get_or_insert(THREADS);
+    fn add(&mut self, name: &str, test: impl Fn(&Name) -> Completion + Send + 'static) {
+        let (named, alone) = (Name::from(name), self.alone);
+        let trial =
+            Trial::ignorable_test(name, move || verdict::judge(&named, alone, || test(&named)));
+        self.trials.push(if alone { trial.with_kind("alone") } else { trial });
+    }
+
+    fn ignore_last(&mut self) {
+        let last = self.trials.pop();
+        self.trials.extend(last.map(|trial| trial.with_ignored_flag(true)));
+    }
+
+    pub fn run(mut self, mut arguments: Arguments) -> Conclusion {
+        verdict::record_panics();
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        arguments.test_threads.get_or_insert(cores * TESTS_PER_CORE);
+        self.trials.sort_by_key(|trial| trial.kind() == "alone");
         libtest_mimic::run(&arguments, self.trials)
-    }
-}
-
-fn run<W, F>(world: impl Future<Output = W>, test: impl FnOnce(W) -> F, limit: Duration)
-where
-    F: Future<Output = ()> + 'static,
-{
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let outcome = runtime.block_on(async {
-        let world = world.await;
-        let test = AssertUnwindSafe(tokio::time::timeout(limit, test(world))).catch_unwind();
-        test.await
-    });
-    // Instances that a failed test leaves behind must not hold up the others.
-    runtime.shutdown_background();
-    match outcome {
-        Ok(in_time) => assert!(in_time.is_ok(), "still running after {limit:?}"),
-        Err(panic) => std::panic::resume_unwind(panic),
     }
 }

@@ -1,0 +1,134 @@
+//! How one test is run, and what comes of it: passed, failed, or not judged because the machine was too busy.
+
+use std::backtrace::Backtrace;
+use std::cell::RefCell;
+use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind, panic_any, resume_unwind};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use libtest_mimic::{Completion, Failed};
+
+/// Only a test that hangs takes as long as this.
+pub const LIMIT: Duration = Duration::from_secs(600);
+
+pub type Name = Arc<str>;
+
+/// Tests that share the machine hold it for reading, a test that runs alone for writing.
+static MACHINE: RwLock<()> = RwLock::new(());
+/// Panics of tests that run: which test, and what.
+static PANICS: Mutex<Vec<(Name, String)>> = Mutex::new(Vec::new());
+
+thread_local! {
+    /// The test that this thread works for.
+    static TEST: RefCell<Option<Name>> = const { RefCell::new(None) };
+}
+
+/// The payload of a panic that is no verdict.
+struct Busy(String);
+
+/// Ends a test without a verdict: it runs once more, alone, and fails if that ends here too. Not for a broken promise.
+pub fn too_busy(evidence: &str) -> ! {
+    panic_any(Busy(format!("the machine is too busy to judge: {evidence}")))
+}
+
+/// Runs a test beside others or alone, and a second time, alone, if the first has no verdict.
+pub fn judge(
+    name: &Name,
+    alone: bool,
+    test: impl Fn() -> Completion,
+) -> Result<Completion, Failed> {
+    let first = if alone {
+        let _whole = MACHINE.write().unwrap_or_else(PoisonError::into_inner);
+        attempt(name, &test)
+    } else {
+        let _part = MACHINE.read().unwrap_or_else(PoisonError::into_inner);
+        attempt(name, &test)
+    };
+    let outcome = first.or_else(|failure| {
+        let Failure::Busy(why) = failure else { return Err(failure) };
+        eprintln!("{name}: {why}; once more, alone");
+        let _whole = MACHINE.write().unwrap_or_else(PoisonError::into_inner);
+        attempt(name, &test)
+    });
+    outcome.map_err(|failure| {
+        let (Failure::Busy(why) | Failure::Broken(why)) = failure;
+        format!("{why}\nalone: cargo test --locked --test it -- --exact {name}").into()
+    })
+}
+
+enum Failure {
+    Busy(String),
+    Broken(String),
+}
+
+fn attempt(name: &Name, test: impl Fn() -> Completion) -> Result<Completion, Failure> {
+    TEST.set(Some(Arc::clone(name)));
+    let outcome = catch_unwind(AssertUnwindSafe(test));
+    TEST.set(None);
+    let mut said = Vec::new();
+    PANICS.lock().unwrap_or_else(PoisonError::into_inner).retain(|(of, what)| {
+        if of == name {
+            said.push(what.clone());
+        }
+        of != name
+    });
+    outcome.map_err(|payload| match payload.downcast::<Busy>() {
+        Ok(busy) => Failure::Busy(busy.0),
+        Err(_) => Failure::Broken(said.join("\n")),
+    })
+}
+
+/// From now on a panic of a test is part of its verdict: its message and its place, and with `RUST_BACKTRACE=full` the
+/// stack.
+pub fn record_panics() {
+    let with_stack = std::env::var("RUST_BACKTRACE").is_ok_and(|wanted| wanted == "full");
+    std::panic::set_hook(Box::new(move |panic| record(panic, with_stack)));
+}
+
+fn record(panic: &PanicHookInfo<'_>, with_stack: bool) {
+    if panic.payload().is::<Busy>() {
+        return;
+    }
+    let message = panic.payload_as_str().unwrap_or("a panic without a message");
+    let place = panic.location().map(ToString::to_string).unwrap_or_default();
+    let mut what = format!("{message}\n  at {place}");
+    if with_stack {
+        what += &format!("\n{}", Backtrace::force_capture());
+    }
+    match TEST.with_borrow(Clone::clone) {
+        Some(test) => {
+            PANICS.lock().unwrap_or_else(PoisonError::into_inner).push((test, what));
+        }
+        None => eprintln!("{what}"),
+    }
+}
+
+/// Runs a test in its world, on threads of its own.
+pub fn run<W, F>(
+    name: &Name,
+    limit: Duration,
+    world: impl Future<Output = W>,
+    test: impl FnOnce(W) -> F,
+) where
+    F: Future<Output = ()> + 'static,
+{
+    let of_threads = Arc::clone(name);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .on_thread_start(move || TEST.set(Some(Arc::clone(&of_threads))))
+        .enable_all()
+        .build()
+        .unwrap();
+    let outcome = runtime.block_on(async {
+        let world = world.await;
+        let test = AssertUnwindSafe(tokio::time::timeout(limit, test(world))).catch_unwind();
+        test.await
+    });
+    // Instances that a failed test leaves behind must not hold up the others.
+    runtime.shutdown_background();
+    match outcome {
+        Ok(in_time) => assert!(in_time.is_ok(), "still running after {limit:?}"),
+        Err(panic) => resume_unwind(panic),
+    }
+}
