@@ -140,8 +140,18 @@ impl Catalog {
     /// A catalogue of these parts, which follows the changes in Postgres and refreshes what is due.
     #[must_use]
     pub fn start(parts: Parts, options: CatalogOptions) -> Arc<Self> {
-        let Parts { hot, recent, hot_keys, redis, postgres, relay_vacancy, metrics, drain, pauses, controls } =
-            parts;
+        let Parts {
+            hot,
+            recent,
+            hot_keys,
+            redis,
+            postgres,
+            relay_vacancy,
+            metrics,
+            drain,
+            pauses,
+            controls,
+        } = parts;
         let (refresh_queue, requests) = RefreshQueue::new(Arc::clone(&metrics));
         let flights = Flights::new();
         let catalog = Arc::new(Self {

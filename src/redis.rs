@@ -300,7 +300,9 @@ impl Redis {
         let args = vec![encode(entry).into(), lifetime(entry)];
         let reply = match why {
             Publish::Written => self.run_and_break_lease(&self.scripts.publish, id, args).await,
-            Publish::Read => self.run(&self.scripts.publish, vec![self.keys().entry(id)], args).await,
+            Publish::Read => {
+                self.run(&self.scripts.publish, vec![self.keys().entry(id)], args).await
+            }
         };
         let _: i64 = self.counted(RedisOperation::Publish, reply)?;
         Ok(())

@@ -270,7 +270,9 @@ impl Relay {
 
     /// What Redis holds is given up: there are more changes than can be applied one by one, or one that concerns everything.
     async fn abandon_redis(&self, work: &mut Work<'_>) -> Result<(), postgres::Error> {
-        tracing::warn!("too many changes wait to be applied to Redis, or all products were truncated; Redis starts empty");
+        tracing::warn!(
+            "too many changes wait to be applied to Redis, or all products were truncated; Redis starts empty"
+        );
         work.reader.abandon_redis().await?;
         work.pending.clear();
         work.bulk.clear();
@@ -313,7 +315,9 @@ impl Relay {
         if !self.controls.holds(Protection::Epoch) || work.reader.knows_mark(&mark).await? {
             return Ok(());
         }
-        tracing::error!("Redis was filled from another copy of this database, or PostgreSQL has gone back; all caches start empty");
+        tracing::error!(
+            "Redis was filled from another copy of this database, or PostgreSQL has gone back; all caches start empty"
+        );
         self.metrics.epochs_raised.inc(());
         work.reader.raise_epoch_now().await
     }

@@ -15,6 +15,7 @@ use hotshelf::hot_cache::{HotCache, HotCacheOptions};
 use hotshelf::metrics::Metrics;
 use hotshelf::moment::Moment;
 use hotshelf::product::{Currency, Price, Product, ProductId, Version};
+use hotshelf::recent_changes::RecentChanges;
 use libtest_mimic::{Arguments, Trial};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 
@@ -81,7 +82,7 @@ fn hot_cache(capacity: usize, largest: usize, metrics: Arc<Metrics>) -> HotCache
     let capacity = capacity.to_string();
     let args = Cli::try_parse_from(["hotshelf", "--hot-capacity", &capacity]).unwrap().serve;
     let options = HotCacheOptions { largest, ..args.hot_cache() };
-    HotCache::new(options, metrics)
+    HotCache::new(options, Arc::new(RecentChanges::new(1)), metrics)
 }
 
 fn live(region: &Region<'_, System>) -> u64 {

@@ -112,16 +112,16 @@ impl Catalog {
         let catalog = Arc::clone(self);
         self.drain
             .spawn_loop(BackgroundTask::ChangeHints, move || Arc::clone(&catalog).take_hints());
-        let help = "How long ago every change that was committed by then was surely known, in seconds.";
+        let help =
+            "How long ago every change that was committed by then was surely known, in seconds.";
         self.metrics.seconds("hotshelf.change.feed.lag", help, self, |catalog| {
             catalog.hot.known_until().elapsed().min(catalog.began.elapsed())
         });
         let help = "For how long there have been committed changes that Redis does not reflect, in seconds.";
         self.metrics.seconds("hotshelf.relay.lag", help, self, |catalog| catalog.feed.relay_lag());
         let help = "Changes that are kept as the floor of loads and of what Redis holds.";
-        self.metrics.gauge("hotshelf.recent.changes", help, &self.recent, |recent| {
-            recent.len() as u64
-        });
+        self.metrics
+            .gauge("hotshelf.recent.changes", help, &self.recent, |recent| recent.len() as u64);
     }
 
     async fn follow_changes(self: Arc<Self>) -> Result<Infallible, Infallible> {
@@ -233,7 +233,9 @@ impl Follower {
         }
         self.enter_epoch(&changes);
         if changes.restarted || self.has_missed(&before, &changes) {
-            tracing::warn!("changes may have been missed (PostgreSQL restarted, or this instance slept); memory is compared anew");
+            tracing::warn!(
+                "changes may have been missed (PostgreSQL restarted, or this instance slept); memory is compared anew"
+            );
             catalog.metrics.feed_gaps.inc(());
             catalog.hot.void_before(Moment::now());
             if !changes.restarted {
@@ -292,8 +294,8 @@ impl Follower {
         let floors = floors(changes).await;
         let ids: Vec<(ProductId, Revision)> =
             floors.iter().map(|(id, revision)| (*id, *revision)).collect();
-        let kept = !changes.overflow
-            && catalog.recent.apply(number, floors, changes.truncated_below);
+        let kept =
+            !changes.overflow && catalog.recent.apply(number, floors, changes.truncated_below);
         if !kept {
             self.overflow(number, changes);
         } else if is_new {
@@ -333,7 +335,8 @@ impl Follower {
             self.catalog.feed.redis_covered_since.store(Moment::NEVER);
         }
         let mut pruned = None;
-        while let Some(kept) = self.kept.pop_front_if(|kept| kept.seen.is_subset_of(&changes.pruned))
+        while let Some(kept) =
+            self.kept.pop_front_if(|kept| kept.seen.is_subset_of(&changes.pruned))
         {
             pruned = Some(kept.poll);
         }

@@ -25,7 +25,8 @@ impl Catalog {
         let mut met: Option<Instant> = None;
         loop {
             self.probe_redis().await;
-            if met.is_none_or(|met| met.elapsed() >= MEET) && self.redis.meet_catalogues().await.is_ok()
+            if met.is_none_or(|met| met.elapsed() >= MEET)
+                && self.redis.meet_catalogues().await.is_ok()
             {
                 met = Some(Instant::now());
             }

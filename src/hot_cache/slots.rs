@@ -8,9 +8,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
 
+use super::Held;
 use super::table::{STRIPES, Table};
 use super::tenants::Tenants;
-use super::Held;
 use crate::product::ProductId;
 use crate::supervisor::Supervisor;
 

@@ -10,8 +10,8 @@ use futures_util::TryStreamExt;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions, Executor, FromRow};
 
-use super::snapshot::Snapshot;
 use super::error::read_error;
+use super::snapshot::Snapshot;
 use super::{Error, Postgres, within};
 use crate::moment::Moment;
 use crate::product::{ProductId, Revision, Version};
@@ -238,7 +238,9 @@ impl ChangeReader {
     async fn take_connection(&mut self) -> Result<(PgConnection, Server), Error> {
         match self.connection.take() {
             Some(open) => Ok(open),
-            None => within(Some(SILENCE * 2), self.open()).await.map_err(|error| read_error(&error))?,
+            None => {
+                within(Some(SILENCE * 2), self.open()).await.map_err(|error| read_error(&error))?
+            }
         }
     }
 

@@ -30,7 +30,9 @@ impl Redis {
                 async move { self.nodes.send(&entry, unlink).await }
             });
             let removed = join_all(removed).await.into_iter();
-            return removed.map(|reply| self.counted(RedisOperation::Relay, reply).map(drop)).collect();
+            return removed
+                .map(|reply| self.counted(RedisOperation::Relay, reply).map(drop))
+                .collect();
         }
         let Some(first) = ids.first() else { return Vec::new() };
         let names: Vec<Value> =

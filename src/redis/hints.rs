@@ -104,7 +104,10 @@ impl Hints {
         drop(client.connect());
         let connected = tokio::time::timeout(CONNECT, client.wait_for_connect());
         connected.await.unwrap_or_else(|_| Err(nobody()))?;
-        let subscribed = tokio::time::timeout(CONNECT, client.subscribe(channel.to_vec()));
+        let subscribed = tokio::time::timeout(
+            CONNECT,
+            client.subscribe(String::from_utf8_lossy(&channel).into_owned()),
+        );
         subscribed.await.unwrap_or_else(|_| Err(nobody()))?;
         let server = node.server.clone();
         self.subscription = Some(Subscription { channel, server, client, messages });

@@ -133,7 +133,9 @@ impl Model {
                 assert!(held.entry.revision() >= revision, "an older one won");
                 known.held = known.held.max(Some(revision));
             }
-            Err(OutOfDate) => assert!(revision < known.written, "{revision:?}, {:?}", known.written),
+            Err(OutOfDate) => {
+                assert!(revision < known.written, "{revision:?}, {:?}", known.written)
+            }
         }
     }
 

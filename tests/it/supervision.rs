@@ -227,12 +227,8 @@ async fn writes(stack: Stack) {
 /// A hot tier, and what its policy's thread is supervised by.
 fn hot_tier() -> (Arc<HotCache>, Supervisor, Arc<Metrics>) {
     let minute = Duration::from_secs(60);
-    let options = HotCacheOptions {
-        capacity: CAPACITY,
-        largest: 1_000,
-        trust: minute,
-        lease: minute,
-    };
+    let options =
+        HotCacheOptions { capacity: CAPACITY, largest: 1_000, trust: minute, lease: minute };
     let metrics = Metrics::new();
     let supervisor = Supervisor::new(Arc::clone(&metrics));
     let recent = Arc::new(RecentChanges::new(1_000));

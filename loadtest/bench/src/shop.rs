@@ -113,8 +113,7 @@ impl Shop {
     pub(crate) async fn settle_database(&self, url: &str) -> Result<()> {
         let sql = self.sql(url).await?;
         loop {
-            let pending: i64 =
-                sqlx::query_scalar("SELECT count(*) FROM product_changes").fetch_one(&sql).await?;
+            let pending: i64 = sqlx::query_scalar(UNRELAYED).fetch_one(&sql).await?;
             if pending == 0 {
                 return Ok(());
             }
@@ -208,20 +207,24 @@ pub(crate) async fn client(port: u16) -> Result<ProductServiceClient<Channel>> {
     Ok(ProductServiceClient::new(channel).max_decoding_message_size(usize::MAX))
 }
 
+const UNRELAYED: &str = "SELECT count(*) FROM hotshelf.outbox, hotshelf.feed \
+    WHERE NOT pg_visible_in_snapshot(xid, relayed)";
+
 /// Adds `count` products of the typical size, from the id `first` on. Without triggers, so that nothing has to be relayed.
 pub(crate) async fn add_products(sql: &PgPool, first: i64, count: i64) -> Result<()> {
     let mut transaction = sql.begin().await?;
-    sqlx::query("SET LOCAL session_replication_role = replica").execute(&mut *transaction).await?;
+    sqlx::query("ALTER TABLE products DISABLE TRIGGER USER").execute(&mut *transaction).await?;
     sqlx::query(
         "INSERT INTO products (id, name, price, description, version)
             SELECT id, 'Product ' || id, id % 10000 / 100.0, repeat('A plain description. ', 12),
-                nextval('product_version')
+                nextval('hotshelf.product_version')
             FROM generate_series($1, $2) AS id",
     )
     .bind(first)
     .bind(first + count - 1)
     .execute(&mut *transaction)
     .await?;
+    sqlx::query("SELECT hotshelf.install_triggers()").execute(&mut *transaction).await?;
     transaction.commit().await?;
     sqlx::query("ANALYZE products").execute(sql).await?;
     Ok(())

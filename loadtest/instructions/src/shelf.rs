@@ -17,6 +17,7 @@ use hotshelf::moment::Moment;
 use hotshelf::pause::PausePoints;
 use hotshelf::postgres::Postgres;
 use hotshelf::product::{Currency, Price, Product, ProductId, Version};
+use hotshelf::recent_changes::RecentChanges;
 use hotshelf::redis::Redis;
 use hotshelf::rpc;
 use tokio::net::TcpListener;
@@ -82,9 +83,13 @@ impl Shelf {
         let metrics = Metrics::new();
         let postgres = Postgres::new(&args.postgres(), Arc::clone(&metrics));
         let redis = Redis::connect(args.redis(), Arc::clone(&metrics), Controls::default());
-        let hot = Arc::new(HotCache::new(args.hot_cache(), Arc::clone(&metrics)));
+        let recent = Arc::new(RecentChanges::new(args.caching.max_recent_changes));
+        let hot = HotCache::new(args.hot_cache(), Arc::clone(&recent), Arc::clone(&metrics));
+        let hot = Arc::new(hot);
         let parts = Parts {
             hot: Arc::clone(&hot),
+            recent,
+            relay_vacancy: Arc::default(),
             hot_keys: Arc::new(HotKeys::new()),
             redis: Arc::new(redis.map_err(Error::Failed)?),
             postgres: Arc::new(postgres.map_err(Error::Failed)?),
@@ -118,9 +123,9 @@ impl Shelf {
 }
 
 fn fill(hot: &Arc<HotCache>) {
-    hot.prove(Moment::now(), Some(Moment::now()));
+    hot.prove(Moment::now());
     for n in 0..PRODUCTS {
         let load = hot.begin_load(id(n));
-        load.finish(entry(n)).expect("nothing newer was heard of");
+        load.finish(entry(n)).expect("nothing newer is known");
     }
 }

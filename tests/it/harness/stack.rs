@@ -269,10 +269,7 @@ impl Stack {
     pub async fn outbox(&self) -> i64 {
         let unrelayed = "SELECT count(*) FROM hotshelf.outbox, hotshelf.feed \
                          WHERE NOT pg_visible_in_snapshot(xid, relayed)";
-        sqlx::query_scalar(unrelayed)
-            .fetch_one(&self.sql)
-            .await
-            .unwrap()
+        sqlx::query_scalar(unrelayed).fetch_one(&self.sql).await.unwrap()
     }
 
     /// Waits until a relay has applied every change, or gives up.
