@@ -48,7 +48,7 @@
 //! the stream to its end, has nothing older in a memory that is trusted; and Redis holds nothing older than what
 //! anybody knows to be relayed. How old that knowledge may be is the program's affair (`max_staleness`). Both are checked
 //! without a failover, which loses what was relayed. The program then takes nothing from Redis that was last known to be
-//! current long before the failover, until the changes of that time are relayed again (`Catalog::look_after_redis`): that
+//! current long before the failover, until the changes of that time are relayed again (`Catalog::probe_redis`): that
 //! is about `known_at`, which is not here.
 //!
 //! An entry knows which commit it really shows, beside the revision that the protocol sees; "older" means

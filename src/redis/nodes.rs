@@ -305,8 +305,8 @@ pub(super) fn hash_tag(tag: u32) -> String {
     format!("node-{tag}")
 }
 
-/// A hash tag for each node that has slots, so that each holds a key of ours: that of the smallest number whose slot is one of
-/// its own.
+/// A hash tag for each node that has slots, so that each holds a key of ours: of the smallest number that leads to one of its
+/// own slots.
 fn give_tags(map: &Map) {
     let mut without: Vec<u16> = map.slots.iter().flatten().copied().collect();
     without.sort_unstable();

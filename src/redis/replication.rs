@@ -123,7 +123,7 @@ fn first_and_since(stored: Value) -> Option<(bool, Moment)> {
 }
 
 impl Redis {
-    /// Probes every node once: which one serves which slot, which ones answer, and whose data may be old.
+    /// Probes every node once: which one serves which slot, which ones answer, and which hold data that may be old.
     pub(crate) async fn probe(&self) -> Probed {
         self.nodes.remap().await;
         let nodes = self.nodes.all();
