@@ -137,6 +137,7 @@ impl Keys {
 
     /// Of a node that serves the slot of `tag`: the key that holds its replication id, and one that holds nothing.
     fn of_node(&self, tag: u32) -> (Bytes, Bytes) {
+        let tag = nodes::hash_tag(tag);
         let key = |part| format!("{}:{{{tag}}}:{part}", self.prefix).into();
         (key("replication"), key("access"))
     }

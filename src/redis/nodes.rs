@@ -287,8 +287,13 @@ impl Nodes {
     }
 }
 
-/// A hash tag for each node that has slots, so that each holds a key of ours: the smallest number whose slot is one of its
-/// own.
+/// The hash tag of this number; not one that a product has.
+pub(super) fn hash_tag(tag: u32) -> String {
+    format!("node-{tag}")
+}
+
+/// A hash tag for each node that has slots, so that each holds a key of ours: of the smallest number that leads to one of its
+/// own slots.
 fn give_tags(map: &Map) {
     let mut without: Vec<u16> = map.slots.iter().flatten().copied().collect();
     without.sort_unstable();
@@ -297,7 +302,7 @@ fn give_tags(map: &Map) {
         if without.is_empty() {
             return;
         }
-        let slot = ClusterRouting::hash_key(tag.to_string().as_bytes());
+        let slot = ClusterRouting::hash_key(hash_tag(tag).as_bytes());
         if let Some(place) = map.slots[usize::from(slot)]
             && let Some(found) = without.iter().position(|other| *other == place)
         {

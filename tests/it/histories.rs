@@ -132,7 +132,7 @@ async fn evicted(world: Private) {
     let (reader, node) =
         tokio::join!(world.impatient_node(forgetful), world.impatient_node(forgetful));
     reader.product(id).await;
-    let key = format!("{}:{{0}}:replication", world.key_prefix);
+    let key = format!("{}:{{node-0}}:replication", world.key_prefix);
     let held = || world.redis.command(&["GET", &key]).unwrap();
     eventually("it is stored", || async { held() != "(nil)" }).await;
     assert_eq!(world.redis.command(&["DEL", &key]).unwrap(), "1");
