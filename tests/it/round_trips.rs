@@ -58,9 +58,9 @@ async fn one_each(world: Private) {
     assert_round_trips("a new product", began.elapsed(), 1);
 }
 
-async fn thousand(world: Private) {
+/// How long the one of a thousand readers waited that waited longest, for a product that no cache holds.
+async fn worst_wait(world: &Private, node: &Node) -> Duration {
     let id = world.insert_unheard("lamp").await;
-    let node = far_node(&world).await;
     let loads = world.loads().await;
     let readers = (0..1_000).map(|_| {
         let mut client = node.client.clone();
@@ -71,6 +71,24 @@ async fn thousand(world: Private) {
         }
     });
     let worst = join_all(readers).await.into_iter().max().unwrap();
-    assert!(worst < Duration::from_millis(350), "the worst wait was {worst:?}");
     assert_eq!(world.loads().await - loads, 1);
+    worst
+}
+
+async fn thousand(world: Private) {
+    let node = Node::start(&world.args()).await;
+    let mut waits = Vec::new();
+    // Other tests share the machine, and a thousand calls cost it some time without any distance.
+    for _ in 0..5 {
+        let near = worst_wait(&world, &node).await;
+        world.to_postgres.delay(Direction::Both, ROUND_TRIP / 2);
+        tokio::time::sleep(ROUND_TRIP * 3).await;
+        let far = worst_wait(&world, &node).await;
+        world.to_postgres.heal();
+        waits.push((near, far));
+        if far < near + Duration::from_millis(350) && far >= ROUND_TRIP {
+            return;
+        }
+    }
+    panic!("near and far: {waits:?}");
 }

@@ -120,23 +120,29 @@ async fn repeated(stack: Stack) {
     let id = stack.insert_unheard("lamp").await;
     let node = node(&stack).await;
     // Each state is raised until the sequence, which no rollback takes back, has counted so far.
-    run(&stack.sql, "CREATE SEQUENCE tries; CREATE TABLE raised (state text, times bigint)").await;
-    run(&stack.sql, "CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$DECLARE r record; BEGIN \
+    run(
+        &stack.sql,
+        "CREATE SEQUENCE public.tries; CREATE TABLE public.raised (state text, times bigint)",
+    )
+    .await;
+    run(&stack.sql, "CREATE FUNCTION public.fail() RETURNS trigger LANGUAGE plpgsql AS $$DECLARE r record; BEGIN \
         SELECT * INTO r FROM public.raised; \
         IF nextval('public.tries') <= r.times THEN RAISE 'on purpose' USING ERRCODE = r.state; END IF; \
         RETURN NEW; END$$").await;
     run(
         &stack.sql,
-        "CREATE TRIGGER fails BEFORE UPDATE ON products FOR EACH ROW EXECUTE FUNCTION fail()",
+        "CREATE TRIGGER fails BEFORE UPDATE ON products FOR EACH ROW EXECUTE FUNCTION public.fail()",
     )
     .await;
     for (state, times) in [("40001", 3), ("40P01", 3), ("0A000", 1), ("26000", 1)] {
         run(
             &stack.sql,
-            &format!("TRUNCATE raised; INSERT INTO raised VALUES ('{state}', {times})"),
+            &format!(
+                "TRUNCATE public.raised; INSERT INTO public.raised VALUES ('{state}', {times})"
+            ),
         )
         .await;
-        run(&stack.sql, "ALTER SEQUENCE tries RESTART").await;
+        run(&stack.sql, "ALTER SEQUENCE public.tries RESTART").await;
         let name = format!("after {state}");
         assert_eq!(rename(&node, id, &name).await.expect(&name).name, name);
     }
@@ -246,7 +252,9 @@ async fn others_of_a_held_row(stack: Stack) {
     let (waited, ()) = tokio::join!(waiting, others);
     for (answer, _) in waited {
         let refused = answer.unwrap_err();
-        assert!(matches!(refused.code(), Code::Aborted | Code::DeadlineExceeded), "{refused:?}");
+        // The client's own clock may be faster than the answer.
+        let codes = [Code::Aborted, Code::DeadlineExceeded, Code::Cancelled];
+        assert!(codes.contains(&refused.code()), "{refused:?}");
     }
     held.rollback().await.unwrap();
 }
