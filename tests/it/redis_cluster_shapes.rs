@@ -50,7 +50,7 @@ async fn node_of(world: &Private, redis: &Redis) -> Node {
 }
 
 fn holds(redis: &Redis, world: &Private, id: i64) -> bool {
-    let key = format!("{}:{{{id}}}:p", world.namespace);
+    let key = world.entry_key(id);
     redis.command(&["EXISTS", &key]).is_ok_and(|found| found.trim() == "1")
 }
 

@@ -12,7 +12,7 @@ use crate::harness::{Program, Stack, cache_status, get};
 type Row = (&'static str, &'static [&'static str], &'static str);
 
 /// Each setting that has bounds.
-const DURATIONS: [Row; 19] = [
+const DURATIONS: [Row; 20] = [
     ("database-acquire-timeout", &["0s", "2h"], "1ms to 1h"),
     ("database-statement-timeout", &["0s", "999us", "25days"], "1ms to 1day"),
     ("startup-timeout", &["2days"], "0s to 1day"),
@@ -25,7 +25,8 @@ const DURATIONS: [Row; 19] = [
     ("stale-if-error", &["50days"], "0s to 20days"),
     ("tombstone-ttl", &["0s", "50days"], "1ms to 20days"),
     ("relay-interval", &["0s", "61s"], "1ms to 1m"),
-    ("replay-window", &["2days"], "0s to 1day"),
+    ("change-poll-interval", &["0s", "61s"], "1ms to 1m"),
+    ("change-retention", &["0s", "99ms", "2days"], "100ms to 1day"),
     ("refresh-interval", &["0s", "600000years"], "10ms to 1h"),
     ("warm-timeout", &["61m"], "0s to 1h"),
     ("max-call-time", &["0s", "600000years"], "1ms to 1day"),
@@ -34,7 +35,7 @@ const DURATIONS: [Row; 19] = [
     ("drain-delay", &["2days"], "0s to 1day"),
 ];
 
-const NUMBERS: [Row; 12] = [
+const NUMBERS: [Row; 13] = [
     ("database-connections", &["0", "1", "4294967295"], "2 to 10000"),
     ("database-loads", &["0", "-1"], "1 to 9999"),
     ("database-queued-loads", &["100001", "many"], "0 to 100000"),
@@ -46,6 +47,7 @@ const NUMBERS: [Row; 12] = [
     ("max-streams-per-connection", &["0", "4294967295"], "1 to 1000000"),
     ("max-calls", &["0", "18446744073709551616"], "1 to 1000000"),
     ("max-unsent-bytes", &["0", "131071"], "131072 to 1099511627776"),
+    ("max-recent-changes", &["0", "1000000001"], "1 to 1000000000"),
     ("max-watchers", &["18446744073709551615"], "0 to 100000"),
 ];
 
