@@ -66,6 +66,7 @@ async fn absent(stack: Stack) {
         args.postgres.database_acquire_timeout = HANG;
         args.postgres.database_queued_loads = 2 * IDS as usize;
         args.redis.lease_wait = HANG;
+        args.caching.tombstone_ttl = 5 * HANG;
     };
     let (a, b) = tokio::join!(stack.node_with(patient), stack.node_with(patient));
     for chunk in (0..10_000).collect::<Vec<i64>>().chunks(1_000) {

@@ -67,8 +67,8 @@ const TOGETHER: [(&[(&str, &str)], &str); 8] = [
         "DATABASE_LOADS is 10, and loads would leave no connection to writes; use at most 9, one less than DATABASE_CONNECTIONS",
     ),
     (
-        &[("lease-wait", "1500ms")],
-        "LEASE_TTL is 2s, and no load would wait long enough to take over the lease of an instance that died; use at most LEASE_WAIT, which is 1s 500ms",
+        &[("lease-wait", "500ms")],
+        "LEASE_TTL is 1s, and no load would wait long enough to take over the lease of an instance that died; use at most LEASE_WAIT, which is 500ms",
     ),
     (
         &[("hot-lease", "6s")],
@@ -147,8 +147,9 @@ pub(super) async fn together(_: Stack) {
 /// A new setting needs a row above, or a reason to be here.
 pub(super) fn complete() {
     // Text, which is checked where it is used, and what is either true or false.
-    const WITHOUT_BOUNDS: [&str; 8] = [
+    const WITHOUT_BOUNDS: [&str; 9] = [
         "database-url",
+        "migrate",
         "redis-url",
         "redis-cluster",
         "redis-namespace",
@@ -188,7 +189,7 @@ pub(super) async fn zeros(stack: Stack) {
         ["0", "0s"].contains(&least).then(|| [format!("--{flag}"), least.to_owned()])
     };
     let arguments: Vec<String> = rows().filter_map(zero).flatten().collect();
-    assert_eq!(arguments.len(), 2 * 9, "{arguments:?}");
+    assert_eq!(arguments.len(), 2 * 8, "{arguments:?}");
     serves(&stack, &arguments).await;
 }
 
