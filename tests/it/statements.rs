@@ -21,6 +21,8 @@ pub fn register(suite: &mut Suite<'_>) {
     suite.single("statements::a_row_that_is_held_is_waited_for_until_the_deadline", held_row);
     suite.single("statements::a_held_row_costs_others_nothing", others_of_a_held_row);
     suite.single("statements::constraints_of_others_are_named", constraints);
+    suite
+        .single("statements::a_server_that_takes_no_more_connections_is_not_down", few_connections);
     suite.private("statements::what_needs_a_postgres_that_is_down_is_refused_at_once", down);
     suite.private("statements::a_connection_that_broke_while_idle_fails_no_call", broke_while_idle);
 }
@@ -364,5 +366,27 @@ async fn broke_while_idle(world: Private) {
         for _ in 0..20 {
             rename(&node, id, "after").await.unwrap();
         }
+    }
+}
+
+async fn few_connections(stack: Stack) {
+    let id = stack.insert_unheard("lamp").await;
+    let role = format!("{}_few", stack.namespace);
+    for statement in [
+        format!("CREATE ROLE {role} LOGIN CONNECTION LIMIT 9"),
+        format!("GRANT USAGE ON SCHEMA hotshelf TO {role}"),
+        format!("GRANT ALL ON ALL TABLES IN SCHEMA public, hotshelf TO {role}"),
+        format!("GRANT ALL ON ALL SEQUENCES IN SCHEMA public, hotshelf TO {role}"),
+    ] {
+        run(&stack.sql, &statement).await;
+    }
+    let mut args = stack.args();
+    args.database.database_url = stack.database_url.replace("//hotshelf@", &format!("//{role}@"));
+    let node = Node::start(&args).await;
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(2) {
+        rename(&node, id, "renamed").await.unwrap();
+        read_through(&node, id).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
