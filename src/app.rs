@@ -17,7 +17,7 @@ use crate::hot_cache::HotCache;
 use crate::hot_keys::HotKeys;
 use crate::metrics::{BackgroundTask, Metrics};
 use crate::pause::PausePoints;
-use crate::postgres::{self, Postgres, Snapshot};
+use crate::postgres::{self, Postgres};
 use crate::recent_changes::RecentChanges;
 use crate::redis::Redis;
 use crate::relay::Relay;
@@ -88,15 +88,16 @@ impl App {
             .map_err(StartError)?;
         let (postgres, redis) = (Arc::new(postgres), Arc::new(redis));
         migrate(&postgres, &args.postgres, &readiness).await?;
+        // Without it Redis has no keys: those of another catalogue must never be read.
+        let mut change_reader = postgres.change_reader();
+        let scope = change_reader.scope().await;
+        let scope = scope.map_err(|error| StartError(format!("DATABASE_URL: {error}")))?;
+        redis.set_scope(&scope.0, &scope.1);
         postgres.warm(POSTGRES_PATIENCE).await;
         let maintained = Arc::clone(&postgres);
         drain.spawn_loop(BackgroundTask::PostgresConnections, move || {
             Arc::clone(&maintained).maintain()
         });
-        // Without it Redis has no keys: those of another catalogue must never be read.
-        let scope = postgres.change_reader(Snapshot::empty()).scope().await;
-        let scope = scope.map_err(|error| StartError(format!("DATABASE_URL: {error}")))?;
-        redis.set_scope(&scope.0, &scope.1);
         // Without Redis, too, it serves; what is wrong is logged there.
         redis.wait_until_connected(REDIS_PATIENCE).await;
         readiness.set_notes(&redis, Redis::trouble);
@@ -117,6 +118,7 @@ impl App {
             hot_keys: Arc::new(HotKeys::new()),
             redis: Arc::clone(&redis),
             postgres: Arc::clone(&postgres),
+            change_reader,
             relay_vacancy: Arc::clone(&relay_vacancy),
             metrics: Arc::clone(&metrics),
             drain: drain.clone(),

@@ -19,7 +19,7 @@ use crate::drain::Drain;
 use crate::entry::{Entry, TtlPolicy};
 use crate::metrics::{BackgroundTask, Metrics};
 use crate::pause::{PausePoints, Point};
-use crate::postgres::{self, ChangeReader, Mark, Postgres, Retention, Snapshot};
+use crate::postgres::{self, ChangeReader, Mark, Postgres, Retention};
 use crate::product::{Change, ProductId, Revision};
 use crate::redis::{Publish, Redis};
 
@@ -104,7 +104,7 @@ impl Relay {
 
     /// Gives the lease back, so that another instance relays at once. To be called when the loop has ended.
     pub async fn let_go(&self) {
-        let mut reader = self.postgres.change_reader(Snapshot::empty());
+        let mut reader = self.postgres.change_reader();
         // Otherwise it expires.
         let _ = tokio::time::timeout(LET_GO, reader.let_relay_go(&self.holder)).await;
     }
@@ -113,7 +113,7 @@ impl Relay {
         let mut troubled = false;
         loop {
             self.vacancy.notified().await;
-            let mut reader = self.postgres.change_reader(Snapshot::empty());
+            let mut reader = self.postgres.change_reader();
             let ended = match self.controls.holds(Protection::Relay) {
                 true => self.relay_on(&mut reader).await,
                 false => Ok(()),

@@ -127,7 +127,8 @@ impl Catalog {
     async fn follow_changes(self: Arc<Self>) -> Result<Infallible, Infallible> {
         // Started again, it may have read changes that it did not apply.
         self.hot.void_before(Moment::now());
-        let reader = self.postgres.change_reader(Snapshot::empty());
+        let first = self.change_reader.lock().take();
+        let reader = first.unwrap_or_else(|| self.postgres.change_reader());
         let (kept, overflowed_at, epoch) = (VecDeque::new(), None, None);
         let mut follower = Follower { catalog: self, reader, kept, overflowed_at, epoch };
         loop {

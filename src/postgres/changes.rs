@@ -159,7 +159,7 @@ const PACK: usize = 100;
 
 /// Reads the outbox, on a connection of its own that waits behind no caller's statement.
 #[derive(Debug)]
-pub(crate) struct ChangeReader {
+pub struct ChangeReader {
     connect: PgConnectOptions,
     connection: Option<(PgConnection, Server)>,
     /// Of the poll before.
@@ -182,13 +182,14 @@ struct Server {
 }
 
 impl Postgres {
-    /// A reader that has seen what is visible in `seen`.
-    pub(crate) fn change_reader(&self, seen: Snapshot) -> ChangeReader {
+    /// A reader that has seen nothing.
+    #[must_use]
+    pub fn change_reader(&self) -> ChangeReader {
         let connect = self.session.connect.clone();
         ChangeReader {
             connect,
             connection: None,
-            seen,
+            seen: Snapshot::empty(),
             newest_xid: 0,
             mark: None,
             epoch: None,
@@ -342,8 +343,9 @@ impl ChangeReader {
     ///
     /// # Errors
     /// [`Error::Unavailable`].
-    pub(crate) async fn scope(mut self) -> Result<(String, String), Error> {
+    pub(crate) async fn scope(&mut self) -> Result<(String, String), Error> {
         let Changes { scope, catalogue, .. } = self.poll(0).await?;
+        self.start_over();
         Ok((scope, catalogue))
     }
 
