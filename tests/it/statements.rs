@@ -326,28 +326,39 @@ async fn down(world: Private) {
     args.postgres.database_acquire_timeout = Duration::from_millis(500);
     args.postgres.database_statement_timeout = Duration::from_secs(2);
     let node = Node::start(&args).await;
-    rename(&node, id, "first").await.unwrap();
-    world.postgres.kill();
-    // What is first to notice may take longer.
-    let _ = read_through(&node, id).await;
-    tokio::time::sleep(Duration::from_millis(600)).await;
+    for frozen in [false, true] {
+        rename(&node, id, "first").await.unwrap();
+        if frozen {
+            world.postgres.pause();
+        } else {
+            world.postgres.kill();
+        }
+        // What is first to notice may take longer.
+        let _ = read_through(&node, id).await;
+        tokio::time::sleep(Duration::from_millis(600)).await;
+        refused_at_once(&node, id).await;
+        let postgres = std::sync::Arc::clone(&world.postgres);
+        let again = move || if frozen { Ok(postgres.resume()) } else { postgres.start_again() };
+        tokio::task::spawn_blocking(again).await.unwrap().unwrap();
+        let began = Instant::now();
+        eventually("it is noticed", || async { rename(&node, id, "again").await.is_ok() }).await;
+        assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+        assert_eq!(read_through(&node, id).await.unwrap().name, "again");
+    }
+}
+
+async fn refused_at_once(node: &Node, id: i64) {
     let mut worst = Duration::ZERO;
     for n in 0..50 {
         let began = Instant::now();
-        let read = read_through(&node, 1_000 + n).await.unwrap_err();
-        let update = rename(&node, id, "not now").await.unwrap_err();
+        let read = read_through(node, 1_000 + n).await.unwrap_err();
+        let update = rename(node, id, "not now").await.unwrap_err();
         worst = worst.max(began.elapsed());
         for refused in [read, update] {
             assert_eq!(reason(&refused), "DATABASE_UNAVAILABLE", "{refused:?}");
         }
     }
     assert!(worst < Duration::from_millis(100), "a read and an update took {worst:?}");
-    let postgres = std::sync::Arc::clone(&world.postgres);
-    tokio::task::spawn_blocking(move || postgres.start_again()).await.unwrap().unwrap();
-    let began = Instant::now();
-    eventually("it is noticed", || async { rename(&node, id, "again").await.is_ok() }).await;
-    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
-    assert_eq!(read_through(&node, id).await.unwrap().name, "again");
 }
 
 async fn broke_while_idle(world: Private) {
