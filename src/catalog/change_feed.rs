@@ -189,8 +189,21 @@ impl Catalog {
         followed && known_at >= self.feed.redis_covered_since.load()
     }
 
+    /// What Redis holds, unless it claims a version that Postgres has not given out: of a database that was restored, or
+    /// another program's. Such an entry is removed. While Postgres does not answer it counts as missing.
+    pub(super) async fn unless_impossible(&self, id: ProductId, entry: Option<Entry>) -> Option<Entry> {
+        let entry = entry?;
+        let version = entry.revision().version;
+        let ceiling = self.ceiling_above(version).await?;
+        if version <= ceiling {
+            return Some(entry);
+        }
+        self.redis.remove_above(id, ceiling).await;
+        None
+    }
+
     /// The newest version that Postgres had given out by now: one above it is impossible. `None` when Postgres does not say.
-    pub(super) async fn ceiling_above(&self, version: Version) -> Option<Version> {
+    async fn ceiling_above(&self, version: Version) -> Option<Version> {
         if version <= self.feed.ceiling() || !self.controls.holds(Protection::VersionCeiling) {
             return Some(version.max(self.feed.ceiling()));
         }

@@ -44,15 +44,13 @@ enum Looked {
 
 /// What is missing, and what is unknown.
 fn sorted(looked: impl Iterator<Item = Looked>) -> (Vec<Load>, Vec<Load>) {
-    let (mut missing, mut unknown) = (Vec::new(), Vec::new());
-    for looked in looked {
-        match looked {
-            Looked::Landed => {}
-            Looked::Missing(load) => missing.push(load),
-            Looked::Unknown(load) => unknown.push(load),
-        }
-    }
-    (missing, unknown)
+    let mut sorted = (Vec::new(), Vec::new());
+    looked.for_each(|looked| match looked {
+        Looked::Landed => {}
+        Looked::Missing(load) => sorted.0.push(load),
+        Looked::Unknown(load) => sorted.1.push(load),
+    });
+    sorted
 }
 
 /// Loads by what is to be done with them.
@@ -124,9 +122,8 @@ impl Catalog {
 
     /// Lands what Redis holds fresh enough.
     async fn look_into_redis(&self, loads: Vec<Load>) -> Vec<Looked> {
-        let entries = self.redis.get_many(&ids(&loads)).await;
+        let mut entries = self.redis.get_many(&ids(&loads)).await;
         self.pauses.reach(Point::ReadRedis).await;
-        let mut entries = entries;
         for (load, entry) in loads.iter().zip(&mut entries) {
             if let Ok(entry) = entry {
                 *entry = self.unless_impossible(load.pilot.id(), entry.take()).await;
@@ -143,19 +140,6 @@ impl Catalog {
             missed.map_or(Looked::Landed, Looked::Missing)
         };
         loads.into_iter().zip(entries).map(look).collect()
-    }
-
-    /// What Redis holds, unless it claims a version that Postgres has not given out: of a database that was restored, or
-    /// another program's. Such an entry is removed. While Postgres does not answer it counts as missing.
-    async fn unless_impossible(&self, id: ProductId, entry: Option<Entry>) -> Option<Entry> {
-        let entry = entry?;
-        let version = entry.revision().version;
-        let ceiling = self.ceiling_above(version).await?;
-        if version <= ceiling {
-            return Some(entry);
-        }
-        self.redis.remove_above(id, ceiling).await;
-        None
     }
 
     async fn load_missing(&self, mut missing: Vec<Load>) {
@@ -271,32 +255,18 @@ impl Catalog {
                 return Vec::new();
             }
         };
-        let (mut readable, mut held, mut known) = (Vec::new(), Vec::new(), Vec::new());
-        let mut needless = Vec::new();
-        for ((load, lease), entry) in loads.into_iter().zip(leases).zip(entries) {
-            match entry {
-                Ok(entry) => {
-                    readable.push(load);
-                    held.push(lease);
-                    known.push(entry);
-                }
-                Err(error) => {
-                    needless.push(lease);
-                    self.fail(vec![load], &error);
-                }
-            }
-        }
+        let ((loads, leases, entries), needless) = self.readable(loads, leases, entries);
         self.redis.release(&needless).await;
-        let (loads, leases, entries) = (readable, held, known);
         self.pauses.reach(Point::LoadedFromPostgres).await;
         let fills = leases.iter().zip(&entries).map(|(lease, entry)| self.redis.fill(lease, entry));
         let filled = join_all(fills).await;
         self.pauses.reach(Point::FilledRedis).await;
         let mut again = Vec::new();
         for ((load, entry), filled) in loads.into_iter().zip(entries).zip(filled) {
+            let id = load.pilot.id();
             let filled = match filled.ok() {
                 Some(Filled::Older(newer) | Filled::Lost(Some(newer))) => {
-                    Some(Filled::Lost(self.unless_impossible(load.pilot.id(), Some(newer)).await))
+                    Some(Filled::Lost(self.unless_impossible(id, Some(newer)).await))
                 }
                 filled => filled,
             };
@@ -329,17 +299,8 @@ impl Catalog {
             Ok(entries) => entries,
             Err(error) => return self.fail(loads, &error),
         };
-        let (mut readable, mut known) = (Vec::new(), Vec::new());
-        for (load, entry) in loads.into_iter().zip(entries) {
-            match entry {
-                Ok(entry) => {
-                    readable.push(load);
-                    known.push(entry);
-                }
-                Err(error) => self.fail(vec![load], &error),
-            }
-        }
-        let (loads, entries) = (readable, known);
+        let without = vec![(); loads.len()];
+        let ((loads, _, entries), _) = self.readable(loads, without, entries);
         if let Some(why) = publish {
             // What was read before the epoch changed must not replace what is in Redis in the new one.
             let publishes = loads.iter().zip(&entries).filter(|(load, _)| load.ticket.is_covered());
@@ -355,6 +316,31 @@ impl Catalog {
                 load.pilot.land(Ok(Loaded::proven(answer, ServedBy::Postgres)));
             }
         }
+    }
+
+    /// Fails the loads of products that cannot be served, and returns the others, with what goes with each; and what goes with
+    /// those that failed.
+    fn readable<T>(
+        &self,
+        loads: Vec<Load>,
+        with: Vec<T>,
+        entries: Vec<Result<Entry, Error>>,
+    ) -> ((Vec<Load>, Vec<T>, Vec<Entry>), Vec<T>) {
+        let (mut readable, mut failed) = ((Vec::new(), Vec::new(), Vec::new()), Vec::new());
+        for ((load, with), entry) in loads.into_iter().zip(with).zip(entries) {
+            match entry {
+                Ok(entry) => {
+                    readable.0.push(load);
+                    readable.1.push(with);
+                    readable.2.push(entry);
+                }
+                Err(error) => {
+                    failed.push(with);
+                    self.fail(vec![load], &error);
+                }
+            }
+        }
+        (readable, failed)
     }
 
     /// Reads Postgres; one entry for each load, a tombstone for a product that is not there.

@@ -337,9 +337,11 @@ async fn down(world: Private) {
         let _ = read_through(&node, id).await;
         tokio::time::sleep(Duration::from_millis(600)).await;
         refused_at_once(&node, id).await;
-        let postgres = std::sync::Arc::clone(&world.postgres);
-        let again = move || if frozen { Ok(postgres.resume()) } else { postgres.start_again() };
-        tokio::task::spawn_blocking(again).await.unwrap().unwrap();
+        let postgres = &world.postgres;
+        match frozen {
+            true => postgres.resume(),
+            false => postgres.start_again().unwrap(),
+        }
         let began = Instant::now();
         eventually("it is noticed", || async { rename(&node, id, "again").await.is_ok() }).await;
         assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
