@@ -329,16 +329,17 @@ async fn down(world: Private) {
     for frozen in [false, true] {
         rename(&node, id, "first").await.unwrap();
         if frozen {
-            world.postgres.pause();
+            world.postgres.pause()
         } else {
-            world.postgres.kill();
+            world.postgres.kill()
         }
         // What is first to notice may take longer.
         let _ = read_through(&node, id).await;
         tokio::time::sleep(Duration::from_millis(600)).await;
         refused_at_once(&node, id).await;
         let postgres = std::sync::Arc::clone(&world.postgres);
-        let again = move || if frozen { Ok(postgres.resume()) } else { postgres.start_again() };
+        // Does nothing where it runs.
+        let again = move || postgres.start_again().map(|()| postgres.resume());
         tokio::task::spawn_blocking(again).await.unwrap().unwrap();
         let began = Instant::now();
         eventually("it is noticed", || async { rename(&node, id, "again").await.is_ok() }).await;
