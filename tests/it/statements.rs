@@ -20,6 +20,7 @@ pub fn register(suite: &mut Suite<'_>) {
     suite.single("statements::a_new_product_gets_the_next_free_id", free_ids);
     suite.single("statements::a_row_that_is_held_is_waited_for_until_the_deadline", held_row);
     suite.single("statements::a_held_row_costs_others_nothing", others_of_a_held_row);
+    suite.single("statements::constraints_of_others_are_named", constraints);
     suite.private("statements::what_needs_a_postgres_that_is_down_is_refused_at_once", down);
     suite.private("statements::a_connection_that_broke_while_idle_fails_no_call", broke_while_idle);
 }
