@@ -10,6 +10,7 @@ mod explain;
 mod fallback;
 mod flight;
 mod load;
+mod read_postgres;
 mod redis_probe;
 mod refresh;
 mod write;

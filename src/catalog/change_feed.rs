@@ -191,7 +191,11 @@ impl Catalog {
 
     /// What Redis holds, unless it claims a version that Postgres has not given out: of a database that was restored, or
     /// another program's. Such an entry is removed. While Postgres does not answer it counts as missing.
-    pub(super) async fn unless_impossible(&self, id: ProductId, entry: Option<Entry>) -> Option<Entry> {
+    pub(super) async fn unless_impossible(
+        &self,
+        id: ProductId,
+        entry: Option<Entry>,
+    ) -> Option<Entry> {
         let entry = entry?;
         let version = entry.revision().version;
         let ceiling = self.ceiling_above(version).await?;

@@ -1,7 +1,6 @@
 //! One load: Redis, and on a miss, under a lease, Postgres. For one product and for a thousand it is the
 //! same code, and a product is landed as soon as it is known.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -25,12 +24,12 @@ const MAX_ROUNDS: usize = 3;
 /// A product on its way in.
 #[derive(Debug)]
 pub(super) struct Load {
-    pilot: Pilot,
-    ticket: LoadTicket,
-    freshness: Freshness,
-    demand: Arc<Demand>,
+    pub(super) pilot: Pilot,
+    pub(super) ticket: LoadTicket,
+    pub(super) freshness: Freshness,
+    pub(super) demand: Arc<Demand>,
     /// The newest that Redis was seen to hold.
-    seen: Option<Entry>,
+    pub(super) seen: Option<Entry>,
 }
 
 /// What the first look into Redis came to.
@@ -318,60 +317,6 @@ impl Catalog {
         }
     }
 
-    /// Fails the loads of products that cannot be served, and returns the others, with what goes with each; and what goes with
-    /// those that failed.
-    fn readable<T>(
-        &self,
-        loads: Vec<Load>,
-        with: Vec<T>,
-        entries: Vec<Result<Entry, Error>>,
-    ) -> ((Vec<Load>, Vec<T>, Vec<Entry>), Vec<T>) {
-        let (mut readable, mut failed) = ((Vec::new(), Vec::new(), Vec::new()), Vec::new());
-        for ((load, with), entry) in loads.into_iter().zip(with).zip(entries) {
-            match entry {
-                Ok(entry) => {
-                    readable.0.push(load);
-                    readable.1.push(with);
-                    readable.2.push(entry);
-                }
-                Err(error) => {
-                    failed.push(with);
-                    self.fail(vec![load], &error);
-                }
-            }
-        }
-        (readable, failed)
-    }
-
-    /// Reads Postgres; one entry for each load, a tombstone for a product that is not there.
-    async fn read_postgres(&self, loads: &[Load]) -> Result<Vec<Result<Entry, Error>>, Error> {
-        // A product that is gone was gone after every version that was heard of before the read.
-        let floors: Vec<Version> = loads.iter().map(Load::newest_heard_of).collect();
-        // Boarded together, so wanted together.
-        let demand = loads.first().map(|load| Arc::clone(&load.demand)).unwrap_or_default();
-        let loaded = self.postgres.load(&ids(loads), &demand).await?;
-        let absent = loads.iter().zip(floors).map(|(load, floor)| {
-            let version = loaded.last_version(load.pilot.id()).max(floor);
-            Ok(Entry::tombstone(version, loaded.known_at, self.options.ttl.tombstone()))
-        });
-        let mut entries: Vec<Result<Entry, Error>> = absent.collect();
-        let places: HashMap<_, _> =
-            loads.iter().enumerate().map(|(place, load)| (load.pilot.id(), place)).collect();
-        for product in &loaded.products {
-            self.feed.has_given_out(product.version);
-            if let Some(place) = places.get(&product.id) {
-                let ttl = self.options.ttl.product();
-                entries[*place] = Ok(Entry::live(product, loaded.known_at, ttl));
-            }
-        }
-        for (id, why) in loaded.broken {
-            if let Some(place) = places.get(&id) {
-                entries[*place] = Err(Error::Unreadable(why));
-            }
-        }
-        Ok(entries)
-    }
-
     /// Keeps `entry` in memory and lands the load with the newest that memory holds, or returns the load
     /// when something newer was committed since it began.
     fn land(&self, load: Load, entry: Entry, from: ServedBy) -> Option<Load> {
@@ -384,7 +329,7 @@ impl Catalog {
         }
     }
 
-    fn fail(&self, loads: Vec<Load>, error: &Error) {
+    pub(super) fn fail(&self, loads: Vec<Load>, error: &Error) {
         for Load { pilot, seen, .. } in loads {
             pilot.land(Err(Arc::new(Failed { error: error.clone(), seen })));
         }
@@ -396,12 +341,12 @@ impl Load {
         Some(Self { pilot: self.pilot.unless_empty()?, ..self })
     }
 
-    fn newest_heard_of(&self) -> Version {
+    pub(super) fn newest_heard_of(&self) -> Version {
         let seen = self.seen.as_ref().map(|seen| seen.revision().version);
         self.ticket.floor().version.max(seen.unwrap_or_default())
     }
 }
 
-fn ids(loads: &[Load]) -> Vec<ProductId> {
+pub(super) fn ids(loads: &[Load]) -> Vec<ProductId> {
     loads.iter().map(|load| load.pilot.id()).collect()
 }

@@ -10,8 +10,8 @@ use futures_util::TryStreamExt;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions, Executor};
 
-use super::error::read_error;
 use super::change_rows::{Changes, Row};
+use super::error::read_error;
 use super::snapshot::Snapshot;
 use super::{Error, Postgres, within};
 use crate::moment::Moment;

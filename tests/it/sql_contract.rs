@@ -1,4 +1,4 @@
-//! docs/sql.md: what SQL may do, who may do it, and that all of it is noticed.
+//! docs/sql.md: what SQL may do, with which rights, and that all of it is noticed.
 
 use std::time::Duration;
 

@@ -21,8 +21,6 @@ pub fn register(suite: &mut Suite<'_>) {
     suite.single("statements::a_row_that_is_held_is_waited_for_until_the_deadline", held_row);
     suite.single("statements::a_held_row_costs_others_nothing", others_of_a_held_row);
     suite.single("statements::constraints_of_others_are_named", constraints);
-    suite
-        .single("statements::a_server_that_takes_no_more_connections_is_not_down", few_connections);
     suite.private("statements::what_needs_a_postgres_that_is_down_is_refused_at_once", down);
     suite.private("statements::a_connection_that_broke_while_idle_fails_no_call", broke_while_idle);
 }
@@ -46,12 +44,12 @@ fn reason(status: &Status) -> String {
     status.get_error_details().error_info().map(|info| info.reason.clone()).unwrap_or_default()
 }
 
-async fn rename(node: &Node, id: i64, name: &str) -> Result<Product, Status> {
+pub async fn rename(node: &Node, id: i64, name: &str) -> Result<Product, Status> {
     node.client.clone().update_product(renamed(id, name)).await.map(tonic::Response::into_inner)
 }
 
 /// A read that goes to Postgres.
-async fn read_through(node: &Node, id: i64) -> Result<Product, Status> {
+pub async fn read_through(node: &Node, id: i64) -> Result<Product, Status> {
     use hotshelf::proto::get_product_request::Freshness;
     let freshness = Some(Freshness::Latest(true));
     let request = hotshelf::proto::GetProductRequest { id, freshness };
@@ -329,9 +327,9 @@ async fn down(world: Private) {
     for frozen in [false, true] {
         rename(&node, id, "first").await.unwrap();
         if frozen {
-            world.postgres.pause();
+            world.postgres.pause()
         } else {
-            world.postgres.kill();
+            world.postgres.kill()
         }
         // What is first to notice may take longer.
         let _ = read_through(&node, id).await;
@@ -379,27 +377,5 @@ async fn broke_while_idle(world: Private) {
         for _ in 0..20 {
             rename(&node, id, "after").await.unwrap();
         }
-    }
-}
-
-async fn few_connections(stack: Stack) {
-    let id = stack.insert_unheard("lamp").await;
-    let role = format!("{}_few", stack.namespace);
-    for statement in [
-        format!("CREATE ROLE {role} LOGIN CONNECTION LIMIT 9"),
-        format!("GRANT USAGE ON SCHEMA hotshelf TO {role}"),
-        format!("GRANT ALL ON ALL TABLES IN SCHEMA public, hotshelf TO {role}"),
-        format!("GRANT ALL ON ALL SEQUENCES IN SCHEMA public, hotshelf TO {role}"),
-    ] {
-        run(&stack.sql, &statement).await;
-    }
-    let mut args = stack.args();
-    args.database.database_url = stack.database_url.replace("//hotshelf@", &format!("//{role}@"));
-    let node = Node::start(&args).await;
-    let began = Instant::now();
-    while began.elapsed() < Duration::from_secs(2) {
-        rename(&node, id, "renamed").await.unwrap();
-        read_through(&node, id).await.unwrap();
-        tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
