@@ -37,8 +37,8 @@ const PRUNED: u32 = 1_000;
 const LET_GO: Duration = Duration::from_millis(500);
 /// Between tries with Postgres in trouble, and to apply what a server of Redis has not taken.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(500);
-/// Changes that wait for a server of Redis to answer. With more, what Redis holds is given up.
-const MOST_PENDING: usize = 1_000_000;
+/// Changes that wait to be applied, 24 bytes each. With more, what Redis holds is given up.
+const MOST_PENDING: usize = 4_000_000;
 
 /// How the relay works.
 #[derive(Clone, Copy, Debug)]

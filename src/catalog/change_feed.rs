@@ -170,7 +170,7 @@ impl Catalog {
 
     /// Takes in a change that another instance has published. The next poll confirms it.
     fn hear(&self, change: Change) {
-        self.recent.publish(change.id, change.revision, false);
+        let _kept = self.recent.publish(change.id, change.revision, false);
         self.invalidate(change);
     }
 
