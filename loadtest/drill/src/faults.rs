@@ -2,6 +2,7 @@
 
 mod clocks;
 mod cluster;
+mod isolation;
 mod ours;
 mod postgres;
 mod redis;
@@ -18,7 +19,8 @@ const UNFELT: Demands =
 /// Every fault, in the order of the table.
 #[must_use]
 pub fn all() -> Vec<Fault> {
-    [redis::all(), cluster::all(), postgres::all(), ours::all(), clocks::all()].concat()
+    [redis::all(), cluster::all(), postgres::all(), ours::all(), clocks::all(), isolation::all()]
+        .concat()
 }
 
 /// The one of this name.
