@@ -33,6 +33,9 @@ pub struct Fault {
     pub options: &'static [&'static str],
     /// More settings of Redis.
     pub redis: &'static [(&'static str, &'static str)],
+    /// Whether reads of hot products that are changed meanwhile may be refused: each change costs a load, and the copy from before
+    /// it is not served.
+    pub changed_may_fail: bool,
     /// Whether a server of Redis may come back with an older state.
     pub redis_goes_back: bool,
     /// Whether the instances see a wall clock that can be set.
@@ -102,6 +105,7 @@ impl Fault {
             topology: Topology::Single,
             options: &[],
             redis: &[],
+            changed_may_fail: false,
             redis_goes_back: false,
             sets_clocks: false,
             hold: Duration::from_secs(8),

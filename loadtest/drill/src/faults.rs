@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use crate::{Demands, Fault};
 
-/// Of Redis, whatever becomes of it: nothing fails, and nobody waits for longer than its deadline (100 ms), and for
+/// Of Redis, in whatever state: nothing fails, and no read takes longer than its deadline (100 ms), and for
 /// the read's own load on a machine that is busy.
 const UNFELT: Demands =
     Demands { slowest: Some(Duration::from_millis(500)), ..Demands::NOTHING_FAILS };

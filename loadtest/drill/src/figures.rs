@@ -41,7 +41,7 @@ pub struct Figures {
     pub slowest: Micros,
     /// The slowest reads of cached products, and the slowest refusals.
     pub slow: Vec<String>,
-    /// How long refusals took: p50, p95, p99. The last are of those who had waited for another's load, which was refused,
+    /// How long refusals took: p50, p95, p99. The last are of reads that had waited for another's load, which was refused,
     /// or came back too old for them.
     pub refused: [Micros; 3],
     /// How long after it was mended the last request failed, and every instance trusted its memory; `None` when

@@ -44,7 +44,10 @@ fn of_always(figures: &Figures, budget: usize) -> Vec<String> {
     demand(figures.database.ever > 0, "no load was counted in Postgres".to_owned());
     for (reason, times) in &figures.reasons {
         let fair = FAIR.iter().any(|code| reason.contains(code));
-        demand(fair, format!("{times} requests failed in a way that nobody can act on: {reason}"));
+        demand(
+            fair,
+            format!("{times} requests failed in a way that no caller can act on: {reason}"),
+        );
     }
     demand(figures.recovered.is_some(), "memory was not trusted again in time".to_owned());
     demand(figures.not_sent == 0, format!("{} requests could not be sent", figures.not_sent));

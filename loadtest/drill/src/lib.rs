@@ -12,7 +12,7 @@
 //! - [`run`](mod@run): one drill from beginning to end; [`figures`] is what it came to, [`judge`] which promises that
 //!   breaks, [`table`] the same for people.
 //!
-//! The load comes from the checker of coherence, whose rules are held against everything that was read. Requests
+//! The load comes from the checker of coherence; its rules are held against everything that was read. Requests
 //! are sent when they are due, whatever became of those before them, and every latency counts from that moment,
 //! so that a stall is not hidden by the silence that it causes.
 

@@ -18,6 +18,7 @@ use crate::world::{World, connect};
 use crate::{Error, Fault, Plan};
 
 const POLL: Duration = Duration::from_millis(50);
+const WARM_TRIES: usize = 40;
 /// Of each instance.
 const WARNINGS: usize = 5;
 
@@ -32,7 +33,7 @@ pub struct Drilled {
     pub proofs: Vec<String>,
     /// Broken promises, one line each.
     pub breaches: Vec<String>,
-    /// The last warnings of the instances, for whoever looks for the reason.
+    /// The last warnings of the instances, to find the reason.
     pub warnings: Vec<String>,
 }
 
@@ -68,7 +69,13 @@ pub async fn run(fault: &Fault, plan: &Plan) -> Result<Drilled, Error> {
     };
     let load = Load { redis_goes_back: fault.redis_goes_back, ..plan.load.clone() };
     let (outcome, course) = run_beside(&target, &load, beside).await?;
-    let course = course?;
+    let mut course = course?;
+    if fault.changed_may_fail {
+        for change in outcome.history.committed.iter().filter(|one| one.written >= course.measured)
+        {
+            course.hot.remove(&change.product);
+        }
+    }
     let verdict = verify(&outcome.history, fault.bound.unwrap_or(plan.load.bound));
     let figures = Figures::new(&outcome, &verdict, &course);
     let mut breaches = judge::breaches(fault, plan, &figures, world.budget);
@@ -90,8 +97,14 @@ async fn warm(instances: &[Channel], hot: &[i64]) {
     for instance in instances {
         let request =
             BatchGetProductsRequest { ids: hot.to_vec(), max_staleness: None, latest: false };
-        // An instance that cannot will fail what is measured.
-        let _ = ProductServiceClient::new(instance.clone()).batch_get_products(request).await;
+        let mut client = ProductServiceClient::new(instance.clone());
+        for _ in 0..WARM_TRIES {
+            // Refused, where the budget is small and the load has begun. An instance that never can will fail what is measured.
+            if client.batch_get_products(request.clone()).await.is_ok() {
+                break;
+            }
+            tokio::time::sleep(POLL).await;
+        }
     }
 }
 

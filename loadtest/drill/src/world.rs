@@ -62,7 +62,7 @@ impl World {
         let (postgres, redis) = tokio::task::block_in_place(|| servers(fault))?;
         let mut database_url = postgres.url();
         let sql = connect(&database_url, 4).await?;
-        // Not the instances': without it nobody could say how many loads there were.
+        // Not the instances': without it the loads could not be counted.
         sql.execute("CREATE EXTENSION pg_stat_statements").await?;
         let to_postgres = through_proxy(&mut database_url, postgres.port())?;
         let (redis, redis_url) = match redis {

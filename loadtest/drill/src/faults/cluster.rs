@@ -129,7 +129,7 @@ async fn resharding(stage: &Stage<'_>) -> Result<(), Error> {
         tokio::time::sleep(pause).await;
     }
     stage.prove(format!("{asked} keys were answered with ASK, {moved} with MOVED"), asked > 0)?;
-    // From here on everybody can know.
+    // From here on every node can know.
     blocking(|| cluster.wait_until_sound())?;
     let told = async || blocking(|| keys.iter().all(|key| places_agree(cluster, key)));
     stage.prove_soon("all nodes agree where they are now", told).await
@@ -207,7 +207,7 @@ fn finish_moving(
         move_keys(from, to, &slot)?;
         left = from.command(&["CLUSTER", "COUNTKEYSINSLOT", &slot])?;
     }
-    // The new owner first, so that nobody is sent in circles.
+    // The new owner first, so that no caller is sent in circles.
     for node in std::iter::once(to).chain(&cluster.nodes()[..MASTERS]) {
         node.command(&["CLUSTER", "SETSLOT", &slot, "NODE", &target])?;
     }

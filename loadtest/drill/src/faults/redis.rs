@@ -143,7 +143,7 @@ fn info(redis: &Redis, section: &str, field: &str) -> Option<u64> {
 
 async fn read_only(stage: &Stage<'_>) -> Result<(), Error> {
     let (redis, _) = stage.redis()?;
-    // Nobody listens there.
+    // No server listens there.
     redis.command(&["REPLICAOF", "127.0.0.1", "1"])?;
     stage.prove("SET is answered with READONLY", refuses_writes(redis, "READONLY"))?;
     stage.hold().await;
@@ -156,7 +156,7 @@ async fn flushed(stage: &Stage<'_>) -> Result<(), Error> {
     let (redis, _) = stage.redis()?;
     let before = redis.command(&["DBSIZE"])?;
     stage.prove(format!("it held {before} keys"), before != "0")?;
-    // In one step, so that nobody writes in between.
+    // In one step, so that no write comes in between.
     let left =
         redis.command(&["EVAL", "redis.call('FLUSHALL') return redis.call('DBSIZE')", "0"])?;
     stage.prove("and then none", left == "0")?;
