@@ -29,6 +29,7 @@ const MAX_STALENESS: Duration = Duration::from_secs(5);
 /// Enough for each shard to have some.
 const OF_ALL_SHARDS: usize = 30;
 const CALLERS: usize = 12;
+const RELAYED: &str = "hotshelf_relayed_total";
 const OTHER_CATALOGUE: &str = "instances on another database use the same Redis and namespace";
 
 pub(super) fn all() -> Vec<Fault> {
@@ -208,9 +209,16 @@ async fn demand_relayed(
     let before = blocking(|| held_version(master, product));
     let began = Instant::now();
     fleet.time_to_serve_change(&stage.world.sql, product).await?;
-    while blocking(|| held_version(master, product)) <= before && began.elapsed() < stage.soon() {
+    let instances = &stage.world.instances;
+    // The entry alone says little: an instance that loads it again stores it too.
+    let at_first = sum(instances, RELAYED).await;
+    let mut relayed = false;
+    while !relayed && began.elapsed() < stage.soon() {
         tokio::time::sleep(BETWEEN_CHANGES / 10).await;
+        relayed = sum(instances, RELAYED).await > at_first
+            && blocking(|| held_version(master, product)) > before;
     }
+    stage.demand("the relay applied no change of the others in time", relayed);
     let after = blocking(|| held_version(master, product));
     let what = format!(
         "Redis held version {before:?} of another product, and {after:?} {:?} after its change",
@@ -371,6 +379,13 @@ async fn held_row(stage: &Stage<'_>) -> Result<(), Error> {
             })
             .await?;
         demand_changes(stage, &fleet, other).await?;
+        for instance in 0..instances {
+            let sent = Instant::now();
+            let done = fleet.update(instance, other, 7).await.is_ok();
+            let what =
+                format!("UpdateProduct of another product: {done} after {:?}", sent.elapsed());
+            stage.demand(what, done && sent.elapsed() <= stage.soon());
+        }
         Ok::<(), Error>(lock.rollback().await?)
     };
     let ((), done) = tokio::join!(async { drop(callers.await) }, hold);
