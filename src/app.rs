@@ -20,7 +20,7 @@ use crate::pause::PausePoints;
 use crate::postgres::{self, Postgres, Snapshot};
 use crate::recent_changes::RecentChanges;
 use crate::redis::Redis;
-use crate::relay::Relay;
+use crate::relay::{self, Relay};
 use crate::rpc::{self, Health, Tls};
 #[cfg(feature = "test-hooks")]
 use crate::supervisor::Fault;
@@ -93,12 +93,8 @@ impl App {
         drain.spawn_loop(BackgroundTask::PostgresConnections, move || {
             Arc::clone(&maintained).maintain()
         });
-        // Without it Redis has no keys: those of another catalogue must never be read.
-        let scope = postgres.change_reader(Snapshot::empty()).scope().await;
-        let scope = scope.map_err(|error| StartError(format!("DATABASE_URL: {error}")))?;
-        redis.set_scope(&scope.0, &scope.1);
-        // Without Redis, too, it serves; what is wrong is logged there.
-        redis.wait_until_connected(REDIS_PATIENCE).await;
+        let entered = enter_epoch(&postgres, &redis, &metrics).await;
+        entered.map_err(|error| StartError(format!("DATABASE_URL: {error}")))?;
         readiness.set_notes(&redis, Redis::trouble);
 
         fail_always(args, &drain);
@@ -273,6 +269,26 @@ async fn migrate(
         tracing::warn!(%why, "waiting for PostgreSQL");
         tokio::time::sleep(RETRY_PAUSE).await;
     }
+}
+
+/// Without an epoch Redis has no keys: those of another catalogue, or of versions that PostgreSQL has lost while no instance ran,
+/// must never be read.
+async fn enter_epoch(
+    postgres: &Postgres,
+    redis: &Redis,
+    metrics: &Metrics,
+) -> Result<(), postgres::Error> {
+    let mut reader = postgres.change_reader(Snapshot::empty());
+    let (scope, catalogue) = reader.scope().await?;
+    redis.set_scope(&scope, &catalogue);
+    // Without Redis, too, it serves; what is wrong is logged there.
+    redis.wait_until_connected(REDIS_PATIENCE).await;
+    if relay::compare_marks(redis, &mut reader, metrics).await? {
+        reader.start_over();
+        let (scope, catalogue) = reader.scope().await?;
+        redis.set_scope(&scope, &catalogue);
+    }
+    Ok(())
 }
 
 /// Waits a while for the first look at the outbox: what is read before is not trusted for long.

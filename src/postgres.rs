@@ -5,6 +5,7 @@ mod budget;
 mod changes;
 mod connections;
 mod copy;
+mod epoch;
 mod error;
 mod inspect;
 mod products;
