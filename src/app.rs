@@ -17,10 +17,10 @@ use crate::hot_cache::HotCache;
 use crate::hot_keys::HotKeys;
 use crate::metrics::{BackgroundTask, Metrics};
 use crate::pause::PausePoints;
-use crate::postgres::{self, Postgres};
+use crate::postgres::{self, ChangeReader, Postgres};
 use crate::recent_changes::RecentChanges;
 use crate::redis::Redis;
-use crate::relay::Relay;
+use crate::relay::{self, Relay};
 use crate::rpc::{self, Health, Tls};
 #[cfg(feature = "test-hooks")]
 use crate::supervisor::Fault;
@@ -88,18 +88,14 @@ impl App {
             .map_err(StartError)?;
         let (postgres, redis) = (Arc::new(postgres), Arc::new(redis));
         migrate(&postgres, &args.postgres, &readiness).await?;
-        // Without it Redis has no keys: those of another catalogue must never be read.
         let mut change_reader = postgres.change_reader();
-        let scope = change_reader.scope().await;
-        let scope = scope.map_err(|error| StartError(format!("DATABASE_URL: {error}")))?;
-        redis.set_scope(&scope.0, &scope.1);
+        let entered = enter_epoch(&mut change_reader, &redis, &metrics).await;
+        entered.map_err(|error| StartError(format!("DATABASE_URL: {error}")))?;
         postgres.warm(POSTGRES_PATIENCE).await;
         let maintained = Arc::clone(&postgres);
         drain.spawn_loop(BackgroundTask::PostgresConnections, move || {
             Arc::clone(&maintained).maintain()
         });
-        // Without Redis, too, it serves; what is wrong is logged there.
-        redis.wait_until_connected(REDIS_PATIENCE).await;
         readiness.set_notes(&redis, Redis::trouble);
 
         fail_always(args, &drain);
@@ -275,6 +271,26 @@ async fn migrate(
         tracing::warn!(%why, "waiting for PostgreSQL");
         tokio::time::sleep(RETRY_PAUSE).await;
     }
+}
+
+/// Without an epoch Redis has no keys: those of another catalogue, or of versions that PostgreSQL has lost while no instance ran,
+/// must never be read.
+async fn enter_epoch(
+    reader: &mut ChangeReader,
+    redis: &Redis,
+    metrics: &Metrics,
+) -> Result<(), postgres::Error> {
+    let (scope, catalogue) = reader.scope().await?;
+    redis.set_scope(&scope, &catalogue);
+    // Without Redis, too, it serves; what is wrong is logged there.
+    redis.wait_until_connected(REDIS_PATIENCE).await;
+    if relay::compare_marks(redis, reader, metrics).await? {
+        reader.start_over();
+        let (scope, catalogue) = reader.scope().await?;
+        redis.set_scope(&scope, &catalogue);
+    }
+    reader.start_over();
+    Ok(())
 }
 
 /// Waits a while for the first look at the outbox: what is read before is not trusted for long.

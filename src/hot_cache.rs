@@ -192,7 +192,7 @@ impl HotCache {
 
     /// Some changes were missed: what was checked before `moment` is not trusted any more.
     pub fn void_before(&self, moment: Moment) {
-        self.proof.covered_since.store(moment);
+        self.proof.covered_since.advance(moment);
     }
 
     /// Postgres is another: whatever is held is not trusted any more, and newer than nothing.

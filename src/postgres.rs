@@ -6,6 +6,7 @@ mod change_rows;
 mod changes;
 mod connections;
 mod copy;
+mod epoch;
 mod error;
 mod inspect;
 mod products;

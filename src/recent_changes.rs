@@ -246,3 +246,6 @@ impl Generation {
         changed.max(Revision::live(self.truncated_below))
     }
 }
+
+#[cfg(test)]
+mod tests;

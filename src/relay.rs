@@ -191,6 +191,11 @@ impl Relay {
 
     /// Makes Redis reflect a few changes: what it holds and is older is replaced. What it does not hold is left out.
     async fn apply(&self, changes: &[Change], work: &mut Work<'_>) -> Result<(), postgres::Error> {
+        if !self.redis.has_scope(&work.scope) {
+            // This instance has not entered the new epoch, or Redis is abandoned: it would be applied to keys of before.
+            changes.iter().for_each(|change| work.put_off(*change));
+            return Ok(());
+        }
         let superseded = self.redis.supersede(changes).await;
         self.pauses.reach(Point::RelaySuperseded).await;
         let (mut older, mut applied) = (Vec::new(), Vec::new());
@@ -249,6 +254,11 @@ impl Relay {
 
     /// Removes what a bulk job has changed: replacing it would take a script and a read of Postgres for each.
     async fn remove(&self, pack: &[(ProductId, Revision)], work: &mut Work<'_>) {
+        if !self.redis.has_scope(&work.scope) {
+            return pack.iter().for_each(|(id, revision)| {
+                work.put_off(Change { id: *id, revision: *revision });
+            });
+        }
         for chunk in pack.chunks(REMOVED) {
             let ids: Vec<ProductId> = chunk.iter().map(|(id, _)| *id).collect();
             let removed = self.redis.remove(&ids).await;
@@ -292,7 +302,9 @@ impl Relay {
         let done = work.pending.is_empty() && work.bulk.is_empty();
         let seen = work.reader.seen().clone();
         work.has_news = false;
-        self.compare_marks(work).await?;
+        if self.controls.holds(Protection::Epoch) {
+            compare_marks(&self.redis, work.reader, &self.metrics).await?;
+        }
         let Some(mark) = work.reader.mark(&self.holder, &seen, done).await? else {
             return Ok(false);
         };
@@ -305,22 +317,28 @@ impl Relay {
         self.postgres.prune_deleted(keep.unrelayed * 2, PRUNED).await?;
         work.reader.prune_outbox(&self.holder, done.then_some(&seen), keep).await
     }
+}
 
-    /// Redis holds a mark that this database does not know: Redis was filled from another copy of it, or this one went back.
-    async fn compare_marks(&self, work: &mut Work<'_>) -> Result<(), postgres::Error> {
-        let Ok(Some(left)) = self.redis.read_mark().await else { return Ok(()) };
-        let Some((id, token)) = left.split_once(' ') else { return Ok(()) };
-        let Ok(id) = id.parse() else { return Ok(()) };
-        let mark = Mark { id, token: token.to_owned() };
-        if !self.controls.holds(Protection::Epoch) || work.reader.knows_mark(&mark).await? {
-            return Ok(());
-        }
+/// Raises the epoch when Redis holds a mark that this database does not know: Redis was filled from another copy of it, or it
+/// went back. Returns whether it is another epoch now.
+pub(crate) async fn compare_marks(
+    redis: &Redis,
+    reader: &mut ChangeReader,
+    metrics: &Metrics,
+) -> Result<bool, postgres::Error> {
+    let Ok(Some(left)) = redis.read_mark().await else { return Ok(false) };
+    let Some((id, token)) = left.split_once(' ') else { return Ok(false) };
+    let Ok(id) = id.parse() else { return Ok(false) };
+    if reader.knows_mark(&Mark { id, token: token.to_owned() }).await? {
+        return Ok(false);
+    }
+    if reader.raise_epoch_now().await? {
         tracing::error!(
             "Redis was filled from another copy of this database, or PostgreSQL has gone back; all caches start empty"
         );
-        self.metrics.epochs_raised.inc(());
-        work.reader.raise_epoch_now().await
+        metrics.epochs_raised.inc(());
     }
+    Ok(true)
 }
 
 impl Work<'_> {

@@ -29,11 +29,19 @@ pub struct PostgresOptions {
     pub max_connections: u32,
     /// Whether databases can be published by logical replication.
     pub logical: bool,
+    /// More of postgresql.conf, for instance `("max_prepared_transactions", "16")`.
+    pub settings: Vec<(String, String)>,
 }
 
 impl Default for PostgresOptions {
     fn default() -> Self {
-        Self { dir: None, durable: false, max_connections: 200, logical: false }
+        Self {
+            dir: None,
+            durable: false,
+            max_connections: 200,
+            logical: false,
+            settings: Vec::new(),
+        }
     }
 }
 
@@ -120,6 +128,32 @@ impl Postgres {
         if self.pid().is_some() { Ok(()) } else { self.launch() }
     }
 
+    /// Makes a physical backup of the running server: a data directory for [`restore`](Self::restore).
+    pub fn back_up(&self) -> Result<PathBuf, Error> {
+        let backup = self.dir().join("backup");
+        base_backup(&self.install, self.port, &backup, &[])?;
+        Ok(backup)
+    }
+
+    /// Replaces the data of the stopped server by a backup, which is used up.
+    pub fn restore(&self, backup: &Path) -> Result<(), Error> {
+        let data = self.data();
+        fs::remove_dir_all(&data).map_err(Error::io(format!("remove {}", data.display())))?;
+        fs::rename(backup, &data).map_err(Error::io(format!("create {}", data.display())))
+    }
+
+    /// Starts a physical replica of this server, which takes reads; `pg_promote()` makes it a primary.
+    pub fn start_replica(&self) -> Result<Self, Error> {
+        let install = Install::find()?;
+        let home = Home::temporary(&install.temporary_parent()?, Signal::SIGQUIT)?;
+        let options = PostgresOptions { dir: None, ..self.options.clone() };
+        let mut replica =
+            Self { process: Process::new("postgres", home), install, options, port: 0 };
+        base_backup(&self.install, self.port, &replica.data(), &["--write-recovery-conf"])?;
+        replica.launch_on_a_free_port()?;
+        Ok(replica)
+    }
+
     fn launch_on_a_free_port(&mut self) -> Result<(), Error> {
         for _ in 1..ports::START_ATTEMPTS {
             self.port = ports::free()?;
@@ -158,6 +192,8 @@ impl Postgres {
         if self.options.logical {
             settings.push("wal_level=logical".to_owned());
         }
+        settings
+            .extend(self.options.settings.iter().map(|(name, value)| format!("{name}={value}")));
         if !self.options.durable {
             settings.extend(
                 ["fsync=off", "synchronous_commit=off", "full_page_writes=off"].map(str::to_owned),
@@ -179,6 +215,17 @@ impl Postgres {
     }
 }
 
+/// Copies the data of the server at `port`, with the WAL that the copy needs.
+fn base_backup(install: &Install, port: u16, to: &Path, more: &[&str]) -> Result<(), Error> {
+    template::create_dir(to, install)?;
+    install.run("pg_basebackup", |command| {
+        command.args(["--host=127.0.0.1", "--checkpoint=fast", "--no-sync", "--wal-method=stream"]);
+        command.arg(format!("--port={port}")).arg(format!("--username={}", template::SUPERUSER));
+        command.arg("--pgdata").arg(to).args(more);
+    })?;
+    Ok(())
+}
+
 /// The postmaster writes its state into its pid file, as `pg_ctl` reads it. A connection would
 /// prove less: somebody else's server may have taken the port.
 fn is_ready(data: &Path, pid: u32) -> bool {
@@ -186,5 +233,8 @@ fn is_ready(data: &Path, pid: u32) -> bool {
     let mut lines = pid_file.lines();
     let is_ours = lines.next().is_some_and(|line| line.trim() == pid.to_string());
     const STATUS_AFTER_PID: usize = 6;
-    is_ours && lines.nth(STATUS_AFTER_PID).is_some_and(|line| line.trim() == "ready")
+    is_ours
+        && lines
+            .nth(STATUS_AFTER_PID)
+            .is_some_and(|line| ["ready", "standby"].contains(&line.trim()))
 }

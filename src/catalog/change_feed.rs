@@ -237,16 +237,17 @@ impl Follower {
         if let Some(why) = changes.went_back
             && catalog.controls.holds(Protection::Epoch)
         {
-            tracing::error!(why, "PostgreSQL has gone back; all caches start empty");
-            catalog.metrics.epochs_raised.inc(());
-            self.reader.raise_epoch(&changes.epoch).await?;
+            // Of several instances that find it out, one raises the epoch.
+            if self.reader.raise_epoch(&changes.epoch).await? {
+                tracing::error!(why, "PostgreSQL has gone back; all caches start empty");
+                catalog.metrics.epochs_raised.inc(());
+            }
             self.start_over();
             return Ok(Duration::ZERO);
         }
         if self.epoch.as_ref().is_some_and(|epoch| *epoch != changes.epoch) {
             tracing::warn!("the epoch of the catalogue is another; memory and Redis start empty");
             self.start_over();
-            self.epoch = None;
             return Ok(Duration::ZERO);
         }
         self.enter_epoch(&changes);
@@ -283,6 +284,7 @@ impl Follower {
         self.catalog.feed.ceiling.store(0, Ordering::Relaxed);
         self.kept.clear();
         self.overflowed_at = None;
+        self.epoch = None;
         self.reader.start_over();
     }
 
@@ -339,9 +341,11 @@ impl Follower {
             limit = self.catalog.recent.capacity(),
             "more changes than MAX_RECENT_CHANGES at once; what the caches hold is compared anew"
         );
+        // First what Redis holds: a load that finds no floor any more must not trust that. Memory last: what is kept until the
+        // floors are gone may be old.
+        self.catalog.feed.redis_covered_since.store(Moment::now());
         self.catalog.recent.overflow(number);
         self.catalog.hot.void_before(Moment::now());
-        self.catalog.feed.redis_covered_since.store(Moment::now());
         self.overflowed_at = Some(changes.snapshot.clone());
         self.kept.clear();
     }

@@ -279,7 +279,10 @@ impl Catalog {
     fn land_filled(&self, load: Load, entry: Entry, filled: Option<Filled>) -> Option<Load> {
         match filled {
             Some(Filled::Older(held)) | Some(Filled::Lost(Some(held)))
-                if held.revision() > entry.revision() && self.is_current(&held) =>
+                if held.revision() > entry.revision()
+                    && !held.is_suspect()
+                    && !held.past_hard(Moment::now())
+                    && self.is_current(&held) =>
             {
                 self.land(load, held, ServedBy::Redis)
             }

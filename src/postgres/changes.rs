@@ -37,7 +37,8 @@ const SERVER: &str = "SELECT concat_ws('/', c.id, (pg_control_system()).system_i
     pg_postmaster_start_time()::text \
     FROM hotshelf.catalogue c, pg_database d WHERE d.datname = current_database()";
 
-/// The header, and the rows that the last snapshot did not see.
+/// The header, and the rows that the last snapshot did not see. A row with an xid that is yet to be given out was restored from a dump of
+/// another cluster; the relay removes it.
 ///
 /// `remembered` is false when a mark that was read before is not in the table and was not pruned: then PostgreSQL went back.
 const POLL: &str = "SELECT NULL::bigint[] AS product_ids, NULL::bigint[] AS versions, NULL::boolean AS deleted, \
@@ -52,19 +53,10 @@ const POLL: &str = "SELECT NULL::bigint[] AS product_ids, NULL::bigint[] AS vers
         LEFT JOIN LATERAL (SELECT id, token FROM hotshelf.marks ORDER BY id DESC LIMIT 1) AS mark ON true \
     UNION ALL \
     SELECT product_ids, versions, deleted, xid::text, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL \
-    FROM hotshelf.outbox WHERE xid >= $1::xid8 \
+    FROM hotshelf.outbox WHERE xid >= $1::xid8 AND xid < pg_snapshot_xmax(pg_current_snapshot()) \
     UNION ALL \
     SELECT product_ids, versions, deleted, xid::text, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL \
     FROM hotshelf.outbox WHERE xid = ANY($2::xid8[])";
-
-/// The epoch is replaced by the first instance that finds out; the others find that it is another already. Redis starts empty in it, and
-/// all memory does: nothing is left to relay, and the snapshots of before name transactions that are others now.
-const RAISE_EPOCH: &str = "WITH raised AS (UPDATE hotshelf.catalogue \
-        SET epoch = gen_random_uuid(), redis_epoch = gen_random_uuid(), timeline = $2, epoch_time = clock_timestamp() \
-        WHERE substr(md5($3 || '/' || epoch), 1, 16) = $1 RETURNING epoch), \
-    reset AS (UPDATE hotshelf.feed SET pruned = pg_current_snapshot(), relayed = pg_current_snapshot(), \
-        holder = NULL, held_until = '-infinity' WHERE EXISTS (SELECT FROM raised)) \
-    DELETE FROM hotshelf.marks WHERE EXISTS (SELECT FROM raised)";
 
 /// Reads the outbox, on a connection of its own that waits behind no caller's statement.
 #[derive(Debug)]
@@ -241,6 +233,10 @@ impl ChangeReader {
         } else {
             None
         };
+        if changes.went_back.is_some() {
+            // Found again by the next poll if the epoch cannot be raised now.
+            return Ok(());
+        }
         self.seen = changes.snapshot.clone();
         self.newest_xid = newest_xid;
         self.mark = header.mark.zip(header.mark_token);
@@ -248,43 +244,13 @@ impl ChangeReader {
         Ok(())
     }
 
-    /// The parts of keys in Redis that are the epoch's own, and the catalogue's own.
-    ///
-    /// # Errors
-    /// [`Error::Unavailable`].
-    pub(crate) async fn scope(&mut self) -> Result<(String, String), Error> {
-        let Changes { scope, catalogue, .. } = self.poll(0).await?;
-        self.start_over();
-        Ok((scope, catalogue))
-    }
-
-    /// Replaces the epoch, unless another instance has done so already.
-    ///
-    /// # Errors
-    /// [`Error::Unavailable`].
-    pub(crate) async fn raise_epoch(&mut self, of: &str) -> Result<(), Error> {
-        let Some((connection, server)) = &mut self.connection else {
-            return Err(Error::Unavailable("the connection was lost".to_owned()));
-        };
-        let raise = sqlx::query(RAISE_EPOCH).bind(of).bind(server.timeline).bind(&server.identity);
-        let raised = within(Some(ANSWER), raise.execute(connection)).await;
-        raised.map(drop).map_err(|error| read_error(&error))
+    /// The identity of the catalogue, and the WAL timeline, as long as the connection lasts.
+    pub(super) fn server(&self) -> Option<(String, i64)> {
+        self.connection.as_ref().map(|(_, server)| (server.identity.clone(), server.timeline))
     }
 
     /// The identity of the catalogue, and the epoch that the last poll read.
     pub(super) fn epoch(&self) -> Option<(String, String)> {
-        let identity = self.connection.as_ref().map(|(_, server)| server.identity.clone())?;
-        Some((identity, self.epoch.clone()?))
-    }
-
-    /// The same, of the epoch that the last poll read.
-    ///
-    /// # Errors
-    /// [`Error::Unavailable`].
-    pub(crate) async fn raise_epoch_now(&mut self) -> Result<(), Error> {
-        match self.epoch.clone() {
-            Some(epoch) => self.raise_epoch(&epoch).await,
-            None => Ok(()),
-        }
+        Some((self.server()?.0, self.epoch.clone()?))
     }
 }

@@ -11,9 +11,11 @@ use super::{ChangeReader, Error};
 const HOLD: &str = "UPDATE hotshelf.feed \
     SET holder = $1::uuid, held_until = clock_timestamp() + $2::bigint * interval '1 millisecond' \
     WHERE holder = $1::uuid OR held_until < clock_timestamp() RETURNING relayed::text";
-/// A snapshot of the future is of before a crash that lost what was not on disk: its transactions' ids are given out again.
+/// A snapshot of the future is of before a crash that lost what was not on disk, or of the cluster that a dump was made of: its
+/// transactions' ids are given out again. So are those of rows from such a dump.
 const REPAIR: &str = "WITH now AS (SELECT pg_snapshot_xmax(pg_current_snapshot()) AS xmax), \
-    lost AS (DELETE FROM hotshelf.marks USING now WHERE pg_snapshot_xmax(snapshot) > now.xmax) \
+    lost AS (DELETE FROM hotshelf.marks USING now WHERE pg_snapshot_xmax(snapshot) > now.xmax), \
+    foreign_rows AS (DELETE FROM hotshelf.outbox WHERE xid >= pg_snapshot_xmax(pg_current_snapshot())) \
     UPDATE hotshelf.feed SET pruned = pg_current_snapshot(), relayed = '1:1:' FROM now \
     WHERE pg_snapshot_xmax(pruned) > now.xmax OR pg_snapshot_xmax(relayed) > now.xmax";
 const LET_GO: &str = "UPDATE hotshelf.feed SET held_until = '-infinity' WHERE holder = $1::uuid";
@@ -28,7 +30,8 @@ macro_rules! fenced {
 const MARK: &str = concat!(
     "INSERT INTO hotshelf.marks (snapshot, relayed) SELECT $4::pg_snapshot, $5 FROM hotshelf.feed WHERE ",
     fenced!(),
-    " RETURNING id, token::text"
+    // Waits for an epoch that is being raised, and sees then that the lease is lost.
+    " FOR NO KEY UPDATE RETURNING id, token::text"
 );
 /// The marker before the rows, so that no instance takes rows that are gone for rows that never were. It is the newest mark that is old enough
 /// and relayed, or so old that no entry of Redis can be older.

@@ -12,12 +12,16 @@
 
 mod breaker;
 mod budget;
+mod ceiling;
 mod checker;
 mod cluster;
 mod coherence;
 mod controls;
+mod epoch;
 mod explain;
+mod feed;
 mod harness;
+mod identity;
 
 mod config;
 mod deadlines;
@@ -71,6 +75,10 @@ fn main() -> std::process::ExitCode {
     lease::register(&mut suite);
     coherence::register(&mut suite);
     kill::register(&mut suite);
+    epoch::register(&mut suite);
+    identity::register(&mut suite);
+    ceiling::register(&mut suite);
+    feed::register(&mut suite);
     controls::register(&mut suite);
     explain::register(&mut suite);
     schema::register(&mut suite);

@@ -44,7 +44,8 @@ async fn one_instance(stack: Stack) {
         .await;
         drop(load);
     };
-    tokio::join!(read_concurrently(&[&node], id, 1_000), held);
+    let nodes = [&node];
+    tokio::join!(read_concurrently(&nodes, id, 1_000), held);
     assert_eq!(stack.loads().await, 1);
 }
 

@@ -36,6 +36,10 @@ impl Install {
         let bin = on_path()
             .or_else(newest_package)
             .ok_or(Error::NotInstalled { program: "PostgreSQL", hint: HINT })?;
+        // PATH may have links to some of the programs only.
+        let real = fs::canonicalize(bin.join("postgres")).ok();
+        let real = real.and_then(|postgres| Some(postgres.parent()?.to_owned()));
+        let bin = real.filter(|bin| is_bin(bin)).unwrap_or(bin);
         let version =
             output_of(Command::new(bin.join("postgres")).arg("--version"), "postgres --version")?;
         let owner = if geteuid().is_root() { stand_in() } else { None };

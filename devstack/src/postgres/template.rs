@@ -71,16 +71,20 @@ fn publish(data: &Path, template: &Path) -> Result<(), Error> {
     }
 }
 
-fn make(data: &Path, install: &Install) -> Result<(), Error> {
-    fs::create_dir(data).map_err(Error::io(format!("create {}", data.display())))?;
+/// An empty directory for data, of the user that owns them.
+pub(super) fn create_dir(data: &Path, install: &Install) -> Result<(), Error> {
+    let io = |what| Error::io(format!("{what} {}", data.display()));
+    fs::create_dir(data).map_err(io("create"))?;
+    fs::set_permissions(data, fs::Permissions::from_mode(0o700)).map_err(io("protect"))?;
     if let Some(owner) = install.owner() {
         let (uid, gid) = (owner.uid.as_raw(), owner.gid.as_raw());
-        chown(data, Some(uid), Some(gid)).map_err(Error::io(format!(
-            "give {} to {}",
-            data.display(),
-            owner.name
-        )))?;
+        chown(data, Some(uid), Some(gid)).map_err(io("give away"))?;
     }
+    Ok(())
+}
+
+fn make(data: &Path, install: &Install) -> Result<(), Error> {
+    create_dir(data, install)?;
     install.run("initdb", |initdb| {
         initdb.args([
             "--username",

@@ -21,7 +21,9 @@ impl Servers {
     /// Postgres, with a migrated template database.
     pub fn postgres(&self) -> Arc<Postgres> {
         started(&self.postgres, || {
-            let options = PostgresOptions { max_connections: 400, ..PostgresOptions::default() };
+            let settings = vec![("max_prepared_transactions".to_owned(), "16".to_owned())];
+            let options =
+                PostgresOptions { max_connections: 400, settings, ..PostgresOptions::default() };
             let postgres = Postgres::start(options).unwrap();
             make_template(&postgres);
             postgres

@@ -1,0 +1,52 @@
+//! Entering the epoch of the catalogue, and raising it when PostgreSQL has gone back.
+
+use sqlx::postgres::PgConnection;
+
+use super::{ChangeReader, Error};
+
+/// The epoch is replaced by the first instance that finds out; the others find that it is another already. Redis starts empty in it, and
+/// all memory does: nothing is left to relay, and the snapshots of before name transactions that are others now.
+const RAISE_EPOCH: &str = "WITH raised AS (UPDATE hotshelf.catalogue \
+        SET epoch = gen_random_uuid(), redis_epoch = gen_random_uuid(), timeline = $2, epoch_time = clock_timestamp() \
+        WHERE substr(md5($3 || '/' || epoch), 1, 16) = $1 RETURNING epoch), \
+    reset AS (UPDATE hotshelf.feed SET pruned = pg_current_snapshot(), relayed = pg_current_snapshot(), \
+        holder = NULL, held_until = '-infinity' WHERE EXISTS (SELECT FROM raised)), \
+    forgotten AS (DELETE FROM hotshelf.marks WHERE EXISTS (SELECT FROM raised)) \
+    SELECT EXISTS (SELECT FROM raised)";
+
+impl ChangeReader {
+    /// The parts of keys in Redis that are the epoch's own, and the catalogue's own.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub(crate) async fn scope(&mut self) -> Result<(String, String), Error> {
+        let changes = self.poll(0).await?;
+        Ok((changes.scope, changes.catalogue))
+    }
+
+    /// Replaces the epoch, unless another instance has done so already. Returns whether it was this one.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub(crate) async fn raise_epoch(&mut self, of: &str) -> Result<bool, Error> {
+        let Some((identity, timeline)) = self.server() else {
+            return Err(Error::Unavailable("the connection was lost".to_owned()));
+        };
+        let raise = async |connection: &mut PgConnection| {
+            let raise = sqlx::query_scalar(RAISE_EPOCH).bind(of).bind(timeline).bind(identity);
+            raise.fetch_one(connection).await
+        };
+        self.run(raise).await
+    }
+
+    /// The same, of the epoch that the last poll read.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub(crate) async fn raise_epoch_now(&mut self) -> Result<bool, Error> {
+        match self.epoch() {
+            Some((_, epoch)) => self.raise_epoch(&epoch).await,
+            None => Ok(false),
+        }
+    }
+}

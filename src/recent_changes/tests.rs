@@ -1,0 +1,189 @@
+//! Random operations, compared with a model that forgets nothing.
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+use super::*;
+
+const IDS: i64 = 6;
+
+/// Everything that was ever applied, and what has been dropped of it.
+#[derive(Default)]
+struct Model {
+    applied: Vec<Applied>,
+    published: Vec<(ProductId, Revision, u64)>,
+    polls: u64,
+}
+
+#[derive(Clone, Copy)]
+struct Applied {
+    poll: u64,
+    /// `None`: of every product.
+    id: Option<ProductId>,
+    revision: Revision,
+    kept: bool,
+}
+
+impl Model {
+    fn newest(&self, id: ProductId, counts: impl Fn(&Applied) -> bool) -> Revision {
+        let of_it = self.applied.iter().filter(|change| change.id.is_none_or(|of| of == id));
+        let newest = of_it.filter(|change| counts(change)).map(|change| change.revision);
+        newest.max().unwrap_or(Revision::NONE)
+    }
+
+    fn floor(&self, id: ProductId) -> Revision {
+        let published = self.published.iter().filter(|(of, ..)| *of == id);
+        let published = published.map(|(_, revision, _)| *revision).max();
+        self.newest(id, |change| change.kept).max(published.unwrap_or(Revision::NONE))
+    }
+
+    fn drop(&mut self, gone: impl Fn(&Applied) -> bool) {
+        self.applied
+            .iter_mut()
+            .filter(|change| gone(change))
+            .for_each(|change| change.kept = false);
+    }
+
+    /// Later publications of a product prolong the earlier ones.
+    fn poll_applied(&mut self, poll: u64) {
+        let published = self.published.clone();
+        self.published
+            .retain(|(id, ..)| published.iter().any(|(of, _, sent)| of == id && *sent >= poll));
+        self.polls = poll;
+    }
+}
+
+fn id(number: i64) -> ProductId {
+    ProductId::new(number).expect("positive")
+}
+
+fn ids() -> impl Iterator<Item = ProductId> {
+    (1..=IDS).map(id)
+}
+
+/// A load: what was known when it began, and the floor that the model had then.
+type Load = (ProductId, Began, u64, Revision);
+
+/// A load that is covered has a floor no lower than what it was told when it began and whatever was applied since.
+fn check(recent: &RecentChanges, model: &Model, loads: &[Load], exact: bool) {
+    for id in ids() {
+        assert!(recent.floor(id) >= model.floor(id), "{id} {:?}", recent.floor(id));
+        assert!(!exact || recent.floor(id) == model.floor(id), "{id} {:?}", recent.floor(id));
+    }
+    for (id, began, polls, floor) in loads {
+        let since = model.newest(*id, |change| change.poll > *polls).max(*floor);
+        assert!(!recent.covers(*began) || recent.floor_since(*began, *id) >= since);
+        let all_kept = model.applied.iter().all(|change| change.kept || change.poll <= *polls);
+        assert!(recent.covers(*began) || !all_kept, "rejected without a reason");
+    }
+}
+
+fn play(seed: u64, generations_merge: bool) {
+    let mut random = StdRng::seed_from_u64(seed);
+    let recent = RecentChanges::new(400);
+    let (mut model, mut loads, mut version) = (Model::default(), Vec::<Load>::new(), 0);
+    for _ in 0..600 {
+        version += 1;
+        let some = id(random.random_range(1..=IDS));
+        let deleted = random.random_bool(0.2);
+        let revision = Revision { version: Version(version), deleted };
+        match random.random_range(0..100) {
+            0..45 => {
+                let poll = recent.poll_is_sent();
+                let truncates = random.random_bool(0.05);
+                let count = random.random_range(0..3).min(usize::from(!truncates) * 3);
+                let mut floors = Floors::default();
+                floors.extend(ids().take(count).map(|id| (id, revision)));
+                let below = truncates.then_some(revision.version);
+                let new: Vec<Option<ProductId>> =
+                    floors.keys().map(|id| Some(*id)).chain(below.map(|_| None)).collect();
+                assert!(recent.apply(poll, floors, below));
+                let floor = if truncates { Revision::live(revision.version) } else { revision };
+                model.applied.extend(new.into_iter().map(|id| Applied {
+                    poll: poll.0,
+                    id,
+                    revision: floor,
+                    kept: true,
+                }));
+                model.poll_applied(poll.0);
+            }
+            // Sent, and no answer came.
+            45..50 => drop(recent.poll_is_sent()),
+            50..65 => {
+                recent.publish(some, revision, random.random_bool(0.5));
+                let sent = recent.state.read().sent;
+                model.published.push((some, revision, sent));
+            }
+            65..85 => {
+                let floor = model.newest(some, |change| change.kept);
+                loads.push((some, recent.begin(some), model.polls, floor));
+            }
+            85..98 if !generations_merge => {
+                let poll = random.random_range(0..=model.polls);
+                recent.drop_through(PollNumber(poll));
+                model.drop(|change| change.poll <= poll);
+            }
+            98 if !generations_merge => {
+                let poll = recent.poll_is_sent();
+                recent.overflow(poll);
+                model.drop(|_| true);
+                model.polls = poll.0;
+                // It held more than fit, whatever that was.
+                let all = Applied { poll: poll.0, id: None, revision: Revision::NONE, kept: false };
+                model.applied.push(all);
+            }
+            _ => drop(loads.drain(..loads.len() / 2)),
+        }
+        check(&recent, &model, &loads, true);
+    }
+    let all = recent.poll_is_sent();
+    assert!(recent.apply(all, Floors::default(), None));
+    recent.drop_through(all);
+    assert!(recent.is_empty(), "{} of nothing", recent.len());
+    assert!(ids().all(|id| recent.floor(id) == Revision::NONE));
+}
+
+#[test]
+fn a_covered_load_has_a_floor_no_lower_than_any_change_since_it_began() {
+    (0..25).for_each(|seed| play(seed, false));
+}
+
+#[test]
+fn merged_generations_have_the_same_floors() {
+    (0..8).for_each(|seed| play(seed, true));
+}
+
+#[test]
+fn what_does_not_fit_is_not_taken_and_an_overflow_rejects_what_began_before() {
+    let recent = RecentChanges::new(1);
+    let change =
+        |number, version| Floors::from_iter([(id(number), Revision::live(Version(version)))]);
+    let first = recent.poll_is_sent();
+    assert!(recent.apply(first, change(1, 1), None));
+    let began = recent.begin(id(1));
+    let second = recent.poll_is_sent();
+    assert!(!recent.apply(second, change(2, 2), None));
+    assert!(recent.covers(began) && recent.len() == 1);
+    recent.overflow(second);
+    assert!(!recent.covers(began) && recent.is_empty());
+    assert!(recent.covers(recent.begin(id(1))));
+    let during = recent.begin(id(1));
+    let third = recent.poll_is_sent();
+    assert!(recent.apply(third, Floors::default(), None));
+    recent.overflow_ends(third);
+    assert!(!recent.covers(during), "it may have read Redis while that was old");
+}
+
+#[test]
+fn after_a_reset_loads_are_rejected_until_a_poll_is_applied() {
+    let recent = RecentChanges::new(10);
+    let sent = recent.poll_is_sent();
+    recent.publish(id(1), Revision::live(Version(9)), true);
+    let before = recent.begin(id(1));
+    recent.reset();
+    assert_eq!(recent.floor(id(1)), Revision::NONE);
+    assert!(!recent.covers(before) && !recent.covers(recent.begin(id(1))));
+    let poll = recent.poll_is_sent();
+    assert!(poll.0 > sent.0 && recent.apply(poll, Floors::default(), None));
+    assert!(!recent.covers(before) && recent.covers(recent.begin(id(1))));
+}

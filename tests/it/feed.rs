@@ -1,0 +1,405 @@
+//! P3 and P4 of the change feed: loads and writes that are under way while changes are pruned, transactions in every shape, bulk jobs,
+//! and a Redis that is away. Interleavings are played out at pause points.
+
+use std::time::Duration;
+
+use hotshelf::config::ServeArgs;
+use hotshelf::controls::Protection;
+use hotshelf::pause::{Paused, Point};
+use hotshelf::product::ProductId;
+use hotshelf::proto::{BatchGetProductsRequest, Product};
+use sqlx::{AssertSqlSafe, Executor};
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::task::JoinHandle;
+
+use crate::harness::{HANG, Node, Private, Stack, Suite, cache_status, eventually, get};
+
+pub fn register(suite: &mut Suite<'_>) {
+    suite.both("feed::a_load_that_read_redis_before_a_change_was_pruned_is_rejected", late_redis);
+    suite.both("feed::a_load_that_read_redis_before_an_overflow_ended_is_rejected", late_overflow);
+    suite.single("feed::a_late_own_write_does_not_make_an_invalid_slot_valid", late_own_write);
+    suite.single("feed::what_was_pruned_before_the_poll_after_a_gap_is_not_trusted", late_poll);
+    suite.single("feed::a_prepared_transaction_counts_from_its_commit", prepared);
+    suite.single("feed::more_savepoints_than_a_snapshot_lists_are_one_transaction", savepoints);
+    suite.both("feed::a_bulk_update_leaves_other_products_in_memory", bulk);
+    suite.private("feed::a_change_by_sql_is_served_everywhere_with_redis_killed", redis_killed);
+    suite.private("feed::a_change_by_sql_is_served_everywhere_with_redis_full", redis_full);
+    suite.both("feed::a_change_by_sql_is_served_everywhere_without_hints", no_hints);
+    suite.single("feed::a_poll_of_an_outbox_that_has_grown_scans_its_index", plan);
+}
+
+/// Nothing but the feed makes a copy old.
+fn patient(args: &mut ServeArgs) {
+    args.caching.max_staleness = Duration::from_secs(600);
+    args.caching.hot_lease = Duration::from_secs(600);
+    args.caching.refresh_keys = 0;
+}
+
+/// Changes are pruned as soon as they are relayed.
+fn forgetful(args: &mut ServeArgs) {
+    patient(args);
+    args.caching.change_retention = Duration::from_millis(100);
+}
+
+async fn run(stack: &Stack, statement: &str) {
+    stack.sql.execute(AssertSqlSafe(statement.to_owned())).await.unwrap();
+}
+
+async fn rename(stack: &Stack, id: i64, name: &str) {
+    run(stack, &format!("UPDATE products SET name = '{name}' WHERE id = {id}")).await;
+}
+
+async fn all_serve(nodes: &[&Node], id: i64, name: &str) {
+    for node in nodes {
+        eventually(&format!("{id} is {name}"), || async {
+            node.get(id).await.is_ok_and(|read| read.into_inner().name == name)
+        })
+        .await;
+    }
+}
+
+async fn next(held: &mut UnboundedReceiver<Paused>) -> Paused {
+    tokio::time::timeout(HANG, held.recv()).await.expect("it is reached").unwrap()
+}
+
+/// Polls that begin from now on, one after the other.
+async fn polls(node: &Node, count: usize) {
+    for _ in 0..count {
+        let mut polling = node.pauses.arm(Point::PollOutbox);
+        let paused = next(&mut polling).await;
+        node.pauses.release(Point::PollOutbox);
+        drop(paused);
+    }
+}
+
+/// An instance that relays and stands still before it applies anything; another one; and products that Redis holds, which the
+/// memory of the other one does not.
+async fn relay_stands(
+    stack: &Stack,
+    ids: &[i64],
+    options: fn(&mut ServeArgs),
+) -> (Node, Node, UnboundedReceiver<Paused>) {
+    let relays = stack.node_with(forgetful).await;
+    let node = stack.node_with(options).await;
+    node.controls.turn_off(Protection::Relay);
+    for id in ids {
+        relays.product(*id).await;
+    }
+    eventually("earlier changes are pruned", || async {
+        stack.kept_changes().await == 0 && node.metric("hotshelf_recent_changes").await == 0.0
+    })
+    .await;
+    // An invalidated product would be loaded again by this one, which fills Redis.
+    relays.controls.turn_off(Protection::ChangeFeed);
+    let standing = relays.pauses.arm(Point::RelayRead);
+    (relays, node, standing)
+}
+
+/// A read that has Redis' answer, and has not looked at it.
+async fn read_held(node: &Node, id: i64) -> (JoinHandle<Product>, Paused) {
+    let mut reading = node.pauses.arm(Point::ReadRedis);
+    let mut client = node.client.clone();
+    let read = tokio::spawn(async move { client.get_product(get(id)).await.unwrap().into_inner() });
+    let load = next(&mut reading).await;
+    node.pauses.release(Point::ReadRedis);
+    (read, load)
+}
+
+async fn late_redis(stack: Stack) {
+    let id = stack.insert("old").await;
+    let (relays, node, mut standing) = relay_stands(&stack, &[id], forgetful).await;
+    rename(&stack, id, "new").await;
+    let relay = next(&mut standing).await;
+    eventually("the change is known", || async {
+        node.metric("hotshelf_recent_changes").await == 1.0
+    })
+    .await;
+    let (read, load) = read_held(&node, id).await;
+    relays.pauses.release(Point::RelayRead);
+    drop(relay);
+    eventually("the change is pruned and forgotten", || async {
+        stack.kept_changes().await == 0 && node.metric("hotshelf_recent_changes").await == 0.0
+    })
+    .await;
+    drop(load);
+    assert_eq!(read.await.unwrap().name, "new");
+    assert_eq!(node.product(id).await.name, "new");
+}
+
+fn small(args: &mut ServeArgs) {
+    forgetful(args);
+    args.caching.max_recent_changes = 10;
+}
+
+async fn late_overflow(stack: Stack) {
+    let insert = "INSERT INTO products (name, price) SELECT 'old', 1 FROM generate_series(1, 20) RETURNING id";
+    let ids: Vec<i64> = sqlx::query_scalar(insert).fetch_all(&stack.sql).await.unwrap();
+    let (relays, node, mut standing) = relay_stands(&stack, &ids, small).await;
+    run(&stack, "UPDATE products SET name = 'new'").await;
+    let relay = next(&mut standing).await;
+    polls(&node, 2).await;
+    assert_eq!(node.product(ids[0]).await.name, "new", "Redis is not trusted");
+    let id = ids[1];
+    let (read, load) = read_held(&node, id).await;
+    relays.pauses.release(Point::RelayRead);
+    drop(relay);
+    eventually("the changes are pruned", || async { stack.kept_changes().await == 0 }).await;
+    polls(&node, 2).await;
+    drop(load);
+    assert_eq!(read.await.unwrap().name, "new");
+    assert_eq!(node.product(id).await.name, "new");
+}
+
+async fn late_own_write(stack: Stack) {
+    let id = stack.insert("old").await;
+    let relays = stack.node_with(forgetful).await;
+    let node = stack.node_with(forgetful).await;
+    all_serve(&[&relays, &node], id, "old").await;
+    let mut committed = node.pauses.arm(Point::Committed);
+    let write = crate::newest_wins::rename(&node, id, "late");
+    let meanwhile = async {
+        let writer = next(&mut committed).await;
+        node.pauses.release(Point::Committed);
+        // The slot stays invalid: what would replace it is held up.
+        let mut reading = node.pauses.arm(Point::ReadRedis);
+        rename(&stack, id, "newest").await;
+        let load = next(&mut reading).await;
+        let newest = stack.version(id).await;
+        eventually("both changes are forgotten", || async {
+            stack.kept_changes().await == 0 && node.metric("hotshelf_recent_changes").await == 0.0
+        })
+        .await;
+        let mut offered = node.pauses.arm(Point::OfferedToMemory);
+        drop(writer);
+        let writer = next(&mut offered).await;
+        let held = node.hot.peek(ProductId::new(id).unwrap()).unwrap();
+        let revision = held.entry.revision().version.0;
+        assert!(held.is_void() || revision == newest, "{held:?}");
+        node.pauses.release(Point::OfferedToMemory);
+        node.pauses.release(Point::ReadRedis);
+        drop((writer, load));
+    };
+    let (_, ()) = tokio::join!(write, meanwhile);
+    all_serve(&[&relays, &node], id, "newest").await;
+}
+
+async fn late_poll(stack: Stack) {
+    let [id, other] = [stack.insert("old").await, stack.insert("other").await];
+    let _relays = stack.node_with(forgetful).await;
+    let node = stack.node_with(forgetful).await;
+    node.controls.turn_off(Protection::Hints);
+    node.controls.turn_off(Protection::Relay);
+    let mut polling = node.pauses.arm(Point::PollOutbox);
+    let slept = next(&mut polling).await;
+    rename(&stack, other, "changed").await;
+    let pruned = async || {
+        eventually("it is pruned", || async { stack.kept_changes().await == 0 }).await;
+    };
+    pruned().await;
+    drop(slept);
+    // The poll after the one that found the gap: memory is invalid since then, and this is loaded later.
+    let starts_over = next(&mut polling).await;
+    assert_eq!(node.metric("hotshelf_change_feed_gaps_total").await, 1.0);
+    assert_eq!(node.product(id).await.name, "old");
+    rename(&stack, id, "new").await;
+    pruned().await;
+    node.pauses.release(Point::PollOutbox);
+    drop(starts_over);
+    polls(&node, 2).await;
+    assert_eq!(node.product(id).await.name, "new");
+}
+
+async fn prepared(stack: Stack) {
+    let [id, other, undone] =
+        [stack.insert("old").await, stack.insert("old").await, stack.insert("old").await];
+    let (a, b) = tokio::join!(stack.node_with(patient), stack.node_with(patient));
+    for id in [id, undone] {
+        all_serve(&[&a, &b], id, "old").await;
+    }
+    for (id, name) in [(id, "commit"), (undone, "rollback")] {
+        let gid = format!("{}_{name}", stack.namespace);
+        let mut connection = stack.sql.acquire().await.unwrap();
+        let statements = format!(
+            "BEGIN; UPDATE products SET name = 'new' WHERE id = {id}; PREPARE TRANSACTION '{gid}'"
+        );
+        connection.execute(AssertSqlSafe(statements)).await.unwrap();
+    }
+    rename(&stack, other, "new").await;
+    all_serve(&[&a, &b], other, "new").await;
+    for node in [&a, &b] {
+        polls(node, 2).await;
+        assert_eq!(node.product(id).await.name, "old");
+    }
+    run(&stack, &format!("COMMIT PREPARED '{}_commit'", stack.namespace)).await;
+    run(&stack, &format!("ROLLBACK PREPARED '{}_rollback'", stack.namespace)).await;
+    all_serve(&[&a, &b], id, "new").await;
+    all_serve(&[&a, &b], undone, "old").await;
+}
+
+/// A snapshot lists 64 subtransactions of each transaction at most.
+async fn savepoints(stack: Stack) {
+    let insert = "INSERT INTO products (name, price) SELECT 'old', 1 FROM generate_series(1, 150) RETURNING id";
+    let ids: Vec<i64> = sqlx::query_scalar(insert).fetch_all(&stack.sql).await.unwrap();
+    let (a, b) = tokio::join!(stack.node_with(patient), stack.node_with(patient));
+    for node in [&a, &b] {
+        for id in &ids {
+            node.product(*id).await;
+        }
+    }
+    let mut long = stack.sql.begin().await.unwrap();
+    for id in &ids {
+        let end = if id % 2 == 0 { "RELEASE" } else { "ROLLBACK TO" };
+        let statements = format!(
+            "SAVEPOINT s; UPDATE products SET name = 'new' WHERE id = {id}; {end} SAVEPOINT s"
+        );
+        long.execute(AssertSqlSafe(statements)).await.unwrap();
+    }
+    let other = stack.insert_unheard("other").await;
+    all_serve(&[&a, &b], other, "other").await;
+    for node in [&a, &b] {
+        polls(node, 2).await;
+    }
+    long.commit().await.unwrap();
+    for id in &ids {
+        let name = if id % 2 == 0 { "new" } else { "old" };
+        all_serve(&[&a, &b], *id, name).await;
+    }
+}
+
+async fn bulk(stack: Stack) {
+    const ROWS: i64 = 20_000;
+    let insert = format!(
+        "INSERT INTO products (name, price) SELECT 'old', 1 FROM generate_series(1, {}) n",
+        ROWS + 200
+    );
+    run(&stack, &insert).await;
+    let node = stack.node_with(patient).await;
+    let small = stack
+        .node_with(|args| {
+            patient(args);
+            args.caching.max_recent_changes = 1_000;
+        })
+        .await;
+    let hot: Vec<i64> = (1..=1_000).map(|n| n * (ROWS / 1_000)).collect();
+    let steady: Vec<i64> = (ROWS + 1..=ROWS + 200).collect();
+    let batch = async |node: &Node, ids: &[i64]| {
+        let request = BatchGetProductsRequest { ids: ids.to_vec(), ..Default::default() };
+        node.client.clone().batch_get_products(request).await.unwrap().into_inner().products
+    };
+    for node in [&node, &small] {
+        for ids in [&hot, &steady] {
+            batch(node, ids).await;
+        }
+    }
+    let update = format!("UPDATE products SET name = 'new', price = 2 WHERE id <= {ROWS}");
+    let changed = sqlx::query(AssertSqlSafe(update)).execute(&stack.sql);
+    let mut changed = std::pin::pin!(changed);
+    let (mut done, mut settled) = (false, false);
+    // Until all of it is known here and applied to Redis.
+    while !settled {
+        for id in &steady {
+            let read = node.get(*id).await.unwrap();
+            assert_eq!(cache_status(&read), "hotshelf; hit; detail=hot");
+        }
+        if !done {
+            tokio::select! {
+                outcome = &mut changed => done = outcome.unwrap().rows_affected() > 0,
+                () = tokio::time::sleep(Duration::from_millis(1)) => {}
+            }
+        }
+        settled = done
+            && stack.outbox().await == 0
+            && node.metric("hotshelf_recent_changes").await >= ROWS as f64;
+    }
+    let late = stack.node_with(patient).await;
+    for node in [&node, &small, &late] {
+        polls(node, 2).await;
+        for product in batch(node, &hot).await {
+            assert_eq!(product.name, "new", "{}", product.id);
+        }
+        for product in batch(node, &steady).await {
+            assert_eq!(product.name, "old", "{}", product.id);
+        }
+    }
+}
+
+/// Both instances serve what SQL changes from now on, whatever has happened to Redis.
+async fn served_anyway(stack: &Stack, nodes: [&Node; 2], id: i64) {
+    for name in ["new", "newer"] {
+        rename(stack, id, name).await;
+        all_serve(&nodes, id, name).await;
+    }
+    run(stack, &format!("DELETE FROM products WHERE id = {id}")).await;
+    for node in nodes {
+        eventually("it is gone", || async { node.get(id).await.is_err() }).await;
+        let error = node.get(id).await.unwrap_err();
+        assert_eq!(error.code(), tonic::Code::NotFound);
+    }
+}
+
+async fn redis_killed(world: Private) {
+    let id = world.insert("old").await;
+    let (a, b) = tokio::join!(world.impatient_node(patient), world.impatient_node(patient));
+    all_serve(&[&a, &b], id, "old").await;
+    world.redis.kill();
+    served_anyway(&world, [&a, &b], id).await;
+}
+
+async fn redis_full(world: Private) {
+    let id = world.insert("old").await;
+    let (a, b) = tokio::join!(world.impatient_node(patient), world.impatient_node(patient));
+    all_serve(&[&a, &b], id, "old").await;
+    world.redis.command(&["CONFIG", "SET", "maxmemory-policy", "noeviction"]).unwrap();
+    world.redis.command(&["CONFIG", "SET", "maxmemory", "1"]).unwrap();
+    assert!(world.redis.command(&["SET", "any", "thing"]).is_err(), "full");
+    served_anyway(&world, [&a, &b], id).await;
+}
+
+async fn no_hints(stack: Stack) {
+    let id = stack.insert("old").await;
+    let (a, b) = tokio::join!(stack.node_with(patient), stack.node_with(patient));
+    for node in [&a, &b] {
+        node.controls.turn_off(Protection::Hints);
+    }
+    all_serve(&[&a, &b], id, "old").await;
+    served_anyway(&stack, [&a, &b], id).await;
+}
+
+/// The statement was prepared when the outbox was empty.
+async fn plan(stack: Stack) {
+    const ROWS: f64 = 50_000.0;
+    let node = stack.node_with(patient).await;
+    polls(&node, 3).await;
+    let scans = async |kind: &str| -> i64 {
+        let count = format!(
+            "SELECT {kind}_scan FROM pg_stat_all_tables \
+             WHERE relid = 'hotshelf.outbox'::regclass"
+        );
+        sqlx::query_scalar(AssertSqlSafe(count)).fetch_one(&stack.sql).await.unwrap()
+    };
+    run(&stack, "SELECT pg_stat_force_next_flush()").await;
+    run(
+        &stack,
+        "INSERT INTO hotshelf.outbox (product_ids, versions, deleted) \
+         SELECT ARRAY[1000000 + n], ARRAY[1::bigint], false FROM generate_series(1::bigint, 50000) n",
+    )
+    .await;
+    eventually("they are known", || async {
+        node.metric("hotshelf_recent_changes").await >= ROWS
+            && node.metric("hotshelf_relayed_total").await >= ROWS
+    })
+    .await;
+    let (sequential, indexed) = (scans("seq").await, scans("idx").await);
+    let reset = "SELECT pg_stat_statements_reset(0, oid, 0) FROM pg_database WHERE datname = current_database()";
+    run(&stack, reset).await;
+    polls(&node, 10).await;
+    eventually("its scans are counted", || async { scans("idx").await > indexed + 10 }).await;
+    assert_eq!(scans("seq").await, sequential, "no sequential scan");
+    let times = "SELECT min(min_exec_time)::float8, sum(calls)::bigint FROM pg_stat_statements \
+        JOIN pg_database d ON d.oid = dbid WHERE datname = current_database() \
+        AND query LIKE 'SELECT NULL::bigint[] AS product_ids%'";
+    let (fastest, calls): (f64, i64) = sqlx::query_as(times).fetch_one(&stack.sql).await.unwrap();
+    assert!(calls >= 10, "{calls}");
+    // Reading all of it takes some fifty times as long. The fastest, because the machine is shared.
+    assert!(fastest < 5.0, "{fastest} ms for a poll that finds nothing");
+}
