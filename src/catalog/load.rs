@@ -7,6 +7,7 @@ use std::time::Instant;
 use futures_util::future::join_all;
 
 use super::flight::{Class, Failed, Pilot};
+use super::read_postgres::Readable;
 use super::{Catalog, Error, Loaded};
 use crate::entry::{Entry, Freshness};
 use crate::hot_cache::{LoadTicket, OutOfDate};
@@ -254,8 +255,9 @@ impl Catalog {
                 return Vec::new();
             }
         };
-        let ((loads, leases, entries), needless) = self.readable(loads, leases, entries);
-        self.redis.release(&needless).await;
+        let Readable { loads, with: leases, entries, failed } =
+            self.readable(loads, leases, entries);
+        self.redis.release(&failed).await;
         self.pauses.reach(Point::LoadedFromPostgres).await;
         let fills = leases.iter().zip(&entries).map(|(lease, entry)| self.redis.fill(lease, entry));
         let filled = join_all(fills).await;
@@ -302,7 +304,7 @@ impl Catalog {
             Err(error) => return self.fail(loads, &error),
         };
         let without = vec![(); loads.len()];
-        let ((loads, _, entries), _) = self.readable(loads, without, entries);
+        let Readable { loads, entries, .. } = self.readable(loads, without, entries);
         if let Some(why) = publish {
             // What was read before the epoch changed must not replace what is in Redis in the new one.
             let publishes = loads.iter().zip(&entries).filter(|(load, _)| load.ticket.is_covered());

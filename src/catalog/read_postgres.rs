@@ -8,30 +8,44 @@ use super::{Catalog, Error};
 use crate::entry::Entry;
 use crate::product::Version;
 
+/// What was read, without the products that cannot be served.
+pub(super) struct Readable<T> {
+    pub(super) loads: Vec<Load>,
+    /// What goes with each load: its lease, where it has one.
+    pub(super) with: Vec<T>,
+    pub(super) entries: Vec<Entry>,
+    /// What went with the loads that failed.
+    pub(super) failed: Vec<T>,
+}
+
 impl Catalog {
-    /// Fails the loads of products that cannot be served, and returns the others, with what goes with each; and what goes with
-    /// those that failed.
+    /// Fails the loads of products that cannot be served, and returns the others.
     pub(super) fn readable<T>(
         &self,
         loads: Vec<Load>,
         with: Vec<T>,
         entries: Vec<Result<Entry, Error>>,
-    ) -> ((Vec<Load>, Vec<T>, Vec<Entry>), Vec<T>) {
-        let (mut readable, mut failed) = ((Vec::new(), Vec::new(), Vec::new()), Vec::new());
+    ) -> Readable<T> {
+        let mut readable = Readable {
+            loads: Vec::with_capacity(loads.len()),
+            with: Vec::with_capacity(loads.len()),
+            entries: Vec::with_capacity(loads.len()),
+            failed: Vec::new(),
+        };
         for ((load, with), entry) in loads.into_iter().zip(with).zip(entries) {
             match entry {
                 Ok(entry) => {
-                    readable.0.push(load);
-                    readable.1.push(with);
-                    readable.2.push(entry);
+                    readable.loads.push(load);
+                    readable.with.push(with);
+                    readable.entries.push(entry);
                 }
                 Err(error) => {
-                    failed.push(with);
+                    readable.failed.push(with);
                     self.fail(vec![load], &error);
                 }
             }
         }
-        (readable, failed)
+        readable
     }
 
     /// Reads Postgres; one entry for each load, a tombstone for a product that is not there.

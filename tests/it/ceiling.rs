@@ -90,8 +90,9 @@ async fn removed(stack: Stack) {
     never_served(&stack, |bytes| forged(bytes, impossible)).await;
 }
 
-fn gone(bytes: Vec<u8>) -> Vec<u8> {
-    forged(bytes[..30].to_vec(), |bytes| {
+fn gone(mut bytes: Vec<u8>) -> Vec<u8> {
+    bytes.truncate(30);
+    forged(bytes, |bytes| {
         bytes[1] = 1;
         impossible(bytes);
     })
