@@ -1,12 +1,12 @@
 //! What happens to the connections in the background: they are opened ahead, asked for a sign of life, and renewed.
 
-use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use sqlx::{Connection as _, Executor, PgConnection, SqlSafeStr, SqlStr};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::{Connections, DEAD, Idle, Opening};
 use crate::postgres::within;
@@ -49,25 +49,37 @@ impl Connections {
         let _ = tokio::time::timeout(limit, warm).await;
     }
 
-    /// Asks those that were silent for a while for a sign of life, and closes those that give none.
+    /// Asks those that were silent for a while for a sign of life, and closes those that give none. Half of them at a time: a
+    /// caller finds another one, and need not open it.
     async fn ask_idle(self: &Arc<Self>) {
-        let silent = self.take_silent();
-        join_all(silent.into_iter().map(|idle| self.ask(idle))).await;
+        let most = self.state.lock().idle.len().div_ceil(2);
+        for _ in 0..2 {
+            let silent = self.take_silent(most);
+            join_all(silent.into_iter().map(|(idle, slot)| self.ask(idle, slot))).await;
+        }
     }
 
-    fn take_silent(&self) -> VecDeque<Idle> {
+    /// What is asked keeps its place, or callers would open more connections than there are to be.
+    fn take_silent(&self, most: usize) -> Vec<(Idle, OwnedSemaphorePermit)> {
         let mut state = self.state.lock();
         // After a break every connection is suspect that has not answered since.
         let broke = state.broke;
         let is_silent = |idle: &Idle| {
             idle.answered.elapsed() >= SILENT || broke.is_some_and(|broke| idle.answered < broke)
         };
-        let (silent, others) = std::mem::take(&mut state.idle).into_iter().partition(is_silent);
-        state.idle = others;
+        let mut silent = Vec::new();
+        for idle in std::mem::take(&mut state.idle) {
+            let slot = (silent.len() < most && is_silent(&idle))
+                .then(|| Arc::clone(&self.slots).try_acquire_owned().ok());
+            match slot.flatten() {
+                Some(slot) => silent.push((idle, slot)),
+                None => state.idle.push_back(idle),
+            }
+        }
         silent
     }
 
-    async fn ask(self: &Arc<Self>, mut idle: Idle) {
+    async fn ask(self: &Arc<Self>, mut idle: Idle, _slot: OwnedSemaphorePermit) {
         let asked = Instant::now();
         if idle.opened.elapsed() > LIFETIME {
             self.state.lock().open -= 1;
