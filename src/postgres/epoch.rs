@@ -10,7 +10,7 @@ const RAISE_EPOCH: &str = "WITH raised AS (UPDATE hotshelf.catalogue \
         SET epoch = gen_random_uuid(), redis_epoch = gen_random_uuid(), timeline = $2, epoch_time = clock_timestamp() \
         WHERE substr(md5($3 || '/' || epoch), 1, 16) = $1 RETURNING epoch), \
     reset AS (UPDATE hotshelf.feed SET pruned = pg_current_snapshot(), relayed = pg_current_snapshot(), \
-        holder = NULL, held_until = '-infinity' WHERE EXISTS (SELECT FROM raised)) \
+        holder = NULL, held_until = '-infinity' WHERE EXISTS (SELECT FROM raised)), \
     forgotten AS (DELETE FROM hotshelf.marks WHERE EXISTS (SELECT FROM raised)) \
     SELECT EXISTS (SELECT FROM raised)";
 
