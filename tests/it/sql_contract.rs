@@ -360,7 +360,7 @@ async fn migrations(stack: Stack) {
     assert_eq!(schemas, 0, "nothing was made");
     // Two at once, as when a fleet starts.
     let (first, second) = tokio::join!(migrate(&url, Migrate::Auto), migrate(&url, Migrate::Auto));
-    (first.unwrap(), second.unwrap());
+    first.and(second).unwrap();
     migrate(&url, Migrate::Never).await.unwrap();
     let arguments = ["--database-url", &url, "--migrate", "never"];
     let program = Program::serve(&stack, &arguments).await;
