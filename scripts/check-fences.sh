@@ -22,12 +22,13 @@ my %imports = (
     metrics   => 'product',
     drain     => 'metrics supervisor',
     supervisor => 'metrics',
-    hot_cache => $LEAVES,
+    recent_changes => 'product',
+    hot_cache => "$LEAVES recent_changes",
     hot_keys  => $LEAVES,
     redis     => $LEAVES,
-    postgres  => $LEAVES,
+    postgres  => "$LEAVES recent_changes",
     import    => "$LEAVES postgres",
-    catalog   => "$LEAVES hot_cache hot_keys redis postgres",
+    catalog   => "$LEAVES recent_changes hot_cache hot_keys redis postgres",
     relay     => "$LEAVES redis postgres",
     rpc       => "$LEAVES catalog",
     admin     => $LEAVES,
@@ -37,7 +38,7 @@ my %imports = (
     lib       => '*',
     main      => '*',
 );
-my %no_proto = map { $_ => 1 } qw(product moment pause metrics drain supervisor);
+my %no_proto = map { $_ => 1 } qw(product moment pause metrics drain supervisor recent_changes);
 
 # What only some modules may mention.
 my @fences = (

@@ -20,7 +20,7 @@ code=${PIPESTATUS[0]}
 awk '
     /^ +Running / { binary = $NF; sub(/^.*\//, "", binary); sub(/-[0-9a-f]+\)$/, "", binary) }
     /^test .* \.\.\. FAILED$/ {
-        name = $0; sub(/^test (\[[a-z]+\] )?/, "", name); sub(/ +\.\.\. FAILED$/, "", name)
+        name = $0; sub(/^test +(\[[a-z]+\] +)?/, "", name); sub(/ +\.\.\. FAILED$/, "", name)
         failed[++count] = name; of[count] = binary
     }
     /^    `-p .*`$/ {

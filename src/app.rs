@@ -17,7 +17,7 @@ use crate::hot_cache::HotCache;
 use crate::hot_keys::HotKeys;
 use crate::metrics::{BackgroundTask, Metrics};
 use crate::pause::PausePoints;
-use crate::postgres::{self, Postgres, Snapshot};
+use crate::postgres::{self, ChangeReader, Postgres};
 use crate::recent_changes::RecentChanges;
 use crate::redis::Redis;
 use crate::relay::{self, Relay};
@@ -88,13 +88,14 @@ impl App {
             .map_err(StartError)?;
         let (postgres, redis) = (Arc::new(postgres), Arc::new(redis));
         migrate(&postgres, &args.postgres, &readiness).await?;
+        let mut change_reader = postgres.change_reader();
+        let entered = enter_epoch(&mut change_reader, &redis, &metrics).await;
+        entered.map_err(|error| StartError(format!("DATABASE_URL: {error}")))?;
         postgres.warm(POSTGRES_PATIENCE).await;
         let maintained = Arc::clone(&postgres);
         drain.spawn_loop(BackgroundTask::PostgresConnections, move || {
             Arc::clone(&maintained).maintain()
         });
-        let entered = enter_epoch(&postgres, &redis, &metrics).await;
-        entered.map_err(|error| StartError(format!("DATABASE_URL: {error}")))?;
         readiness.set_notes(&redis, Redis::trouble);
 
         fail_always(args, &drain);
@@ -113,6 +114,7 @@ impl App {
             hot_keys: Arc::new(HotKeys::new()),
             redis: Arc::clone(&redis),
             postgres: Arc::clone(&postgres),
+            change_reader,
             relay_vacancy: Arc::clone(&relay_vacancy),
             metrics: Arc::clone(&metrics),
             drain: drain.clone(),
@@ -274,20 +276,20 @@ async fn migrate(
 /// Without an epoch Redis has no keys: those of another catalogue, or of versions that PostgreSQL has lost while no instance ran,
 /// must never be read.
 async fn enter_epoch(
-    postgres: &Postgres,
+    reader: &mut ChangeReader,
     redis: &Redis,
     metrics: &Metrics,
 ) -> Result<(), postgres::Error> {
-    let mut reader = postgres.change_reader(Snapshot::empty());
     let (scope, catalogue) = reader.scope().await?;
     redis.set_scope(&scope, &catalogue);
     // Without Redis, too, it serves; what is wrong is logged there.
     redis.wait_until_connected(REDIS_PATIENCE).await;
-    if relay::compare_marks(redis, &mut reader, metrics).await? {
+    if relay::compare_marks(redis, reader, metrics).await? {
         reader.start_over();
         let (scope, catalogue) = reader.scope().await?;
         redis.set_scope(&scope, &catalogue);
     }
+    reader.start_over();
     Ok(())
 }
 

@@ -10,6 +10,7 @@ mod explain;
 mod fallback;
 mod flight;
 mod load;
+mod read_postgres;
 mod redis_probe;
 mod refresh;
 mod write;
@@ -29,7 +30,7 @@ use crate::hot_keys::{HotKey, HotKeys, two_deviations};
 use crate::metrics::{Lookup, Metrics, ServedBy};
 use crate::moment::Moment;
 use crate::pause::PausePoints;
-use crate::postgres::Postgres;
+use crate::postgres::{ChangeReader, Postgres};
 pub use crate::postgres::{Refusal, Refused};
 use crate::product::ProductId;
 use crate::recent_changes::RecentChanges;
@@ -74,6 +75,8 @@ pub struct Parts {
     pub redis: Arc<Redis>,
     /// The truth.
     pub postgres: Arc<Postgres>,
+    /// Reads the changes; its connection is opened before those of callers, which take all that a role may have.
+    pub change_reader: ChangeReader,
     /// Told when no instance relays.
     pub relay_vacancy: Arc<Notify>,
     /// What is counted.
@@ -100,6 +103,7 @@ pub struct Catalog {
     pauses: PausePoints,
     controls: Controls,
     feed: ChangeFeed,
+    change_reader: Mutex<Option<ChangeReader>>,
     relay_vacancy: Arc<Notify>,
     flights: Arc<Flights>,
     /// Loads that are about to look into Redis.
@@ -146,6 +150,7 @@ impl Catalog {
             hot_keys,
             redis,
             postgres,
+            change_reader,
             relay_vacancy,
             metrics,
             drain,
@@ -166,6 +171,7 @@ impl Catalog {
             pauses,
             controls,
             feed: ChangeFeed::new(),
+            change_reader: Mutex::new(Some(change_reader)),
             relay_vacancy,
             flights,
             departures: Mutex::default(),

@@ -346,7 +346,9 @@ impl LoadTicket {
     /// It does not populate: a write that was held up after its commit would put back what others have replaced since. For the
     /// same reason it leaves a slot alone when changes since it began have been forgotten.
     pub fn offer(&self, entry: Entry) {
-        self.hot.recent.publish(self.id, entry.revision(), true);
+        if !self.hot.recent.publish(self.id, entry.revision(), true) {
+            self.hot.void_before(Moment::now());
+        }
         let stripe = self.hot.slots.stripe(self.id);
         let current = entry.revision() >= self.floor() && self.is_covered()
             || !self.hot.controls.holds(Protection::SlotVersions);

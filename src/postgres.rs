@@ -2,6 +2,7 @@
 
 mod attempts;
 mod budget;
+mod change_rows;
 mod changes;
 mod connections;
 mod copy;
@@ -30,7 +31,8 @@ use sqlx::postgres::{PgConnection, PgPool, PgPoolOptions};
 use crate::metrics::Metrics;
 use budget::Budget;
 pub(crate) use budget::{Caller, Demand};
-pub(crate) use changes::{ChangeReader, Changes};
+pub(crate) use change_rows::Changes;
+pub use changes::ChangeReader;
 use connections::Connections;
 pub use copy::{DuplicateId, Import, Merged};
 pub use error::{Error, Refusal, Refused};

@@ -17,6 +17,9 @@ const GENERATIONS: usize = 64;
 /// Changes that were published and that no poll has confirmed yet. More are not taken: the next poll brings them.
 const PUBLISHED: usize = 65_536;
 
+/// The same of what was written here. So many are written only while the outbox cannot be read for minutes.
+const WRITTEN: usize = 262_144;
+
 /// The newest revision of each product, about 40 bytes for each.
 pub type Floors = HashMap<ProductId, Revision, RandomState>;
 
@@ -119,14 +122,23 @@ impl RecentChanges {
 
     /// Takes in a change that was written here, or that another instance has published. It counts until a poll that is sent
     /// later has been applied: that one brings the change itself, if it was committed.
-    pub fn publish(&self, id: ProductId, revision: Revision, written_here: bool) {
+    ///
+    /// Returns false when there have been so many writes without a poll that they are forgotten: then every copy from before this
+    /// moment must be taken for out of date.
+    pub fn publish(&self, id: ProductId, revision: Revision, written_here: bool) -> bool {
         let mut state = self.state.write();
         if !written_here && state.published.len() >= PUBLISHED {
-            return;
+            return true;
+        }
+        let overflows = state.published.len() >= WRITTEN;
+        if overflows {
+            state.published.clear();
+            state.dropped = state.dropped.max(state.sent);
         }
         let sent = state.sent;
         let newest = state.published.entry(id).or_insert((revision, sent));
         *newest = (revision.max(newest.0), sent);
+        !overflows
     }
 
     /// A poll is about to be sent.

@@ -7,6 +7,7 @@ mod clean;
 mod entry_bytes;
 mod hints;
 mod inspect;
+mod keys;
 mod lease;
 mod node;
 mod nodes;
@@ -39,6 +40,7 @@ use breaker::Breaker;
 use entry_bytes::{HEAD, decode, encode};
 pub(crate) use hints::Hint;
 pub use inspect::{LeaseState, RedisState};
+use keys::{Keys, Scope};
 pub(crate) use lease::{Filled, Lease};
 use lease::{lifetime, number};
 use node::{Command, NoReply};
@@ -95,57 +97,6 @@ pub(crate) enum Publish {
     Written,
     /// Postgres was read without a lease.
     Read,
-}
-
-/// The keys of the catalogue's present epoch.
-type Scope = Arc<ArcSwap<Keys>>;
-
-/// The names of keys and channels: the namespace, and what is this catalogue's and this epoch's own. Another database, and this
-/// one after it went back, has others, whatever its namespace.
-#[derive(Debug)]
-struct Keys {
-    prefix: String,
-    /// What is the catalogue's own, whatever its epoch.
-    catalogue: String,
-}
-
-impl Keys {
-    fn new(namespace: &str, scope: &str, catalogue: &str) -> Self {
-        Self { prefix: format!("{namespace}:{scope}"), catalogue: catalogue.to_owned() }
-    }
-
-    fn catalogues(&self, namespace: &str) -> Bytes {
-        format!("{namespace}:catalogues").into()
-    }
-
-    fn entry(&self, id: ProductId) -> Bytes {
-        format!("{}:{{{id}}}:p", self.prefix).into()
-    }
-
-    // The same hash tag, so the same slot of a cluster: one script may see both.
-    fn lock(&self, id: ProductId) -> Bytes {
-        format!("{}:{{{id}}}:lock", self.prefix).into()
-    }
-
-    fn channel(&self) -> Bytes {
-        format!("{}:changes", self.prefix).into()
-    }
-
-    fn mark(&self) -> Bytes {
-        format!("{}:mark", self.prefix).into()
-    }
-
-    /// Of a node that serves the slot of `tag`: the key that holds its replication id, and one that holds nothing.
-    fn of_node(&self, tag: u32) -> (Bytes, Bytes) {
-        let tag = nodes::hash_tag(tag);
-        let key = |part| format!("{}:{{{tag}}}:{part}", self.prefix).into();
-        (key("replication"), key("access"))
-    }
-
-    fn ranking(&self) -> Vec<Bytes> {
-        let key = |part| format!("{}:{{hot}}:{part}", self.prefix).into();
-        vec![key("ranking"), key("decayed")]
-    }
 }
 
 impl Redis {

@@ -19,7 +19,7 @@ use crate::drain::Drain;
 use crate::entry::{Entry, TtlPolicy};
 use crate::metrics::{BackgroundTask, Metrics};
 use crate::pause::{PausePoints, Point};
-use crate::postgres::{self, ChangeReader, Mark, Postgres, Retention, Snapshot};
+use crate::postgres::{self, ChangeReader, Mark, Postgres, Retention};
 use crate::product::{Change, ProductId, Revision};
 use crate::redis::{Publish, Redis};
 
@@ -37,8 +37,8 @@ const PRUNED: u32 = 1_000;
 const LET_GO: Duration = Duration::from_millis(500);
 /// Between tries with Postgres in trouble, and to apply what a server of Redis has not taken.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(500);
-/// Changes that wait for a server of Redis to answer. With more, what Redis holds is given up.
-const MOST_PENDING: usize = 1_000_000;
+/// Changes that wait to be applied, 24 bytes each. With more, what Redis holds is given up.
+const MOST_PENDING: usize = 4_000_000;
 
 /// How the relay works.
 #[derive(Clone, Copy, Debug)]
@@ -104,7 +104,7 @@ impl Relay {
 
     /// Gives the lease back, so that another instance relays at once. To be called when the loop has ended.
     pub async fn let_go(&self) {
-        let mut reader = self.postgres.change_reader(Snapshot::empty());
+        let mut reader = self.postgres.change_reader();
         // Otherwise it expires.
         let _ = tokio::time::timeout(LET_GO, reader.let_relay_go(&self.holder)).await;
     }
@@ -113,7 +113,7 @@ impl Relay {
         let mut troubled = false;
         loop {
             self.vacancy.notified().await;
-            let mut reader = self.postgres.change_reader(Snapshot::empty());
+            let mut reader = self.postgres.change_reader();
             let ended = match self.controls.holds(Protection::Relay) {
                 true => self.relay_on(&mut reader).await,
                 false => Ok(()),

@@ -127,7 +127,8 @@ impl Catalog {
     async fn follow_changes(self: Arc<Self>) -> Result<Infallible, Infallible> {
         // Started again, it may have read changes that it did not apply.
         self.hot.void_before(Moment::now());
-        let reader = self.postgres.change_reader(Snapshot::empty());
+        let first = self.change_reader.lock().take();
+        let reader = first.unwrap_or_else(|| self.postgres.change_reader());
         let (kept, overflowed_at, epoch) = (VecDeque::new(), None, None);
         let mut follower = Follower { catalog: self, reader, kept, overflowed_at, epoch };
         loop {
@@ -169,7 +170,7 @@ impl Catalog {
 
     /// Takes in a change that another instance has published. The next poll confirms it.
     fn hear(&self, change: Change) {
-        self.recent.publish(change.id, change.revision, false);
+        let _kept = self.recent.publish(change.id, change.revision, false);
         self.invalidate(change);
     }
 
@@ -188,8 +189,25 @@ impl Catalog {
         followed && known_at >= self.feed.redis_covered_since.load()
     }
 
+    /// What Redis holds, unless it claims a version that Postgres has not given out: of a database that was restored, or
+    /// another program's. Such an entry is removed. While Postgres does not answer it counts as missing.
+    pub(super) async fn unless_impossible(
+        &self,
+        id: ProductId,
+        entry: Option<Entry>,
+    ) -> Option<Entry> {
+        let entry = entry?;
+        let version = entry.revision().version;
+        let ceiling = self.ceiling_above(version).await?;
+        if version <= ceiling {
+            return Some(entry);
+        }
+        self.redis.remove_above(id, ceiling).await;
+        None
+    }
+
     /// The newest version that Postgres had given out by now: one above it is impossible. `None` when Postgres does not say.
-    pub(super) async fn ceiling_above(&self, version: Version) -> Option<Version> {
+    async fn ceiling_above(&self, version: Version) -> Option<Version> {
         if version <= self.feed.ceiling() || !self.controls.holds(Protection::VersionCeiling) {
             return Some(version.max(self.feed.ceiling()));
         }

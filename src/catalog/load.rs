@@ -1,13 +1,13 @@
 //! One load: Redis, and on a miss, under a lease, Postgres. For one product and for a thousand it is the
 //! same code, and a product is landed as soon as it is known.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
 use futures_util::future::join_all;
 
 use super::flight::{Class, Failed, Pilot};
+use super::read_postgres::Readable;
 use super::{Catalog, Error, Loaded};
 use crate::entry::{Entry, Freshness};
 use crate::hot_cache::{LoadTicket, OutOfDate};
@@ -25,12 +25,12 @@ const MAX_ROUNDS: usize = 3;
 /// A product on its way in.
 #[derive(Debug)]
 pub(super) struct Load {
-    pilot: Pilot,
-    ticket: LoadTicket,
-    freshness: Freshness,
-    demand: Arc<Demand>,
+    pub(super) pilot: Pilot,
+    pub(super) ticket: LoadTicket,
+    pub(super) freshness: Freshness,
+    pub(super) demand: Arc<Demand>,
     /// The newest that Redis was seen to hold.
-    seen: Option<Entry>,
+    pub(super) seen: Option<Entry>,
 }
 
 /// What the first look into Redis came to.
@@ -44,15 +44,13 @@ enum Looked {
 
 /// What is missing, and what is unknown.
 fn sorted(looked: impl Iterator<Item = Looked>) -> (Vec<Load>, Vec<Load>) {
-    let (mut missing, mut unknown) = (Vec::new(), Vec::new());
-    for looked in looked {
-        match looked {
-            Looked::Landed => {}
-            Looked::Missing(load) => missing.push(load),
-            Looked::Unknown(load) => unknown.push(load),
-        }
-    }
-    (missing, unknown)
+    let mut sorted = (Vec::new(), Vec::new());
+    looked.for_each(|looked| match looked {
+        Looked::Landed => {}
+        Looked::Missing(load) => sorted.0.push(load),
+        Looked::Unknown(load) => sorted.1.push(load),
+    });
+    sorted
 }
 
 /// Loads by what is to be done with them.
@@ -124,9 +122,8 @@ impl Catalog {
 
     /// Lands what Redis holds fresh enough.
     async fn look_into_redis(&self, loads: Vec<Load>) -> Vec<Looked> {
-        let entries = self.redis.get_many(&ids(&loads)).await;
+        let mut entries = self.redis.get_many(&ids(&loads)).await;
         self.pauses.reach(Point::ReadRedis).await;
-        let mut entries = entries;
         for (load, entry) in loads.iter().zip(&mut entries) {
             if let Ok(entry) = entry {
                 *entry = self.unless_impossible(load.pilot.id(), entry.take()).await;
@@ -143,19 +140,6 @@ impl Catalog {
             missed.map_or(Looked::Landed, Looked::Missing)
         };
         loads.into_iter().zip(entries).map(look).collect()
-    }
-
-    /// What Redis holds, unless it claims a version that Postgres has not given out: of a database that was restored, or
-    /// another program's. Such an entry is removed. While Postgres does not answer it counts as missing.
-    async fn unless_impossible(&self, id: ProductId, entry: Option<Entry>) -> Option<Entry> {
-        let entry = entry?;
-        let version = entry.revision().version;
-        let ceiling = self.ceiling_above(version).await?;
-        if version <= ceiling {
-            return Some(entry);
-        }
-        self.redis.remove_above(id, ceiling).await;
-        None
     }
 
     async fn load_missing(&self, mut missing: Vec<Load>) {
@@ -272,32 +256,19 @@ impl Catalog {
                 return Vec::new();
             }
         };
-        let (mut readable, mut held, mut known) = (Vec::new(), Vec::new(), Vec::new());
-        let mut needless = Vec::new();
-        for ((load, lease), entry) in loads.into_iter().zip(leases).zip(entries) {
-            match entry {
-                Ok(entry) => {
-                    readable.push(load);
-                    held.push(lease);
-                    known.push(entry);
-                }
-                Err(error) => {
-                    needless.push(lease);
-                    self.fail(vec![load], &error);
-                }
-            }
-        }
-        self.redis.release(&needless).await;
-        let (loads, leases, entries) = (readable, held, known);
+        let Readable { loads, with: leases, entries, failed } =
+            self.readable(loads, leases, entries);
+        self.redis.release(&failed).await;
         self.pauses.reach(Point::LoadedFromPostgres).await;
         let fills = leases.iter().zip(&entries).map(|(lease, entry)| self.redis.fill(lease, entry));
         let filled = join_all(fills).await;
         self.pauses.reach(Point::FilledRedis).await;
         let mut again = Vec::new();
         for ((load, entry), filled) in loads.into_iter().zip(entries).zip(filled) {
+            let id = load.pilot.id();
             let filled = match filled.ok() {
                 Some(Filled::Older(newer) | Filled::Lost(Some(newer))) => {
-                    Some(Filled::Lost(self.unless_impossible(load.pilot.id(), Some(newer)).await))
+                    Some(Filled::Lost(self.unless_impossible(id, Some(newer)).await))
                 }
                 filled => filled,
             };
@@ -333,17 +304,8 @@ impl Catalog {
             Ok(entries) => entries,
             Err(error) => return self.fail(loads, &error),
         };
-        let (mut readable, mut known) = (Vec::new(), Vec::new());
-        for (load, entry) in loads.into_iter().zip(entries) {
-            match entry {
-                Ok(entry) => {
-                    readable.push(load);
-                    known.push(entry);
-                }
-                Err(error) => self.fail(vec![load], &error),
-            }
-        }
-        let (loads, entries) = (readable, known);
+        let without = vec![(); loads.len()];
+        let Readable { loads, entries, .. } = self.readable(loads, without, entries);
         if let Some(why) = publish {
             // What was read before the epoch changed must not replace what is in Redis in the new one.
             let publishes = loads.iter().zip(&entries).filter(|(load, _)| load.ticket.is_covered());
@@ -361,35 +323,6 @@ impl Catalog {
         }
     }
 
-    /// Reads Postgres; one entry for each load, a tombstone for a product that is not there.
-    async fn read_postgres(&self, loads: &[Load]) -> Result<Vec<Result<Entry, Error>>, Error> {
-        // A product that is gone was gone after every version that was heard of before the read.
-        let floors: Vec<Version> = loads.iter().map(Load::newest_heard_of).collect();
-        // Boarded together, so wanted together.
-        let demand = loads.first().map(|load| Arc::clone(&load.demand)).unwrap_or_default();
-        let loaded = self.postgres.load(&ids(loads), &demand).await?;
-        let absent = loads.iter().zip(floors).map(|(load, floor)| {
-            let version = loaded.last_version(load.pilot.id()).max(floor);
-            Ok(Entry::tombstone(version, loaded.known_at, self.options.ttl.tombstone()))
-        });
-        let mut entries: Vec<Result<Entry, Error>> = absent.collect();
-        let places: HashMap<_, _> =
-            loads.iter().enumerate().map(|(place, load)| (load.pilot.id(), place)).collect();
-        for product in &loaded.products {
-            self.feed.has_given_out(product.version);
-            if let Some(place) = places.get(&product.id) {
-                let ttl = self.options.ttl.product();
-                entries[*place] = Ok(Entry::live(product, loaded.known_at, ttl));
-            }
-        }
-        for (id, why) in loaded.broken {
-            if let Some(place) = places.get(&id) {
-                entries[*place] = Err(Error::Unreadable(why));
-            }
-        }
-        Ok(entries)
-    }
-
     /// Keeps `entry` in memory and lands the load with the newest that memory holds, or returns the load
     /// when something newer was committed since it began.
     fn land(&self, load: Load, entry: Entry, from: ServedBy) -> Option<Load> {
@@ -402,7 +335,7 @@ impl Catalog {
         }
     }
 
-    fn fail(&self, loads: Vec<Load>, error: &Error) {
+    pub(super) fn fail(&self, loads: Vec<Load>, error: &Error) {
         for Load { pilot, seen, .. } in loads {
             pilot.land(Err(Arc::new(Failed { error: error.clone(), seen })));
         }
@@ -414,12 +347,12 @@ impl Load {
         Some(Self { pilot: self.pilot.unless_empty()?, ..self })
     }
 
-    fn newest_heard_of(&self) -> Version {
+    pub(super) fn newest_heard_of(&self) -> Version {
         let seen = self.seen.as_ref().map(|seen| seen.revision().version);
         self.ticket.floor().version.max(seen.unwrap_or_default())
     }
 }
 
-fn ids(loads: &[Load]) -> Vec<ProductId> {
+pub(super) fn ids(loads: &[Load]) -> Vec<ProductId> {
     loads.iter().map(|load| load.pilot.id()).collect()
 }

@@ -133,7 +133,12 @@ impl Catalog {
         freshness: Freshness,
     ) -> Result<(), Error> {
         for seat in self.join(ids, freshness) {
-            seat.landed().await.map_err(|failed| failed.error.clone())?;
+            match seat.landed().await {
+                // It concerns that product alone, and was logged where it was read.
+                Ok(_) => {}
+                Err(failed) if matches!(failed.error, Error::Unreadable(_)) => {}
+                Err(failed) => return Err(failed.error.clone()),
+            }
         }
         Ok(())
     }

@@ -8,14 +8,14 @@ use std::time::Duration;
 
 use futures_util::TryStreamExt;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
-use sqlx::{ConnectOptions, Executor, FromRow};
+use sqlx::{ConnectOptions, Executor};
 
+use super::change_rows::{Changes, Row};
 use super::error::read_error;
 use super::snapshot::Snapshot;
 use super::{Error, Postgres, within};
 use crate::moment::Moment;
-use crate::product::{ProductId, Revision, Version};
-use crate::recent_changes::Floors;
+use crate::product::Version;
 
 /// A server that is silent for longer counts as unreachable: copies in memory must not be trusted on a poll that takes as long.
 const SILENCE: Duration = Duration::from_secs(1);
@@ -58,100 +58,9 @@ const POLL: &str = "SELECT NULL::bigint[] AS product_ids, NULL::bigint[] AS vers
     SELECT product_ids, versions, deleted, xid::text, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL \
     FROM hotshelf.outbox WHERE xid = ANY($2::xid8[])";
 
-#[derive(FromRow)]
-struct Row {
-    product_ids: Option<Vec<i64>>,
-    versions: Option<Vec<i64>>,
-    deleted: Option<bool>,
-    xid: Option<String>,
-    snapshot: Option<String>,
-    pruned: Option<String>,
-    relayed: Option<String>,
-    catalogue: Option<String>,
-    epoch: Option<String>,
-    scope: Option<String>,
-    timeline: Option<i64>,
-    ceiling: Option<i64>,
-    mark: Option<i64>,
-    mark_token: Option<String>,
-    remembered: Option<bool>,
-    relay_is_free: Option<bool>,
-}
-
-/// What a poll brought.
-#[derive(Debug)]
-pub(crate) struct Changes {
-    /// Before the statement was sent: whatever was committed by then is known now.
-    pub(crate) asked: Moment,
-    /// What the statement saw.
-    pub(crate) snapshot: Snapshot,
-    /// Rows that are visible in this may have been pruned.
-    pub(crate) pruned: Snapshot,
-    /// Redis reflects what is visible in this.
-    pub(crate) relayed: Snapshot,
-    /// The identity of the catalogue.
-    pub(crate) catalogue: String,
-    /// The epoch of the catalogue, with its identity.
-    pub(crate) epoch: String,
-    /// The part of every key in Redis that is this catalogue's and this epoch's own.
-    pub(crate) scope: String,
-    /// The newest version that has been given out.
-    pub(crate) ceiling: Version,
-    /// Changes of few products at once.
-    pub(crate) single: Floors,
-    /// Changes of many products at once, as a statement packed them.
-    pub(crate) packs: Vec<Vec<(ProductId, Revision)>>,
-    /// Every product below this version was deleted by TRUNCATE.
-    pub(crate) truncated_below: Option<Version>,
-    /// Why PostgreSQL must be another, or must have gone back, since the poll before.
-    pub(crate) went_back: Option<&'static str>,
-    /// Whether the server was started again since the poll before. Then these are all changes that the outbox holds.
-    pub(crate) restarted: bool,
-    /// Whether no instance relays.
-    pub(crate) relay_is_free: bool,
-    /// More changes than were asked for: what is missing is unknown.
-    pub(crate) overflow: bool,
-}
-
-impl Changes {
-    /// How many changes there are.
-    pub(crate) fn len(&self) -> usize {
-        self.single.len() + self.packs.iter().map(Vec::len).sum::<usize>()
-    }
-
-    fn take(&mut self, row: &Row, limit: usize) {
-        let (versions, deleted) =
-            (row.versions.as_deref().unwrap_or_default(), row.deleted == Some(true));
-        let Some(ids) = &row.product_ids else {
-            let below = versions.first().map(|version| Version(*version));
-            self.truncated_below = self.truncated_below.max(below);
-            return;
-        };
-        if self.len() + ids.len() > limit {
-            self.overflow = true;
-            return;
-        }
-        let changes = ids.iter().zip(versions).filter_map(|(id, version)| {
-            let revision = Revision { version: Version(*version), deleted };
-            Some((ProductId::new(*id)?, revision))
-        });
-        if ids.len() > PACK {
-            self.packs.push(changes.collect());
-            return;
-        }
-        for (id, revision) in changes {
-            let newest = self.single.entry(id).or_insert(revision);
-            *newest = revision.max(*newest);
-        }
-    }
-}
-
-/// A row of the outbox with more changes than this is part of a bulk job.
-const PACK: usize = 100;
-
 /// Reads the outbox, on a connection of its own that waits behind no caller's statement.
 #[derive(Debug)]
-pub(crate) struct ChangeReader {
+pub struct ChangeReader {
     connect: PgConnectOptions,
     connection: Option<(PgConnection, Server)>,
     /// Of the poll before.
@@ -174,13 +83,14 @@ struct Server {
 }
 
 impl Postgres {
-    /// A reader that has seen what is visible in `seen`.
-    pub(crate) fn change_reader(&self, seen: Snapshot) -> ChangeReader {
+    /// A reader that has seen nothing.
+    #[must_use]
+    pub fn change_reader(&self) -> ChangeReader {
         let connect = self.session.connect.clone();
         ChangeReader {
             connect,
             connection: None,
-            seen,
+            seen: Snapshot::empty(),
             newest_xid: 0,
             mark: None,
             epoch: None,
@@ -342,27 +252,5 @@ impl ChangeReader {
     /// The identity of the catalogue, and the epoch that the last poll read.
     pub(super) fn epoch(&self) -> Option<(String, String)> {
         Some((self.server()?.0, self.epoch.clone()?))
-    }
-}
-
-impl Changes {
-    fn nothing(asked: Moment) -> Self {
-        Self {
-            asked,
-            snapshot: Snapshot::empty(),
-            pruned: Snapshot::empty(),
-            relayed: Snapshot::empty(),
-            catalogue: String::new(),
-            epoch: String::new(),
-            scope: String::new(),
-            ceiling: Version(0),
-            single: Floors::default(),
-            packs: Vec::new(),
-            truncated_below: None,
-            went_back: None,
-            restarted: false,
-            relay_is_free: false,
-            overflow: false,
-        }
     }
 }

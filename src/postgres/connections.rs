@@ -22,6 +22,9 @@ use super::{Error, within};
 /// A connection that answered within this time is taken for alive by a write, which cannot be repeated when it is not.
 const ALIVE_FOR: Duration = Duration::from_millis(1_500);
 
+/// No sign of life for this long: the connection is closed.
+const DEAD: Duration = Duration::from_secs(1);
+
 /// The connections of one instance.
 #[derive(Debug)]
 pub(super) struct Connections {
@@ -41,6 +44,7 @@ struct State {
     idle: VecDeque<Idle>,
     /// Idle, in use, and being opened.
     open: u32,
+    opening: u32,
     /// When Postgres last answered anything.
     answered: Instant,
     /// When a connection broke last.
@@ -73,6 +77,7 @@ impl Connections {
         let state = State {
             idle: VecDeque::new(),
             open: 0,
+            opening: 0,
             answered: Instant::now(),
             broke: None,
             down: None,
@@ -154,10 +159,14 @@ impl Connections {
         }
     }
 
-    /// Postgres is down when it could not be reached, and has answered nothing on any connection meanwhile.
+    /// Postgres is down when it cannot be reached and no connection is left, or none has answered for a while. A server that only
+    /// takes no more connections is not.
     fn unreachable_since(&self, began: Instant, error: &sqlx::Error) {
         let mut state = self.state.lock();
-        if state.answered < began && state.down.is_none() {
+        let is_silent = state.answered < began && state.answered.elapsed() >= DEAD;
+        let has_answered = matches!(error, sqlx::Error::Database(_));
+        let is_down = state.open == state.opening || (is_silent && !has_answered);
+        if is_down && state.down.is_none() {
             let why = message(error);
             tracing::warn!(%why, "PostgreSQL cannot be reached; what needs it is refused until it can");
             state.down = Some(why);
@@ -201,12 +210,15 @@ struct Opening<'a>(Option<&'a Connections>);
 
 impl<'a> Opening<'a> {
     fn begin(pool: &'a Connections) -> Self {
-        pool.state.lock().open += 1;
+        let mut state = pool.state.lock();
+        (state.open, state.opening) = (state.open + 1, state.opening + 1);
+        drop(state);
         Self(Some(pool))
     }
 
     fn done(mut self, connection: PgConnection) -> Idle {
         if let Some(pool) = self.0.take() {
+            pool.state.lock().opening -= 1;
             pool.answered();
         }
         let now = Instant::now();
@@ -217,7 +229,8 @@ impl<'a> Opening<'a> {
 impl Drop for Opening<'_> {
     fn drop(&mut self) {
         if let Some(pool) = self.0 {
-            pool.state.lock().open -= 1;
+            let mut state = pool.state.lock();
+            (state.open, state.opening) = (state.open - 1, state.opening - 1);
         }
     }
 }

@@ -69,7 +69,8 @@ impl Postgres {
         self.callers.check()?;
         let _turn = self.budget.turn(demand).await?;
         self.metrics.postgres_loads.add((), ids.len() as u64);
-        self.load_on(&self.callers, ids).await
+        // Boxed: it is large, and each load that waits for Redis would carry it along.
+        Box::pin(self.load_on(&self.callers, ids)).await
     }
 
     /// Reads products for a background task, outside the budget and the connections of callers.
@@ -77,7 +78,7 @@ impl Postgres {
     /// # Errors
     /// [`Error::Unavailable`].
     pub(crate) async fn load_now(&self, ids: &[ProductId]) -> Result<Loaded, Error> {
-        self.load_on(&self.background, ids).await
+        Box::pin(self.load_on(&self.background, ids)).await
     }
 
     async fn load_on(

@@ -8,7 +8,7 @@ use std::time::Duration;
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::{Connection as _, Executor, PgConnection};
 
-use super::error::{message, read_error, unreachable};
+use super::error::{message, read_error};
 use super::{Error, Postgres, within};
 
 const SCHEMA: &str = "hotshelf";
@@ -52,7 +52,7 @@ impl Postgres {
     /// When Postgres does not answer ([`Error::Unavailable`]), or its schema is not what this program can work with.
     pub async fn migrate(&self, how: Migrate) -> Result<(), Error> {
         let opened = self.session.open(CONNECT).await;
-        let mut connection = opened.map_err(|error| unreachable(&error))?;
+        let mut connection = opened.map_err(|error| read_error(&error))?;
         let applied = self.in_time(applied(&mut connection)).await;
         let applied = applied.map_err(|error| without_rights(&error))??;
         let migrations = migrations();

@@ -28,6 +28,8 @@ pub(super) struct Writers {
 /// The turn of a write. Given back when dropped.
 #[derive(Debug)]
 pub(super) struct WriteTurn {
+    /// Whether it waited for another write of its product.
+    pub(super) has_waited: bool,
     _slot: OwnedSemaphorePermit,
     _row: Option<OwnedMutexGuard<()>>,
     _place: Option<Place>,
@@ -58,6 +60,7 @@ impl Writers {
         deadline: Option<Instant>,
     ) -> Result<WriteTurn, Error> {
         let place = id.map(|id| self.place(id));
+        let has_waited = place.as_ref().is_some_and(Place::is_taken);
         let row = match &place {
             Some(place) => Some(place.wait(deadline).await.ok_or(Error::Locked)?),
             None => None,
@@ -67,7 +70,7 @@ impl Writers {
         let slot = Arc::clone(&self.slots).acquire_owned();
         let slot = tokio::time::timeout_at(until.into(), slot).await.ok().and_then(Result::ok);
         let busy = || Error::Unavailable("too many writes wait for the database".to_owned());
-        Ok(WriteTurn { _slot: slot.ok_or_else(busy)?, _row: row, _place: place })
+        Ok(WriteTurn { has_waited, _slot: slot.ok_or_else(busy)?, _row: row, _place: place })
     }
 
     fn place(&self, id: ProductId) -> Place {
@@ -77,6 +80,10 @@ impl Writers {
 }
 
 impl Place {
+    fn is_taken(&self) -> bool {
+        self.row.as_ref().is_some_and(|row| row.try_lock().is_err())
+    }
+
     async fn wait(&self, deadline: Option<Instant>) -> Option<OwnedMutexGuard<()>> {
         let turn = Arc::clone(self.row.as_ref()?).lock_owned();
         match deadline {

@@ -9,6 +9,7 @@ use super::attempts::{Attempts, Kind};
 use super::connections::Connection;
 use super::products::{PRODUCT, select};
 use super::rows::{self, expressible, strict};
+use super::writers::WriteTurn;
 use super::{Error, Postgres};
 use crate::product::{NewProduct, Patch, Price, Product, ProductId, Version};
 
@@ -178,7 +179,7 @@ impl Postgres {
         });
         let turn = self.writers.turn(id, locked_at).await?;
         let connection = self.callers.acquire_alive(deadline).await?;
-        Ok(Write { connection, deadline, locked_at, timeout: self.timeout, _turn: turn })
+        Ok(Write { connection, deadline, locked_at, timeout: self.timeout, turn })
     }
 
     fn lock_slice(&self) -> Option<Duration> {
@@ -196,7 +197,7 @@ struct Write {
     /// When it waits for a row no longer.
     locked_at: Option<Instant>,
     timeout: Option<Duration>,
-    _turn: super::writers::WriteTurn,
+    turn: WriteTurn,
 }
 
 impl Write {
@@ -207,7 +208,7 @@ impl Write {
         statement: impl Fn(String) -> Statement<'q>,
     ) -> Result<Option<PgRow>, Error> {
         let mut attempts = Attempts::new(Kind::Write, self.deadline, self.timeout);
-        let mut has_waited = false;
+        let mut has_waited = self.turn.has_waited;
         loop {
             let lock_timeout = match lock_timeout(self.locked_at, slice) {
                 Some(lock_timeout) => lock_timeout,

@@ -4,10 +4,14 @@ use fred::types::Value;
 use futures_util::future::join_all;
 
 use super::entry_bytes::head_of;
+use super::lease::number;
 use super::node::Command;
 use super::{Redis, Unavailable};
 use crate::metrics::RedisOperation;
 use crate::product::{Change, ProductId, Revision, Version};
+
+/// Seconds that a mark outlives the last relay of its epoch.
+const MARK_KEPT: u64 = 30 * 86_400;
 
 impl Redis {
     /// Breaks the leases of products that changed, pipelined. One answer for each: whether Redis holds an older entry of it.
@@ -62,7 +66,8 @@ impl Redis {
     /// Leaves a mark, by which an instance on another copy of the database is found out.
     pub(crate) async fn leave_mark(&self, mark: &str) -> Result<(), Unavailable> {
         let key = self.keys().mark();
-        let set = Command::new("SET", vec![key.clone().into(), mark.to_owned().into()]);
+        let args = vec![key.clone().into(), mark.to_owned().into(), "EX".into(), number(MARK_KEPT)];
+        let set = Command::new("SET", args);
         let reply = self.nodes.send(&key, set).await;
         self.counted(RedisOperation::Relay, reply).map(drop)
     }

@@ -81,6 +81,7 @@ fn redis(explanation: &Explanation) -> RedisCopy {
     RedisCopy {
         reachable: true,
         copy: state.entry.as_ref().map(copy),
+        usable: state.serves(),
         leased: state.lease.is_some(),
         lease_token: state.lease.as_ref().map(|lease| token(&lease.token)).unwrap_or_default(),
         lease_age: state.lease.as_ref().and_then(|lease| duration(lease.age)),

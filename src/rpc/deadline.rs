@@ -19,7 +19,7 @@ use crate::metrics::Method;
 // A name that is no string is not parsed for each call.
 const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
-/// When the caller stops waiting; among the extensions of a request that has a deadline.
+/// When the caller is answered at the latest; among the extensions of a request that has a deadline of its own, or that is unary.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Deadline(pub(super) Instant);
 
@@ -64,7 +64,7 @@ where
             true => asked,
             false => Some(asked.map_or(self.longest, |asked| asked.min(self.longest))),
         };
-        if let Some(deadline) = asked.and_then(|asked| Instant::now().checked_add(asked)) {
+        if let Some(deadline) = timeout.and_then(|timeout| Instant::now().checked_add(timeout)) {
             request.extensions_mut().insert(Deadline(deadline));
         }
         DeadlineFuture { call: self.inner.call(request), timeout, timer: None }

@@ -10,8 +10,8 @@ use checker::{Load, Target, run, verify};
 
 use crate::harness::{HANG, Stack, StallMeter, Suite, too_busy};
 
-/// P3 says 1 s on a machine that is not busy, and `max_staleness` of any other.
-const BOUND: Duration = Duration::from_secs(5);
+/// P3. A machine that is busy gets an allowance: the longest stall that was measured in the run.
+const BOUND: Duration = Duration::from_secs(1);
 const PRODUCT: i64 = 7;
 
 pub fn register(suite: &mut Suite<'_>) {
@@ -40,10 +40,11 @@ async fn mixed_load(stack: Stack) {
     let stalls = StallMeter::start();
     let outcome = run(&Target { instances, sql: stack.sql.clone() }, &load).await.unwrap();
     // An instance that did not run for a while was as late as that.
-    let bound = BOUND + stalls.longest();
+    let allowance = stalls.longest().max(outcome.longest_delay());
+    let bound = BOUND + allowance;
     let verdict = verify(&outcome.history, bound);
     let report = checker::report::Report { outcome: &outcome, verdict: &verdict };
-    assert_eq!(report.violations().len(), 0, "{report}");
+    assert_eq!(report.violations().len(), 0, "P3 with {allowance:?} for the machine\n{report}");
     if let Some(why) = outcome.too_busy() {
         too_busy(&why);
     }
@@ -164,9 +165,14 @@ fn disagreement() {
         }),
         ..ExplainProductResponse::default()
     };
-    assert_eq!(agrees(&explained(2, SlotState::Fresh, 2), Some(2)), Ok(()));
-    assert_eq!(agrees(&explained(1, SlotState::Void, 2), Some(2)), Ok(()), "it is not served");
-    let fault = |explained, truth| agrees(&explained, truth).unwrap_err();
+    let agreed = |explained, truth| agrees(&explained, truth, false);
+    assert_eq!(agreed(explained(2, SlotState::Fresh, 2), Some(2)), Ok(()));
+    assert_eq!(agreed(explained(1, SlotState::Void, 2), Some(2)), Ok(()), "it is not served");
+    let mut restored = explained(2, SlotState::Fresh, 1);
+    assert_eq!(agrees(&restored, Some(2), true), Ok(()), "Redis has gone back; it is not served");
+    restored.redis.as_mut().unwrap().usable = true;
+    assert!(agrees(&restored, Some(2), true).unwrap_err().starts_with("Redis"));
+    let fault = |explained, truth| agreed(explained, truth).unwrap_err();
     assert!(fault(explained(1, SlotState::Fresh, 2), Some(2)).starts_with("memory"));
     assert!(fault(explained(2, SlotState::Fresh, 1), Some(2)).starts_with("Redis"));
     assert!(fault(explained(3, SlotState::Fresh, 3), Some(3)).starts_with("PostgreSQL"));

@@ -6,7 +6,7 @@ use hotshelf::proto::{DeleteProductRequest, Product, UpdateProductRequest};
 use sqlx::AssertSqlSafe;
 use tonic::Code;
 
-use crate::harness::{Node, Raw, Stack, Suite, eventually, get};
+use crate::harness::{Node, Raw, Stack, Suite, eventually};
 use crate::newest_wins::rename;
 
 const UPDATE: &str = "/hotshelf.v1.ProductService/UpdateProduct";
@@ -24,6 +24,12 @@ fn late(id: i64) -> UpdateProductRequest {
 
 async fn raw(node: &Node) -> Raw {
     Raw::connect(node.grpc_addr.port()).await
+}
+
+/// Whichever is first: the row's end of waiting, or the call's.
+fn assert_ended(ended: &tonic::Status) {
+    let codes = [Code::Aborted, Code::DeadlineExceeded, Code::Unavailable];
+    assert!(codes.contains(&ended.code()), "{ended:?}");
 }
 
 async fn locked_row(stack: Stack) {
@@ -44,11 +50,11 @@ async fn locked_row(stack: Stack) {
     });
     eventually("it waits for the row", waits).await;
     let ended = update.await.unwrap();
-    assert!(matches!(ended.code(), Code::DeadlineExceeded | Code::Unavailable), "{ended:?}");
+    assert_ended(&ended);
     eventually("it waits no longer", nothing_waits).await;
     let delete = DeleteProductRequest { id, ..Default::default() };
     let ended = raw(&node).await.call_within("500m", DELETE, &delete).await;
-    assert!(matches!(ended.code(), Code::DeadlineExceeded | Code::Unavailable), "{ended:?}");
+    assert_ended(&ended);
     eventually("nor does this", nothing_waits).await;
     lock.rollback().await.unwrap();
     assert_eq!(stack.version(id).await, version, "neither was made");
@@ -63,16 +69,21 @@ async fn no_connection(stack: Stack) {
             args.postgres.database_acquire_timeout = Duration::from_secs(60);
         })
         .await;
-    let other = stack.insert("other").await;
-    let lock = stack.lock_products().await;
-    let mut reader = node.client.clone();
-    let load = tokio::spawn(async move { reader.get_product(get(other)).await });
-    eventually("it has the connection", || async { stack.running_loads().await == 1 }).await;
+    // A write of another product holds the connection.
+    let other = stack.insert_unheard("held").await;
+    let mut held = stack.sql.begin().await.unwrap();
+    let row = format!("SELECT FROM products WHERE id = {other} FOR UPDATE");
+    sqlx::query(AssertSqlSafe(row)).execute(&mut *held).await.unwrap();
+    let waiting = tokio::spawn({
+        let raw = raw(&node).await;
+        async move { raw.call_within("20S", UPDATE, &late(other)).await }
+    });
+    let waits = || async { stack.waiting_statements().await == 1 };
+    eventually("it holds the connection", waits).await;
     let ended = raw(&node).await.call_within("300m", UPDATE, &late(id)).await;
-    assert!(matches!(ended.code(), Code::DeadlineExceeded | Code::Unavailable), "{ended:?}");
-    lock.rollback().await.unwrap();
-    load.await.unwrap().unwrap();
-    // After whatever waited for the connection before it.
+    assert_ended(&ended);
+    held.rollback().await.unwrap();
+    assert_eq!(waiting.await.unwrap().code(), Code::Ok);
     let in_time = rename(&node, id, "in time").await;
     assert_eq!(in_time.version, stack.version(other).await + 1, "and nothing in between");
 }

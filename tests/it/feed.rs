@@ -45,6 +45,11 @@ async fn run(stack: &Stack, statement: &str) {
     stack.sql.execute(AssertSqlSafe(statement.to_owned())).await.unwrap();
 }
 
+async fn insert_many(stack: &Stack, count: i64) -> Vec<i64> {
+    let insert = "INSERT INTO products (name, price) SELECT 'old', 1 FROM generate_series(1, $1) RETURNING id";
+    sqlx::query_scalar(insert).bind(count).fetch_all(&stack.sql).await.unwrap()
+}
+
 async fn rename(stack: &Stack, id: i64, name: &str) {
     run(stack, &format!("UPDATE products SET name = '{name}' WHERE id = {id}")).await;
 }
@@ -131,8 +136,7 @@ fn small(args: &mut ServeArgs) {
 }
 
 async fn late_overflow(stack: Stack) {
-    let insert = "INSERT INTO products (name, price) SELECT 'old', 1 FROM generate_series(1, 20) RETURNING id";
-    let ids: Vec<i64> = sqlx::query_scalar(insert).fetch_all(&stack.sql).await.unwrap();
+    let ids = insert_many(&stack, 20).await;
     let (relays, node, mut standing) = relay_stands(&stack, &ids, small).await;
     run(&stack, "UPDATE products SET name = 'new'").await;
     let relay = next(&mut standing).await;
@@ -237,8 +241,7 @@ async fn prepared(stack: Stack) {
 
 /// A snapshot lists 64 subtransactions of each transaction at most.
 async fn savepoints(stack: Stack) {
-    let insert = "INSERT INTO products (name, price) SELECT 'old', 1 FROM generate_series(1, 150) RETURNING id";
-    let ids: Vec<i64> = sqlx::query_scalar(insert).fetch_all(&stack.sql).await.unwrap();
+    let ids = insert_many(&stack, 150).await;
     let (a, b) = tokio::join!(stack.node_with(patient), stack.node_with(patient));
     for node in [&a, &b] {
         for id in &ids {
@@ -267,11 +270,7 @@ async fn savepoints(stack: Stack) {
 
 async fn bulk(stack: Stack) {
     const ROWS: i64 = 20_000;
-    let insert = format!(
-        "INSERT INTO products (name, price) SELECT 'old', 1 FROM generate_series(1, {}) n",
-        ROWS + 200
-    );
-    run(&stack, &insert).await;
+    insert_many(&stack, ROWS + 200).await;
     let node = stack.node_with(patient).await;
     let small = stack
         .node_with(|args| {
@@ -367,18 +366,14 @@ async fn plan(stack: Stack) {
     polls(&node, 3).await;
     let scans = async |kind: &str| -> i64 {
         let count = format!(
-            "SELECT {kind}_scan FROM pg_stat_all_tables \
-             WHERE relid = 'hotshelf.outbox'::regclass"
+            "SELECT {kind}_scan FROM pg_stat_all_tables WHERE relid = 'hotshelf.outbox'::regclass"
         );
         sqlx::query_scalar(AssertSqlSafe(count)).fetch_one(&stack.sql).await.unwrap()
     };
     run(&stack, "SELECT pg_stat_force_next_flush()").await;
-    run(
-        &stack,
-        "INSERT INTO hotshelf.outbox (product_ids, versions, deleted) \
-         SELECT ARRAY[1000000 + n], ARRAY[1::bigint], false FROM generate_series(1::bigint, 50000) n",
-    )
-    .await;
+    let grow = "INSERT INTO hotshelf.outbox (product_ids, versions, deleted) \
+        SELECT ARRAY[1000000 + n], ARRAY[1::bigint], false FROM generate_series(1::bigint, 50000) n";
+    run(&stack, grow).await;
     eventually("they are known", || async {
         node.metric("hotshelf_recent_changes").await >= 50_000.0
             && node.metric("hotshelf_relayed_total").await >= 50_000.0

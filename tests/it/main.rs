@@ -85,7 +85,7 @@ fn main() -> std::process::ExitCode {
     sql_contract::register(&mut suite);
     rows::register(&mut suite);
     statements::register(&mut suite);
-    round_trips::register(&mut suite);
+    suite.alone(round_trips::register);
     hot_tier::register(&mut suite);
     hot_model::register(&mut suite);
     hot_path::register(&mut suite);

@@ -127,7 +127,7 @@ async fn is_used(world: &Private, one: &Served, other: &Served) -> i64 {
 /// Entries from before a reconnect are loaded again.
 async fn lacks_the_id(world: &Private, url: &str, lose_connections: impl Fn()) {
     // So that nothing is covered by recent changes.
-    let forgetful = ["--replay-window", "1ms"];
+    let forgetful = ["--change-retention", "100ms"];
     let (one, other) =
         tokio::join!(Served::by(world, url, &forgetful), Served::by(world, url, &forgetful));
     let id = is_used(world, &one, &other).await;
@@ -270,10 +270,11 @@ async fn no_mget(world: Private) {
 
 async fn listed(world: Private) {
     let (_, list) = README.split_once("needs the commands ").unwrap();
-    let (list, _) = list.split_once("on keys").unwrap();
+    let (list, _) = list.split_once("on keys and channels").unwrap();
     let listed = list.split('`').skip(1).step_by(2).map(|name| format!("+{}", name.to_lowercase()));
     let keys = format!("~{}:*", world.namespace);
-    let mut rules = vec!["resetkeys", &keys, "-@all", "+info"];
+    let channels = format!("&{}:*", world.namespace);
+    let mut rules = vec!["resetkeys", &keys, "resetchannels", &channels, "-@all", "+info"];
     let listed: Vec<String> = listed.collect();
     assert!(listed.len() > 10, "{listed:?}");
     rules.extend(listed.iter().map(String::as_str));

@@ -50,16 +50,21 @@ async fn node_of(world: &Private, redis: &Redis) -> Node {
 }
 
 fn holds(redis: &Redis, world: &Private, id: i64) -> bool {
-    let key = format!("{}:{{{id}}}:p", world.namespace);
+    let key = world.entry_key(id);
     redis.command(&["EXISTS", &key]).is_ok_and(|found| found.trim() == "1")
 }
 
-async fn one_node(world: Private, more: &'static [(&'static str, &'static str)]) {
-    let redis = cluster("16383", more);
+/// A node that has just started serves nothing for a while.
+async fn is_sound(redis: &Redis) {
     eventually("it is sound", || async {
         redis.command(&["CLUSTER", "INFO"]).unwrap().contains("cluster_state:ok")
     })
     .await;
+}
+
+async fn one_node(world: Private, more: &'static [(&'static str, &'static str)]) {
+    let redis = cluster("16383", more);
+    is_sound(&redis).await;
     let (one, other) = tokio::join!(node_of(&world, &redis), node_of(&world, &redis));
     let id = world.insert("lamp").await;
     one.product(id).await;
@@ -71,6 +76,7 @@ async fn one_node(world: Private, more: &'static [(&'static str, &'static str)])
 
 async fn uncovered(world: Private) {
     let redis = cluster("8191", &[("cluster-require-full-coverage", "no")]);
+    is_sound(&redis).await;
     let node = node_of(&world, &redis).await;
     let mut held = 0;
     for _ in 0..30 {

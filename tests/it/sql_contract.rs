@@ -1,4 +1,4 @@
-//! docs/sql.md: what SQL may do, who may do it, and that all of it is noticed.
+//! docs/sql.md: what SQL may do, with which rights, and that all of it is noticed.
 
 use std::time::Duration;
 
@@ -190,7 +190,9 @@ async fn partitions(stack: Stack) {
             .await;
         run(&sql, "INSERT INTO products_a (id, name, price) VALUES (2, 'direct', 1)").await;
         run(&sql, "INSERT INTO products_c (id, name, price) VALUES (2000001, 'direct', 1)").await;
+        assert_noticed(&sql).await;
         run(&sql, "UPDATE products_a SET price = 5").await;
+        assert_noticed(&sql).await;
         run(&sql, "UPDATE products SET price = 6").await;
         assert_noticed(&sql).await;
         let [(1, first), ..] = versions(&sql).await[..] else { panic!() };

@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use tonic::{Code, Status};
 
 use crate::history::Micros;
-use crate::load::World;
+use crate::load::{Load, World};
 use crate::verify::{Rule, Violation};
 use crate::{Error, truth};
 
@@ -35,22 +35,25 @@ struct Place {
     product: i64,
     instance: usize,
     truth: Option<i64>,
+    redis_goes_back: bool,
 }
 
 /// Looks at every product that was written, through every instance, until each tier agrees with Postgres or
 /// its time is over. Nobody writes any more.
-pub(crate) async fn wait(world: &Arc<World>, bound: Duration) -> Result<Convergence, Error> {
+pub(crate) async fn wait(world: &Arc<World>, load: &Load) -> Result<Convergence, Error> {
     let (stopped, written) = world.written();
     let truth: HashMap<i64, i64> =
         truth::current(&world.sql, &world.products).await?.into_iter().collect();
     let mut open: Vec<Place> = Vec::new();
     for product in written {
         let truth = truth.get(&product).copied();
-        open.extend((0..world.clients.len()).map(|instance| Place { product, instance, truth }));
+        let redis_goes_back = load.redis_goes_back;
+        let place = |instance| Place { product, instance, truth, redis_goes_back };
+        open.extend((0..world.clients.len()).map(place));
     }
     let mut convergence = Convergence { looks: open.len(), ..Convergence::default() };
     while !open.is_empty() {
-        open = round(world, open, stopped, bound, &mut convergence).await;
+        open = round(world, open, stopped, load.bound, &mut convergence).await;
     }
     Ok(convergence)
 }
@@ -87,11 +90,11 @@ async fn round(
 }
 
 async fn look(world: &World, place: Place) -> Result<(), String> {
-    let Place { product, instance, truth } = place;
+    let Place { product, instance, truth, redis_goes_back } = place;
     let failed = |status: Status| format!("{:?}: {}", status.code(), status.message());
     let request = ExplainProductRequest { id: product };
     let explained = world.admins[instance].clone().explain_product(request).await;
-    agrees(&explained.map_err(failed)?.into_inner(), truth)?;
+    agrees(&explained.map_err(failed)?.into_inner(), truth, redis_goes_back)?;
     let request = GetProductRequest { id: product, freshness: None };
     let served = match world.clients[instance].clone().get_product(request).await {
         Ok(response) => Some(response.into_inner().version),
@@ -102,17 +105,24 @@ async fn look(world: &World, place: Place) -> Result<(), String> {
 }
 
 /// Whether each tier holds this version, or nothing that it would serve. `None`: there is no such product.
+/// Where Redis may have gone back, what it holds and no instance would serve counts as nothing.
 ///
 /// # Errors
 /// The tier that does not, and what it holds.
-pub fn agrees(explained: &ExplainProductResponse, truth: Option<i64>) -> Result<(), String> {
+pub fn agrees(
+    explained: &ExplainProductResponse,
+    truth: Option<i64>,
+    redis_goes_back: bool,
+) -> Result<(), String> {
     let memory = explained.memory.as_ref();
     let served = |state| matches!(state, SlotState::Fresh | SlotState::PastSoftTtl);
     if let Some(memory) = memory.filter(|memory| served(memory.state())) {
         copy_agrees("memory", memory.copy.as_ref(), truth)?;
     }
     let redis = explained.redis.as_ref().filter(|redis| redis.reachable).ok_or("no Redis")?;
-    copy_agrees("Redis", redis.copy.as_ref(), truth)?;
+    if redis.usable || !redis_goes_back {
+        copy_agrees("Redis", redis.copy.as_ref(), truth)?;
+    }
     let row = explained.postgres.as_ref().filter(|row| row.reachable).ok_or("no PostgreSQL")?;
     let held = row.exists.then_some(row.version);
     if held != truth {

@@ -40,6 +40,8 @@ pub struct Load {
     pub bound: Duration,
     /// How writers write.
     pub mix: Mix,
+    /// Whether a server of Redis may come back with an older state. Then it may hold in the end what is old, if no instance would serve it.
+    pub redis_goes_back: bool,
 }
 
 /// Shares of the kinds of write; only their ratios count.
@@ -68,6 +70,7 @@ impl Default for Load {
             seed: 1,
             bound: Duration::from_secs(1),
             mix: Mix { api: 50, update: 25, bulk: 15, replace: 10 },
+            redis_goes_back: false,
         }
     }
 }
@@ -96,6 +99,13 @@ impl Outcome {
         let (not_sent, late) = (self.not_sent, self.failures.iter().filter(late).count());
         (not_sent > 0 || late > 0)
             .then(|| format!("{not_sent} requests were not sent, {late} ended by their deadline"))
+    }
+
+    /// The longest that a read was sent after it was due: what the machine took from the checker, and so from what it checks.
+    #[must_use]
+    pub fn longest_delay(&self) -> Duration {
+        let longest = self.history.reads.iter().map(|read| read.late).max().unwrap_or(0);
+        Duration::from_micros(longest.into())
     }
 
     /// How often requests failed, by what went wrong.
@@ -174,7 +184,7 @@ pub async fn run_beside<T>(
     writing.await?;
     world.writers.close();
     world.writers.wait().await;
-    let convergence = converge::wait(&world, load.bound).await?;
+    let convergence = converge::wait(&world, load).await?;
     world.tasks.close();
     world.tasks.wait().await;
     Ok((world.outcome(convergence).await?, done))

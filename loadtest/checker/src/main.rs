@@ -103,6 +103,7 @@ async fn check(cli: &Cli) -> Result<ExitCode, Error> {
         seed: cli.seed,
         bound: cli.bound,
         mix: cli.mix,
+        redis_goes_back: false,
     };
     eprintln!("checker: {} instances, {:?}", target.instances.len(), cli.duration);
     let outcome = run(&target, &load).await?;

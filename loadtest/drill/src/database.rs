@@ -15,10 +15,10 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const LOOK: &str = "SELECT
     (SELECT coalesce(sum(calls), 0)::bigint FROM pg_stat_statements
         JOIN pg_database d ON d.oid = dbid WHERE datname = current_database()
-        AND query LIKE 'SELECT id, name, %FROM products WHERE id = ANY%'),
+        AND query LIKE 'SELECT asked.id, product.id IS NOT NULL, %'),
     (SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
         AND state = 'active' AND application_name <> 'drill'
-        AND query LIKE 'SELECT id, name, %FROM products WHERE id = ANY%')";
+        AND query LIKE 'SELECT asked.id, product.id IS NOT NULL, %')";
 
 /// What was seen at one moment.
 #[derive(Clone, Copy, Debug)]
@@ -44,6 +44,8 @@ pub struct DatabaseLoad {
     pub loads_per_second: f64,
     /// Most of them at once.
     pub most_running: i64,
+    /// The most loads that Postgres has counted; 0 when the looks do not find them.
+    pub ever: i64,
 }
 
 impl Observer {
@@ -75,7 +77,8 @@ impl Observer {
         #[expect(clippy::cast_precision_loss, reason = "counts and times of a minute")]
         let loads_per_second = loads as f64 / (to.saturating_sub(from).max(1) as f64 / 1e6);
         let most_running = during.iter().map(|look| look.running).max().unwrap_or(0);
-        DatabaseLoad { loads_per_second, most_running }
+        let ever = looks.iter().map(|look| look.loads).max().unwrap_or(0);
+        DatabaseLoad { loads_per_second, most_running, ever }
     }
 }
 

@@ -33,6 +33,11 @@ pub struct Fault {
     pub options: &'static [&'static str],
     /// More settings of Redis.
     pub redis: &'static [(&'static str, &'static str)],
+    /// Whether reads of hot products that are changed meanwhile may be refused: each change costs a load, and the copy from before
+    /// it is not served.
+    pub changed_may_fail: bool,
+    /// Whether a server of Redis may come back with an older state.
+    pub redis_goes_back: bool,
     /// Whether the instances see a wall clock that can be set.
     pub sets_clocks: bool,
     /// How long it is held.
@@ -57,8 +62,12 @@ pub struct Demands {
     pub reads: bool,
     /// No UpdateProduct fails.
     pub updates: bool,
+    /// Every instance trusts its memory all the time.
+    pub trusted: bool,
     /// The p99 of plain reads of hot products is at most this many times what it was before.
     pub p99_ratio: Option<f64>,
+    /// No older state is served for longer after a commit.
+    pub stalest: Option<Duration>,
     /// No read takes longer.
     pub slowest: Option<Duration>,
     /// Two seconds after it began, plain reads of hot products are as fast as before.
@@ -73,7 +82,9 @@ impl Demands {
         cached_reads: true,
         reads: true,
         updates: true,
+        trusted: false,
         p99_ratio: None,
+        stalest: None,
         slowest: None,
         soon_fast: false,
         refused_within: None,
@@ -94,6 +105,8 @@ impl Fault {
             topology: Topology::Single,
             options: &[],
             redis: &[],
+            changed_may_fail: false,
+            redis_goes_back: false,
             sets_clocks: false,
             hold: Duration::from_secs(8),
             shortest: Duration::ZERO,

@@ -2,6 +2,7 @@
 
 mod clocks;
 mod cluster;
+mod isolation;
 mod ours;
 mod postgres;
 mod redis;
@@ -10,7 +11,7 @@ use std::time::Duration;
 
 use crate::{Demands, Fault};
 
-/// Of Redis, whatever becomes of it: nothing fails, and nobody waits for longer than its deadline (100 ms), and for
+/// Of Redis, in whatever state: nothing fails, and no read takes longer than its deadline (100 ms), and for
 /// the read's own load on a machine that is busy.
 const UNFELT: Demands =
     Demands { slowest: Some(Duration::from_millis(500)), ..Demands::NOTHING_FAILS };
@@ -18,7 +19,8 @@ const UNFELT: Demands =
 /// Every fault, in the order of the table.
 #[must_use]
 pub fn all() -> Vec<Fault> {
-    [redis::all(), cluster::all(), postgres::all(), ours::all(), clocks::all()].concat()
+    [redis::all(), cluster::all(), postgres::all(), ours::all(), clocks::all(), isolation::all()]
+        .concat()
 }
 
 /// The one of this name.

@@ -11,6 +11,7 @@ use checker::{Outcome, Verdict};
 use crate::database::DatabaseLoad;
 use crate::run::Course;
 use crate::stage::Excuse;
+use crate::trust::Trust;
 
 /// Some of some requests failed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -40,7 +41,7 @@ pub struct Figures {
     pub slowest: Micros,
     /// The slowest reads of cached products, and the slowest refusals.
     pub slow: Vec<String>,
-    /// How long refusals took: p50, p95, p99. The last are of those who had waited for another's load, which was refused,
+    /// How long refusals took: p50, p95, p99. The last are of reads that had waited for another's load, which was refused,
     /// or came back too old for them.
     pub refused: [Micros; 3],
     /// How long after it was mended the last request failed, and every instance trusted its memory; `None` when
@@ -48,6 +49,8 @@ pub struct Figures {
     pub recovered: Option<Micros>,
     /// What Postgres bore.
     pub database: DatabaseLoad,
+    /// Whether the instances trusted their memory while the fault lasted.
+    pub trust: Trust,
     /// The longest that an older state was served after a commit.
     pub stalest: Micros,
     /// Reads that were marked stale.
@@ -102,6 +105,7 @@ impl Figures {
                 trusted.max(last).saturating_sub(course.mended)
             }),
             database: course.database,
+            trust: course.trust,
             stalest: verdict.staleness.max(),
             marked: outcome.history.reads.iter().filter(|read| read.stale).count(),
             violations: violations

@@ -144,7 +144,7 @@ impl Instance {
     /// When the file cannot be written.
     pub fn set_clock(&self, offset: &str) -> Result<(), Error> {
         let Some(clock) = &self.clock else { return Ok(()) };
-        // At once, so that nobody reads half of it.
+        // At once, so that no half of it is read.
         let fresh = clock.with_extension("fresh");
         fs::write(&fresh, offset)
             .and_then(|()| fs::rename(&fresh, clock))

@@ -5,6 +5,7 @@ use std::time::Duration;
 use checker::history::{Micros, micros};
 
 use crate::figures::{Figures, Rate};
+use crate::trust::Trust;
 use crate::{Demands, Fault, Plan};
 
 /// What "as fast as before" may be off by: so little is the scheduler's.
@@ -40,9 +41,13 @@ fn of_always(figures: &Figures, budget: usize) -> Vec<String> {
         let first = figures.violations.iter().find(|one| one.starts_with(rule));
         demand(false, format!("{times} times {rule}; {}", first.map_or("", String::as_str)));
     }
+    demand(figures.database.ever > 0, "no load was counted in Postgres".to_owned());
     for (reason, times) in &figures.reasons {
         let fair = FAIR.iter().any(|code| reason.contains(code));
-        demand(fair, format!("{times} requests failed in a way that nobody can act on: {reason}"));
+        demand(
+            fair,
+            format!("{times} requests failed in a way that no caller can act on: {reason}"),
+        );
     }
     demand(figures.recovered.is_some(), "memory was not trusted again in time".to_owned());
     demand(figures.not_sent == 0, format!("{} requests could not be sent", figures.not_sent));
@@ -63,6 +68,13 @@ fn of_failures(demands: &Demands, figures: &Figures) -> Vec<String> {
         format!("{failed} of {all} {what} failed: {:?}", figures.reasons)
     };
     let mut breaches: Vec<String> = broken.map(line).collect();
+    if demands.trusted && figures.trust.samples == 0 {
+        breaches.push("the leases were never looked at".to_owned());
+    }
+    if demands.trusted && figures.trust.lapses > 0 {
+        let Trust { lapses, samples } = figures.trust;
+        breaches.push(format!("memory was not trusted in {lapses} of {samples} looks"));
+    }
     if figures.cached_reads.all == 0 {
         breaches.push("nothing was read".to_owned());
     }
@@ -70,15 +82,18 @@ fn of_failures(demands: &Demands, figures: &Figures) -> Vec<String> {
 }
 
 fn of_speed(demands: &Demands, figures: &Figures) -> Vec<String> {
-    let Figures { p99_before, p99_during, p99_settled, slowest, refused, .. } = *figures;
+    let Figures { p99_before, p99_during, p99_settled, slowest, refused, stalest, .. } = *figures;
     let longer = |time: Micros, limit: Option<Duration>| {
         limit.filter(|limit| time > micros(*limit)).map(|limit| (time, limit))
     };
     let mut breaches = Vec::new();
     #[expect(clippy::cast_precision_loss, reason = "times of some seconds")]
-    let ratio = p99_during as f64 / p99_before.max(1) as f64;
+    let ratio = p99_during.saturating_sub(ABOUT) as f64 / p99_before.max(1) as f64;
     if let Some(limit) = demands.p99_ratio.filter(|limit| ratio > *limit) {
         breaches.push(format!("p99 of hot products was {ratio:.1} times of before, not {limit}"));
+    }
+    if let Some((time, limit)) = longer(stalest, demands.stalest) {
+        breaches.push(format!("an older state was served for {time} us, and may be for {limit:?}"));
     }
     if let Some((time, limit)) = longer(slowest, demands.slowest) {
         breaches.push(format!("a read took {time} us, and may take {limit:?}"));

@@ -7,11 +7,12 @@
 //! - [`plan`]: how long each part of a drill takes, and under which load.
 //! - [`world`]: the private servers and the [`instance`]s.
 //! - [`stage`]: what a fault has at hand.
-//! - [`database`]: how busy Postgres was.
+//! - [`products`]: products beside the load, and what the instances and Redis hold of them.
+//! - [`database`]: how busy Postgres was; [`trust`]: whether the instances trusted their memory.
 //! - [`run`](mod@run): one drill from beginning to end; [`figures`] is what it came to, [`judge`] which promises that
 //!   breaks, [`table`] the same for people.
 //!
-//! The load comes from the checker of coherence, whose rules are held against everything that was read. Requests
+//! The load comes from the checker of coherence; its rules are held against everything that was read. Requests
 //! are sent when they are due, whatever became of those before them, and every latency counts from that moment,
 //! so that a stall is not hidden by the silence that it causes.
 
@@ -22,9 +23,11 @@ pub mod figures;
 pub mod instance;
 pub mod judge;
 pub mod plan;
+pub mod products;
 pub mod run;
 pub mod stage;
 pub mod table;
+pub mod trust;
 pub mod world;
 
 pub use fault::{Demands, Fault};

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use checker::history::Micros;
-use checker::{run_beside, verify};
+use checker::{Load, run_beside, verify};
 use hotshelf::proto::{BatchGetProductsRequest, ProductServiceClient};
 use tonic::transport::Channel;
 
@@ -13,10 +13,12 @@ use crate::figures::Figures;
 use crate::instance::Instance;
 use crate::judge;
 use crate::stage::{Excuse, Stage};
+use crate::trust::Trust;
 use crate::world::{World, connect};
 use crate::{Error, Fault, Plan};
 
 const POLL: Duration = Duration::from_millis(50);
+const WARM_TRIES: usize = 40;
 /// Of each instance.
 const WARNINGS: usize = 5;
 
@@ -31,7 +33,7 @@ pub struct Drilled {
     pub proofs: Vec<String>,
     /// Broken promises, one line each.
     pub breaches: Vec<String>,
-    /// The last warnings of the instances, for whoever looks for the reason.
+    /// The last warnings of the instances, to find the reason.
     pub warnings: Vec<String>,
 }
 
@@ -44,7 +46,10 @@ pub(crate) struct Course {
     /// When every instance trusted its memory again; `None` when that did not happen in time.
     pub(crate) trusted: Option<Micros>,
     pub(crate) database: DatabaseLoad,
+    pub(crate) trust: Trust,
     pub(crate) proofs: Vec<String>,
+    /// Promises of the fault's own that were broken.
+    pub(crate) breaches: Vec<String>,
     pub(crate) excuses: Vec<Excuse>,
     /// The products that every instance had read before.
     pub(crate) hot: HashSet<i64>,
@@ -62,11 +67,19 @@ pub async fn run(fault: &Fault, plan: &Plan) -> Result<Drilled, Error> {
         warm(&instances, &stage.products[..plan.load.hot]).await;
         course(fault, plan, &world, stage).await
     };
-    let (outcome, course) = run_beside(&target, &plan.load, beside).await?;
-    let course = course?;
+    let load = Load { redis_goes_back: fault.redis_goes_back, ..plan.load.clone() };
+    let (outcome, course) = run_beside(&target, &load, beside).await?;
+    let mut course = course?;
+    if fault.changed_may_fail {
+        for change in outcome.history.committed.iter().filter(|one| one.written >= course.measured)
+        {
+            course.hot.remove(&change.product);
+        }
+    }
     let verdict = verify(&outcome.history, fault.bound.unwrap_or(plan.load.bound));
     let figures = Figures::new(&outcome, &verdict, &course);
-    let breaches = judge::breaches(fault, plan, &figures, world.budget);
+    let mut breaches = judge::breaches(fault, plan, &figures, world.budget);
+    breaches.extend(course.breaches);
     let warnings = world.instances.iter().flat_map(warnings).collect();
     Ok(Drilled { fault: fault.clone(), figures, proofs: course.proofs, breaches, warnings })
 }
@@ -84,8 +97,14 @@ async fn warm(instances: &[Channel], hot: &[i64]) {
     for instance in instances {
         let request =
             BatchGetProductsRequest { ids: hot.to_vec(), max_staleness: None, latest: false };
-        // An instance that cannot will fail what is measured.
-        let _ = ProductServiceClient::new(instance.clone()).batch_get_products(request).await;
+        let mut client = ProductServiceClient::new(instance.clone());
+        for _ in 0..WARM_TRIES {
+            // Refused, where the budget is small and the load has begun. An instance that never can will fail what is measured.
+            if client.batch_get_products(request.clone()).await.is_ok() {
+                break;
+            }
+            tokio::time::sleep(POLL).await;
+        }
     }
 }
 
@@ -98,22 +117,38 @@ async fn course(
     tokio::time::sleep(plan.warm_up).await;
     let (clock, hot) = (stage.clock, stage.products[..plan.load.hot].iter().copied().collect());
     let observer = Observer::start(connect(&world.postgres.url(), 1).await?, clock);
-    let stage = Stage::new(world, stage, fault.hold.min(plan.longest_hold).max(fault.shortest));
+    let stage =
+        Stage::new(world, plan, stage, fault.hold.min(plan.longest_hold).max(fault.shortest));
     let measured = clock.now();
     tokio::time::sleep(plan.baseline).await;
     let broken = clock.now();
-    (fault.act)(&stage).await?;
+    let mut trust = Trust::default();
+    tokio::select! {
+        acted = (fault.act)(&stage) => acted?,
+        never = trust.watch(&world.instances) => match never {},
+    }
     let mended = clock.now();
     stage.well();
     let trusted = trusted(world, plan.patience).await.then(|| clock.now());
     tokio::time::sleep(plan.aftermath).await;
     let ended = clock.now();
-    let (proofs, excuses) = stage.done();
+    let (proofs, breaches, excuses) = stage.done();
     let database = observer.between(broken, ended);
-    Ok(Course { measured, broken, mended, trusted, database, proofs, excuses, hot })
+    Ok(Course {
+        measured,
+        broken,
+        mended,
+        trusted,
+        database,
+        trust,
+        proofs,
+        breaches,
+        excuses,
+        hot,
+    })
 }
 
-/// Waits until every instance says that it trusts its memory on the change stream.
+/// Waits until every instance says that it trusts its memory.
 async fn trusted(world: &World, patience: Duration) -> bool {
     let began = Instant::now();
     for instance in &world.instances {

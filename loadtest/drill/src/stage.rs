@@ -6,13 +6,15 @@ use std::time::{Duration, Instant};
 use checker::history::{Clock, Micros};
 use devstack::{ChaosProxy, Redis, RedisCluster};
 
-use crate::Error;
 use crate::instance::Instance;
 use crate::world::{RedisSide, World};
+use crate::{Error, Plan};
 
 /// Longer than anything takes that a fault waits for.
 const PATIENCE: Duration = Duration::from_secs(120);
 const POLL: Duration = Duration::from_millis(20);
+/// P3 without a fault.
+const SOON: Duration = Duration::from_secs(1);
 
 /// The world, under load.
 pub struct Stage<'a> {
@@ -22,7 +24,12 @@ pub struct Stage<'a> {
     pub products: Vec<i64>,
     pub(crate) clock: Clock,
     pub(crate) hold: Duration,
+    /// Whether demands about speed count.
+    pub(crate) timed: bool,
+    /// How soon every instance serves a change, under a fault.
+    pub(crate) bound: Duration,
     proofs: Mutex<Vec<String>>,
+    breaches: Mutex<Vec<String>>,
     excuses: Mutex<Vec<Excuse>>,
 }
 
@@ -38,13 +45,21 @@ pub struct Excuse {
 }
 
 impl<'a> Stage<'a> {
-    pub(crate) fn new(world: &'a World, stage: checker::load::Stage, hold: Duration) -> Self {
+    pub(crate) fn new(
+        world: &'a World,
+        plan: &Plan,
+        stage: checker::load::Stage,
+        hold: Duration,
+    ) -> Self {
         Self {
             world,
             products: stage.products,
             clock: stage.clock,
             hold,
+            timed: plan.timed,
+            bound: plan.load.bound,
             proofs: Mutex::default(),
+            breaches: Mutex::default(),
             excuses: Mutex::default(),
         }
     }
@@ -83,6 +98,21 @@ impl<'a> Stage<'a> {
             held = holds().await;
         }
         self.prove(what, held)
+    }
+
+    /// A promise that only this fault asks for.
+    pub fn demand(&self, what: impl Into<String>, holds: bool) {
+        if !holds {
+            let mut breaches = self.breaches.lock().unwrap_or_else(PoisonError::into_inner);
+            breaches.push(what.into());
+        }
+    }
+
+    /// How soon every instance serves a change that the fault does not concern: P3, or with other work on the machine
+    /// the bound of the plan.
+    #[must_use]
+    pub fn soon(&self) -> Duration {
+        if self.timed { SOON } else { self.bound }
     }
 
     /// Excuses requests to this instance from now on, until the fault is over or it is said to be well.
@@ -131,10 +161,11 @@ impl<'a> Stage<'a> {
         &self.world.instances[0]
     }
 
-    pub(crate) fn done(self) -> (Vec<String>, Vec<Excuse>) {
-        let inner = PoisonError::into_inner;
-        let proofs = self.proofs.into_inner().unwrap_or_else(inner);
-        (proofs, self.excuses.into_inner().unwrap_or_else(PoisonError::into_inner))
+    /// Proofs, broken promises, and excuses.
+    pub(crate) fn done(self) -> (Vec<String>, Vec<String>, Vec<Excuse>) {
+        let proofs = self.proofs.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let breaches = self.breaches.into_inner().unwrap_or_else(PoisonError::into_inner);
+        (proofs, breaches, self.excuses.into_inner().unwrap_or_else(PoisonError::into_inner))
     }
 }
 

@@ -1,6 +1,7 @@
 //! The private servers and the instances of one drill.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use checker::Target;
@@ -47,7 +48,9 @@ pub struct World {
     pub postgres: Postgres,
     /// Loads at once that all instances together may have in Postgres.
     pub budget: usize,
-    _dir: TempDir,
+    program: PathBuf,
+    arguments: Vec<String>,
+    dir: TempDir,
 }
 
 impl World {
@@ -59,7 +62,7 @@ impl World {
         let (postgres, redis) = tokio::task::block_in_place(|| servers(fault))?;
         let mut database_url = postgres.url();
         let sql = connect(&database_url, 4).await?;
-        // Not the instances': without it nobody could say how many loads there were.
+        // Not the instances': without it the loads could not be counted.
         sql.execute("CREATE EXTENSION pg_stat_statements").await?;
         let to_postgres = through_proxy(&mut database_url, postgres.port())?;
         let (redis, redis_url) = match redis {
@@ -98,7 +101,21 @@ impl World {
             instance.serving().await?;
         }
         let budget = plan.instances * (loads(fault.options) + RELAY);
-        Ok(Self { instances, sql, to_postgres, redis, postgres, budget, _dir: dir })
+        let program = plan.program.clone();
+        Ok(Self { instances, sql, to_postgres, redis, postgres, budget, program, arguments, dir })
+    }
+
+    /// Another instance, which does not run yet: with the same options, but for the database.
+    #[must_use]
+    pub fn instance_on(&self, database_url: &str) -> Instance {
+        let own = self.arguments.iter().skip_while(|argument| *argument != "--database-url").nth(1);
+        let replaced = |argument: &String| match own {
+            Some(own) if argument == own => database_url.to_owned(),
+            _ => argument.clone(),
+        };
+        let arguments: Vec<String> = self.arguments.iter().map(replaced).collect();
+        let number = self.instances.len();
+        Instance::new((&self.program, &arguments), self.dir.path(), None, number, false)
     }
 
     /// What the checker drives.

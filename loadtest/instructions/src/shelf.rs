@@ -82,6 +82,7 @@ impl Shelf {
         let args = args.map_err(|error| Error::Failed(error.to_string()))?.serve;
         let metrics = Metrics::new();
         let postgres = Postgres::new(&args.postgres(), Arc::clone(&metrics));
+        let postgres = postgres.map_err(Error::Failed)?;
         let redis = Redis::connect(args.redis(), Arc::clone(&metrics), Controls::default());
         let recent = Arc::new(RecentChanges::new(args.caching.max_recent_changes));
         let hot = HotCache::new(args.hot_cache(), Arc::clone(&recent), Arc::clone(&metrics));
@@ -89,10 +90,11 @@ impl Shelf {
         let parts = Parts {
             hot: Arc::clone(&hot),
             recent,
+            change_reader: postgres.change_reader(),
             relay_vacancy: Arc::default(),
             hot_keys: Arc::new(HotKeys::new()),
             redis: Arc::new(redis.map_err(Error::Failed)?),
-            postgres: Arc::new(postgres.map_err(Error::Failed)?),
+            postgres: Arc::new(postgres),
             metrics: Arc::clone(&metrics),
             drain: Drain::default(),
             pauses: PausePoints::default(),

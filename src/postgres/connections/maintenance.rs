@@ -8,15 +8,13 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use sqlx::{Connection as _, Executor, PgConnection, SqlSafeStr, SqlStr};
 
-use super::{Connections, Idle, Opening};
+use super::{Connections, DEAD, Idle, Opening};
 use crate::postgres::within;
 
 /// How often. Too low: needless statements. Too high: that Postgres is down, or up again, is noticed late.
 const INTERVAL: Duration = Duration::from_millis(250);
 /// A connection that was silent for this long is asked for a sign of life.
 const SILENT: Duration = Duration::from_millis(700);
-/// No sign of life for this long: the connection is closed.
-const DEAD: Duration = Duration::from_secs(1);
 /// A connection is renewed when it is this old, so that an instance finds its way back after a failover of a load balancer, and
 /// what the server keeps for it does not grow for ever.
 const LIFETIME: Duration = Duration::from_secs(30 * 60);

@@ -12,7 +12,7 @@ use crate::harness::{Program, Stack, cache_status, get};
 type Row = (&'static str, &'static [&'static str], &'static str);
 
 /// Each setting that has bounds.
-const DURATIONS: [Row; 19] = [
+const DURATIONS: [Row; 20] = [
     ("database-acquire-timeout", &["0s", "2h"], "1ms to 1h"),
     ("database-statement-timeout", &["0s", "999us", "25days"], "1ms to 1day"),
     ("startup-timeout", &["2days"], "0s to 1day"),
@@ -25,7 +25,8 @@ const DURATIONS: [Row; 19] = [
     ("stale-if-error", &["50days"], "0s to 20days"),
     ("tombstone-ttl", &["0s", "50days"], "1ms to 20days"),
     ("relay-interval", &["0s", "61s"], "1ms to 1m"),
-    ("replay-window", &["2days"], "0s to 1day"),
+    ("change-poll-interval", &["0s", "61s"], "1ms to 1m"),
+    ("change-retention", &["0s", "99ms", "2days"], "100ms to 1day"),
     ("refresh-interval", &["0s", "600000years"], "10ms to 1h"),
     ("warm-timeout", &["61m"], "0s to 1h"),
     ("max-call-time", &["0s", "600000years"], "1ms to 1day"),
@@ -34,7 +35,7 @@ const DURATIONS: [Row; 19] = [
     ("drain-delay", &["2days"], "0s to 1day"),
 ];
 
-const NUMBERS: [Row; 12] = [
+const NUMBERS: [Row; 13] = [
     ("database-connections", &["0", "1", "4294967295"], "2 to 10000"),
     ("database-loads", &["0", "-1"], "1 to 9999"),
     ("database-queued-loads", &["100001", "many"], "0 to 100000"),
@@ -46,6 +47,7 @@ const NUMBERS: [Row; 12] = [
     ("max-streams-per-connection", &["0", "4294967295"], "1 to 1000000"),
     ("max-calls", &["0", "18446744073709551616"], "1 to 1000000"),
     ("max-unsent-bytes", &["0", "131071"], "131072 to 1099511627776"),
+    ("max-recent-changes", &["0", "1000000001"], "1 to 1000000000"),
     ("max-watchers", &["18446744073709551615"], "0 to 100000"),
 ];
 
@@ -65,8 +67,8 @@ const TOGETHER: [(&[(&str, &str)], &str); 8] = [
         "DATABASE_LOADS is 10, and loads would leave no connection to writes; use at most 9, one less than DATABASE_CONNECTIONS",
     ),
     (
-        &[("lease-wait", "1500ms")],
-        "LEASE_TTL is 2s, and no load would wait long enough to take over the lease of an instance that died; use at most LEASE_WAIT, which is 1s 500ms",
+        &[("lease-wait", "500ms")],
+        "LEASE_TTL is 1s, and no load would wait long enough to take over the lease of an instance that died; use at most LEASE_WAIT, which is 500ms",
     ),
     (
         &[("hot-lease", "6s")],
@@ -145,8 +147,9 @@ pub(super) async fn together(_: Stack) {
 /// A new setting needs a row above, or a reason to be here.
 pub(super) fn complete() {
     // Text, which is checked where it is used, and what is either true or false.
-    const WITHOUT_BOUNDS: [&str; 8] = [
+    const WITHOUT_BOUNDS: [&str; 9] = [
         "database-url",
+        "migrate",
         "redis-url",
         "redis-cluster",
         "redis-namespace",
@@ -186,7 +189,7 @@ pub(super) async fn zeros(stack: Stack) {
         ["0", "0s"].contains(&least).then(|| [format!("--{flag}"), least.to_owned()])
     };
     let arguments: Vec<String> = rows().filter_map(zero).flatten().collect();
-    assert_eq!(arguments.len(), 2 * 9, "{arguments:?}");
+    assert_eq!(arguments.len(), 2 * 8, "{arguments:?}");
     serves(&stack, &arguments).await;
 }
 

@@ -7,22 +7,22 @@ use crate::fault::Fault;
 use crate::instance::is_frozen;
 use crate::stage::{Stage, blocking};
 
-const MASTERS: usize = 3;
+pub(super) const MASTERS: usize = 3;
 /// First hash slot of each master of the beginning, and the end.
 const FIRST_SLOTS: [u16; MASTERS + 1] = [0, 5461, 10923, 16384];
-/// Everybody's key: the worst that can move or go.
-const STREAM: &str = "hotshelf:{changes}:stream";
 /// How many of the hottest products move.
 const MOVED: usize = 30;
 
 pub(super) fn all() -> Vec<Fault> {
+    // The replica may lack the last writes of its master.
+    let failover = |fault| Fault { redis_goes_back: true, ..fault };
     let all = [
-        Fault::of_cluster("cluster-master-killed", "kill -9, failover", |stage| {
+        failover(Fault::of_cluster("cluster-master-killed", "kill -9, failover", |stage| {
             Box::pin(master_killed(stage))
-        }),
-        Fault::of_cluster("cluster-master-frozen", "SIGSTOP, failover", |stage| {
+        })),
+        failover(Fault::of_cluster("cluster-master-frozen", "SIGSTOP, failover", |stage| {
             Box::pin(master_frozen(stage))
-        }),
+        })),
         Fault::of_cluster("cluster-resharding", "hot slots move: ASK, TRYAGAIN, MOVED", |stage| {
             Box::pin(resharding(stage))
         }),
@@ -33,6 +33,11 @@ pub(super) fn all() -> Vec<Fault> {
     all.map(|fault| Fault { demands: super::UNFELT, ..fault }).into()
 }
 
+/// A key in the slot of the product: only what is in braces counts.
+fn key_of(product: i64) -> String {
+    format!("x:{{{product}}}:p")
+}
+
 /// The slot of a key, and which of the first masters has it.
 fn place_of(cluster: &RedisCluster, key: &str) -> Result<(u16, usize), Error> {
     let slot = cluster.nodes()[0].command(&["CLUSTER", "KEYSLOT", key])?;
@@ -40,24 +45,35 @@ fn place_of(cluster: &RedisCluster, key: &str) -> Result<(u16, usize), Error> {
     Ok((slot, FIRST_SLOTS.iter().rposition(|first| *first <= slot).unwrap_or(0)))
 }
 
-async fn failover(stage: &Stage<'_>, replica: &Redis) -> Result<(), Error> {
+/// Which of the first masters has this product.
+pub(super) fn master_of(cluster: &RedisCluster, product: i64) -> Result<usize, Error> {
+    Ok(place_of(cluster, &key_of(product))?.1)
+}
+
+/// The first master of the hottest product, and its replica.
+pub(super) fn hottest_shard<'a>(stage: &Stage<'a>) -> Result<[&'a Redis; 2], Error> {
+    let cluster = stage.cluster()?;
+    let index = master_of(cluster, stage.products[0])?;
+    Ok([index, index + MASTERS].map(|index| &cluster.nodes()[index]))
+}
+
+async fn replica_takes_over(stage: &Stage<'_>, replica: &Redis) -> Result<(), Error> {
     let took_over = async || blocking(|| replica.role()).is_ok_and(|role| role == Role::Master);
     stage.prove_soon("its replica became master", took_over).await
 }
 
 /// How many nodes say `word` of another.
-fn said_of(node: &Redis, word: &str) -> usize {
+pub(super) fn said_of(node: &Redis, word: &str) -> usize {
     let known = blocking(|| node.command(&["CLUSTER", "NODES"])).unwrap_or_default();
     known.lines().filter(|line| line.split([' ', ',']).any(|field| field == word)).count()
 }
 
 async fn master_killed(stage: &Stage<'_>) -> Result<(), Error> {
     let cluster = stage.cluster()?;
-    let (_, index) = place_of(cluster, STREAM)?;
-    let (master, replica) = (&cluster.nodes()[index], &cluster.nodes()[index + MASTERS]);
+    let [master, replica] = hottest_shard(stage)?;
     master.kill();
-    stage.prove("the master of the change stream is gone", master.pid().is_none())?;
-    failover(stage, replica).await?;
+    stage.prove("the master of the hottest product is gone", master.pid().is_none())?;
+    replica_takes_over(stage, replica).await?;
     stage.prove("CLUSTER NODES says fail", said_of(replica, "fail") > 0)?;
     stage.hold().await;
     blocking(|| master.start_again().and_then(|()| cluster.wait_until_sound()))?;
@@ -66,13 +82,12 @@ async fn master_killed(stage: &Stage<'_>) -> Result<(), Error> {
 
 async fn master_frozen(stage: &Stage<'_>) -> Result<(), Error> {
     let cluster = stage.cluster()?;
-    let (_, index) = place_of(cluster, STREAM)?;
-    let (master, replica) = (&cluster.nodes()[index], &cluster.nodes()[index + MASTERS]);
+    let [master, replica] = hottest_shard(stage)?;
     master.pause();
     stage
         .prove_soon("its process is in state T", async || master.pid().is_some_and(is_frozen))
         .await?;
-    failover(stage, replica).await?;
+    replica_takes_over(stage, replica).await?;
     stage.hold().await;
     master.resume();
     blocking(|| cluster.wait_until_sound())?;
@@ -100,8 +115,7 @@ async fn half_gone(stage: &Stage<'_>) -> Result<(), Error> {
 async fn resharding(stage: &Stage<'_>) -> Result<(), Error> {
     let cluster = stage.cluster()?;
     let hottest = stage.products.iter().take(MOVED);
-    let keys = hottest.map(|product| format!("hotshelf:{{{product}}}:p"));
-    let keys: Vec<String> = keys.chain([STREAM.to_owned()]).collect();
+    let keys: Vec<String> = hottest.map(|product| key_of(*product)).collect();
     let pause = stage.hold / u32::try_from(keys.len()).unwrap_or(1) / 2;
     let (mut asked, mut moved) = (0, 0);
     for key in &keys {
@@ -115,7 +129,7 @@ async fn resharding(stage: &Stage<'_>) -> Result<(), Error> {
         tokio::time::sleep(pause).await;
     }
     stage.prove(format!("{asked} keys were answered with ASK, {moved} with MOVED"), asked > 0)?;
-    // From here on everybody can know.
+    // From here on every node can know.
     blocking(|| cluster.wait_until_sound())?;
     let told = async || blocking(|| keys.iter().all(|key| places_agree(cluster, key)));
     stage.prove_soon("all nodes agree where they are now", told).await
@@ -193,7 +207,7 @@ fn finish_moving(
         move_keys(from, to, &slot)?;
         left = from.command(&["CLUSTER", "COUNTKEYSINSLOT", &slot])?;
     }
-    // The new owner first, so that nobody is sent in circles.
+    // The new owner first, so that no caller is sent in circles.
     for node in std::iter::once(to).chain(&cluster.nodes()[..MASTERS]) {
         node.command(&["CLUSTER", "SETSLOT", &slot, "NODE", &target])?;
     }

@@ -12,8 +12,8 @@ use crate::fault::{Demands, Fault};
 use crate::instance::{Instance, is_frozen};
 use crate::stage::{Stage, blocking};
 
-/// So slow that the ordinary load is above what two loads at once can bring.
-const SLOW: Duration = Duration::from_millis(60);
+/// So slow that the ordinary load is above what one load at a time can bring: in the full plan, and with less load.
+const SLOW: [Duration; 2] = [Duration::from_millis(60), Duration::from_millis(250)];
 /// A refusal costs next to nothing: the rest is a busy machine.
 const QUICKLY: Duration = Duration::from_millis(100);
 /// More connections than there are descriptors left.
@@ -69,6 +69,7 @@ pub(super) fn all() -> Vec<Fault> {
         },
         Fault {
             options: &["--database-loads", "1", "--database-queued-loads", "2"],
+            changed_may_fail: true,
             demands: Demands { refused_within: Some(QUICKLY), ..Demands::CACHED_IS_SERVED },
             ..Fault::new("overload", "more loads than a small budget allows", |stage| {
                 Box::pin(overload(stage))
@@ -173,7 +174,7 @@ async fn cold_start(stage: &Stage<'_>) -> Result<(), Error> {
 
 async fn overload(stage: &Stage<'_>) -> Result<(), Error> {
     let proxy = &stage.world.to_postgres;
-    proxy.delay(Direction::ToClient, SLOW);
+    proxy.delay(Direction::ToClient, if stage.timed { SLOW[0] } else { SLOW[1] });
     let refusals = async || {
         let mut refused = 0.0;
         for instance in &stage.world.instances {

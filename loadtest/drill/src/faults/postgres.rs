@@ -41,7 +41,7 @@ async fn killed(stage: &Stage<'_>) -> Result<(), Error> {
     let postgres = &stage.world.postgres;
     blocking(|| postgres.kill());
     let refused = PgConnection::connect(&postgres.url()).await.is_err();
-    stage.prove("nobody can connect", refused && postgres.pid().is_none())?;
+    stage.prove("connections are refused", refused && postgres.pid().is_none())?;
     stage.hold().await;
     Ok(blocking(|| postgres.start_again())?)
 }
