@@ -147,7 +147,8 @@ impl Catalog {
             if missing.is_empty() {
                 return;
             }
-            missing = self.load_under_leases(missing).await;
+            // Boxed, so that what Redis answers does not carry the way to Postgres with it.
+            missing = Box::pin(self.load_under_leases(missing)).await;
         }
         self.load_without_lease(missing, None).await;
     }

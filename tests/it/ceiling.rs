@@ -1,7 +1,5 @@
 //! An entry in Redis with a version that PostgreSQL has not given out is never served, and no entry is past its hard TTL.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
 use hotshelf::config::ServeArgs;
 use hotshelf::controls::Protection;
 use hotshelf::proto::get_product_request::Freshness;
@@ -28,7 +26,8 @@ fn plain(args: &mut ServeArgs) {
 }
 
 /// The bytes of an entry with another head, and the checksum that fits it.
-fn forged(mut bytes: Vec<u8>, change: impl FnOnce(&mut [u8])) -> Vec<u8> {
+fn forged(bytes: &[u8], change: impl FnOnce(&mut [u8])) -> Vec<u8> {
+    let mut bytes = bytes.to_vec();
     change(&mut bytes);
     let mut checksum = crc32fast::Hasher::new();
     checksum.update(&bytes[..26]);
@@ -71,11 +70,11 @@ async fn is_real(stack: &Stack, id: i64) -> bool {
     held.is_none() || held == Some((stack.version(id).await, false))
 }
 
-async fn never_served(stack: &Stack, change: impl Fn(Vec<u8>) -> Vec<u8>) {
+async fn never_served(stack: &Stack, change: impl Fn(&[u8]) -> Vec<u8>) {
     let (_filler, node, ids) = unread(stack).await;
     for id in ids {
         let bytes = stack.redis_value(id).await.unwrap();
-        stack.redis_put(id, &change(bytes)).await;
+        stack.redis_put(id, &change(&bytes)).await;
     }
     assert_eq!(read(stack, &node, ids).await, ["old"; 3]);
     assert_eq!(node.metric(IMPOSSIBLE).await, 3.0);
@@ -90,9 +89,8 @@ async fn removed(stack: Stack) {
     never_served(&stack, |bytes| forged(bytes, impossible)).await;
 }
 
-fn gone(mut bytes: Vec<u8>) -> Vec<u8> {
-    bytes.truncate(30);
-    forged(bytes, |bytes| {
+fn gone(bytes: &[u8]) -> Vec<u8> {
+    forged(&bytes[..30], |bytes| {
         bytes[1] = 1;
         impossible(bytes);
     })
@@ -104,9 +102,9 @@ async fn tombstone(stack: Stack) {
 
 async fn updated(stack: Stack) {
     let (a, b, ids) = unread(&stack).await;
-    for (id, change) in ids.into_iter().zip([gone, |bytes| forged(bytes, impossible)]) {
+    for (id, change) in ids.into_iter().zip([gone, |bytes: &[u8]| forged(bytes, impossible)]) {
         let bytes = stack.redis_value(id).await.unwrap();
-        stack.redis_put(id, &change(bytes)).await;
+        stack.redis_put(id, &change(&bytes)).await;
         // The one has an older version in its memory, the other has nothing.
         let new = rename(&a, id, "new").await;
         assert_eq!(a.product(id).await, new);
@@ -124,7 +122,7 @@ async fn unprotected(stack: Stack) {
     }
     for id in ids {
         let bytes = stack.redis_value(id).await.unwrap();
-        stack.redis_put(id, &forged(bytes, impossible)).await;
+        stack.redis_put(id, &forged(&bytes, impossible)).await;
     }
     let update = AssertSqlSafe("UPDATE products SET name = 'new'".to_owned());
     sqlx::query(update).execute(&stack.sql).await.unwrap();
@@ -133,20 +131,16 @@ async fn unprotected(stack: Stack) {
     assert_eq!(node.metric(IMPOSSIBLE).await, 0.0);
 }
 
-/// As if it had been known two hours ago, which is past the hard TTL of an hour and a minute. `redis_put` sets no expiry.
-fn two_hours_old(bytes: Vec<u8>) -> Vec<u8> {
-    forged(bytes, |bytes| {
-        let known_at = SystemTime::now() - Duration::from_secs(7_200);
-        let millis = known_at.duration_since(UNIX_EPOCH).unwrap().as_millis();
-        bytes[10..18].copy_from_slice(&u64::try_from(millis).unwrap().to_be_bytes());
-    })
+/// With a hard TTL of a millisecond, which has passed. `redis_put` sets no expiry.
+fn expired(bytes: &[u8]) -> Vec<u8> {
+    forged(bytes, |bytes| bytes[18..26].copy_from_slice(&[0, 0, 0, 1, 0, 0, 0, 1]))
 }
 
 async fn past_hard(stack: Stack) {
     let (_filler, node, ids) = unread(&stack).await;
     for id in ids {
         let bytes = stack.redis_value(id).await.unwrap();
-        stack.redis_put(id, &two_hours_old(bytes)).await;
+        stack.redis_put(id, &expired(&bytes)).await;
     }
     let status = async |id| {
         let read = node.get(id).await.unwrap();
@@ -165,7 +159,7 @@ async fn past_hard_without_postgres(world: Private) {
         filler.product(id).await;
     }
     let bytes = world.redis_value(ids[0]).await.unwrap();
-    world.redis_put(ids[0], &two_hours_old(bytes)).await;
+    world.redis_put(ids[0], &expired(&bytes)).await;
     world.to_postgres.cut();
     let stale = "hotshelf; hit; detail=redis; stale";
     eventually("neither is known to be current any more", || async {
