@@ -146,7 +146,15 @@ impl Relay {
                 return work.reader.let_relay_go(&self.holder).await;
             }
             self.step(&mut work).await?;
-            if work.is_due() && !self.keep_up(&mut work).await? {
+            let holds = if work.upkeep_at <= Instant::now() {
+                self.keep_up(&mut work).await?
+            } else if work.has_news && work.is_idle() {
+                work.has_news = false;
+                work.reader.note_relayed(&self.holder).await?
+            } else {
+                true
+            };
+            if !holds {
                 return Ok(());
             }
             if work.bulk.is_empty() {
@@ -299,7 +307,7 @@ impl Relay {
             // Another instance held the lease meanwhile, and is further: this one begins anew.
             return work.reader.let_relay_go(&self.holder).await.map(|()| false);
         }
-        let done = work.pending.is_empty() && work.bulk.is_empty();
+        let done = work.is_idle();
         let seen = work.reader.seen().clone();
         work.has_news = false;
         if self.controls.holds(Protection::Epoch) {
@@ -348,10 +356,9 @@ impl Work<'_> {
         self.retry_at = Instant::now() + PAUSE_AFTER_FAILURE;
     }
 
-    /// Once a second, and soon when all is applied.
-    fn is_due(&self) -> bool {
-        let idle = self.pending.is_empty() && self.bulk.is_empty();
-        self.upkeep_at <= Instant::now() || self.has_news && idle
+    /// Whether all that was read is applied.
+    fn is_idle(&self) -> bool {
+        self.pending.is_empty() && self.bulk.is_empty()
     }
 
     fn have_applied(&mut self, changes: &[Change]) {

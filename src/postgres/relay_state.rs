@@ -33,6 +33,8 @@ const MARK: &str = concat!(
     // Waits for an epoch that is being raised, and sees then that the lease is lost.
     " FOR NO KEY UPDATE RETURNING id, token::text"
 );
+const NOTE_RELAYED: &str =
+    concat!("UPDATE hotshelf.feed SET relayed = $4::pg_snapshot WHERE ", fenced!());
 /// The marker before the rows, so that no instance takes rows that are gone for rows that never were. It is the newest mark that is old enough
 /// and relayed, or so old that no entry of Redis can be older.
 const ADVANCE: &str = concat!(
@@ -126,6 +128,19 @@ impl ChangeReader {
             knows.fetch_one(connection).await
         };
         self.run(knows).await
+    }
+
+    /// Notes that all that was read is relayed. Between marks, which are kept for hours: with one for each write there would be too
+    /// many to look through. Returns whether this instance still holds the lease.
+    pub(crate) async fn note_relayed(&mut self, holder: &str) -> Result<bool, Error> {
+        let (relayed, Some((identity, epoch))) = (self.seen().to_string(), self.epoch()) else {
+            return Ok(false);
+        };
+        let note = async |connection: &mut PgConnection| {
+            let note = sqlx::query(NOTE_RELAYED).bind(holder).bind(identity).bind(epoch);
+            note.bind(relayed).execute(connection).await
+        };
+        Ok(self.run(note).await?.rows_affected() == 1)
     }
 
     /// Notes how far the outbox is relayed, and prunes what has been kept for long enough. Returns whether this instance still

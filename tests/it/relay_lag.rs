@@ -1,7 +1,7 @@
 //! P3 while changes are not applied to Redis although everything else works: neither memory nor what Redis holds and is old
 //! is served. And while Postgres does not say what is current, what is cached is served all the same, marked stale.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hotshelf::config::ServeArgs;
 use hotshelf::controls::Protection;
@@ -19,6 +19,7 @@ pub fn register(suite: &mut Suite<'_>) {
         "relay_lag::while_postgres_does_not_answer_no_read_waits_for_what_is_cached",
         no_read_waits,
     );
+    suite.single("relay_lag::marks_are_made_once_a_second_however_many_changes_come", marks);
 }
 
 /// Nothing but the recent changes says that a copy is old.
@@ -115,4 +116,21 @@ async fn no_read_waits(world: Private) {
         cache_status(&node.get(in_memory).await.unwrap()) == "hotshelf; hit; detail=hot"
     })
     .await;
+}
+
+/// They are kept for hours, and looked through once a second.
+async fn marks(stack: Stack) {
+    const CHANGES: u32 = 40;
+    let _relays = stack.node_with(trusting).await;
+    let count = async || -> i64 {
+        let count = sqlx::query_scalar("SELECT max(id) FROM hotshelf.marks");
+        count.fetch_one(&stack.sql).await.unwrap()
+    };
+    let (began, before) = (Instant::now(), count().await);
+    for _ in 0..CHANGES {
+        stack.insert("each is relayed alone").await;
+        assert_eq!(stack.outbox().await, 0);
+    }
+    let most = i64::try_from(began.elapsed().as_secs()).unwrap() + 2;
+    assert!(count().await - before <= most, "{} marks", count().await - before);
 }
