@@ -123,7 +123,7 @@ async fn marks(stack: Stack) {
     const CHANGES: u32 = 40;
     let _relays = stack.node_with(trusting).await;
     let count = async || -> i64 {
-        let count = sqlx::query_scalar("SELECT max(id) FROM hotshelf.marks");
+        let count = sqlx::query_scalar("SELECT coalesce(max(id), 0) FROM hotshelf.marks");
         count.fetch_one(&stack.sql).await.unwrap()
     };
     let (began, before) = (Instant::now(), count().await);
