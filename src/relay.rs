@@ -29,7 +29,7 @@ const BATCH: usize = 1_000;
 const REMOVED: usize = 500;
 /// How long the lease lasts. Too high: Redis is cleaned later when the relay dies. Too low: a pause ends it.
 const LEASE: Duration = Duration::from_secs(3);
-/// How often the lease is renewed, a mark is made, and the outbox is pruned.
+/// How often the lease is renewed and a mark is made.
 const UPKEEP: Duration = Duration::from_secs(1);
 /// Versions of deleted products that are pruned at once.
 const PRUNED: u32 = 1_000;
@@ -81,6 +81,8 @@ struct Work<'a> {
     scope: String,
     retry_at: Instant,
     upkeep_at: Instant,
+    /// Whether there is something to prune.
+    is_pruning: bool,
 }
 
 impl Relay {
@@ -140,6 +142,7 @@ impl Relay {
             scope: String::new(),
             retry_at: now,
             upkeep_at: now,
+            is_pruning: false,
         };
         loop {
             if !self.controls.holds(Protection::Relay) {
@@ -156,6 +159,9 @@ impl Relay {
             };
             if !holds {
                 return Ok(());
+            }
+            if work.is_pruning {
+                work.is_pruning = self.prune(&mut work).await?;
             }
             if work.bulk.is_empty() {
                 // Jittered, so that polls do not fall into step with a writer.
@@ -297,7 +303,22 @@ impl Relay {
         Ok(())
     }
 
-    /// Renews the lease, makes a mark and prunes the outbox. Returns whether the lease is still held.
+    /// Prunes in parts, as much as is written. Returns whether there may be more.
+    async fn prune(&self, work: &mut Work<'_>) -> Result<bool, postgres::Error> {
+        let more = work.reader.prune_outbox().await?;
+        // What was deleted longer ago than any entry lives is older than nothing.
+        let deleted = self.postgres.prune_deleted(self.keep().unrelayed * 2, PRUNED).await?;
+        Ok(more || deleted >= u64::from(PRUNED))
+    }
+
+    fn keep(&self) -> Retention {
+        Retention {
+            relayed: self.options.retention,
+            unrelayed: self.options.ttl.longest().max(self.options.retention),
+        }
+    }
+
+    /// Renews the lease, makes a mark and notes what may be pruned. Returns whether the lease is still held.
     async fn keep_up(&self, work: &mut Work<'_>) -> Result<bool, postgres::Error> {
         work.upkeep_at = Instant::now() + UPKEEP;
         let Some(relayed) = work.reader.hold_relay(&self.holder, LEASE).await? else {
@@ -317,13 +338,8 @@ impl Relay {
             return Ok(false);
         };
         let _ = self.redis.leave_mark(&format!("{} {}", mark.id, mark.token)).await;
-        let keep = Retention {
-            relayed: self.options.retention,
-            unrelayed: self.options.ttl.longest().max(self.options.retention),
-        };
-        // What was deleted longer ago than any entry lives is older than nothing.
-        self.postgres.prune_deleted(keep.unrelayed * 2, PRUNED).await?;
-        work.reader.prune_outbox(&self.holder, done.then_some(&seen), keep).await
+        work.is_pruning = true;
+        work.reader.advance(&self.holder, done.then_some(&seen), self.keep()).await
     }
 }
 

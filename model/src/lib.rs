@@ -35,7 +35,7 @@
 //! | `RelayPoll` | reads the outbox after its cursor, and leaves a mark | `relay_on`, `mark` |
 //! | `RelaySupersede`, `RelayLoad`, `RelayReplace` | replaces what Redis holds and is older | `supersede.lua`, `load`, `replace` |
 //! | `RelayDelete` | deletes it: a bulk job, or what cannot be decoded | `remove` |
-//! | `RelayAdvance`, `Prune` | stores how far Redis reflects Postgres; rows are deleted | `prune_outbox` |
+//! | `RelayAdvance`, `Prune` | stores how far Redis reflects Postgres; rows are deleted | `advance`, `prune_outbox` |
 //! | `Probe` | reads the replication id and the key of it on a new connection | `probe`, `compare`, `replication.lua` |
 //! | `RedisFails` | a command fails, and was not executed | |
 //! | `EvictEntry`, `EvictSlot` | memory is short, or a hard TTL passes | |

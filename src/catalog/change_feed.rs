@@ -43,6 +43,7 @@ pub(super) struct ChangeFeed {
     /// Since when there are changes that Redis does not reflect.
     unrelayed_since: AtomicMoment,
     asked_for: Notify,
+    /// Told after each poll, also one that failed.
     polled: Notify,
 }
 
@@ -154,6 +155,7 @@ impl Catalog {
         if !self.feed.unreachable.swap(true, Ordering::Relaxed) {
             tracing::warn!(%error, "the outbox cannot be read; cached products are served, soon marked stale");
         }
+        self.feed.polled.notify_waiters();
     }
 
     /// What other instances publish.
@@ -189,6 +191,12 @@ impl Catalog {
         followed && known_at >= self.feed.redis_covered_since.load()
     }
 
+    /// Whether it takes a poll to tell that `entry` is not impossible.
+    pub(super) fn may_be_impossible(&self, entry: &Entry) -> bool {
+        entry.revision().version > self.feed.ceiling()
+            && self.controls.holds(Protection::VersionCeiling)
+    }
+
     /// What Redis holds, unless it claims a version that Postgres has not given out: of a database that was restored, or
     /// another program's. Such an entry is removed. While Postgres does not answer it counts as missing.
     pub(super) async fn unless_impossible(
@@ -197,6 +205,9 @@ impl Catalog {
         entry: Option<Entry>,
     ) -> Option<Entry> {
         let entry = entry?;
+        if !self.may_be_impossible(&entry) {
+            return Some(entry);
+        }
         let version = entry.revision().version;
         let ceiling = self.ceiling_above(version).await?;
         if version <= ceiling {
@@ -208,21 +219,21 @@ impl Catalog {
 
     /// The newest version that Postgres had given out by now: one above it is impossible. `None` when Postgres does not say.
     async fn ceiling_above(&self, version: Version) -> Option<Version> {
-        if version <= self.feed.ceiling() || !self.controls.holds(Protection::VersionCeiling) {
-            return Some(version.max(self.feed.ceiling()));
-        }
         let asked = Moment::now();
         let known = async {
             loop {
                 let polled = self.feed.polled.notified();
                 if self.hot.known_until() >= asked || version <= self.feed.ceiling() {
-                    return self.feed.ceiling();
+                    return Some(self.feed.ceiling());
+                }
+                if self.feed.is_unreachable() {
+                    return None;
                 }
                 self.feed.ask_for_poll();
                 polled.await;
             }
         };
-        tokio::time::timeout(ASKED_POLL, known).await.ok()
+        tokio::time::timeout(ASKED_POLL, known).await.ok().flatten()
     }
 }
 

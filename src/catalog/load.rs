@@ -122,18 +122,18 @@ impl Catalog {
 
     /// Lands what Redis holds fresh enough.
     async fn look_into_redis(&self, loads: Vec<Load>) -> Vec<Looked> {
-        let mut entries = self.redis.get_many(&ids(&loads)).await;
+        let entries = self.redis.get_many(&ids(&loads)).await;
         self.pauses.reach(Point::ReadRedis).await;
-        for (load, entry) in loads.iter().zip(&mut entries) {
-            if let Ok(entry) = entry {
-                *entry = self.unless_impossible(load.pilot.id(), entry.take()).await;
-            }
-        }
         let look = |(load, entry): (Load, Result<Option<Entry>, _>)| {
             let Ok(entry) = entry else {
                 self.metrics.lookups.inc(Lookup::RedisError);
                 return Looked::Unknown(load);
             };
+            if entry.as_ref().is_some_and(|entry| self.may_be_impossible(entry)) {
+                // Looked into where no other caller waits for it.
+                self.metrics.lookups.inc(Lookup::RedisStale);
+                return Looked::Missing(load);
+            }
             let (lookup, missed) = self.land_if_good(load, entry);
             // Here only: asking again under the lease, or while waiting for one, is the same read.
             self.metrics.lookups.inc(lookup);
@@ -214,15 +214,19 @@ impl Catalog {
     /// Asks for the leases of `loads`, lands what is in Redis by now, and sorts the rest by what is to be done.
     async fn ask_for_leases(&self, loads: Vec<Load>) -> Sorted {
         let asked = self.redis.try_leases(&ids(&loads)).await;
+        let possible = loads.iter().zip(asked).map(|(load, asked)| async {
+            let asked = asked.ok()?;
+            Some((self.unless_impossible(load.pilot.id(), asked.entry).await, asked.lease))
+        });
+        let possible = join_all(possible).await;
         let (mut sorted, mut needless) = (Sorted::default(), Vec::new());
-        for (load, asked) in loads.into_iter().zip(asked) {
-            let Ok(asked) = asked else {
+        for (load, asked) in loads.into_iter().zip(possible) {
+            let Some((entry, lease)) = asked else {
                 sorted.unknown.push(load);
                 continue;
             };
-            let entry = self.unless_impossible(load.pilot.id(), asked.entry).await;
             let (_, missed) = self.land_if_good(load, entry);
-            match (missed, asked.lease) {
+            match (missed, lease) {
                 (Some(load), Some(lease)) => {
                     sorted.ours.push(load);
                     sorted.leases.push(lease);
@@ -260,18 +264,20 @@ impl Catalog {
             self.readable(loads, leases, entries);
         self.redis.release(&failed).await;
         self.pauses.reach(Point::LoadedFromPostgres).await;
-        let fills = leases.iter().zip(&entries).map(|(lease, entry)| self.redis.fill(lease, entry));
+        let fills = loads.iter().zip(leases.iter().zip(&entries));
+        let fills = fills.map(|(load, (lease, entry))| async {
+            match self.redis.fill(lease, entry).await.ok()? {
+                Filled::Older(newer) | Filled::Lost(Some(newer)) => {
+                    let newer = self.unless_impossible(load.pilot.id(), Some(newer)).await;
+                    Some(Filled::Lost(newer))
+                }
+                filled => Some(filled),
+            }
+        });
         let filled = join_all(fills).await;
         self.pauses.reach(Point::FilledRedis).await;
         let mut again = Vec::new();
         for ((load, entry), filled) in loads.into_iter().zip(entries).zip(filled) {
-            let id = load.pilot.id();
-            let filled = match filled.ok() {
-                Some(Filled::Older(newer) | Filled::Lost(Some(newer))) => {
-                    Some(Filled::Lost(self.unless_impossible(id, Some(newer)).await))
-                }
-                filled => filled,
-            };
             again.extend(self.land_filled(load, entry, filled));
         }
         again

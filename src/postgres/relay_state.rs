@@ -45,21 +45,24 @@ const ADVANCE: &str = concat!(
              AND pg_snapshot_xmax(snapshot) >= pg_snapshot_xmax(pruned) \
          ORDER BY pg_snapshot_xmax(snapshot) DESC, id DESC LIMIT 1), pruned) \
      WHERE ",
-    fenced!(),
-    " RETURNING pruned::text"
+    fenced!()
 );
-const PRUNE: &str = "DELETE FROM hotshelf.outbox WHERE (xid, seq) IN ( \
+/// By the marker in the table: whoever runs it, and whenever, only rows go that may be gone. None by a marker that is to be repaired.
+const PRUNE: &str = "WITH marker AS (SELECT pruned FROM hotshelf.feed \
+        WHERE pg_snapshot_xmax(pruned) <= pg_snapshot_xmax(pg_current_snapshot())) \
+    DELETE FROM hotshelf.outbox WHERE (xid, seq) IN ( \
         SELECT xid, seq FROM hotshelf.outbox \
-        WHERE xid < pg_snapshot_xmax($1::pg_snapshot) AND pg_visible_in_snapshot(xid, $1::pg_snapshot) \
-        ORDER BY xid, seq LIMIT $2)";
+        WHERE xid < pg_snapshot_xmax((SELECT pruned FROM marker)) \
+            AND pg_visible_in_snapshot(xid, (SELECT pruned FROM marker)) \
+        ORDER BY xid, seq LIMIT $1)";
 const PRUNE_MARKS: &str = "DELETE FROM hotshelf.marks \
     WHERE mark_time < clock_timestamp() - 2 * $1::bigint * interval '1 millisecond' \
         AND id < (SELECT max(id) FROM hotshelf.marks)";
 const KNOWS_MARK: &str = "SELECT coalesce(EXISTS (SELECT FROM hotshelf.marks WHERE id = $1 AND token::text = $2) \
     OR $1 < (SELECT min(id) FROM hotshelf.marks), false)";
 const ABANDON_REDIS: &str = "UPDATE hotshelf.catalogue SET redis_epoch = gen_random_uuid()";
-/// Rows are packed: a chunk is a thousand changes for each of them at most.
-const CHUNK: i64 = 500;
+/// Rows that are deleted at once. They are packed: each is a thousand changes at most.
+const CHUNK: u32 = 500;
 
 /// How long rows of the outbox are kept.
 #[derive(Clone, Copy, Debug)]
@@ -143,9 +146,8 @@ impl ChangeReader {
         Ok(self.run(note).await?.rows_affected() == 1)
     }
 
-    /// Notes how far the outbox is relayed, and prunes what has been kept for long enough. Returns whether this instance still
-    /// holds the lease.
-    pub(crate) async fn prune_outbox(
+    /// Notes how far the outbox is relayed, and how far it may be pruned. Returns whether this instance still holds the lease.
+    pub(crate) async fn advance(
         &mut self,
         holder: &str,
         relayed: Option<&Snapshot>,
@@ -153,23 +155,32 @@ impl ChangeReader {
     ) -> Result<bool, Error> {
         let Some((identity, epoch)) = self.epoch() else { return Ok(false) };
         let relayed = relayed.map(Snapshot::to_string);
-        let prune = async |connection: &mut PgConnection| {
-            let advanced: Option<(String,)> = sqlx::query_as(ADVANCE)
+        let advance = async |connection: &mut PgConnection| {
+            let advanced = sqlx::query(ADVANCE)
                 .bind(holder)
                 .bind(identity)
                 .bind(epoch)
                 .bind(relayed)
                 .bind(millis(keep.relayed))
                 .bind(millis(keep.unrelayed))
-                .fetch_optional(&mut *connection)
+                .execute(&mut *connection)
                 .await?;
-            let Some((pruned,)) = advanced else { return Ok(false) };
-            sqlx::query(PRUNE).bind(pruned).bind(CHUNK).execute(&mut *connection).await?;
+            if advanced.rows_affected() == 0 {
+                return Ok(false);
+            }
             let oldest = millis(keep.unrelayed.max(keep.relayed));
             sqlx::query(PRUNE_MARKS).bind(oldest).execute(connection).await?;
             Ok(true)
         };
-        self.run(prune).await
+        self.run(advance).await
+    }
+
+    /// Deletes some of what may be pruned. Returns whether there may be more.
+    pub(crate) async fn prune_outbox(&mut self) -> Result<bool, Error> {
+        let prune = async |connection: &mut PgConnection| {
+            sqlx::query(PRUNE).bind(i64::from(CHUNK)).execute(connection).await
+        };
+        Ok(self.run(prune).await?.rows_affected() >= u64::from(CHUNK))
     }
 
     /// From now on no entry is used that Redis holds at this moment.

@@ -1,19 +1,23 @@
 //! An entry in Redis with a version that PostgreSQL has not given out is never served, and no entry is past its hard TTL.
 
+use std::time::{Duration, Instant};
+
 use hotshelf::config::ServeArgs;
 use hotshelf::controls::Protection;
+use hotshelf::pause::Point;
 use hotshelf::proto::get_product_request::Freshness;
 use hotshelf::proto::{BatchGetProductsRequest, GetProductRequest};
 use sqlx::AssertSqlSafe;
 use tonic::Code;
 
-use crate::harness::{Node, Private, Stack, Suite, cache_status, eventually};
+use crate::harness::{HANG, Node, Private, Stack, Suite, cache_status, eventually};
 use crate::newest_wins::rename;
 
 pub fn register(suite: &mut Suite<'_>) {
     suite.both("ceiling::an_impossible_version_is_never_served_and_removed", removed);
     suite.both("ceiling::an_impossible_tombstone_is_never_served_and_removed", tombstone);
     suite.both("ceiling::an_update_over_an_impossible_version_is_visible_at_once", updated);
+    suite.both("ceiling::many_impossible_versions_are_found_out_together", many);
     suite.both("ceiling::without_the_protection_an_impossible_version_is_served", unprotected);
     suite.both("ceiling::an_entry_past_its_hard_ttl_is_not_served", past_hard);
     suite.private("ceiling::nor_is_it_while_postgres_is_away", past_hard_without_postgres);
@@ -98,6 +102,35 @@ fn gone(bytes: &[u8]) -> Vec<u8> {
 
 async fn tombstone(stack: Stack) {
     never_served(&stack, gone).await;
+}
+
+/// Until a poll answers it is not known whether they are impossible; each is waited for a second at most.
+async fn many(stack: Stack) {
+    const COUNT: usize = 25;
+    let filler = stack.node_with(plain).await;
+    let mut ids = Vec::new();
+    for _ in 0..COUNT {
+        ids.push(stack.insert("old").await);
+        filler.product(ids[ids.len() - 1]).await;
+    }
+    let node = stack.node_with(plain).await;
+    for id in &ids[1..] {
+        let bytes = stack.redis_value(*id).await.unwrap();
+        stack.redis_put(*id, &forged(&bytes, impossible)).await;
+    }
+    let mut polling = node.pauses.arm(Point::PollOutbox);
+    let poll = tokio::time::timeout(HANG, polling.recv()).await.expect("it polls").unwrap();
+    let began = Instant::now();
+    let request = BatchGetProductsRequest { ids, ..Default::default() };
+    let read = node.client.clone().batch_get_products(request).await.unwrap().into_inner();
+    assert!(read.products.len() == COUNT && read.products.iter().all(|read| read.name == "old"));
+    assert!(
+        began.elapsed() < Duration::from_secs(20),
+        "{:?}: one after the other",
+        began.elapsed()
+    );
+    node.pauses.release(Point::PollOutbox);
+    drop(poll);
 }
 
 async fn updated(stack: Stack) {

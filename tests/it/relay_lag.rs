@@ -19,6 +19,7 @@ pub fn register(suite: &mut Suite<'_>) {
         "relay_lag::while_postgres_does_not_answer_no_read_waits_for_what_is_cached",
         no_read_waits,
     );
+    suite.single("relay_lag::what_is_relayed_is_pruned_as_fast_as_it_is_written", pruned);
     suite.single("relay_lag::marks_are_made_once_a_second_however_many_changes_come", marks);
 }
 
@@ -133,4 +134,22 @@ async fn marks(stack: Stack) {
     }
     let most = i64::try_from(began.elapsed().as_secs()).unwrap() + 2;
     assert!(count().await - before <= most, "{} marks", count().await - before);
+}
+
+/// A row for each change: 500 of them each second would take longer than the test may.
+async fn pruned(stack: Stack) {
+    const ROWS: i64 = 150_000;
+    let node = stack
+        .node_with(|args| {
+            trusting(args);
+            args.caching.change_retention = Duration::from_millis(100);
+        })
+        .await;
+    // Of one transaction, so that they become prunable together.
+    let write = "INSERT INTO hotshelf.outbox (product_ids, versions, deleted) \
+        SELECT ARRAY[1000000 + n / 1000], ARRAY[1::bigint], false FROM generate_series(1, $1) n";
+    sqlx::query(write).bind(ROWS).execute(&stack.sql).await.unwrap();
+    assert_eq!(stack.kept_changes().await, ROWS);
+    eventually("they are pruned", || async { stack.kept_changes().await == 0 }).await;
+    drop(node);
 }
