@@ -29,7 +29,7 @@ const BATCH: usize = 1_000;
 const REMOVED: usize = 500;
 /// How long the lease lasts. Too high: Redis is cleaned later when the relay dies. Too low: a pause ends it.
 const LEASE: Duration = Duration::from_secs(3);
-/// How often the lease is renewed and a mark is made.
+/// How often the lease is renewed, and a mark is made also when nothing was written.
 const UPKEEP: Duration = Duration::from_secs(1);
 /// Versions of deleted products that are pruned at once.
 const PRUNED: u32 = 1_000;
@@ -152,8 +152,7 @@ impl Relay {
             let holds = if work.upkeep_at <= Instant::now() {
                 self.keep_up(&mut work).await?
             } else if work.has_news && work.is_idle() {
-                work.has_news = false;
-                work.reader.note_relayed(&self.holder).await?
+                self.mark(&mut work).await? && work.reader.note_relayed(&self.holder).await?
             } else {
                 true
             };
@@ -303,7 +302,20 @@ impl Relay {
         Ok(())
     }
 
-    /// Prunes in parts, as much as is written. Returns whether there may be more.
+    /// Makes a mark in Postgres and in Redis: when it is not found any more Postgres went back. Soon after each write, or a restore
+    /// to just before it would not be noticed. Returns whether the lease is still held.
+    async fn mark(&self, work: &mut Work<'_>) -> Result<bool, postgres::Error> {
+        work.has_news = false;
+        let (seen, done) = (work.reader.seen().clone(), work.is_idle());
+        let mark = work.reader.mark(&self.holder, &seen, done).await?;
+        if let Some(mark) = &mark {
+            // The next one replaces it.
+            let _ = self.redis.leave_mark(&format!("{} {}", mark.id, mark.token)).await;
+        }
+        Ok(mark.is_some())
+    }
+
+    /// Prunes a part. Returns whether there may be more.
     async fn prune(&self, work: &mut Work<'_>) -> Result<bool, postgres::Error> {
         let more = work.reader.prune_outbox().await?;
         // What was deleted longer ago than any entry lives is older than nothing.
@@ -328,17 +340,11 @@ impl Relay {
             // Another instance held the lease meanwhile, and is further: this one begins anew.
             return work.reader.let_relay_go(&self.holder).await.map(|()| false);
         }
-        let done = work.is_idle();
-        let seen = work.reader.seen().clone();
-        work.has_news = false;
         if self.controls.holds(Protection::Epoch) {
             compare_marks(&self.redis, work.reader, &self.metrics).await?;
         }
-        let Some(mark) = work.reader.mark(&self.holder, &seen, done).await? else {
-            return Ok(false);
-        };
-        let _ = self.redis.leave_mark(&format!("{} {}", mark.id, mark.token)).await;
-        work.is_pruning = true;
+        work.is_pruning = self.mark(work).await?;
+        let (seen, done) = (work.reader.seen().clone(), work.is_idle());
         work.reader.advance(&self.holder, done.then_some(&seen), self.keep()).await
     }
 }

@@ -12,9 +12,10 @@ const HOLD: &str = "UPDATE hotshelf.feed \
     SET holder = $1::uuid, held_until = clock_timestamp() + $2::bigint * interval '1 millisecond' \
     WHERE holder = $1::uuid OR held_until < clock_timestamp() RETURNING relayed::text";
 /// A snapshot of the future is of before a crash that lost what was not on disk, or of the cluster that a dump was made of: its
-/// transactions' ids are given out again. So are those of rows from such a dump.
+/// transactions' ids are given out again. So are those of rows from such a dump. The newest marks first, some at a time.
 const REPAIR: &str = "WITH now AS (SELECT pg_snapshot_xmax(pg_current_snapshot()) AS xmax), \
-    lost AS (DELETE FROM hotshelf.marks USING now WHERE pg_snapshot_xmax(snapshot) > now.xmax), \
+    lost AS (DELETE FROM hotshelf.marks USING now WHERE pg_snapshot_xmax(snapshot) > now.xmax \
+        AND id = ANY(ARRAY(SELECT id FROM hotshelf.marks ORDER BY id DESC LIMIT 100))), \
     foreign_rows AS (DELETE FROM hotshelf.outbox WHERE xid >= pg_snapshot_xmax(pg_current_snapshot())) \
     UPDATE hotshelf.feed SET pruned = pg_current_snapshot(), relayed = '1:1:' FROM now \
     WHERE pg_snapshot_xmax(pruned) > now.xmax OR pg_snapshot_xmax(relayed) > now.xmax";
@@ -36,14 +37,14 @@ const MARK: &str = concat!(
 const NOTE_RELAYED: &str =
     concat!("UPDATE hotshelf.feed SET relayed = $4::pg_snapshot WHERE ", fenced!());
 /// The marker before the rows, so that no instance takes rows that are gone for rows that never were. It is the newest mark that is old enough
-/// and relayed, or so old that no entry of Redis can be older.
+/// and relayed, or so old that no entry of Redis can be older. Looked for from the newest on: there may be one for each write of hours.
 const ADVANCE: &str = concat!(
     "UPDATE hotshelf.feed SET relayed = coalesce($4::pg_snapshot, relayed), pruned = coalesce( \
         (SELECT snapshot FROM hotshelf.marks \
          WHERE (relayed AND mark_time < clock_timestamp() - $5::bigint * interval '1 millisecond' \
              OR mark_time < clock_timestamp() - $6::bigint * interval '1 millisecond') \
-             AND pg_snapshot_xmax(snapshot) >= pg_snapshot_xmax(pruned) \
-         ORDER BY pg_snapshot_xmax(snapshot) DESC, id DESC LIMIT 1), pruned) \
+             AND pg_snapshot_xmax(snapshot) BETWEEN pg_snapshot_xmax(pruned) AND pg_snapshot_xmax(pg_current_snapshot()) \
+         ORDER BY id DESC LIMIT 1), pruned) \
      WHERE ",
     fenced!()
 );
@@ -56,7 +57,8 @@ const PRUNE: &str = "WITH marker AS (SELECT pruned FROM hotshelf.feed \
             AND pg_visible_in_snapshot(xid, (SELECT pruned FROM marker)) \
         ORDER BY xid, seq LIMIT $1)";
 const PRUNE_MARKS: &str = "DELETE FROM hotshelf.marks \
-    WHERE mark_time < clock_timestamp() - 2 * $1::bigint * interval '1 millisecond' \
+    WHERE id = ANY(ARRAY(SELECT id FROM hotshelf.marks ORDER BY id LIMIT $2)) \
+        AND mark_time < clock_timestamp() - 2 * $1::bigint * interval '1 millisecond' \
         AND id < (SELECT max(id) FROM hotshelf.marks)";
 const KNOWS_MARK: &str = "SELECT coalesce(EXISTS (SELECT FROM hotshelf.marks WHERE id = $1 AND token::text = $2) \
     OR $1 < (SELECT min(id) FROM hotshelf.marks), false)";
@@ -133,8 +135,7 @@ impl ChangeReader {
         self.run(knows).await
     }
 
-    /// Notes that all that was read is relayed. Between marks, which are kept for hours: with one for each write there would be too
-    /// many to look through. Returns whether this instance still holds the lease.
+    /// Notes that all that was read is relayed. Returns whether this instance still holds the lease.
     pub(crate) async fn note_relayed(&mut self, holder: &str) -> Result<bool, Error> {
         let (relayed, Some((identity, epoch))) = (self.seen().to_string(), self.epoch()) else {
             return Ok(false);
@@ -169,7 +170,8 @@ impl ChangeReader {
                 return Ok(false);
             }
             let oldest = millis(keep.unrelayed.max(keep.relayed));
-            sqlx::query(PRUNE_MARKS).bind(oldest).execute(connection).await?;
+            let prune = sqlx::query(PRUNE_MARKS).bind(oldest).bind(i64::from(CHUNK));
+            prune.execute(connection).await?;
             Ok(true)
         };
         self.run(advance).await

