@@ -2,7 +2,7 @@
 //! same code, and a product is landed as soon as it is known.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 
@@ -21,6 +21,8 @@ use crate::redis::{Filled, Lease, Publish};
 /// A load that comes back older than what was committed meanwhile is done again this often; then the answer
 /// is given, and not kept.
 const MAX_ROUNDS: usize = 3;
+/// P3. Where memory is trusted for less, an answer that took as long is one all the same.
+const OLDEST_ANSWER: Duration = Duration::from_secs(1);
 
 /// A product on its way in.
 #[derive(Debug)]
@@ -296,9 +298,17 @@ impl Catalog {
                 self.land(load, held, ServedBy::Redis)
             }
             Some(Filled::Older(_) | Filled::Lost(_)) => Some(load),
+            Some(Filled::Stored) | None if self.is_overdue(&entry) => Some(load),
             // Redis did not answer: the load's floor is what protects memory.
             Some(Filled::Stored) | None => self.land(load, entry, ServedBy::Postgres),
         }
+    }
+
+    /// Whether what Postgres said is older than an answer may be, and nobody followed the changes since: this process, or
+    /// Postgres, stood still.
+    fn is_overdue(&self, entry: &Entry) -> bool {
+        let oldest = self.options.trust.max(OLDEST_ANSWER);
+        !self.hot.is_proven() && entry.known_at() < Moment::now().before(oldest)
     }
 
     /// Reads Postgres without a lease and so without filling Redis; at most what is older there is replaced.
@@ -321,10 +331,12 @@ impl Catalog {
             let _ = join_all(publishes).await;
         }
         for (load, entry) in loads.into_iter().zip(entries) {
-            let answer = entry.clone();
-            if let Some(load) = self.land(load, entry, ServedBy::Postgres) {
+            let (answer, from) = (entry.clone(), ServedBy::Postgres);
+            if self.is_overdue(&entry) {
+                load.pilot.land(Ok(Loaded { entry, from, unproven: true }));
+            } else if let Some(load) = self.land(load, entry, from) {
                 // It was current when it was asked for. Something newer is in memory, or will be.
-                load.pilot.land(Ok(Loaded::proven(answer, ServedBy::Postgres)));
+                load.pilot.land(Ok(Loaded::proven(answer, from)));
             }
         }
     }

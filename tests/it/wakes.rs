@@ -3,12 +3,13 @@
 
 use std::time::Duration;
 
+use hotshelf::pause::Point;
 use hotshelf::proto::{GetProductRequest, Product, ProductServiceClient};
 use nix::sys::signal::Signal;
 use sqlx::AssertSqlSafe;
 use tonic::transport::Channel;
 
-use crate::harness::{Program, Stack, Suite, eventually, get};
+use crate::harness::{HANG, Program, Stack, Suite, eventually, get};
 
 const LEASES: Duration = Duration::from_millis(300);
 // A call may sleep through much of the test.
@@ -28,6 +29,7 @@ const OPTIONS: [&str; 10] = [
 pub fn register(suite: &mut Suite<'_>) {
     suite.both("wakes::it_does_not_serve_what_it_believed", serves_nothing_old);
     suite.both("wakes::it_does_not_fill_what_it_had_loaded", fills_nothing_old);
+    suite.both("wakes::what_postgres_said_long_ago_is_asked_again", asks_again);
 }
 
 async fn read(mut client: ProductServiceClient<Channel>, id: i64) -> Product {
@@ -91,4 +93,34 @@ async fn fills_nothing_old(stack: Stack) {
     assert_eq!(reader.await.unwrap().name, "new");
     let filled = stack.redis_revision(id).await;
     assert!(filled.is_none() || filled == new, "{filled:?}, not {new:?}");
+}
+
+/// Neither a broken lease nor a poll tells the load that it is late.
+async fn asks_again(stack: Stack) {
+    let id = stack.insert("old").await;
+    let node = stack
+        .node_with(|args| {
+            args.caching.hot_lease = LEASES;
+            args.caching.max_staleness = LEASES;
+            args.caching.refresh_keys = 0;
+        })
+        .await;
+    let mut loaded = node.pauses.arm(Point::LoadedFromPostgres);
+    let mut client = node.client.clone();
+    let reader = tokio::spawn(async move { client.get_product(get(id)).await.unwrap() });
+    let load = tokio::time::timeout(HANG, loaded.recv()).await.unwrap().unwrap();
+    node.pauses.release(Point::LoadedFromPostgres);
+    let mut polls = node.pauses.arm(Point::PollOutbox);
+    let poll = tokio::time::timeout(HANG, polls.recv()).await.unwrap().unwrap();
+    let mut relays = node.pauses.arm(Point::RelayRead);
+    rename(&stack, id).await;
+    let relay = tokio::time::timeout(HANG, relays.recv()).await.unwrap().unwrap();
+    // Longer than anybody may be told what was so.
+    tokio::time::sleep(Duration::from_secs(1) + LEASES).await;
+    assert!(!node.hot.is_proven() && stack.is_leased(id).await);
+    drop(load);
+    assert_eq!(reader.await.unwrap().into_inner().name, "new");
+    node.pauses.release(Point::PollOutbox);
+    node.pauses.release(Point::RelayRead);
+    drop((poll, relay));
 }
