@@ -50,9 +50,6 @@ impl Catalog {
         self.drain.spawn_loop(BackgroundTask::RefreshOnRequest, move || {
             Arc::clone(&catalog).refresh_on_request(Arc::clone(&requests))
         });
-        let catalog = Arc::clone(self);
-        self.drain
-            .spawn_loop(BackgroundTask::RefreshAhead, move || Arc::clone(&catalog).refresh_ahead());
     }
 
     async fn refresh_on_request(
@@ -93,8 +90,8 @@ impl Catalog {
         }
     }
 
-    /// Loads what memory lacks of the fleet's hottest products, at most `patience` long: for an instance
-    /// that starts.
+    /// Loads what memory lacks of the fleet's hottest products, at most `patience` long, and keeps it fresh from then on:
+    /// for an instance that starts, and has read the outbox once. What is loaded before that is not trusted.
     pub async fn warm(self: &Arc<Self>, patience: Duration) {
         let warming = async {
             let ranking = self.redis.ranking(self.options.refresh_keys).await.unwrap_or_default();
@@ -110,6 +107,9 @@ impl Catalog {
             Ok(Err(error)) => tracing::warn!(%error, "starting without all hot products"),
             Err(_) => tracing::warn!(?patience, "starting without all hot products: out of time"),
         }
+        let catalog = Arc::clone(self);
+        self.drain
+            .spawn_loop(BackgroundTask::RefreshAhead, move || Arc::clone(&catalog).refresh_ahead());
     }
 
     /// Brings the hottest products into memory, and refreshes those that are nearly due.
