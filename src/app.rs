@@ -28,7 +28,7 @@ use crate::supervisor::Fault;
 /// How long a start waits for Redis before it goes on without.
 const REDIS_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a start waits for its connections to Postgres to be opened.
-const POSTGRES_PATIENCE: Duration = Duration::from_secs(2);
+const POSTGRES_PATIENCE: Duration = Duration::from_secs(5);
 /// Between two tries to reach Postgres when starting.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 

@@ -116,9 +116,11 @@ impl Postgres {
         })
     }
 
-    /// Opens the callers' connections, within `limit`: the first reads should not wait for that.
+    /// Opens the connections, within `limit`: the first reads should not wait for that.
     pub async fn warm(&self, limit: Duration) {
-        self.callers.warm(PREPARED, limit).await;
+        let callers = self.callers.warm(PREPARED, limit);
+        let background = self.background.warm(&PREPARED[..1], limit);
+        tokio::join!(callers, background);
     }
 
     /// Keeps connections open and alive, and finds out whether Postgres is down.
