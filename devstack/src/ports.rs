@@ -10,8 +10,8 @@ use crate::Error;
 
 /// Below the ports that Linux and macOS give to outgoing connections, so that a killed server finds
 /// its port still free when it starts again; and low enough that a cluster bus, 10000 ports higher,
-/// is below them too.
-const PORTS: Range<u16> = 10_000..22_000;
+/// is below them too, and leaves some for others.
+const PORTS: Range<u16> = 10_000..17_000;
 /// A Redis Cluster node listens for the other nodes this much higher.
 const BUS_OFFSET: u16 = 10_000;
 const ATTEMPTS: usize = 1_000;

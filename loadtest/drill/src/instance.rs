@@ -2,9 +2,11 @@
 
 use std::fs::{self, File};
 use std::net::TcpListener;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -180,9 +182,12 @@ impl Instance {
     }
 }
 
-/// A port that is free now, of those that neither devstack nor the system hands out.
+/// A port that is free now, of those that neither devstack nor the system hands out. Never the same twice: it is bound later.
 fn free_port() -> u16 {
-    let mut ports = std::iter::repeat_with(|| rand::random_range(22_000..32_000));
+    const PORTS: Range<u16> = 27_000..32_000;
+    static NEXT: LazyLock<AtomicU16> = LazyLock::new(|| rand::random_range(PORTS).into());
+    let next = || PORTS.start + NEXT.fetch_add(1, Ordering::Relaxed) % PORTS.len() as u16;
+    let mut ports = std::iter::repeat_with(next);
     ports.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).unwrap_or_default()
 }
 
