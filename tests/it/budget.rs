@@ -158,7 +158,8 @@ async fn cold_start(stack: Stack) {
     // All but those that run and those that wait are told while Postgres still hangs.
     let told = || reads.iter().filter(|read| read.is_finished()).count();
     eventually("the rest is told", || async { told() >= reads.len() / 2 }).await;
-    assert!(stack.running_loads().await <= 3 * LOADS);
+    let running = stack.running_loads().await;
+    assert!(running <= 3 * LOADS, "{running} at once");
     lock.rollback().await.unwrap();
     for read in join_all(reads).await {
         if let Err(refused) = read.unwrap() {

@@ -42,8 +42,8 @@ async fn locked_row(stack: Stack) {
     let mut lock = stack.sql.begin().await.unwrap();
     let row = format!("SELECT FROM products WHERE id = {id} FOR UPDATE");
     sqlx::query(AssertSqlSafe(row)).execute(&mut *lock).await.unwrap();
-    let waits = || async { stack.waiting_statements().await == 1 };
-    let nothing_waits = || async { stack.waiting_statements().await == 0 };
+    let waits = || async { stack.waiting_statements().await.len() == 1 };
+    let nothing_waits = || async { stack.waiting_statements().await.is_empty() };
     let update = tokio::spawn({
         let raw = raw(&node).await;
         async move { raw.call_within("5S", UPDATE, &late(id)).await }
@@ -78,7 +78,7 @@ async fn no_connection(stack: Stack) {
         let raw = raw(&node).await;
         async move { raw.call_within("20S", UPDATE, &late(other)).await }
     });
-    let waits = || async { stack.waiting_statements().await == 1 };
+    let waits = || async { stack.waiting_statements().await.len() == 1 };
     eventually("it holds the connection", waits).await;
     let ended = raw(&node).await.call_within("300m", UPDATE, &late(id)).await;
     assert_ended(&ended);

@@ -32,10 +32,27 @@ async fn interrupted(stack: Stack) {
     under_load(stack, Signal::SIGINT).await;
 }
 
-/// Whether the client's connection was closed before the call was sent on it.
-fn was_never_sent(status: &Status) -> bool {
+async fn all_hang(stack: &Stack, held: &[JoinHandle<Result<Product, Status>>]) {
+    eventually("all of them hang", async || {
+        assert!(!held.iter().any(JoinHandle::is_finished), "one of them does not hang");
+        let waiting = stack.waiting_statements().await;
+        assert!(waiting.len() <= held.len(), "{waiting:#?}");
+        waiting.len() == held.len()
+    })
+    .await;
+}
+
+/// Whether the client's connection was closed before the call was sent on it, or the call came after the last one that
+/// the server's GOAWAY accepts.
+fn was_never_accepted(status: &Status) -> bool {
     let mut causes = std::iter::successors(status.source(), |&cause| cause.source());
-    causes.any(|cause| cause.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_canceled))
+    causes.any(|cause| {
+        let canceled = cause.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_canceled);
+        let refused = cause.downcast_ref::<h2::Error>().is_some_and(|error| {
+            error.is_go_away() && error.is_remote() && error.reason() == Some(h2::Reason::NO_ERROR)
+        });
+        canceled || refused
+    })
 }
 
 /// A caller of quick reads over a connection of its own, until the signal is sent. Whatever it sent before that was
@@ -54,7 +71,7 @@ fn caller(
         connected.fetch_add(1, Ordering::SeqCst);
         while !signalled.load(Ordering::SeqCst) {
             match client.get_product(get(id)).await {
-                Err(status) if signalled.load(Ordering::SeqCst) && was_never_sent(&status) => {}
+                Err(status) if signalled.load(Ordering::SeqCst) && was_never_accepted(&status) => {}
                 read => drop(read.unwrap()),
             }
         }
@@ -73,7 +90,7 @@ async fn under_load(stack: Stack, signal: Signal) {
     }
     let lock = stack.lock_products().await;
     let held: Vec<_> = ids.iter().map(|id| hold(&program, *id)).collect();
-    eventually("all of them hang", async || stack.waiting_statements().await == HELD as i64).await;
+    all_hang(&stack, &held).await;
     let signalled = Arc::new(AtomicBool::new(false));
     let connected = Arc::new(AtomicUsize::new(0));
     let callers: Vec<_> =
@@ -177,9 +194,10 @@ async fn grace(stack: Stack) {
         ["--drain-grace", "300ms", "--database-statement-timeout", "1h", "--max-call-time", "1h"];
     let program = Program::serve(&stack, &arguments).await;
     let lock = stack.lock_products().await;
-    let held = hold(&program, id);
-    eventually("it hangs", async || stack.waiting_statements().await == 1).await;
+    let held = [hold(&program, id)];
+    all_hang(&stack, &held).await;
     program.signal(Signal::SIGTERM);
+    let [held] = held;
     // The lock is held all the while, so only the grace can end it.
     let ended = tokio::time::timeout(HANG, program.ended()).await;
     assert_eq!(ended.expect("within its grace"), Some(0));

@@ -68,7 +68,7 @@ async fn callers_deadline(stack: Stack) {
     let lock = stack.lock_products().await;
     let raw = Raw::connect(node.grpc_addr.port()).await;
     let request = get(id);
-    let hangs = eventually("it hangs", async || stack.waiting_statements().await == 1);
+    let hangs = eventually("it hangs", async || stack.waiting_statements().await.len() == 1);
     let (late, ()) = tokio::join!(raw.call_within("5S", GET, &request), hangs);
     assert_refused(&late, Code::DeadlineExceeded, "DEADLINE_EXCEEDED", false);
     next_reader_joins(&stack, &node, id, lock).await;
@@ -79,7 +79,7 @@ async fn hang_up(stack: Stack) {
     let node = without_refresh(&stack).await;
     let lock = stack.lock_products().await;
     let first = spawn_get(&node, id);
-    eventually("it hangs", async || stack.waiting_statements().await == 1).await;
+    eventually("it hangs", async || stack.waiting_statements().await.len() == 1).await;
     first.abort();
     let cancelled = concat!(
         r#"grpc_server_handled_total{grpc_code="CANCELLED",grpc_method="GetProduct","#,
@@ -197,7 +197,7 @@ async fn streams(stack: Stack) {
         })
     };
     let first = spawn(GET, get(id).encode_to_vec());
-    eventually("it hangs", async || stack.waiting_statements().await == 1).await;
+    eventually("it hangs", async || stack.waiting_statements().await.len() == 1).await;
     let second = spawn(CHECK, Vec::new());
     for _ in 0..20 {
         assert_eq!(health(node.grpc_addr.port()).await, Some(ServingStatus::Serving));

@@ -1,13 +1,13 @@
 //! Leases: who loads, and what happens when the one who loads dies.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hotshelf::config::ServeArgs;
 use hotshelf::pause::Point;
 use hotshelf::product::ProductId;
 use sqlx::Executor;
 
-use crate::harness::{HANG, Node, Program, Stack, Suite, eventually, get};
+use crate::harness::{HANG, Node, Program, Stack, StallMeter, Suite, eventually, get};
 
 /// Longer than any test.
 const FOR_EVER: Duration = Duration::from_secs(600);
@@ -21,6 +21,38 @@ pub fn register(suite: &mut Suite<'_>) {
     );
     suite.both("lease::what_everybody_gave_up_does_not_wait_for_a_lease", given_up);
     suite.both("lease::a_load_that_fails_gives_its_lease_back", failed_load);
+    suite.alone(|suite| {
+        suite.both("lease::when_its_holder_is_killed_others_wait_a_second_and_a_half", wait);
+    });
+}
+
+/// With the program's own TTL.
+async fn wait(stack: Stack) {
+    let id = stack.insert("walnut desk lamp").await;
+    let own = ["--lease-ttl", "1s", "--lease-wait", "2s"];
+    let (holder, waiter) = (Program::serve(&stack, &own).await, Program::serve(&stack, &own).await);
+    let lock = stack.lock_products().await;
+    let mut client = holder.client().await;
+    let held = tokio::spawn(async move { client.get_product(get(id)).await });
+    eventually("the lease is taken", || stack.is_leased(id)).await;
+    let mut client = waiter.client().await;
+    let waits = tokio::spawn(async move { client.get_product(get(id)).await });
+    let held_by_other = "hotshelf_lease_total{outcome=\"held\"} ";
+    eventually("the other waits", || async {
+        let (_, exposition) = waiter.admin("/metrics").await;
+        let mut counts = exposition.lines().filter_map(|line| line.strip_prefix(held_by_other));
+        counts.any(|count| count != "0")
+    })
+    .await;
+    let stalls = StallMeter::start();
+    let killed = Instant::now();
+    holder.kill().await;
+    lock.rollback().await.unwrap();
+    waits.await.unwrap().unwrap();
+    let (waited, stalled) = (killed.elapsed(), stalls.longest());
+    assert!(held.await.unwrap().is_err());
+    let allowed = Duration::from_millis(1_500) + stalled;
+    assert!(waited <= allowed, "{waited:?}; a thread that slept was {stalled:?} late");
 }
 
 async fn killed_holder(stack: Stack) {

@@ -41,8 +41,9 @@ async fn one_instance(stack: Stack) {
     let held = async {
         let load = tokio::time::timeout(HANG, loaded.recv()).await.unwrap();
         node.pauses.release(Point::LoadedFromPostgres);
+        // And the refresher, perhaps: it is the hottest product.
         eventually("the others join", || async {
-            node.metric("hotshelf_singleflight_joined_total").await == 999.0
+            node.metric("hotshelf_singleflight_joined_total").await >= 999.0
         })
         .await;
         drop(load);

