@@ -21,7 +21,7 @@ use crate::redis::{Filled, Lease, Publish};
 /// A load that comes back older than what was committed meanwhile is done again this often; then the answer
 /// is given, and not kept.
 const MAX_ROUNDS: usize = 3;
-/// P3. Where memory is trusted for less, an answer that took as long is one all the same.
+/// The bound of P3 without a fault. Where `max_staleness` is less, a load may still take this long.
 const OLDEST_ANSWER: Duration = Duration::from_secs(1);
 
 /// A product on its way in.
@@ -304,11 +304,11 @@ impl Catalog {
         }
     }
 
-    /// Whether what Postgres said is older than an answer may be, and nobody followed the changes since: this process, or
-    /// Postgres, stood still.
+    /// Whether what Postgres returned is older than an answer may be, and the change feed has not advanced since: this process
+    /// or Postgres stood still.
     fn is_overdue(&self, entry: &Entry) -> bool {
-        let oldest = self.options.trust.max(OLDEST_ANSWER);
-        !self.hot.is_proven() && entry.known_at() < Moment::now().before(oldest)
+        let oldest = Moment::now().before(self.options.trust.max(OLDEST_ANSWER));
+        entry.known_at() < oldest && self.hot.known_until() < oldest
     }
 
     /// Reads Postgres without a lease and so without filling Redis; at most what is older there is replaced.
