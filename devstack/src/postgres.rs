@@ -91,6 +91,17 @@ impl Postgres {
         self.port
     }
 
+    /// Runs one of the client programs of this server's version, such as `pg_dump`, to its end.
+    ///
+    /// # Errors
+    /// When it cannot be started or fails, with what it printed.
+    pub fn run_client(&self, program: &str, arguments: &[&str]) -> Result<(), Error> {
+        let run = self.install.run(program, |client| {
+            client.args(arguments);
+        });
+        run.map(drop)
+    }
+
     /// The postmaster's pid, or `None` when the server does not run.
     #[must_use]
     pub fn pid(&self) -> Option<u32> {

@@ -1,8 +1,12 @@
 //! Two databases with the same Redis and namespace: each is served its own products, and the operator is told.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+
 use hotshelf::config::ServeArgs;
 use sqlx::postgres::PgPool;
 use sqlx::{AssertSqlSafe, Executor};
+use tonic::Code;
 
 use crate::harness::{Node, Program, Stack, Suite, connect, eventually};
 use crate::newest_wins::rename;
@@ -10,6 +14,7 @@ use crate::newest_wins::rename;
 pub fn register(suite: &mut Suite<'_>) {
     suite.both("identity::a_copy_of_the_database_is_another_catalogue", copy);
     suite.both("identity::another_database_is_another_catalogue", different);
+    suite.both("identity::a_dump_that_was_restored_is_another_catalogue", restored);
     suite.single("identity::two_databases_in_one_namespace_are_reported_on_both", reported);
     suite.single("identity::outbox_rows_of_another_cluster_do_no_harm", foreign_rows);
 }
@@ -84,6 +89,28 @@ async fn copy(stack: Stack) {
     let id = stack.insert_unheard("same").await;
     let (url, sql) = copy_of(&stack, &stack.namespace).await;
     apart(&stack, &url, &sql, id).await;
+}
+
+/// By `pg_dump` and `pg_restore`, while the triggers record changes.
+async fn restored(stack: Stack) {
+    let ids = [stack.insert_unheard("same").await, stack.insert_unheard("deleted").await];
+    let delete = "DELETE FROM products WHERE id = $1";
+    sqlx::query(delete).bind(ids[1]).execute(&stack.sql).await.unwrap();
+    let version = stack.version(ids[0]).await;
+    let dir = tempfile::tempdir_in("/tmp").unwrap();
+    // PostgreSQL's programs run as another user where the tests run as root.
+    std::fs::set_permissions(dir.path(), Permissions::from_mode(0o777)).unwrap();
+    let file = dir.path().join("dump").display().to_string();
+    let dump = ["--format=custom", "--file", &file, &stack.database_url];
+    stack.run_postgres_client("pg_dump", &dump).await;
+    let (url, sql) = copy_of(&stack, "template0").await;
+    let restore = ["--exit-on-error", "--dbname", &url, &file];
+    stack.run_postgres_client("pg_restore", &restore).await;
+    let restored = node_on(&stack, &url).await;
+    assert_eq!(restored.product(ids[0]).await.version, version);
+    assert_eq!(restored.get(ids[1]).await.unwrap_err().code(), Code::NotFound);
+    drop(restored);
+    apart(&stack, &url, &sql, ids[0]).await;
 }
 
 async fn different(stack: Stack) {

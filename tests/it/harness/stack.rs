@@ -49,7 +49,7 @@ pub struct Stack {
     relayed_by_somebody: AtomicBool,
     redis: Client,
     // Kept, so that nobody stops them meanwhile.
-    _servers: (Arc<Postgres>, Option<Arc<Redis>>, Option<Arc<RedisCluster>>),
+    servers: (Arc<Postgres>, Option<Arc<Redis>>, Option<Arc<RedisCluster>>),
 }
 
 /// The tests' own statements, which what a test sets for its database or role does not concern.
@@ -103,7 +103,7 @@ impl Stack {
             key_prefix,
             relayed_by_somebody,
             redis,
-            _servers: servers,
+            servers,
         }
     }
 
@@ -130,6 +130,17 @@ impl Stack {
             ["--grpc-addr", "127.0.0.1:0"],
             ["--admin-addr", "127.0.0.1:0"],
         ]
+    }
+
+    /// Runs `pg_dump` or another client program of PostgreSQL to its end.
+    pub async fn run_postgres_client(&self, program: &'static str, arguments: &[&str]) {
+        let server = Arc::clone(&self.servers.0);
+        let arguments: Vec<String> = arguments.iter().map(|&one| one.to_owned()).collect();
+        let run = move || {
+            let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+            server.run_client(program, &arguments)
+        };
+        tokio::task::spawn_blocking(run).await.unwrap().unwrap();
     }
 
     /// An instance with the program's defaults.
