@@ -1,5 +1,6 @@
 //! All of them.
 
+mod bulk;
 mod clocks;
 mod cluster;
 mod isolation;

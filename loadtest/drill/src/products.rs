@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use devstack::Redis;
 use hotshelf::proto::{
-    GetProductRequest, Money, Product, ProductServiceClient, UpdateProductRequest,
+    BatchGetProductsRequest, GetProductRequest, Money, Product, ProductServiceClient,
+    UpdateProductRequest,
 };
 use prost_types::FieldMask;
 use sqlx::PgPool;
@@ -19,6 +20,8 @@ use crate::instance::Instance;
 const TIMEOUT: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(5);
 const CALL_TIME: Duration = Duration::from_secs(15);
+/// Products of a BatchGetProducts.
+const BATCH: usize = 1_000;
 
 /// The version in an entry's head, which a double of Lua holds exactly as far as tests count.
 const VERSION_OF: &str = "local held = redis.call('GET', KEYS[1]) if not held then return '' end
@@ -107,6 +110,22 @@ impl Fleet {
         for product in products {
             for answer in self.read(*product).await {
                 answer.map_err(|status| Error::Instance(format!("{product}: {status}")))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The same for many.
+    ///
+    /// # Errors
+    /// When a batch cannot be read.
+    pub async fn warm_together(&self, products: &[i64]) -> Result<(), Error> {
+        for batch in products.chunks(BATCH) {
+            let (max_staleness, latest) = Default::default();
+            let request = BatchGetProductsRequest { ids: batch.to_vec(), max_staleness, latest };
+            for client in &self.clients {
+                let read = client.clone().batch_get_products(request.clone()).await;
+                read.map_err(|status| Error::Instance(format!("a batch: {status}")))?;
             }
         }
         Ok(())

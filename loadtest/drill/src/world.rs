@@ -105,6 +105,13 @@ impl World {
         Ok(Self { instances, sql, to_postgres, redis, postgres, budget, program, arguments, dir })
     }
 
+    /// Another instance of the fleet, which does not run yet.
+    #[must_use]
+    pub fn another_instance(&self) -> Instance {
+        let (program, number) = ((&*self.program, &*self.arguments), self.instances.len());
+        Instance::new(program, self.dir.path(), None, number, false)
+    }
+
     /// Another instance, which does not run yet: with the same options, but for the database.
     #[must_use]
     pub fn instance_on(&self, database_url: &str) -> Instance {

@@ -8,6 +8,7 @@ use hotshelf::proto::Product;
 use sqlx::Executor;
 use tonic::{Code, Status};
 
+use super::bulk;
 use super::cluster::{MASTERS, hottest_shard, master_of, said_of};
 use crate::Error;
 use crate::fault::{Demands, Fault};
@@ -20,12 +21,7 @@ const UNNOTICED: Demands =
 
 /// Between changes that are made beside the fault.
 const BETWEEN_CHANGES: Duration = Duration::from_millis(100);
-/// Rows of a bulk job: in the full plan, and elsewhere.
-const ROWS: (usize, usize) = (200_000, 20_000);
-/// Of those, the ones that every instance has cached.
 const LOOKED_AT: usize = 20;
-/// `max_staleness`: P3 of what a bulk job changes.
-const MAX_STALENESS: Duration = Duration::from_secs(5);
 /// Enough for each shard to have some.
 const OF_ALL_SHARDS: usize = 30;
 const CALLERS: usize = 12;
@@ -37,7 +33,9 @@ pub(super) fn all() -> Vec<Fault> {
         Fault::new("isolation-bad-row", "SQL makes a cached product unreadable", |stage| {
             Box::pin(bad_row(stage))
         }),
-        Fault::new("isolation-bulk", "one UPDATE of 200,000 rows", |stage| Box::pin(bulk(stage))),
+        Fault::new("isolation-bulk", "one UPDATE of 1,000,000 rows", |stage| {
+            Box::pin(bulk::change_all(stage))
+        }),
         Fault {
             redis: &[("cluster-require-full-coverage", "no")],
             ..Fault::of_cluster(
@@ -60,7 +58,11 @@ pub(super) fn all() -> Vec<Fault> {
 }
 
 /// Changes a product by SQL again and again while the fault is held, and demands that every instance soon serves each change.
-async fn demand_changes(stage: &Stage<'_>, fleet: &Fleet, product: i64) -> Result<(), Error> {
+pub(super) async fn demand_changes(
+    stage: &Stage<'_>,
+    fleet: &Fleet,
+    product: i64,
+) -> Result<(), Error> {
     let (began, mut slowest, mut changes) = (Instant::now(), Duration::ZERO, 0);
     while began.elapsed() < stage.hold {
         slowest = slowest.max(fleet.time_to_serve_change(&stage.world.sql, product).await?);
@@ -115,36 +117,6 @@ async fn bad_row(stage: &Stage<'_>) -> Result<(), Error> {
             fleet.read(bad).await.iter().all(Result::is_ok)
         })
         .await
-}
-
-async fn bulk(stage: &Stage<'_>) -> Result<(), Error> {
-    let (sql, fleet) = (&stage.world.sql, Fleet::of(&stage.world.instances)?);
-    let rows = if stage.timed { ROWS.0 } else { ROWS.1 };
-    let (ids, other) = (insert(sql, "bulk", rows).await?, insert(sql, "own", 1).await?);
-    let looked_at: Vec<i64> = ids.iter().step_by(rows / LOOKED_AT).copied().collect();
-    fleet.warm(&looked_at).await?;
-    fleet.warm(&other).await?;
-    let change_all = async {
-        let began = Instant::now();
-        let update = sqlx::query("UPDATE products SET price = 2 WHERE id = ANY($1)").bind(&ids);
-        let changed = update.execute(sql).await?.rows_affected();
-        let (committed, mut slowest) = (Instant::now(), Duration::ZERO);
-        let versions = "SELECT id, version FROM products WHERE id = ANY($1)";
-        let versions: Vec<(i64, i64)> =
-            sqlx::query_as(versions).bind(&looked_at).fetch_all(sql).await?;
-        for (product, version) in versions {
-            slowest = slowest.max(fleet.time_to_serve(product, version, committed).await?);
-        }
-        let what = format!(
-            "{changed} rows were changed in {:?}, and served within {slowest:?}",
-            committed - began
-        );
-        stage.demand(what.clone(), slowest <= stage.bound.min(MAX_STALENESS).max(stage.soon()));
-        stage.prove(what, changed == rows as u64)
-    };
-    let beside = demand_changes(stage, &fleet, other[0]);
-    let (changed, beside) = tokio::join!(change_all, beside);
-    changed.and(beside)
 }
 
 async fn shard_dead(stage: &Stage<'_>) -> Result<(), Error> {
