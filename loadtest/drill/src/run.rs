@@ -19,6 +19,8 @@ use crate::{Error, Fault, Plan};
 
 const POLL: Duration = Duration::from_millis(50);
 const WARM_TRIES: usize = 40;
+/// P3: until then every instance has the newest.
+const LOADED_WITHIN: Micros = 1_000_000;
 /// Of each instance.
 const WARNINGS: usize = 5;
 
@@ -70,9 +72,8 @@ pub async fn run(fault: &Fault, plan: &Plan) -> Result<Drilled, Error> {
     let load = Load { redis_goes_back: fault.redis_goes_back, ..plan.load.clone() };
     let (outcome, course) = run_beside(&target, &load, beside).await?;
     let mut course = course?;
-    if fault.changed_may_fail {
-        for change in outcome.history.committed.iter().filter(|one| one.written >= course.measured)
-        {
+    if let Some(since) = changes_matter_since(fault, &course) {
+        for change in outcome.history.committed.iter().filter(|one| one.written >= since) {
             course.hot.remove(&change.product);
         }
     }
@@ -82,6 +83,16 @@ pub async fn run(fault: &Fault, plan: &Plan) -> Result<Drilled, Error> {
     breaches.extend(course.breaches);
     let warnings = world.instances.iter().flat_map(warnings).collect();
     Ok(Drilled { fault: fault.clone(), figures, proofs: course.proofs, breaches, warnings })
+}
+
+/// What was changed since this moment does not count as cached, if there is one: the copy from before the change is not served.
+fn changes_matter_since(fault: &Fault, course: &Course) -> Option<Micros> {
+    if fault.changed_may_fail {
+        return Some(course.measured);
+    }
+    // Only what is cached is served, and an instance may still have been loading the newest changes.
+    let only_cached = fault.demands.cached_reads && !fault.demands.reads;
+    only_cached.then(|| course.broken.saturating_sub(LOADED_WITHIN))
 }
 
 fn warnings(instance: &Instance) -> Vec<String> {
