@@ -39,7 +39,7 @@ async fn relay_connection_lost(world: Private) {
     node.pauses.release(Point::RelayRead);
     world.to_postgres.forget_connections();
     drop(held);
-    eventually("the relay speaks to nobody", || async {
+    eventually("a lost connection is used", || async {
         world.to_postgres.counts().to_server.swallowed > 0
     })
     .await;

@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 use sqlx::AssertSqlSafe;
 use tonic::transport::Channel;
 
-use crate::harness::{HANG, Program, Stack, Suite, eventually, get};
+use crate::harness::{HANG, Program, Stack, Suite, cache_status, eventually, get};
 
 const LEASES: Duration = Duration::from_millis(300);
 // A call may sleep through much of the test.
@@ -53,7 +53,7 @@ async fn serves_nothing_old(stack: Stack) {
     let client = sleeper.client().await;
     eventually("it serves from memory", || async {
         let read = client.clone().get_product(get(id)).await.unwrap();
-        crate::harness::cache_status(&read) == "hotshelf; hit; detail=hot"
+        cache_status(&read) == "hotshelf; hit; detail=hot"
     })
     .await;
     let other = stack.node().await;
@@ -74,7 +74,12 @@ async fn fills_nothing_old(stack: Stack) {
     // Or its insertion would break the lease.
     stack.settled().await;
     let lock = stack.lock_products().await;
-    let reader = tokio::spawn(read(sleeper.client().await, id));
+    let mut client = sleeper.client().await;
+    let reader = tokio::spawn(async move {
+        let read = client.get_product(get(id)).await.unwrap();
+        let cache_status = cache_status(&read).to_owned();
+        (read.into_inner(), cache_status)
+    });
     eventually("it is loading", || async { stack.running_loads().await == 1 }).await;
     assert!(stack.is_leased(id).await);
     sleeper.signal(Signal::SIGSTOP);
@@ -90,7 +95,8 @@ async fn fills_nothing_old(stack: Stack) {
     // With nothing there to compare with.
     stack.redis_evict(id).await;
     sleeper.signal(Signal::SIGCONT);
-    assert_eq!(reader.await.unwrap().name, "new");
+    let (product, cache_status) = reader.await.unwrap();
+    assert_eq!(product.name, "new", "{cache_status}");
     let filled = stack.redis_revision(id).await;
     assert!(filled.is_none() || filled == new, "{filled:?}, not {new:?}");
 }
@@ -115,7 +121,7 @@ async fn asks_again(stack: Stack) {
     let mut relays = node.pauses.arm(Point::RelayRead);
     rename(&stack, id).await;
     let relay = tokio::time::timeout(HANG, relays.recv()).await.unwrap().unwrap();
-    // Longer than anybody may be told what was so.
+    // Longer than an answer without a mark may be out of date.
     tokio::time::sleep(Duration::from_secs(1) + LEASES).await;
     assert!(!node.hot.is_proven() && stack.is_leased(id).await);
     drop(load);
