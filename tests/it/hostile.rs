@@ -267,7 +267,7 @@ async fn burst(stack: Stack) {
     let id = stack.insert("walnut desk lamp").await;
     let program = Program::serve(&stack, &[]).await;
     program.client().await.get_product(get(id)).await.unwrap();
-    program.signal(Signal::SIGSTOP);
+    program.freeze().await;
     // The system takes them for it meanwhile.
     let mut caller = attacks::burst(program.port(), id, BURST).await;
     program.signal(Signal::SIGCONT);

@@ -57,7 +57,7 @@ async fn serves_nothing_old(stack: Stack) {
     })
     .await;
     let other = stack.node().await;
-    sleeper.signal(Signal::SIGSTOP);
+    sleeper.freeze().await;
     rename(&stack, id).await;
     eventually("the change is relayed", || async { stack.outbox().await == 0 }).await;
     leases_run_out().await;
@@ -82,7 +82,7 @@ async fn fills_nothing_old(stack: Stack) {
     });
     eventually("it is loading", || async { stack.running_loads().await == 1 }).await;
     assert!(stack.is_leased(id).await);
-    sleeper.signal(Signal::SIGSTOP);
+    sleeper.freeze().await;
     // The old row is on its way to one who does not take it.
     lock.rollback().await.unwrap();
     eventually("Postgres has answered", || async { stack.running_loads().await == 0 }).await;

@@ -1,5 +1,6 @@
 //! The program itself, in a process of its own: for what happens to processes.
 
+use std::fs::{self, DirEntry};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 
@@ -11,7 +12,7 @@ use tokio::process::{Child, Command};
 use tonic::transport::Channel;
 
 use super::node::{admin, channel};
-use super::{HANG, Stack};
+use super::{HANG, Stack, eventually};
 
 /// The program that cargo built for these tests.
 const PROGRAM: &str = env!("CARGO_BIN_EXE_hotshelf");
@@ -127,6 +128,20 @@ impl Program {
     pub fn signal(&self, signal: Signal) {
         let pid = i32::try_from(self.pid()).unwrap();
         kill(Pid::from_raw(pid), signal).unwrap();
+    }
+
+    /// SIGSTOP, and waits until no thread runs: they go on until one of them has taken the signal.
+    pub async fn freeze(&self) {
+        self.signal(Signal::SIGSTOP);
+        let threads = format!("/proc/{}/task", self.pid());
+        let is_stopped = |thread: std::io::Result<DirEntry>| {
+            let stat = fs::read_to_string(thread.unwrap().path().join("stat")).unwrap();
+            stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T'))
+        };
+        eventually("every thread is stopped", async || {
+            fs::read_dir(&threads).unwrap().all(is_stopped)
+        })
+        .await;
     }
 
     /// SIGKILL, and waits until it is gone.
