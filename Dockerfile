@@ -13,6 +13,8 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
 # Migrations are inside the binary, so it is all that is needed. No shell, no package manager; the user is 65532.
 FROM gcr.io/distroless/cc-debian12:nonroot AS runtime
 COPY --from=build /out/hotshelf /usr/local/bin/hotshelf
+# By default only the container itself could reach the admin port.
+ENV ADMIN_ADDR=0.0.0.0:9464
 # gRPC, and the admin port: /metrics, /livez, /readyz.
 EXPOSE 50051 9464
 ENTRYPOINT ["/usr/local/bin/hotshelf"]

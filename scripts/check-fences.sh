@@ -10,7 +10,7 @@ use warnings;
 
 # Who may import whom (`*`: anybody). A module that is not listed is a breach: decide, then list it.
 # Everybody may import proto, the generated messages, unless `no_proto` says not.
-my $LEAVES = 'product moment entry metrics drain supervisor pause controls recent_changes';
+my $LEAVES = 'product moment entry metrics drain supervisor pause controls recent_changes refusals';
 my %imports = (
     proto     => '',
     product   => '',
@@ -32,6 +32,8 @@ my %imports = (
     relay     => "$LEAVES redis postgres",
     rpc       => "$LEAVES catalog",
     admin     => $LEAVES,
+    logging   => 'metrics',
+    refusals  => 'metrics',
     # It fills in the options that each part declares; only app and main see the whole.
     config    => "$LEAVES hot_cache hot_keys redis postgres import catalog relay rpc admin",
     app       => '*',

@@ -1,25 +1,27 @@
 //! The admin port: `/metrics` for Prometheus, `/livez` and `/readyz` for whoever runs the instance.
 
+mod connections;
+mod exposition;
+
 use std::convert::Infallible;
 use std::fmt;
-use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
-use axum::Router;
-use axum::extract::State;
-use axum::http::StatusCode;
-use axum::http::header::CONTENT_TYPE;
-use axum::response::{IntoResponse, Response};
-use axum::routing::get;
-use axum::serve::Listener;
-use tokio::net::{TcpListener, TcpStream};
+use bytes::Bytes;
+use http::header::CONTENT_TYPE;
+use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use tokio::net::TcpListener;
 
 use crate::drain::Drain;
 use crate::metrics::{BackgroundTask, Metrics};
+use crate::refusals::Refusals;
 use crate::supervisor::Supervisor;
+use connections::Connections;
+use exposition::Exposition;
 
 /// Out of file descriptors, say: accepting again at once would only spin.
 const PAUSE_AFTER_FAILED_ACCEPT: Duration = Duration::from_millis(50);
@@ -75,71 +77,96 @@ impl fmt::Debug for Readiness {
     }
 }
 
-/// A listener that outlives the loop that accepts from it.
-#[derive(Clone)]
-struct Shared(Arc<TcpListener>);
+/// What the admin port answers from.
+#[derive(Debug)]
+struct Port {
+    exposition: Exposition,
+    readiness: Readiness,
+    supervisor: Supervisor,
+    refusals: Arc<Refusals>,
+}
 
-impl Listener for Shared {
-    type Io = TcpStream;
-    type Addr = SocketAddr;
+/// Serves the admin port until the drain has finished, so that it can be watched.
+pub fn serve(
+    listener: TcpListener,
+    metrics: Arc<Metrics>,
+    readiness: Readiness,
+    refusals: Arc<Refusals>,
+    drain: &Drain,
+) {
+    let supervisor = drain.supervisor().clone();
+    let port = Port { exposition: Exposition::new(metrics), readiness, supervisor, refusals };
+    let (port, listener) = (Arc::new(port), Arc::new(listener));
+    drain.spawn_loop(BackgroundTask::AdminPort, move || {
+        accept(Arc::clone(&port), Arc::clone(&listener))
+    });
+}
 
-    async fn accept(&mut self) -> (TcpStream, SocketAddr) {
-        loop {
-            match self.0.accept().await {
-                Ok(accepted) => return accepted,
+async fn accept(port: Arc<Port>, listener: Arc<TcpListener>) -> Result<Infallible, Infallible> {
+    let mut connections = Connections::default();
+    loop {
+        tokio::select! {
+            Some(()) = connections.ended() => {}
+            accepted = listener.accept() => match accepted {
+                Ok((socket, _)) => connections.serve(Arc::clone(&port), socket).await,
                 Err(error) => {
                     tracing::warn!(%error, "a connection to the admin port could not be accepted");
                     tokio::time::sleep(PAUSE_AFTER_FAILED_ACCEPT).await;
                 }
+            },
+        }
+    }
+}
+
+impl Port {
+    async fn answer(
+        &self,
+        request: Request<Incoming>,
+    ) -> Result<Response<Full<Bytes>>, Infallible> {
+        if ![Method::GET, Method::HEAD].contains(request.method()) {
+            return Ok(plain(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n"));
+        }
+        Ok(match request.uri().path() {
+            "/metrics" => self.metrics().await,
+            // Answering at all is being alive. It must not depend on Redis or Postgres: restarting this
+            // process would mend neither.
+            "/livez" => plain(StatusCode::OK, "alive\n"),
+            "/readyz" => self.readyz(),
+            "/callers" => plain(StatusCode::OK, self.refusals.most_refused()),
+            _ => plain(StatusCode::NOT_FOUND, "there are /metrics, /livez, /readyz and /callers\n"),
+        })
+    }
+
+    async fn metrics(&self) -> Response<Full<Bytes>> {
+        match self.exposition.text().await {
+            Ok(text) => text_of(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text),
+            Err(why) => plain(StatusCode::INTERNAL_SERVER_ERROR, why + "\n"),
+        }
+    }
+
+    /// One line for each reason not to be ready, and then for what it has to do without.
+    fn readyz(&self) -> Response<Full<Bytes>> {
+        let mut reasons: Vec<String> =
+            self.readiness.reason.load().as_deref().cloned().into_iter().collect();
+        reasons.extend(self.supervisor.down());
+        let notes = self.readiness.notes();
+        match reasons.is_empty() {
+            true => plain(StatusCode::OK, format!("ready\n{notes}")),
+            false => {
+                let reasons = reasons.join("\n");
+                plain(StatusCode::SERVICE_UNAVAILABLE, format!("{reasons}\n{notes}"))
             }
         }
     }
-
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.0.local_addr()
-    }
 }
 
-/// Serves the admin port until the drain has finished, so that it can be watched.
-pub fn serve(listener: TcpListener, metrics: Arc<Metrics>, readiness: Readiness, drain: &Drain) {
-    let routes = Router::new()
-        .route("/metrics", get(exposition).with_state(metrics))
-        // Answering at all is being alive. It must not depend on Redis or Postgres: restarting this
-        // process would mend neither.
-        .route("/livez", get(async || "alive\n"))
-        .route("/readyz", get(readyz).with_state((readiness, drain.supervisor().clone())));
-    let listener = Shared(Arc::new(listener));
-    drain.spawn_loop(BackgroundTask::AdminPort, move || {
-        let serving = axum::serve(listener.clone(), routes.clone());
-        async move {
-            match serving.await {
-                Ok(()) => Err(io::Error::other("the admin port was closed")),
-                Err(error) => Err::<Infallible, _>(error),
-            }
-        }
-    });
+fn plain(status: StatusCode, text: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    text_of(status, "text/plain; charset=utf-8", text.into())
 }
 
-async fn exposition(State(metrics): State<Arc<Metrics>>) -> Response {
-    match metrics.exposition() {
-        Ok(text) => {
-            ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
-        }
-        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
-    }
-}
-
-/// One line for each reason not to be ready, and then for what it has to do without.
-async fn readyz(State((readiness, supervisor)): State<(Readiness, Supervisor)>) -> Response {
-    let mut reasons: Vec<String> =
-        readiness.reason.load().as_deref().cloned().into_iter().collect();
-    reasons.extend(supervisor.down());
-    let notes = readiness.notes();
-    match reasons.is_empty() {
-        true => format!("ready\n{notes}").into_response(),
-        false => {
-            let reasons = reasons.join("\n");
-            (StatusCode::SERVICE_UNAVAILABLE, format!("{reasons}\n{notes}")).into_response()
-        }
-    }
+fn text_of(status: StatusCode, kind: &'static str, text: Bytes) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(text));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    response
 }

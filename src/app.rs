@@ -20,6 +20,7 @@ use crate::pause::PausePoints;
 use crate::postgres::{self, ChangeReader, Postgres};
 use crate::recent_changes::RecentChanges;
 use crate::redis::Redis;
+use crate::refusals::Refusals;
 use crate::relay::{self, Relay};
 use crate::rpc::{self, Health, Tls};
 #[cfg(feature = "test-hooks")]
@@ -81,7 +82,9 @@ impl App {
         let (pauses, controls) = (pauses(args), Controls::default());
         let drain = Drain::new(Arc::clone(&metrics));
         let readiness = Readiness::not_yet("starting");
-        admin::serve(admin, Arc::clone(&metrics), readiness.clone(), &drain);
+        let refusals = Arc::<Refusals>::default();
+        let (observed, noted) = (Arc::clone(&metrics), Arc::clone(&refusals));
+        admin::serve(admin, observed, readiness.clone(), noted, &drain);
 
         let postgres = Postgres::new(&args.postgres(), Arc::clone(&metrics)).map_err(StartError)?;
         let redis = Redis::connect(args.redis(), Arc::clone(&metrics), controls.clone())
@@ -132,8 +135,8 @@ impl App {
             args.relay(),
             &drain,
         );
-        let health =
-            rpc::serve(grpc, Arc::clone(&catalog), args.rpc(), tls, &drain, &metrics).await;
+        let served = Arc::clone(&catalog);
+        let health = rpc::serve(grpc, served, args.rpc(), tls, &drain, &metrics, &refusals).await;
         readiness.set_not_ready("loading the hottest products");
         // What a node holds is of use only when the age of its data is known.
         let _ = tokio::time::timeout(REDIS_PATIENCE, catalog.probe_redis()).await;

@@ -2,6 +2,7 @@
 
 mod limits;
 mod options;
+mod switches;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -13,6 +14,7 @@ use clap::{Args, Parser, Subcommand};
 use limits::{DAY, HOUR, LONGEST_TTL, MILLISECOND, MINUTE, duration, namespace, number};
 
 use crate::postgres::Migrate;
+pub use switches::SwitchArgs;
 
 /// A gRPC product catalogue that is read through memory, Redis and PostgreSQL.
 ///
@@ -90,6 +92,9 @@ pub struct ServeArgs {
     /// The gRPC port.
     #[command(flatten, next_help_heading = "Serving")]
     pub serving: ServingArgs,
+    /// What is offered at all.
+    #[command(flatten, next_help_heading = "Switches")]
+    pub switches: SwitchArgs,
     /// Where to stand still until the process is killed.
     #[cfg(feature = "test-hooks")]
     #[arg(long, hide = true)]
@@ -268,7 +273,9 @@ pub struct ServingArgs {
     #[arg(long, env, default_value = "", value_name = "FILE")]
     pub grpc_tls_key: String,
     /// Where /metrics, /livez and /readyz are served.
-    #[arg(long, env, default_value = "0.0.0.0:9464", value_name = "ADDRESS")]
+    ///
+    /// By default to this machine only. In a container: 0.0.0.0:9464, as its image has it.
+    #[arg(long, env, default_value = "127.0.0.1:9464", value_name = "ADDRESS")]
     pub admin_addr: SocketAddr,
     /// Connections at once; more are closed as they come. Leave file descriptors for Redis and PostgreSQL.
     #[arg(long, env, default_value_t = 10_000, value_name = "N", value_parser = number::<usize>(1, 1_000_000))]
@@ -294,6 +301,9 @@ pub struct ServingArgs {
     #[arg(long, env, default_value_t = 262_144, value_name = "BYTES", value_parser = number::<usize>(1_024, 1 << 26))]
     pub max_request_bytes: usize,
     /// Streams of hot keys at once; more are refused. 0: none.
+    ///
+    /// A connection that holds more than half of what is free gets no more. Too high: memory, and messages to send. Too
+    /// low: dashboards are refused.
     #[arg(long, env, default_value_t = 100, value_name = "N", value_parser = number::<usize>(0, 100_000))]
     pub max_watchers: usize,
     /// After this long without a sign of life a peer is pinged.

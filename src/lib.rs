@@ -7,8 +7,9 @@
 //! - [`catalog`] reads and writes products, and makes every decision of both paths.
 //! - [`hot_cache`], [`redis`] and [`postgres`] are the tiers; [`entry`] is what the first two hold.
 //! - [`relay`] carries every committed change from the outbox to Redis and to all instances.
-//! - [`hot_keys`] knows what is read most; [`import`] reads CSV files.
-//! - [`product`], [`moment`], [`metrics`], [`drain`], [`supervisor`], [`pause`] and [`controls`] may be used anywhere.
+//! - [`hot_keys`] knows what is read most; [`import`] reads CSV files; [`logging`] bounds the log.
+//! - [`product`], [`moment`], [`metrics`], [`drain`], [`supervisor`], [`pause`], [`controls`] and [`refusals`] may be
+//!   used anywhere.
 //!
 //! # What is never the case
 //!
@@ -30,6 +31,7 @@ pub mod entry;
 pub mod hot_cache;
 pub mod hot_keys;
 pub mod import;
+pub mod logging;
 pub mod metrics;
 pub mod moment;
 pub mod pause;
@@ -38,6 +40,7 @@ pub mod product;
 pub mod proto;
 pub mod recent_changes;
 pub mod redis;
+pub mod refusals;
 pub mod relay;
 pub mod rpc;
 pub mod supervisor;

@@ -7,6 +7,7 @@ use clap::Parser;
 use hotshelf::app::App;
 use hotshelf::config::{Cli, Command, DatabaseArgs, ImportArgs, ServeArgs};
 use hotshelf::import;
+use hotshelf::logging::Log;
 use hotshelf::metrics::Metrics;
 use hotshelf::postgres::{self, Migrate, Postgres};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -21,63 +22,86 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const OWN_FILES: u64 = 256;
 
 fn main() -> ExitCode {
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
+    let (command, filter) = match arguments() {
+        Ok(Some(given)) => given,
+        Ok(None) => return ExitCode::SUCCESS,
         Err(line) => {
             // Nobody is left to tell when standard error is gone.
             let _ = writeln!(std::io::stderr(), "hotshelf: {line}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let log = Log::start(filter, std::io::stderr().is_terminal());
+    match run(command, &log) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(line) => {
+            log.say(&line);
             ExitCode::FAILURE
         }
     }
 }
 
-fn run() -> Result<(), String> {
+/// What to do, and what to log. Nothing when the arguments ask for help or the version.
+fn arguments() -> Result<Option<(Command, EnvFilter)>, String> {
     match dotenvy::dotenv() {
         Err(dotenvy::Error::LineParse(line, _)) => return Err(malformed_setting(&line)),
         Err(error) if !error.not_found() => return Err(format!(".env cannot be read: {error}")),
         _ => {}
     }
-    let Cli { command, serve: without_command } = match Cli::try_parse() {
+    let Cli { command, serve } = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(asked) if !asked.use_stderr() => {
             // --help and --version. Nobody is left to tell when standard output is gone.
             let _ = asked.print();
-            return Ok(());
+            return Ok(None);
         }
         Err(error) => return Err(one_line(&error.to_string())),
     };
-    let filter = log_filter()?;
-    let terminal = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(terminal)
-        .with_writer(std::io::stderr)
-        .init();
+    Ok(Some((command.unwrap_or_else(|| Command::Serve(Box::new(serve))), log_filter()?)))
+}
+
+fn run(command: Command, log: &Log) -> Result<(), String> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(|error| format!("the runtime cannot be started: {error}"))?;
-    runtime.block_on(async {
+    let work = async {
         match command {
-            None => serve(&without_command).await,
-            Some(Command::Serve(args)) => serve(&args).await,
-            Some(Command::Migrate(args)) => migrate(&args).await,
-            Some(Command::Import(args)) => import(&args).await,
+            Command::Serve(args) => serve(&args, log).await,
+            Command::Migrate(args) => migrate(&args, log).await,
+            Command::Import(args) => import(&args, log).await,
+        }
+    };
+    runtime.block_on(async {
+        tokio::select! {
+            ended = work => ended,
+            never = log.keep_reporting() => match never {},
         }
     })
 }
 
-/// RUST_LOG, or `info`. What fred says of connections again and again is said once by `redis`, so fred speaks only where
-/// RUST_LOG names it.
+/// What other libraries log without RUST_LOG naming them. fred says again and again of connections what `redis` says
+/// once; h2 and hyper warn of each frame that a caller should not have sent, and rustls of each handshake.
+const QUIET: [(&str, &str); 4] = [
+    ("fred", "fred=off"),
+    ("h2", "h2=error"),
+    ("hyper", "hyper=error"),
+    ("rustls", "rustls=error"),
+];
+
+/// RUST_LOG, or `info`, and what other libraries are allowed to say.
 fn log_filter() -> Result<EnvFilter, String> {
     let builder = EnvFilter::builder().with_default_directive(tracing::Level::INFO.into());
-    let filter = builder.from_env().map_err(|error| {
+    let mut filter = builder.from_env().map_err(|error| {
         format!("RUST_LOG cannot be read: {error}; use a level such as info or hotshelf=debug")
     })?;
-    if filter.to_string().split(',').any(|directive| directive.starts_with("fred")) {
-        return Ok(filter);
+    let asked = filter.to_string();
+    for (library, directive) in QUIET {
+        if !asked.split(',').any(|asked| asked.starts_with(library)) {
+            filter = filter.add_directive(directive.parse().expect("a directive"));
+        }
     }
-    Ok(filter.add_directive("fred=off".parse().expect("a directive")))
+    Ok(filter)
 }
 
 /// By its name only: the value may be a password.
@@ -114,7 +138,7 @@ fn raise_file_limit(connections: usize) {
     }
 }
 
-async fn serve(args: &ServeArgs) -> Result<(), String> {
+async fn serve(args: &ServeArgs, log: &Log) -> Result<(), String> {
     args.check()?;
     raise_file_limit(args.serving.max_connections);
     let mut terminate = listen(SignalKind::terminate())?;
@@ -132,6 +156,7 @@ async fn serve(args: &ServeArgs) -> Result<(), String> {
     let failure = tokio::select! {
         () = stop() => None,
         failure = app.failed() => Some(failure),
+        never = log.keep_counting(&app.metrics) => match never {},
     };
     tracing::info!("draining");
     tokio::select! {
@@ -141,24 +166,24 @@ async fn serve(args: &ServeArgs) -> Result<(), String> {
     failure.map_or(Ok(()), Err)
 }
 
-async fn migrate(args: &DatabaseArgs) -> Result<(), String> {
+async fn migrate(args: &DatabaseArgs, log: &Log) -> Result<(), String> {
     let postgres = connect(args).await?;
     postgres.close().await;
-    say("the schema is up to date");
+    log.say("the schema is up to date");
     Ok(())
 }
 
-async fn import(args: &ImportArgs) -> Result<(), String> {
+async fn import(args: &ImportArgs, log: &Log) -> Result<(), String> {
     let postgres = connect(&args.database).await?;
     postgres.check_triggers().await.map_err(|error| format!("DATABASE_URL: {error}"))?;
     if args.if_empty && postgres.has_products().await.map_err(|error| error.to_string())? {
-        say("there are products already; nothing was imported");
+        log.say("there are products already; nothing was imported");
         return Ok(());
     }
     let options = import::ImportOptions { file: args.file.clone(), skip_bad: args.skip_bad };
     let summary = import::run(&postgres, &options).await.map_err(|error| error.to_string())?;
     postgres.close().await;
-    say(&summary.to_string());
+    log.say(&summary.to_string());
     Ok(())
 }
 
@@ -174,9 +199,4 @@ async fn connect(args: &DatabaseArgs) -> Result<Postgres, String> {
 
 fn listen(kind: SignalKind) -> Result<tokio::signal::unix::Signal, String> {
     signal(kind).map_err(|error| format!("signals cannot be received: {error}"))
-}
-
-fn say(line: &str) {
-    // Nobody is left to tell when standard error is gone.
-    let _ = writeln!(std::io::stderr(), "hotshelf: {line}");
 }

@@ -74,6 +74,8 @@ pub struct Metrics {
     pub redis_impossible: Counters<()>,
     /// Restarts of loops and threads that ended.
     pub task_restarts: Counters<BackgroundTask>,
+    /// Lines of the log that nobody read in time.
+    pub log_lines_dropped: Counters<()>,
     started: Counters<Method>,
     handled: Arc<Cells>,
     durations: Arc<CallDurations>,
@@ -210,6 +212,11 @@ impl Metrics {
                 &meter,
                 "hotshelf.background.task.restarts",
                 "Restarts of background tasks that ended, by error or panic.",
+            ),
+            log_lines_dropped: Counters::new(
+                &meter,
+                "hotshelf.log.lines.dropped",
+                "Lines of the log that were dropped, because those before them were not read.",
             ),
             started: Counters::new(&meter, "grpc.server.started", "Calls begun."),
             handled: handled(&meter),

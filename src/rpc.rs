@@ -1,6 +1,7 @@
 //! The edge: gRPC in, domain types onward, statuses out. With `app` the only place that knows tonic.
 
 mod admin_service;
+mod caller;
 pub mod codec;
 mod convert;
 mod deadline;
@@ -30,7 +31,9 @@ use crate::metrics::{BackgroundTask, Metrics};
 use crate::proto::DESCRIPTORS;
 use crate::proto::admin::AdminServiceServer;
 use crate::proto::server::ProductServiceServer;
+use crate::refusals::Refusals;
 use admin_service::Admin;
+use caller::Caller;
 use deadline::DeadlineLayer;
 use edge::Edge;
 pub use edge::{EdgeOptions, TlsOptions};
@@ -54,6 +57,19 @@ pub struct RpcOptions {
     pub max_request_bytes: usize,
     /// Streams of hot keys at once; more are refused.
     pub max_watchers: usize,
+    /// What is offered at all.
+    pub switches: Switches,
+}
+
+/// What is offered at all.
+#[derive(Clone, Copy, Debug)]
+pub struct Switches {
+    /// Products are not written.
+    pub read_only: bool,
+    /// `hotshelf.v1.AdminService` is served.
+    pub admin_service: bool,
+    /// Reflection is served.
+    pub reflection: bool,
 }
 
 /// A part that all connections share, counted for one of them. Every call counts references up and down, and cores that
@@ -115,6 +131,7 @@ pub async fn serve(
     tls: Option<Tls>,
     drain: &Drain,
     metrics: &Arc<Metrics>,
+    refusals: &Arc<Refusals>,
 ) -> Health {
     let reporter = HealthReporter::new();
     let health = Health(reporter.clone());
@@ -127,16 +144,26 @@ pub async fn serve(
     let observed = Arc::clone(metrics);
     let shed = ShedLayer::new(options.max_calls, metrics);
     let longest = options.edge.max_call_time;
-    let service = move || {
-        let calls = Arc::new(Calls { shared: Arc::clone(&shared), unsent: unsent.share() });
+    let noted = Arc::clone(refusals);
+    let service = move |peer| {
+        let caller = Caller::new(peer, Arc::clone(&noted));
+        let shed = shed.of_connection(Arc::clone(&caller));
+        let (shared, unsent) = (Arc::clone(&shared), unsent.share());
+        let calls = Arc::new(Calls { shared, unsent, caller });
         ServiceBuilder::new()
             .layer(ObserveLayer(local(&observed)))
-            .layer(shed.of_connection())
+            .layer(shed)
             .layer(DeadlineLayer { longest })
             .service_fn(move |request| Calls::call(Arc::clone(&calls), request))
     };
     let tls = tls.map(|tls| tls.0);
-    let edge = Arc::new(Edge::new(options.edge, tls, drain.clone(), Arc::clone(metrics)));
+    let edge = Arc::new(Edge::new(
+        options.edge,
+        tls,
+        drain.clone(),
+        Arc::clone(metrics),
+        Arc::clone(refusals),
+    ));
     let (listener, service) = (Arc::new(listener), Arc::new(service));
     drain.spawn_accept_loop(BackgroundTask::GrpcPort, move || {
         Arc::clone(&edge).accept(Arc::clone(&listener), Arc::clone(&service))
@@ -151,24 +178,39 @@ fn routes(
     drain: &Drain,
     metrics: &Arc<Metrics>,
 ) -> Routes {
-    let watchers = Watchers::new(options.max_watchers, drain.clone(), Arc::clone(metrics));
+    let watchers =
+        Watchers::new(options.max_watchers, &catalog, drain.clone(), Arc::clone(metrics));
+    let Switches { read_only, admin_service, reflection } = options.switches;
     let admin = AdminServiceServer::new(Admin { catalog: Arc::clone(&catalog) })
         .max_decoding_message_size(options.max_request_bytes);
-    let products = ProductServiceServer::new(Products { catalog, watchers })
+    let products = ProductServiceServer::new(Products { catalog, watchers, read_only })
         .max_decoding_message_size(options.max_request_bytes);
     let health = tonic_health::pb::health_server::HealthServer::new(
         tonic_health::server::HealthService::from_health_reporter(reporter),
     );
-    let reflection = || {
-        tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(DESCRIPTORS)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-    };
-    const VALID: &str = "build.rs made the descriptors";
-    Routes::new(products)
-        .add_service(admin)
-        .add_service(health)
-        .add_service(reflection().build_v1().expect(VALID))
-        .add_service(reflection().build_v1alpha().expect(VALID))
-        .prepare()
+    let mut routes = Routes::new(products).add_service(health);
+    if admin_service {
+        routes = routes.add_service(admin);
+    }
+    if reflection {
+        const VALID: &str = "build.rs made the descriptors";
+        routes = routes
+            .add_service(described(admin_service, "v1").build_v1().expect(VALID))
+            .add_service(described(admin_service, "v1alpha").build_v1alpha().expect(VALID));
+    }
+    routes.prepare()
+}
+
+/// What reflection lists: the services that are served.
+fn described(admin_service: bool, version: &str) -> tonic_reflection::server::Builder<'static> {
+    let mut builder = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
+    if !admin_service {
+        let reflection = format!("grpc.reflection.{version}.ServerReflection");
+        for service in ["hotshelf.v1.ProductService", "grpc.health.v1.Health", &reflection] {
+            builder = builder.with_service_name(service);
+        }
+    }
+    builder
 }

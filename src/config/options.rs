@@ -9,7 +9,7 @@ use crate::hot_cache::HotCacheOptions;
 use crate::postgres::PostgresOptions;
 use crate::redis::RedisOptions;
 use crate::relay::RelayOptions;
-use crate::rpc::{EdgeOptions, RpcOptions, TlsOptions};
+use crate::rpc::{EdgeOptions, RpcOptions, Switches, TlsOptions};
 
 /// Host, port and database of a URL.
 fn without_password(url: &str) -> String {
@@ -124,6 +124,11 @@ impl ServeArgs {
             max_unsent_bytes: serving.max_unsent_bytes,
             max_request_bytes: serving.max_request_bytes,
             max_watchers: serving.max_watchers,
+            switches: Switches {
+                read_only: self.switches.read_only,
+                admin_service: self.switches.admin_service,
+                reflection: self.switches.reflection,
+            },
         }
     }
 }

@@ -300,6 +300,17 @@ label_set! {
     ]
 }
 
+impl Shed {
+    /// How many there are.
+    pub(crate) const COUNT: usize = Self::ALL.len();
+
+    /// The value of the label.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        self.values()[0]
+    }
+}
+
 impl RedisRefusal {
     /// The value of the label.
     #[must_use]

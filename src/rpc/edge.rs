@@ -9,6 +9,7 @@ mod tests;
 mod tls;
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,6 +26,7 @@ use tokio_rustls::server::TlsStream;
 
 use crate::drain::Drain;
 use crate::metrics::{Metrics, Shed};
+use crate::refusals::Refusals;
 use clock::TurnClock;
 use io::gathering;
 use streams::{Answers, Inline};
@@ -63,6 +65,7 @@ pub(super) struct Edge {
     places: Arc<Semaphore>,
     options: EdgeOptions,
     tls: Option<TlsAcceptor>,
+    refusals: Arc<Refusals>,
 }
 
 impl Edge {
@@ -71,22 +74,23 @@ impl Edge {
         tls: Option<TlsAcceptor>,
         drain: Drain,
         metrics: Arc<Metrics>,
+        refusals: Arc<Refusals>,
     ) -> Self {
         let places = Arc::new(Semaphore::new(options.max_connections));
         metrics.gauge("hotshelf.connections", "Open gRPC connections.", &places, move |places| {
             options.max_connections.saturating_sub(places.available_permits()) as u64
         });
-        Self { drain, metrics, places, options, tls }
+        Self { drain, metrics, places, options, tls, refusals }
     }
 
     pub(super) async fn accept<S: Answers>(
         self: Arc<Self>,
         listener: Arc<TcpListener>,
-        service: Arc<impl Fn() -> S>,
+        service: Arc<impl Fn(SocketAddr) -> S>,
     ) -> Result<Infallible, Infallible> {
         loop {
             match listener.accept().await {
-                Ok((socket, _)) => self.admit(socket, &*service),
+                Ok((socket, peer)) => self.admit(socket, peer, &*service),
                 Err(error) => {
                     tracing::warn!(%error, "a connection could not be accepted");
                     tokio::time::sleep(PAUSE_AFTER_FAILED_ACCEPT).await;
@@ -95,14 +99,20 @@ impl Edge {
         }
     }
 
-    fn admit<S: Answers>(&self, socket: TcpStream, service: impl Fn() -> S) {
+    fn admit<S: Answers>(
+        &self,
+        socket: TcpStream,
+        peer: SocketAddr,
+        service: impl Fn(SocketAddr) -> S,
+    ) {
         let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
             self.metrics.shed.inc(Shed::Connections);
+            self.refusals.note(peer, Shed::Connections);
             return;
         };
         // Without it a lone stream waits for delayed acknowledgements. A socket that refuses is closing.
         let _ = socket.set_nodelay(true);
-        let (options, service, drain) = (self.options, service(), self.drain.clone());
+        let (options, service, drain) = (self.options, service(peer), self.drain.clone());
         let tls = self.tls.clone();
         drop(self.drain.spawn(async move {
             match tls {

@@ -1,117 +1,183 @@
 //! StreamHotKeys: a snapshot at once, then one every interval, until the caller, its deadline or the drain
-//! ends it. A snapshot is made when the connection has room for it, so a slow reader misses some
-//! and holds up nobody.
+//! ends it. A snapshot is sent when the connection has room for it, so a slow reader misses some
+//! and holds up nobody. All streams share one computation of each ranking (`ranking.rs`).
+
+mod ranking;
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
-use futures_util::Stream;
 use futures_util::stream::unfold;
+use futures_util::{FutureExt, Stream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Interval, MissedTickBehavior};
 use tonic::Status;
 
+use super::caller::Caller;
 use super::deadline::Deadline;
 use super::{convert, status};
 use crate::catalog::Catalog;
 use crate::drain::Drain;
 use crate::metrics::{Metrics, Shed};
 use crate::proto::{HotKey, Scope, StreamHotKeysRequest, StreamHotKeysResponse};
+use ranking::{Ranking, Snapshot};
 
 /// Keys of a snapshot when the request does not say.
 const DEFAULT_LIMIT: usize = 20;
-/// Most keys of a snapshot.
+/// Most keys of a snapshot. Rankings are computed with so many, whatever the streams ask for: a limit of its own would be
+/// a computation of its own.
 const MAX_LIMIT: usize = 1_000;
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(1);
 const MIN_INTERVAL: Duration = Duration::from_millis(100);
 const MAX_INTERVAL: Duration = Duration::from_secs(3_600);
+/// A snapshot that another stream had computed is sent while it is younger than this, and than the stream's interval.
+const MAX_AGE: Duration = DEFAULT_INTERVAL;
+/// A connection that holds more than this part of the streams that are free gets no more: 34 of 100. Too high: few
+/// connections take all. Too low: one dashboard gets few streams.
+const PART: usize = 2;
 
 /// What the service sends.
 pub(super) type HotKeysStream =
     Pin<Box<dyn Stream<Item = Result<StreamHotKeysResponse, Status>> + Send>>;
 
-/// Those who watch, and how many may.
+/// The streams of all connections, how many there may be, and what they send.
 #[derive(Debug)]
 pub(super) struct Watchers {
     free: Arc<Semaphore>,
     drain: Drain,
     metrics: Arc<Metrics>,
+    instance: Arc<Ranking>,
+    fleet: Arc<Ranking>,
+}
+
+/// One stream's place among those of its connection and of all.
+#[derive(Debug)]
+struct Place {
+    _permit: OwnedSemaphorePermit,
+    caller: Arc<Caller>,
 }
 
 struct Watch {
-    catalog: Arc<Catalog>,
+    ranking: Arc<Ranking>,
     drain: Drain,
     limit: usize,
-    scope: Scope,
     ticks: Interval,
+    sent: Option<Arc<Snapshot>>,
     deadline: Option<Deadline>,
-    _place: OwnedSemaphorePermit,
+    _place: Place,
 }
 
 impl Watchers {
-    pub(super) fn new(limit: usize, drain: Drain, metrics: Arc<Metrics>) -> Arc<Self> {
+    pub(super) fn new(
+        limit: usize,
+        catalog: &Arc<Catalog>,
+        drain: Drain,
+        metrics: Arc<Metrics>,
+    ) -> Arc<Self> {
         let free = Arc::new(Semaphore::new(limit));
         let help = "Open streams of hot keys.";
         metrics.gauge("hotshelf.hot.keys.watchers", help, &free, move |free| {
             limit.saturating_sub(free.available_permits()) as u64
         });
-        Arc::new(Self { free, drain, metrics })
+        let of = Arc::clone(catalog);
+        let instance = Ranking::new(drain.clone(), move || {
+            let catalog = Arc::clone(&of);
+            async move { catalog.hot_keys(MAX_LIMIT) }.boxed()
+        });
+        let of = Arc::clone(catalog);
+        let fleet = Ranking::new(drain.clone(), move || {
+            let catalog = Arc::clone(&of);
+            async move { catalog.fleet_hot_keys(MAX_LIMIT).await }.boxed()
+        });
+        Arc::new(Self { free, drain, metrics, instance, fleet })
     }
 
     pub(super) fn watch(
         &self,
         request: StreamHotKeysRequest,
         deadline: Option<Deadline>,
-        catalog: &Arc<Catalog>,
+        caller: &Arc<Caller>,
     ) -> Result<HotKeysStream, Status> {
         let limit = limit(request.limit)?;
         let interval = interval(request.interval)?;
         let scope = Scope::try_from(request.scope)
             .map_err(|_| status::invalid("scope", "must be SCOPE_INSTANCE or SCOPE_FLEET"))?;
-        let Ok(place) = Arc::clone(&self.free).try_acquire_owned() else {
+        let Some(place) = Place::take(&self.free, caller) else {
+            caller.refused(Shed::Streams);
             self.metrics.shed.inc(Shed::Streams);
             return Err(status::too_many_streams());
         };
+        let ranking = match scope {
+            Scope::Fleet => Arc::clone(&self.fleet),
+            Scope::Instance | Scope::Unspecified => Arc::clone(&self.instance),
+        };
         let mut ticks = tokio::time::interval(interval);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (catalog, drain) = (Arc::clone(catalog), self.drain.clone());
-        let watch = Watch { catalog, drain, limit, scope, ticks, deadline, _place: place };
+        let drain = self.drain.clone();
+        let watch = Watch { ranking, drain, limit, ticks, sent: None, deadline, _place: place };
         Ok(Box::pin(unfold(Some(watch), |watch| async { Some(watch?.next().await) })))
+    }
+}
+
+impl Place {
+    fn take(free: &Arc<Semaphore>, caller: &Arc<Caller>) -> Option<Self> {
+        let own = caller.watching.load(Ordering::Relaxed);
+        if own > free.available_permits() / PART {
+            return None;
+        }
+        let permit = Arc::clone(free).try_acquire_owned().ok()?;
+        caller.watching.fetch_add(1, Ordering::Relaxed);
+        Some(Self { _permit: permit, caller: Arc::clone(caller) })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.caller.watching.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 impl Watch {
     /// The next snapshot, or how the stream ends.
     async fn next(mut self) -> (Result<StreamHotKeysResponse, Status>, Option<Self>) {
-        tokio::select! {
+        let (drain, deadline) = (self.drain.clone(), self.deadline);
+        let snapshot = tokio::select! {
             // The drain first, so that a stream which is always due still ends.
             biased;
-            () = self.drain.announced() => (Err(status::draining()), None),
-            () = passed(self.deadline) => (Err(status::deadline_exceeded()), None),
-            _ = self.ticks.tick() => {
-                let snapshot = self.snapshot().await;
-                (Ok(snapshot), Some(self))
-            }
-        }
+            () = drain.announced() => return (Err(status::draining()), None),
+            () = passed(deadline) => return (Err(status::deadline_exceeded()), None),
+            snapshot = self.snapshot() => snapshot,
+        };
+        let message = message(&snapshot, self.limit);
+        self.sent = Some(snapshot);
+        (Ok(message), Some(self))
     }
 
-    async fn snapshot(&self) -> StreamHotKeysResponse {
-        let hottest = match self.scope {
-            Scope::Fleet => self.catalog.fleet_hot_keys(self.limit).await,
-            Scope::Instance | Scope::Unspecified => self.catalog.hot_keys(self.limit),
-        };
-        let ranked = (1..).zip(hottest).map(|(rank, key)| HotKey {
-            product_id: key.id.get(),
-            rank,
-            requests_per_second: key.per_second,
-            error_bound: key.error_bound,
+    /// At the next tick a snapshot that this stream has not sent yet. The first is of now: it counts what the caller read
+    /// before.
+    async fn snapshot(&mut self) -> Arc<Snapshot> {
+        self.ticks.tick().await;
+        let now = Instant::now();
+        let earliest = self.sent.as_ref().map_or(now, |sent| {
+            let unsent = sent.began + Duration::from_nanos(1);
+            let oldest = now.checked_sub(self.ticks.period().min(MAX_AGE));
+            oldest.map_or(unsent, |oldest| oldest.max(unsent))
         });
-        StreamHotKeysResponse {
-            observe_time: Some(SystemTime::now().into()),
-            hot_keys: ranked.collect(),
-        }
+        self.ranking.since(earliest).await
     }
+}
+
+fn message(snapshot: &Snapshot, limit: usize) -> StreamHotKeysResponse {
+    let hottest = snapshot.keys.iter().take(limit);
+    let ranked = (1..).zip(hottest).map(|(rank, key)| HotKey {
+        product_id: key.id.get(),
+        rank,
+        requests_per_second: key.per_second,
+        error_bound: key.error_bound,
+    });
+    StreamHotKeysResponse { observe_time: Some(snapshot.time.into()), hot_keys: ranked.collect() }
 }
 
 async fn passed(deadline: Option<Deadline>) {

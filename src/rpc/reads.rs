@@ -14,13 +14,14 @@ use tonic::metadata::MetadataValue;
 use tonic::service::Routes;
 use tower::Service;
 
+use super::caller::Caller;
 use super::reply::{Reply, headers};
 use super::unary::receive;
 use super::unsent::Share;
 use super::{convert, status};
 use crate::catalog::{Answer, Catalog};
 use crate::entry::{PREFIX, prefix};
-use crate::metrics::{Method as Called, ServedBy};
+use crate::metrics::{Method as Called, ServedBy, Shed};
 use crate::product::{ProductId, Version};
 use crate::proto::get_product_request::Freshness;
 use crate::proto::{BatchGetProductsRequest, GetProductRequest};
@@ -39,6 +40,7 @@ const INLINE_BATCH: usize = 100;
 pub(super) struct Calls {
     pub(super) shared: Arc<Shared>,
     pub(super) unsent: Arc<Share>,
+    pub(super) caller: Arc<Caller>,
 }
 
 /// What the calls of all connections need.
@@ -84,7 +86,7 @@ impl Calls {
     async fn call_other(
         self: Arc<Self>,
         called: Called,
-        request: Request<Incoming>,
+        mut request: Request<Incoming>,
     ) -> Result<Response<Reply>, Infallible> {
         if request.method() != Method::POST {
             let mut refused = Response::new(Reply::default());
@@ -94,6 +96,9 @@ impl Calls {
         if called == Called::BatchGetProducts {
             let answer = self.batch_get_products(request.into_body()).await;
             return Ok(answer.unwrap_or_else(Status::into_http));
+        }
+        if called == Called::StreamHotKeys {
+            request.extensions_mut().insert(Arc::clone(&self.caller));
         }
         let response = self.shared.others.clone().call(request).await?;
         Ok(status::in_our_words(response).map(Reply::Tonic))
@@ -122,7 +127,8 @@ impl Calls {
         let answers = self.shared.catalog.get_many(&ids, freshness).await;
         let answers = answers.map_err(|error| status::of_error(&error, None))?;
         let (from, stale) = farthest(&answers);
-        let room = self.unsent.take(most_bytes(&answers))?;
+        let room = self.unsent.take(most_bytes(&answers));
+        let room = room.inspect_err(|_| self.caller.refused(Shed::UnsentBytes))?;
         let message = room.holds(concatenated(&ids, &answers));
         Ok(Reply::message(message, self.shared.headers.of(from, stale)))
     }

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use tonic::{Request, Response, Status};
 
+use super::caller::Caller;
 use super::codec::Stored;
 use super::deadline::Deadline;
 use super::hot_keys::{HotKeysStream, Watchers};
@@ -22,6 +23,13 @@ use crate::proto::{
 pub(super) struct Products {
     pub(super) catalog: Arc<Catalog>,
     pub(super) watchers: Arc<Watchers>,
+    pub(super) read_only: bool,
+}
+
+impl Products {
+    fn may_write(&self) -> Result<(), Status> {
+        if self.read_only { Err(status::read_only()) } else { Ok(()) }
+    }
 }
 
 #[tonic::async_trait]
@@ -30,6 +38,7 @@ impl ProductService for Products {
         &self,
         request: Request<UpdateProductRequest>,
     ) -> Result<Response<Stored>, Status> {
+        self.may_write()?;
         let deadline = deadline(&request);
         let request = request.into_inner();
         let expected = convert::expected_version(request.expected_version)?;
@@ -41,6 +50,7 @@ impl ProductService for Products {
         &self,
         request: Request<CreateProductRequest>,
     ) -> Result<Response<Stored>, Status> {
+        self.may_write()?;
         let deadline = deadline(&request);
         let product = convert::new_product(request.into_inner())?;
         written(self.catalog.create(product, deadline).await, None)
@@ -50,6 +60,7 @@ impl ProductService for Products {
         &self,
         request: Request<DeleteProductRequest>,
     ) -> Result<Response<()>, Status> {
+        self.may_write()?;
         let deadline = deadline(&request);
         let request = request.into_inner();
         let id = convert::id("id", request.id)?;
@@ -66,7 +77,9 @@ impl ProductService for Products {
         request: Request<StreamHotKeysRequest>,
     ) -> Result<Response<HotKeysStream>, Status> {
         let deadline = request.extensions().get::<Deadline>().copied();
-        let stream = self.watchers.watch(request.into_inner(), deadline, &self.catalog)?;
+        let caller = request.extensions().get::<Arc<Caller>>().cloned();
+        let caller = caller.ok_or_else(|| Status::internal("a call without a connection"))?;
+        let stream = self.watchers.watch(request.into_inner(), deadline, &caller)?;
         Ok(Response::new(stream))
     }
 }

@@ -145,7 +145,14 @@ pub(super) fn too_many_unsent_bytes() -> Status {
 }
 
 pub(super) fn too_many_streams() -> Status {
-    retry(Code::ResourceExhausted, "too many streams of hot keys are open", "TOO_MANY_STREAMS")
+    let words = "too many streams of hot keys are open, on this connection or in all";
+    retry(Code::ResourceExhausted, words, "TOO_MANY_STREAMS")
+}
+
+/// Without a hint when to try again: it is a setting.
+pub(super) fn read_only() -> Status {
+    let words = "this instance does not write products (READ_ONLY)";
+    status(Code::FailedPrecondition, words, "READ_ONLY", HashMap::new())
 }
 
 pub(super) fn draining() -> Status {

@@ -66,9 +66,11 @@ async fn bad_options(stack: Stack) {
     for (arguments, words) in cases {
         fails(&format!("{arguments:?}"), &stack, arguments, words).await;
     }
-    let environment: [(&str, &str, &[&str]); 3] = [
+    let environment: [(&str, &str, &[&str]); 5] = [
         ("SOFT_TTL", "soon", &["--soft-ttl", "soon"]),
         ("REDIS_CLUSTER", "perhaps", &["--redis-cluster", "perhaps"]),
+        ("READ_ONLY", "perhaps", &["--read-only", "perhaps"]),
+        ("REFLECTION", "perhaps", &["--reflection", "perhaps"]),
         ("RUST_LOG", "hotshelf=loud", &["RUST_LOG", "info"]),
     ];
     for (name, value, words) in environment {

@@ -280,3 +280,8 @@ async fn reflection(stack: Stack) {
         }
     }
 }
+
+/// The services that reflection lists.
+pub async fn listed(node: &Node) -> Vec<String> {
+    services!(v1, node)
+}

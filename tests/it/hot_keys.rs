@@ -4,11 +4,12 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use hotshelf::proto::{
-    BatchGetProductsRequest, HotKey, Scope, StreamHotKeysRequest, StreamHotKeysResponse,
+    BatchGetProductsRequest, HotKey, ProductServiceClient, Scope, StreamHotKeysRequest,
+    StreamHotKeysResponse,
 };
 use tonic::{Code, Request, Streaming};
 
-use crate::harness::{HANG, Node, Private, Stack, Suite, eventually};
+use crate::harness::{HANG, Node, Private, Stack, Suite, channel, eventually};
 
 pub fn register(suite: &mut Suite<'_>) {
     suite.both("hot_keys::every_kind_of_read_counts_once_for_each_id", kinds_of_reads);
@@ -16,6 +17,8 @@ pub fn register(suite: &mut Suite<'_>) {
     suite.both("hot_keys::the_fleets_ranking_is_the_sum_and_the_same_everywhere", fleet);
     suite.both("hot_keys::who_does_not_read_its_stream_holds_up_nobody", slow_reader);
     suite.single("hot_keys::a_stream_ends_at_its_callers_deadline", deadline);
+    suite.single("hot_keys::one_connection_leaves_streams_for_others", shares);
+    suite.private("hot_keys::many_streams_cost_redis_as_much_as_one", one_computation);
     suite.private("hot_keys::without_redis_the_fleets_ranking_is_empty_and_goes_on", without_redis);
 }
 
@@ -161,4 +164,69 @@ async fn without_redis(world: Private) {
         read(&node, id, 1).await;
         assert!(began.elapsed() < 3 * HANG, "the fleet's ranking never came back");
     }
+}
+
+async fn shares(stack: Stack) {
+    let node = stack.node_with(|args| args.serving.max_watchers = 100).await;
+    let mut greedy = Vec::new();
+    let refused = loop {
+        let request = request(Scope::Instance, 5);
+        match node.client.clone().stream_hot_keys(request).await {
+            Ok(stream) => greedy.push(stream.into_inner()),
+            Err(refused) => break refused,
+        }
+    };
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused:?}");
+    assert_eq!(greedy.len(), 34, "a third, and what passes it");
+    assert_eq!(node.metric(r#"hotshelf_shed_total{reason="streams"}"#).await, 1.0);
+    let mut other = ProductServiceClient::new(channel(node.grpc_addr.port()).await);
+    let mut streams = Vec::new();
+    for _ in 0..20 {
+        let stream = other.stream_hot_keys(request(Scope::Instance, 5)).await;
+        streams.push(stream.unwrap().into_inner());
+    }
+    for stream in streams.iter_mut().chain(&mut greedy) {
+        next(stream).await;
+    }
+    drop(greedy);
+    let open = async || node.metric("hotshelf_hot_keys_watchers").await;
+    eventually("their places are free again", async || open().await == 20.0).await;
+    node.client.clone().stream_hot_keys(request(Scope::Instance, 5)).await.unwrap();
+}
+
+/// However long it takes on a busy machine, the ranking is read once in 100 ms, for streams of any interval.
+async fn one_computation(world: Private) {
+    const SNAPSHOTS: usize = 5;
+    let id = world.insert("walnut desk lamp").await;
+    let node = world.node_with(|args| args.caching.refresh_keys = 0).await;
+    node.product(id).await;
+    let before = rankings_read(&world);
+    let began = Instant::now();
+    let mut streams = Vec::new();
+    for _ in 0..3 {
+        let client = ProductServiceClient::new(channel(node.grpc_addr.port()).await);
+        for n in 0..15 {
+            let mut request = request(Scope::Fleet, 10);
+            let nanos = (100 + 7 * n) * 1_000_000;
+            request.interval = Some(prost_types::Duration { seconds: 0, nanos });
+            let stream = client.clone().stream_hot_keys(request).await.unwrap();
+            streams.push(stream.into_inner());
+        }
+    }
+    join_all(streams.into_iter().map(async |mut stream| {
+        for _ in 0..SNAPSHOTS {
+            next(&mut stream).await;
+        }
+    }))
+    .await;
+    let read = rankings_read(&world) - before;
+    let ticks = began.elapsed().as_millis() / 100 + 1;
+    assert!(u128::from(read) <= ticks, "{read} reads in {ticks} intervals");
+}
+
+/// How often Redis was asked for the fleet's ranking.
+fn rankings_read(world: &Private) -> u64 {
+    let stats = world.redis.command(&["INFO", "commandstats"]).unwrap();
+    let line = stats.lines().find_map(|line| line.strip_prefix("cmdstat_zrevrange:calls="));
+    line.map_or(0, |line| line.split(',').next().unwrap().parse().unwrap())
 }

@@ -147,7 +147,7 @@ pub(super) async fn together(_: Stack) {
 /// A new setting needs a row above, or a reason to be here.
 pub(super) fn complete() {
     // Text, which is checked where it is used, and what is either true or false.
-    const WITHOUT_BOUNDS: [&str; 9] = [
+    const WITHOUT_BOUNDS: [&str; 12] = [
         "database-url",
         "migrate",
         "redis-url",
@@ -157,6 +157,9 @@ pub(super) fn complete() {
         "admin-addr",
         "grpc-tls-cert",
         "grpc-tls-key",
+        "read-only",
+        "admin-service",
+        "reflection",
     ];
     let command = Cli::command();
     let settings = command.get_arguments().filter(|argument| argument.get_env().is_some());

@@ -115,6 +115,10 @@ impl Program {
         self.port
     }
 
+    pub fn admin_port(&self) -> u16 {
+        self.admin_port
+    }
+
     /// What the admin port answers.
     pub async fn admin(&self, path: &str) -> (u16, String) {
         admin(self.admin_port, path).await

@@ -1,0 +1,184 @@
+//! A ranking that all streams share. It is computed when a stream asks for a newer snapshot than there is, once for all
+//! streams that ask meanwhile, and at most once in [`SPACING`].
+//!
+//! The computation is a task of its own. A stream is polled only while its connection has room, so a computation inside
+//! of one would hold up all others when its caller stops reading.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use crate::catalog::HotKey;
+use crate::drain::Drain;
+
+/// Computations begin at least this far apart, however many streams are opened and closed. Too low: callers cost Redis a
+/// read each. Too high: the first snapshot of a stream comes later.
+pub(super) const SPACING: Duration = Duration::from_millis(100);
+
+type Compute = Box<dyn Fn() -> BoxFuture<'static, Vec<HotKey>> + Send + Sync>;
+
+/// The hottest products at one moment.
+#[derive(Debug)]
+pub(super) struct Snapshot {
+    /// When its computation began: it counts every read that ended before.
+    pub(super) began: Instant,
+    pub(super) time: SystemTime,
+    pub(super) keys: Vec<HotKey>,
+}
+
+/// One scope's snapshots.
+pub(super) struct Ranking {
+    compute: Compute,
+    drain: Drain,
+    latest: watch::Sender<Option<Arc<Snapshot>>>,
+    /// Held while `latest` is replaced, so that no computation begins for what has just been computed.
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    running: bool,
+    began: Option<Instant>,
+}
+
+/// A computation. When it is dropped, also by a panic, the next may begin.
+struct Run {
+    ranking: Arc<Ranking>,
+    computed: Option<Arc<Snapshot>>,
+}
+
+impl Ranking {
+    pub(super) fn new(
+        drain: Drain,
+        compute: impl Fn() -> BoxFuture<'static, Vec<HotKey>> + Send + Sync + 'static,
+    ) -> Arc<Self> {
+        let (latest, state) = (watch::Sender::new(None), Mutex::default());
+        Arc::new(Self { compute: Box::new(compute), drain, latest, state })
+    }
+
+    /// The newest snapshot, as soon as there is one whose computation began at `earliest` or later.
+    pub(super) async fn since(self: &Arc<Self>, earliest: Instant) -> Arc<Snapshot> {
+        let mut latest = self.latest.subscribe();
+        loop {
+            if let Some(snapshot) = recent(&latest.borrow_and_update(), earliest) {
+                return snapshot;
+            }
+            self.begin(earliest);
+            // The sender lives as long as `self`.
+            let _ = latest.changed().await;
+        }
+    }
+
+    fn begin(self: &Arc<Self>, earliest: Instant) {
+        let mut state = self.state.lock();
+        if state.running || recent(&self.latest.borrow(), earliest).is_some() {
+            return;
+        }
+        state.running = true;
+        let since = state.began.map_or(SPACING, |began| began.elapsed());
+        let run = Run { ranking: Arc::clone(self), computed: None };
+        drop(self.drain.spawn(run.after(SPACING.saturating_sub(since))));
+    }
+}
+
+fn recent(latest: &Option<Arc<Snapshot>>, earliest: Instant) -> Option<Arc<Snapshot>> {
+    latest.as_ref().filter(|snapshot| snapshot.began >= earliest).cloned()
+}
+
+impl Run {
+    async fn after(mut self, pause: Duration) {
+        tokio::time::sleep(pause).await;
+        let began = Instant::now();
+        self.ranking.state.lock().began = Some(began);
+        let keys = (self.ranking.compute)().await;
+        self.computed = Some(Arc::new(Snapshot { began, time: SystemTime::now(), keys }));
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        let mut state = self.ranking.state.lock();
+        state.running = false;
+        // Without a snapshot, too, the streams are woken: one of them begins the next computation.
+        self.ranking.latest.send_modify(|latest| {
+            if let Some(computed) = self.computed.take() {
+                *latest = Some(computed);
+            }
+        });
+    }
+}
+
+impl std::fmt::Debug for Ranking {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ranking").field("state", &self.state).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use futures_util::FutureExt;
+    use futures_util::future::join_all;
+
+    use super::*;
+
+    /// Counts its computations; the first `panics` of them panic.
+    fn counted(panics: usize) -> (Arc<Ranking>, Arc<AtomicUsize>) {
+        let count = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&count);
+        let compute = move || {
+            let number = counted.fetch_add(1, Ordering::Relaxed);
+            async move {
+                tokio::task::yield_now().await;
+                assert!(number >= panics, "injected");
+                Vec::new()
+            }
+            .boxed()
+        };
+        (Ranking::new(Drain::default(), compute), count)
+    }
+
+    #[tokio::test]
+    async fn streams_that_ask_together_cost_one_computation() {
+        let (ranking, count) = counted(0);
+        let now = Instant::now();
+        let snapshots = join_all((0..1_000).map(|_| ranking.since(now))).await;
+        assert!(snapshots.iter().all(|snapshot| snapshot.began >= now));
+        assert_eq!(count.load(Ordering::Relaxed), 1);
+        ranking.since(now).await;
+        assert_eq!(count.load(Ordering::Relaxed), 1, "it is recent enough");
+    }
+
+    #[tokio::test]
+    async fn computations_begin_at_least_a_spacing_apart() {
+        let (ranking, count) = counted(0);
+        let mut before = ranking.since(Instant::now()).await;
+        for _ in 0..3 {
+            // As a stream that has just been opened asks.
+            let next = ranking.since(Instant::now()).await;
+            assert!(next.began.duration_since(before.began) >= SPACING);
+            before = next;
+        }
+        assert_eq!(count.load(Ordering::Relaxed), 4);
+    }
+
+    #[tokio::test]
+    async fn a_computation_outlives_the_stream_that_began_it() {
+        let (ranking, count) = counted(0);
+        let now = Instant::now();
+        assert!(ranking.since(now).now_or_never().is_none(), "it waits");
+        ranking.since(now).await;
+        assert_eq!(count.load(Ordering::Relaxed), 1);
+    }
+
+    #[tokio::test]
+    async fn after_a_panic_the_next_computation_begins() {
+        let (ranking, count) = counted(1);
+        ranking.since(Instant::now()).await;
+        assert_eq!(count.load(Ordering::Relaxed), 2);
+    }
+}

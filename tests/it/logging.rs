@@ -1,0 +1,134 @@
+//! The log: neither a caller nor whoever reads it can turn it against the service.
+
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::harness::{HANG, Program, Stack, Suite, admin, channel, eventually, free_port, get};
+
+/// Frames that nobody asked for; a line for each would be 15 MB.
+const FRAMES: usize = 100_000;
+/// What they may leave in the log.
+const MOST_LOGGED: usize = 16 << 10;
+
+pub fn register(suite: &mut Suite<'_>) {
+    suite.single("logging::frames_that_nobody_asked_for_leave_a_few_lines", unasked);
+    suite.single("logging::a_log_that_nobody_reads_stops_nothing", unread);
+    suite.single("logging::what_is_refused_says_who", who);
+}
+
+const PING: u8 = 6;
+const ACK: u8 = 1;
+
+fn ping(flags: u8, number: u64) -> Vec<u8> {
+    [&[0, 0, 8, PING, flags, 0, 0, 0, 0][..], &number.to_be_bytes()].concat()
+}
+
+/// Sends acknowledgements of no ping, each of them another, and waits until all are processed.
+async fn acknowledge_nothing(port: u16) {
+    let mut socket = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    let (mut reader, mut writer) = socket.split();
+    let send = async {
+        writer.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
+        writer.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.unwrap();
+        let frames = (0..FRAMES as u64).flat_map(|number| ping(ACK, number));
+        writer.write_all(&frames.chain(ping(0, u64::MAX)).collect::<Vec<_>>()).await.unwrap();
+    };
+    let answered = async {
+        loop {
+            let mut head = [0; 9];
+            reader.read_exact(&mut head).await.unwrap();
+            let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+            reader.read_exact(&mut payload).await.unwrap();
+            if (head[3], head[4]) == (PING, ACK) && payload == u64::MAX.to_be_bytes() {
+                break;
+            }
+        }
+    };
+    let done = async { tokio::join!(send, answered) };
+    tokio::time::timeout(HANG, done).await.expect("processed");
+}
+
+async fn unasked(stack: Stack) {
+    let program = Program::serve(&stack, &[]).await;
+    let before = program.log().len();
+    acknowledge_nothing(program.port()).await;
+    let log = program.log();
+    assert!(!log[before..].contains("PING"), "{} bytes", log.len());
+    assert!(log.len() < MOST_LOGGED, "{} bytes", log.len());
+    // What h2 says of it is asked for: it is limited, and the rest is counted.
+    let mut command = Program::serving(&stack, &[]);
+    command.env("RUST_LOG", "info,h2=warn");
+    let asked = Program::start(command).await;
+    acknowledge_nothing(asked.port()).await;
+    let left_out = async || asked.log().contains("lines of one kind were left out of the log");
+    eventually("it is reported", left_out).await;
+    let log = asked.log();
+    let lines = log.lines().filter(|line| line.contains("PING ack that we never sent:"));
+    // A machine that stands still for so long begins another window.
+    assert!((20..=60).contains(&lines.clone().count()), "{} bytes", log.len());
+    assert!(log.len() < MOST_LOGGED, "{} bytes", log.len());
+}
+
+/// Standard error is a pipe that holds 64 KiB.
+async fn unread(stack: Stack) {
+    let id = stack.insert("walnut desk lamp").await;
+    let (grpc, admin_port) = (free_port(), free_port());
+    let addresses = [format!("127.0.0.1:{grpc}"), format!("127.0.0.1:{admin_port}")];
+    let options = ["--grpc-addr", &addresses[0], "--admin-addr", &addresses[1]];
+    let mut command = Program::serving(&stack, &options);
+    command.env("RUST_LOG", "trace,h2=trace,hyper=trace");
+    let mut child = command.stdout(std::process::Stdio::null()).spawn().unwrap();
+    let _unread = child.stderr.take().unwrap();
+    let listens = async || TcpStream::connect(("127.0.0.1", admin_port)).await.is_ok();
+    eventually("it listens", listens).await;
+    let ready = async || admin(admin_port, "/readyz").await.0 == 200;
+    eventually("it is ready", ready).await;
+    let client = hotshelf::proto::ProductServiceClient::new(channel(grpc).await);
+    eventually("the log is full, and lines are dropped and counted", async || {
+        for _ in 0..50 {
+            let mut client = client.clone();
+            let read = tokio::time::timeout(HANG, client.get_product(get(id))).await;
+            read.expect("served").unwrap();
+        }
+        let (_, text) = admin(admin_port, "/metrics").await;
+        let dropped =
+            |line: &str| line.strip_prefix("hotshelf_log_lines_dropped_total ")?.parse().ok();
+        text.lines().find_map(dropped).is_some_and(|dropped: f64| dropped > 0.0)
+    })
+    .await;
+    let pid = Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap());
+    kill(pid, Signal::SIGTERM).unwrap();
+    let ended = tokio::time::timeout(HANG, child.wait()).await.expect("it ends, too");
+    assert_eq!(ended.unwrap().code(), Some(0));
+}
+
+async fn who(stack: Stack) {
+    const REFUSED: usize = 50;
+    let program = Program::serve(&stack, &["--max-connections", "1"]).await;
+    assert_eq!(program.admin("/callers").await, (200, String::new()));
+    let held = channel(program.port()).await;
+    let mut client = hotshelf::proto::ProductServiceClient::new(held);
+    let id = stack.insert("walnut desk lamp").await;
+    client.get_product(get(id)).await.unwrap();
+    for _ in 0..REFUSED {
+        let mut socket = TcpStream::connect(("127.0.0.1", program.port())).await.unwrap();
+        // Closed as it comes.
+        let end = tokio::time::timeout(HANG, socket.read(&mut [0; 64])).await.expect("closed");
+        assert!(matches!(end, Ok(0) | Err(_)));
+    }
+    let callers = (200, format!("{REFUSED} 127.0.0.1\n"));
+    eventually("all are counted", async || program.admin("/callers").await == callers).await;
+    let said = async || program.log().contains("refused to stay within limits");
+    eventually("the log says so", said).await;
+    // One line in ten seconds.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let log = program.log();
+    let lines: Vec<_> = log.lines().filter(|line| line.contains("refused to stay")).collect();
+    assert!(lines.len() < REFUSED / 5, "{log}");
+    assert!(lines[0].contains("peer=127.0.0.1:"), "{log}");
+    assert!(lines[0].contains("reason=\"connections\""), "{log}");
+}
