@@ -20,13 +20,13 @@ use tracing_subscriber::util::SubscriberInitExt;
 use crate::metrics::Metrics;
 use repeats::Repeats;
 
-/// Lines that wait to be written, of a few hundred bytes each. Too high: memory while nobody reads the log. Too low: a
+/// Lines that wait to be written, of a few hundred bytes each. Too high: memory while the log is not read. Too low: a
 /// reader that pauses loses lines.
 const QUEUED_LINES: usize = 8_192;
 /// Between two looks at what was left out or dropped.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The process' log. It is written out when this is dropped, as far as somebody reads it.
+/// The process' log. Dropping it writes out what is queued, and waits a second for a reader at most.
 #[derive(Debug)]
 pub struct Log {
     repeats: Arc<Repeats>,
@@ -69,7 +69,7 @@ impl Log {
         }
     }
 
-    /// Counts the lines that were dropped because nobody read those before them, until it is dropped.
+    /// Counts the lines that were dropped because the queue was full, until it is dropped.
     pub async fn keep_counting(&self, metrics: &Metrics) -> Infallible {
         let (dropped, mut counted) = (self.writer.error_counter(), 0);
         loop {
@@ -87,7 +87,7 @@ impl Drop for Log {
     }
 }
 
-/// The standard hook writes to standard error itself, and waits until somebody reads it.
+/// The standard hook writes to standard error itself, and blocks while the pipe is full.
 fn log_panics() {
     std::panic::set_hook(Box::new(|panic| {
         let message = panic.payload_as_str().unwrap_or("without a message");

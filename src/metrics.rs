@@ -74,7 +74,7 @@ pub struct Metrics {
     pub redis_impossible: Counters<()>,
     /// Restarts of loops and threads that ended.
     pub task_restarts: Counters<BackgroundTask>,
-    /// Lines of the log that nobody read in time.
+    /// Lines of the log that were dropped because the queue to its writer was full.
     pub log_lines_dropped: Counters<()>,
     started: Counters<Method>,
     handled: Arc<Cells>,
@@ -216,7 +216,7 @@ impl Metrics {
             log_lines_dropped: Counters::new(
                 &meter,
                 "hotshelf.log.lines.dropped",
-                "Lines of the log that were dropped, because those before them were not read.",
+                "Lines of the log that were dropped, because the queue to its writer was full.",
             ),
             started: Counters::new(&meter, "grpc.server.started", "Calls begun."),
             handled: handled(&meter),

@@ -1,5 +1,5 @@
-//! Who was refused to stay within limits: a line of the log for each reason from time to time, and the addresses that
-//! were refused most, for `/callers`. No metric has addresses: anybody could make up series.
+//! Callers that were refused to stay within limits: a line of the log for each reason from time to time, and the addresses
+//! that were refused most, for `/callers`. No metric has addresses as labels: clients would add series without bound.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_not_refused_any_more_is_forgotten() {
+    fn addresses_that_are_not_refused_any_more_are_forgotten() {
         let (mut addresses, now) = (Addresses::default(), Instant::now());
         addresses.count(address(7), now);
         assert_eq!(addresses.ranked(now + WINDOW), [(address(7), 1)]);

@@ -1,4 +1,4 @@
-//! What a connection has of its own: who is at its other end, and how many streams it has open.
+//! What a connection has of its own: the address of its peer, and how many streams it has open.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -1,6 +1,6 @@
 //! StreamHotKeys: a snapshot at once, then one every interval, until the caller, its deadline or the drain
 //! ends it. A snapshot is sent when the connection has room for it, so a slow reader misses some
-//! and holds up nobody. All streams share one computation of each ranking (`ranking.rs`).
+//! and delays no other. All streams share one computation of each ranking (`ranking.rs`).
 
 mod ranking;
 

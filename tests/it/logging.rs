@@ -1,4 +1,4 @@
-//! The log: neither a caller nor whoever reads it can turn it against the service.
+//! The log: neither callers nor its reader can turn it against the service.
 
 use std::time::Duration;
 
@@ -9,15 +9,15 @@ use tokio::net::TcpStream;
 
 use crate::harness::{HANG, Program, Stack, Suite, admin, channel, eventually, free_port, get};
 
-/// Frames that nobody asked for; a line for each would be 15 MB.
+/// Unsolicited frames; a line for each would be 15 MB.
 const FRAMES: usize = 100_000;
 /// What they may leave in the log.
 const MOST_LOGGED: usize = 16 << 10;
 
 pub fn register(suite: &mut Suite<'_>) {
-    suite.single("logging::frames_that_nobody_asked_for_leave_a_few_lines", unasked);
-    suite.single("logging::a_log_that_nobody_reads_stops_nothing", unread);
-    suite.single("logging::what_is_refused_says_who", who);
+    suite.single("logging::unsolicited_frames_leave_a_few_lines", unasked);
+    suite.single("logging::a_log_that_is_not_read_stops_nothing", unread);
+    suite.single("logging::refusals_name_the_callers_address", refusals);
 }
 
 const PING: u8 = 6;
@@ -106,7 +106,7 @@ async fn unread(stack: Stack) {
     assert_eq!(ended.unwrap().code(), Some(0));
 }
 
-async fn who(stack: Stack) {
+async fn refusals(stack: Stack) {
     const REFUSED: usize = 50;
     let program = Program::serve(&stack, &["--max-connections", "1"]).await;
     assert_eq!(program.admin("/callers").await, (200, String::new()));
