@@ -1,5 +1,6 @@
 //! Every knob, and the only reader of the environment. Each part gets its own options, never the whole.
 
+mod edge;
 mod limits;
 mod options;
 mod switches;
@@ -11,6 +12,7 @@ use std::time::Duration;
 use clap::builder::BoolishValueParser;
 use clap::{Args, Parser, Subcommand};
 
+pub use edge::EdgeArgs;
 use limits::{DAY, HOUR, LONGEST_TTL, MILLISECOND, MINUTE, duration, namespace, number};
 
 use crate::postgres::Migrate;
@@ -312,6 +314,9 @@ pub struct ServingArgs {
     /// A peer that does not answer a ping, or does not begin to speak HTTP/2, for this long is gone.
     #[arg(long, env, default_value = "20s", value_name = "DURATION", value_parser = duration(100 * MILLISECOND, HOUR))]
     pub keepalive_timeout: Duration,
+    /// Connections.
+    #[command(flatten)]
+    pub edge: EdgeArgs,
     /// On SIGTERM, how long to report NOT_SERVING and serve on, so that load balancers notice; 0s: not at all.
     #[arg(long, env, default_value = "0s", value_name = "DURATION", value_parser = duration(Duration::ZERO, DAY))]
     pub drain_delay: Duration,

@@ -23,8 +23,9 @@ pub use counters::Counters;
 use counters::key_values;
 use histogram::{CallDurations, Collected};
 pub use labels::{
-    BackgroundTask, BreakerMove, BreakerState, FillRejection, LeaseOutcome, Lookup, Method,
-    RedisCapability, RedisDependency, RedisOperation, RedisRefusal, RefreshRequest, ServedBy, Shed,
+    BackgroundTask, BreakerMove, BreakerState, ConnectionEnd, FillRejection, LeaseOutcome, Lookup,
+    Method, RedisCapability, RedisDependency, RedisOperation, RedisRefusal, RefreshRequest,
+    ServedBy, Shed,
 };
 use labels::{CODES, LabelSet};
 use sharded::Cells;
@@ -48,6 +49,8 @@ pub struct Metrics {
     pub breaker_moves: Counters<BreakerMove>,
     /// Calls and connections refused to stay within limits.
     pub shed: Counters<Shed>,
+    /// Connections that the server closed.
+    pub connections_closed: Counters<ConnectionEnd>,
     /// Products asked of Postgres, one for each product of a batch.
     pub postgres_loads: Counters<()>,
     /// Readers that joined a load in flight.
@@ -147,6 +150,11 @@ impl Metrics {
                 &meter,
                 "hotshelf.shed",
                 "Calls and connections refused to stay within limits.",
+            ),
+            connections_closed: Counters::new(
+                &meter,
+                "hotshelf.connections.closed",
+                "gRPC connections that this instance closed, by reason.",
             ),
             postgres_loads: Counters::new(
                 &meter,

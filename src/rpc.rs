@@ -8,6 +8,7 @@ mod deadline;
 mod edge;
 mod hot_keys;
 mod observe;
+mod protocol;
 mod reads;
 mod reply;
 mod service;

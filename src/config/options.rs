@@ -18,6 +18,11 @@ fn without_password(url: &str) -> String {
     place.split('?').next().unwrap_or_default().to_owned()
 }
 
+/// 0s is how a limit is switched off.
+fn unless_zero(duration: Duration) -> Option<Duration> {
+    (!duration.is_zero()).then_some(duration)
+}
+
 impl ServeArgs {
     /// The options of Postgres.
     #[must_use]
@@ -119,6 +124,9 @@ impl ServeArgs {
                 keepalive_interval: serving.keepalive_interval,
                 keepalive_timeout: serving.keepalive_timeout,
                 max_call_time: serving.max_call_time,
+                max_age: unless_zero(serving.edge.max_connection_age),
+                age_grace: serving.edge.max_connection_age_grace,
+                max_idle: unless_zero(serving.edge.max_connection_idle),
             },
             max_calls: serving.max_calls,
             max_unsent_bytes: serving.max_unsent_bytes,

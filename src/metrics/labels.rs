@@ -227,10 +227,26 @@ label_set! {
         Calls = ["calls"],
         /// Too many connections.
         Connections = ["connections"],
-        /// Too many watchers of hot keys.
+        /// Too many streams.
         Streams = ["streams"],
         /// Too many bytes of answers that wait to be sent.
         UnsentBytes = ["unsent_bytes"],
+    ]
+}
+
+label_set! {
+    /// Why the server closed a connection.
+    ConnectionEnd { "reason" } [
+        /// It had lived long enough.
+        Age = ["age"],
+        /// It had no calls.
+        Idle = ["idle"],
+        /// Its peer did not begin to speak.
+        Silent = ["silent"],
+        /// Its peer flooded it: with requests that it took back, say.
+        Flood = ["flood"],
+        /// Calls were still in flight after the grace of an age or an idle connection.
+        Grace = ["grace"],
     ]
 }
 

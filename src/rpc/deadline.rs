@@ -58,7 +58,7 @@ where
     }
 
     fn call(&mut self, mut request: Request<B>) -> DeadlineFuture<S::Future> {
-        let asked = timeout_of(request.headers());
+        let Ok(asked) = timeout_of(request.headers()) else { return DeadlineFuture::Refused };
         // Streams live until the caller has enough of them, and end by themselves at its deadline.
         let timeout = match Method::of_path(request.uri().path()).is_lasting() {
             true => asked,
@@ -67,19 +67,23 @@ where
         if let Some(deadline) = timeout.and_then(|timeout| Instant::now().checked_add(timeout)) {
             request.extensions_mut().insert(Deadline(deadline));
         }
-        DeadlineFuture { call: self.inner.call(request), timeout, timer: None }
+        DeadlineFuture::Admitted { call: self.inner.call(request), timeout, timer: None }
     }
 }
 
 pin_project! {
-    /// A call and its deadline.
-    pub(super) struct DeadlineFuture<F> {
-        #[pin]
-        call: F,
-        timeout: Option<Duration>,
-        // Made when the call has to wait: most are done by then.
-        #[pin]
-        timer: Option<Sleep>,
+    /// A call and its deadline, or one whose deadline cannot be read.
+    #[project = DeadlineProjection]
+    pub(super) enum DeadlineFuture<F> {
+        Admitted {
+            #[pin]
+            call: F,
+            timeout: Option<Duration>,
+            // Made when the call has to wait: most are done by then.
+            #[pin]
+            timer: Option<Sleep>,
+        },
+        Refused,
     }
 }
 
@@ -87,21 +91,34 @@ impl<F: Future<Output = Result<Response<Reply>, Infallible>>> Future for Deadlin
     type Output = Result<Response<Reply>, Infallible>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut this = self.project();
-        if let Poll::Ready(response) = this.call.poll(cx) {
+        let DeadlineProjection::Admitted { call, timeout, mut timer } = self.project() else {
+            return Poll::Ready(Ok(status::malformed("its grpc-timeout is none").into_http()));
+        };
+        if let Poll::Ready(response) = call.poll(cx) {
             return Poll::Ready(response);
         }
-        if let Some(timeout) = this.timeout.take() {
-            this.timer.set(Some(tokio::time::sleep(timeout)));
+        if let Some(timeout) = timeout.take() {
+            timer.set(Some(tokio::time::sleep(timeout)));
         }
-        let Some(timer) = this.timer.as_pin_mut() else { return Poll::Pending };
+        let Some(timer) = timer.as_pin_mut() else { return Poll::Pending };
         timer.poll(cx).map(|()| Ok(status::deadline_exceeded().into_http()))
     }
 }
 
-/// `grpc-timeout`: at most eight digits and a unit. What is malformed counts as absent.
-fn timeout_of(headers: &HeaderMap) -> Option<Duration> {
-    let text = headers.get(GRPC_TIMEOUT)?.to_str().ok()?;
+/// A `grpc-timeout` that cannot be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Malformed;
+
+/// What `grpc-timeout` says, if there is one. To ignore a malformed one would be to wait for longer than the caller does.
+fn timeout_of(headers: &HeaderMap) -> Result<Option<Duration>, Malformed> {
+    match headers.get(GRPC_TIMEOUT) {
+        None => Ok(None),
+        Some(value) => value.to_str().ok().and_then(parse).map(Some).ok_or(Malformed),
+    }
+}
+
+/// At most eight digits and a unit.
+fn parse(text: &str) -> Option<Duration> {
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     if digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;
@@ -129,11 +146,12 @@ mod tests {
             headers.insert("grpc-timeout", text.parse().expect("a header"));
             timeout_of(&headers)
         };
-        assert_eq!(read("20m"), Some(Duration::from_millis(20)));
-        assert_eq!(read("99999999H"), Some(Duration::from_secs(99_999_999 * 3_600)));
-        assert_eq!(read("7u"), Some(Duration::from_micros(7)));
+        assert_eq!(timeout_of(&HeaderMap::new()), Ok(None));
+        assert_eq!(read("20m"), Ok(Some(Duration::from_millis(20))));
+        assert_eq!(read("99999999H"), Ok(Some(Duration::from_secs(99_999_999 * 3_600))));
+        assert_eq!(read("7u"), Ok(Some(Duration::from_micros(7))));
         for bad in ["", "S", "20", "-1S", "123456789S", "1.5S", "1s", "+1S"] {
-            assert_eq!(read(bad), None, "{bad:?}");
+            assert_eq!(read(bad), Err(Malformed), "{bad:?}");
         }
     }
 }

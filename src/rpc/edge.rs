@@ -3,6 +3,7 @@
 
 mod clock;
 mod io;
+mod lifetime;
 mod streams;
 #[cfg(test)]
 mod tests;
@@ -20,15 +21,16 @@ use hyper::server::conn::http2;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use crate::drain::Drain;
-use crate::metrics::{Metrics, Shed};
+use crate::metrics::{ConnectionEnd, Metrics, Shed};
 use crate::refusals::Refusals;
 use clock::TurnClock;
 use io::gathering;
+use lifetime::Ending;
 use streams::{Answers, Inline};
 pub use tls::TlsOptions;
 
@@ -45,6 +47,12 @@ pub struct EdgeOptions {
     pub keepalive_timeout: Duration,
     /// The longest that a unary call may take, its answer's way to a slow reader included.
     pub max_call_time: Duration,
+    /// How long a connection lives, give or take a tenth.
+    pub max_age: Option<Duration>,
+    /// After that, how long its calls in flight may take.
+    pub age_grace: Duration,
+    /// How long a connection without calls lives.
+    pub max_idle: Option<Duration>,
 }
 
 /// Most bytes of a request's headers.
@@ -55,6 +63,8 @@ const CONNECTION_WINDOW: u32 = 256 * 1024;
 /// What h2 charges to half of the connection's window for a small request that nobody has read yet; past that it
 /// takes the peer for a flooder, and closes the connection.
 const CHARGE: u32 = 256;
+/// Requests that were taken back before hyper saw them, at least; see [`resets`].
+const LEAST_RESETS: usize = 64;
 /// Out of file descriptors, say: accepting again at once would only spin.
 const PAUSE_AFTER_FAILED_ACCEPT: Duration = Duration::from_millis(50);
 
@@ -113,12 +123,12 @@ impl Edge {
         // Without it a lone stream waits for delayed acknowledgements. A socket that refuses is closing.
         let _ = socket.set_nodelay(true);
         let (options, service, drain) = (self.options, service(peer), self.drain.clone());
-        let tls = self.tls.clone();
+        let (tls, metrics) = (self.tls.clone(), Arc::clone(&self.metrics));
         drop(self.drain.spawn(async move {
             match tls {
-                None => serve(socket, options, service, drain).await,
+                None => serve(socket, options, service, drain, &metrics).await,
                 Some(tls) => match handshake(&tls, socket, options.keepalive_timeout).await {
-                    Ok(socket) => serve(socket, options, service, drain).await,
+                    Ok(socket) => serve(socket, options, service, drain, &metrics).await,
                     Err(why) => tracing::debug!(why, "a connection did not become one"),
                 },
             }
@@ -143,6 +153,7 @@ async fn serve(
     options: EdgeOptions,
     service: impl Answers,
     drain: Drain,
+    metrics: &Metrics,
 ) {
     let (io, outgoing) = gathering(socket);
     let spoke = io.spoke();
@@ -150,22 +161,37 @@ async fn serve(
     let clock = TurnClock::new();
     let (calls, inline, mut driver) =
         streams::driven(service, longest, drain.clone(), clock.clone());
+    let activity = driver.activity();
     let connection = http2(options, inline, clock).serve_connection(TokioIo::new(io), calls);
     let mut connection = pin!(connection);
-    let mut announced = woken_once(drain.announced());
+    let mut endings = woken_once(lifetime::ending(options, &spoke, &activity, &drain));
     let ended = tokio::select! {
         ended = driver.drive(connection.as_mut(), &outgoing) => ended,
-        () = silent(&spoke, options.keepalive_timeout) => return,
-        _ = announced.next() => {
+        Some(ending) = endings.next() => {
+            if let Some(counted) = ending.counted() {
+                metrics.connections_closed.inc(counted);
+            }
+            if ending == Ending::Silent {
+                return;
+            }
             // GOAWAY: the calls in flight finish, new ones go elsewhere.
             connection.as_mut().graceful_shutdown();
+            let mut cut_off = woken_once(lifetime::cut_off(ending, options.age_grace, &drain));
             tokio::select! {
                 ended = driver.drive(connection, &outgoing) => ended,
-                () = drain.ended() => return,
+                Some(counted) = cut_off.next() => {
+                    if let Some(counted) = counted {
+                        metrics.connections_closed.inc(counted);
+                    }
+                    return;
+                }
             }
         }
     };
     if let Err(error) = ended {
+        if lifetime::is_flood(&error) {
+            metrics.connections_closed.inc(ConnectionEnd::Flood);
+        }
         tracing::debug!(%error, "a connection broke");
     }
 }
@@ -182,7 +208,7 @@ fn http2(options: EdgeOptions, inline: Inline, clock: TurnClock) -> http2::Build
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(connection_window(options.max_streams))
         // Rapid reset, CVE-2023-44487, and its like: past these the connection is closed.
-        .max_pending_accept_reset_streams(20)
+        .max_pending_accept_reset_streams(resets(options.max_streams))
         .max_local_error_reset_streams(64)
         .keep_alive_interval(options.keepalive_interval)
         .keep_alive_timeout(options.keepalive_timeout);
@@ -195,15 +221,15 @@ fn connection_window(max_streams: u32) -> u32 {
     CONNECTION_WINDOW.max(max_streams.saturating_mul(2 * CHARGE)).min(LARGEST)
 }
 
+/// How many requests may be taken back in one turn of a connection, before hyper has seen them. A page that is left cancels
+/// all of its calls at once, as many as its connection may have. Rapid reset needs more than that: without a limit it would
+/// have a stream accepted, and forgotten, for every 30 bytes that it sends.
+fn resets(max_streams: u32) -> usize {
+    LEAST_RESETS.max(max_streams as usize)
+}
+
 /// A future that is polled when it has been woken, and not whenever its neighbours are: the drain's is behind
 /// a lock that all connections share.
 fn woken_once<F: Future>(future: F) -> FuturesUnordered<F> {
     std::iter::once(future).collect()
-}
-
-/// Resolves when the peer has not begun to speak in time; keepalive only works from then on.
-async fn silent(spoke: &Notify, patience: Duration) {
-    if tokio::time::timeout(patience, spoke.notified()).await.is_ok() {
-        std::future::pending().await
-    }
 }

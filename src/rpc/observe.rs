@@ -101,6 +101,8 @@ impl<F: Future<Output = Result<Response<PlacedBody>, Infallible>>> Future for Ob
         if let Some(observer) = this.observer
             && response.body().is_end_stream()
         {
+            // What is refused with an HTTP status has none: its sender takes it for this.
+            observer.code = Code::Unknown;
             observer.note_status(response.headers());
         }
         let observer = this.observer.take();

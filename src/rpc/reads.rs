@@ -3,22 +3,24 @@
 use std::convert::Infallible;
 use std::sync::Arc;
 
-use bytes::BufMut;
+use bytes::{BufMut, Bytes};
 use futures_util::FutureExt;
 use futures_util::future::Either;
-use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http::{HeaderMap, Request, Response};
+use http_body::Body;
+use http_body_util::Full;
 use hyper::body::Incoming;
 use prost::encoding::{WireType, encode_key, encode_varint, int64};
 use tonic::Status;
 use tonic::metadata::MetadataValue;
 use tonic::service::Routes;
-use tower::Service;
+use tower::{BoxError, Service};
 
 use super::caller::Caller;
 use super::reply::{Reply, headers};
-use super::unary::receive;
+use super::unary::{receive, receive_frame};
 use super::unsent::Share;
-use super::{convert, status};
+use super::{convert, protocol, status};
 use crate::catalog::{Answer, Catalog};
 use crate::entry::{PREFIX, prefix};
 use crate::metrics::{Method as Called, ServedBy, Shed};
@@ -75,7 +77,7 @@ impl Calls {
     ) -> impl Future<Output = Result<Response<Reply>, Infallible>> {
         let called = Called::of_path(request.uri().path());
         // To hyper any CONNECT that is answered with 200 is a tunnel.
-        if called == Called::GetProduct && request.method() == Method::POST {
+        if called == Called::GetProduct && protocol::is_grpc(&request) {
             let body = request.into_body();
             let answer = async move { calls.get_product(body).await };
             return Either::Left(answer.map(|answer| Ok(answer.unwrap_or_else(Status::into_http))));
@@ -88,19 +90,34 @@ impl Calls {
         called: Called,
         mut request: Request<Incoming>,
     ) -> Result<Response<Reply>, Infallible> {
-        if request.method() != Method::POST {
-            let mut refused = Response::new(Reply::default());
-            *refused.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
-            return Ok(refused);
-        }
-        if called == Called::BatchGetProducts {
-            let answer = self.batch_get_products(request.into_body()).await;
-            return Ok(answer.unwrap_or_else(Status::into_http));
+        if !protocol::is_grpc(&request) {
+            return Ok(protocol::refusal(&request));
         }
         if called == Called::StreamHotKeys {
             request.extensions_mut().insert(Arc::clone(&self.caller));
         }
-        let response = self.shared.others.clone().call(request).await?;
+        let answer = match called {
+            Called::BatchGetProducts => self.batch_get_products(request.into_body()).await,
+            // The one streams requests; of the other nothing is read.
+            Called::Reflection | Called::Other => self.route(request).await,
+            _ => self.route_complete(request).await,
+        };
+        Ok(answer.unwrap_or_else(Status::into_http))
+    }
+
+    /// Leaves a call of one message to tonic when that has come as a whole: what is wrong with it is told as in every
+    /// other method.
+    async fn route_complete(&self, request: Request<Incoming>) -> Result<Response<Reply>, Status> {
+        let (head, body) = request.into_parts();
+        let frame = receive_frame(body, self.shared.max_request_bytes).await?;
+        self.route(Request::from_parts(head, Full::new(frame))).await
+    }
+
+    async fn route<B>(&self, request: Request<B>) -> Result<Response<Reply>, Status>
+    where
+        B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+    {
+        let Ok(response) = self.shared.others.clone().call(request).await;
         Ok(status::in_our_words(response).map(Reply::Tonic))
     }
 

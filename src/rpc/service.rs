@@ -95,7 +95,7 @@ fn written(
 ) -> Result<Response<Stored>, Status> {
     let entry = outcome.map_err(|error| status::of_error(&error, expected))?;
     if entry.is_tombstone() {
-        return Err(Status::internal("a write left no product"));
+        return Err(status::internal("a write left no product"));
     }
     Ok(Response::new(Stored(entry)))
 }

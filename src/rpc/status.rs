@@ -62,10 +62,7 @@ pub(super) fn of_error(error: &Error, expected: Option<Version>) -> Status {
             let metadata = HashMap::from([("column".to_owned(), column)]);
             status(Code::FailedPrecondition, words, "PRODUCT_UNREADABLE", metadata)
         }
-        Error::Internal(why) => {
-            tracing::error!(%why, "internal error");
-            status(Code::Internal, "internal error", "INTERNAL", HashMap::new())
-        }
+        Error::Internal(why) => internal(why),
     }
 }
 
@@ -95,19 +92,28 @@ pub(super) fn invalid(field: impl Into<String>, why: impl Into<String>) -> Statu
     Status::with_error_details(Code::InvalidArgument, words, details)
 }
 
-/// What tonic itself refuses, in the words of our contract: a request over the limit is OUT_OF_RANGE to it,
-/// and nothing else here is.
+/// What tonic itself refuses, in the words of our contract: a request over the limit is OUT_OF_RANGE to it, and one that
+/// it cannot decode INTERNAL, without the details that ours have.
 pub(super) fn in_our_words(response: Response<Body>) -> Response<Body> {
-    const OUT_OF_RANGE: &[u8] = b"11";
-    match response.headers().get(Status::GRPC_STATUS) {
-        Some(code) if code.as_bytes() == OUT_OF_RANGE => request_too_large().into_http(),
+    match Status::from_header_map(response.headers()) {
+        Some(refused) if refused.code() == Code::OutOfRange => request_too_large().into_http(),
+        Some(refused) if refused.code() == Code::Internal && refused.details().is_empty() => {
+            malformed(refused.message()).into_http()
+        }
         _ => response,
     }
 }
 
-/// A request that is no message, in the code that tonic has for it.
+/// A request that is no message, or whose head breaks the rules of gRPC.
 pub(super) fn malformed(why: &str) -> Status {
-    Status::internal(format!("the request cannot be read: {why}"))
+    let words = format!("the request cannot be read: {why}");
+    status(Code::InvalidArgument, words, "MALFORMED_REQUEST", HashMap::new())
+}
+
+/// What must not be; `why` is for the log.
+pub(super) fn internal(why: &str) -> Status {
+    tracing::error!(%why, "internal error");
+    status(Code::Internal, "internal error", "INTERNAL", HashMap::new())
 }
 
 /// A request that is compressed, which is not supported.

@@ -15,16 +15,28 @@ use crate::entry::PREFIX;
 /// Receives the one message of a unary request; `limit` is its largest size in bytes.
 ///
 /// # Errors
-/// RESOURCE_EXHAUSTED past the limit, UNIMPLEMENTED for a compressed one, INTERNAL for what is no message.
-pub(super) async fn receive<M, B>(mut body: B, limit: usize) -> Result<M, Status>
+/// RESOURCE_EXHAUSTED past the limit, UNIMPLEMENTED for a compressed one, INVALID_ARGUMENT for what is no message.
+pub(super) async fn receive<M, B>(body: B, limit: usize) -> Result<M, Status>
 where
     M: Message + Default,
+    B: Body<Data = Bytes, Error: std::fmt::Display> + Unpin,
+{
+    let frame = receive_frame(body, limit).await?;
+    M::decode(&frame[PREFIX..]).map_err(|error| status::malformed(&error.to_string()))
+}
+
+/// Receives the same, as a frame: behind its prefix.
+///
+/// # Errors
+/// As [`receive`], but for what only the message's type can tell.
+pub(super) async fn receive_frame<B>(mut body: B, limit: usize) -> Result<Bytes, Status>
+where
     B: Body<Data = Bytes, Error: std::fmt::Display> + Unpin,
 {
     let first = next(&mut body).await?.unwrap_or_default();
     // Nearly always all of it.
     if body.is_end_stream() {
-        return decode(&first, limit);
+        return checked(first, limit);
     }
     let mut received = BytesMut::from(first);
     while received.len() <= limit + PREFIX
@@ -32,7 +44,7 @@ where
     {
         received.extend_from_slice(&more);
     }
-    decode(&received, limit)
+    checked(received.freeze(), limit)
 }
 
 /// The next bytes; `None` at the end.
@@ -48,7 +60,7 @@ where
     }
 }
 
-fn decode<M: Message + Default>(received: &[u8], limit: usize) -> Result<M, Status> {
+fn checked(received: Bytes, limit: usize) -> Result<Bytes, Status> {
     let Some(([compressed, length @ ..], message)) = received.split_first_chunk::<PREFIX>() else {
         return Err(status::malformed("it ended before its message"));
     };
@@ -58,7 +70,7 @@ fn decode<M: Message + Default>(received: &[u8], limit: usize) -> Result<M, Stat
         0 if length != message.len() => {
             Err(status::malformed("its length is not what its prefix says"))
         }
-        0 => M::decode(message).map_err(|error| status::malformed(&error.to_string())),
+        0 => Ok(received),
         1 => Err(status::compressed()),
         _ => Err(status::malformed("its compression flag is neither 0 nor 1")),
     }

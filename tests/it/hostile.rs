@@ -2,7 +2,7 @@
 //! goes on serving everybody else.
 
 mod attacks;
-mod frames;
+pub mod frames;
 
 use std::fs;
 use std::sync::Arc;

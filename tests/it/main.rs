@@ -12,6 +12,7 @@
 
 mod breaker;
 mod budget;
+mod callers_edge;
 mod ceiling;
 mod checker;
 mod cluster;
@@ -118,6 +119,7 @@ fn main() -> std::process::ExitCode {
     supervision::register(&mut suite);
     edge::register(&mut suite);
     switches::register(&mut suite);
+    callers_edge::register(&mut suite);
     metrics::register(&mut suite);
     checker::register(&mut suite);
     suite.alone(recovery::register);

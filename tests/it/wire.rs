@@ -1,21 +1,30 @@
 //! What no generated client would send: each gets an error, and the connection lives on.
 
 use bytes::Bytes;
-use hotshelf::proto::{CreateProductRequest, Money, Product};
-use http::HeaderMap;
+use hotshelf::proto::{CreateProductRequest, DeleteProductRequest, Money, Product};
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use prost::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tonic::Code;
+use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
 use crate::harness::{HANG, Raw, Stack, Suite, eventually, framed, get};
 
 const GET: &str = "/hotshelf.v1.ProductService/GetProduct";
+const BATCH: &str = "/hotshelf.v1.ProductService/BatchGetProducts";
 const CREATE: &str = "/hotshelf.v1.ProductService/CreateProduct";
+const DELETE: &str = "/hotshelf.v1.ProductService/DeleteProduct";
+const STREAM: &str = "/hotshelf.v1.ProductService/StreamHotKeys";
+const EXPLAIN: &str = "/hotshelf.v1.AdminService/ExplainProduct";
+const CHECK: &str = "/grpc.health.v1.Health/Check";
+const WATCH: &str = "/grpc.health.v1.Health/Watch";
 
 pub fn register(suite: &mut Suite<'_>) {
     suite.single("wire::an_oversized_request_is_refused_and_says_so", oversized);
     suite.single("wire::an_unknown_method_or_service_is_unimplemented", unknown);
-    suite.single("wire::garbage_for_a_request_gets_an_error_and_no_dead_connection", garbage);
+    suite.single("wire::garbage_for_a_request_is_malformed_in_every_method", garbage);
+    suite.single("wire::what_is_not_grpc_changes_nothing", other_protocols);
     suite.single("wire::what_is_not_http2_is_closed_and_harms_nobody", not_http2);
 }
 
@@ -73,23 +82,74 @@ async fn garbage(stack: Stack) {
     let id = stack.insert("walnut desk lamp").await;
     let node = stack.node().await;
     let raw = Raw::connect(node.grpc_addr.port()).await;
-    let bodies: [(&str, Bytes); 8] = [
+    let bodies: [(&str, Bytes); 7] = [
         ("nothing", Bytes::new()),
         ("half a head", Bytes::from_static(&[0, 0, 0])),
         ("less than announced", Bytes::from_static(&[0, 0, 0, 0, 9, 8])),
+        ("more than announced", Bytes::from_static(&[0, 0, 0, 0, 0, 8])),
         ("an unknown compression flag", Bytes::from_static(&[7, 0, 0, 0, 0])),
-        ("compressed, with no encoding named", Bytes::from_static(&[1, 0, 0, 0, 1, 0])),
-        ("4 GiB announced", Bytes::from_static(&[0, 255, 255, 255, 255])),
         ("no protobuf", framed(&[0xff; 64])),
         ("a name that is not UTF-8", framed(&[0x0a, 0x04, 0x12, 0x02, 0xff, 0xfe])),
     ];
     for (what, body) in bodies {
-        for path in [GET, CREATE] {
+        for path in [GET, BATCH, CREATE, EXPLAIN, STREAM, CHECK, WATCH] {
             let answer = raw.call_with(path, HeaderMap::new(), body.clone()).await.unwrap();
-            assert_ne!(answer.code(), Code::Ok, "{what}");
+            assert_malformed(&answer, &format!("{path}: {what}"));
             assert_eq!(raw.call(GET, &get(id)).await.code(), Code::Ok, "after {what}");
         }
     }
+    let four_gib = Bytes::from_static(&[0, 255, 255, 255, 255]);
+    for path in [GET, CREATE] {
+        let answer = raw.call_with(path, HeaderMap::new(), four_gib.clone()).await.unwrap();
+        assert_eq!(answer.code(), Code::ResourceExhausted, "{answer}");
+    }
+    for deadline in ["20s", "soon", "123456789S"] {
+        let answer = raw.call_within(deadline, GET, &get(id)).await;
+        assert_malformed(&answer, &format!("grpc-timeout {deadline}"));
+    }
+}
+
+fn assert_malformed(status: &Status, what: &str) {
+    assert_eq!(status.code(), Code::InvalidArgument, "{what}: {status}");
+    let details = status.get_error_details();
+    let info = details.error_info().unwrap();
+    assert_eq!((&*info.reason, &*info.domain), ("MALFORMED_REQUEST", "hotshelf"), "{what}");
+}
+
+async fn other_protocols(stack: Stack) {
+    let id = stack.insert("walnut desk lamp").await;
+    let node = stack.node().await;
+    let raw = Raw::connect(node.grpc_addr.port()).await;
+    let request = framed(&DeleteProductRequest { id, ..Default::default() }.encode_to_vec());
+    let send = async |method, path, content_type: Option<&'static str>| {
+        let mut headers = HeaderMap::new();
+        headers.extend(content_type.map(|value| (CONTENT_TYPE, HeaderValue::from_static(value))));
+        headers.insert("origin", HeaderValue::from_static("https://evil.example"));
+        raw.http(method, path, headers, request.clone()).await
+    };
+    // What a page may send to any address: these three, or nothing.
+    let simple = ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data"];
+    let others = ["application/json", "application/proto", "application/grpc-web"];
+    let names = simple.into_iter().chain(others).map(Some).chain([None]);
+    for name in names {
+        for path in [DELETE, GET, CHECK, EXPLAIN] {
+            let status = send(Method::POST, path, name).await;
+            assert_eq!(status, StatusCode::UNSUPPORTED_MEDIA_TYPE, "{path} {name:?}");
+        }
+    }
+    for method in [Method::GET, Method::PUT, Method::DELETE, Method::OPTIONS] {
+        let status = send(method.clone(), DELETE, Some("application/grpc")).await;
+        assert_eq!(status, StatusCode::METHOD_NOT_ALLOWED, "{method}");
+    }
+    assert_eq!(node.product(id).await.id, id, "none of them has deleted it");
+    let series = concat!(
+        r#"grpc_server_handled_total{grpc_code="UNKNOWN",grpc_method="DeleteProduct","#,
+        r#"grpc_service="hotshelf.v1.ProductService",grpc_type="unary"}"#
+    );
+    eventually("they are counted", async || node.metric(series).await == 11.0).await;
+    let deleted = send(Method::POST, DELETE, Some("application/grpc+proto")).await;
+    assert_eq!(deleted, StatusCode::OK);
+    assert_eq!(node.get(id).await.unwrap_err().code(), Code::NotFound);
 }
 
 async fn not_http2(stack: Stack) {

@@ -81,11 +81,12 @@ pub(super) fn driven<S>(
     drain: Drain,
     clock: TurnClock,
 ) -> (Calls<S>, Inline, Driver) {
-    let accepting = Arc::new(Mutex::new(Accepting { place: Place::Task, calls: Vec::new() }));
+    let accepting =
+        Arc::new(Mutex::new(Accepting { place: Place::Task, calls: Vec::new(), accepted: 0 }));
     let calls = Calls { service: RefCell::new(service), accepting: Arc::clone(&accepting) };
     let inline = Inline(Arc::clone(&accepting));
-    let waiting = FuturesUnordered::new();
-    (calls, inline, Driver { drain, longest, clock, accepting, waiting })
+    let (waiting, busy) = (FuturesUnordered::new(), Arc::default());
+    (calls, inline, Driver { drain, longest, clock, accepting, waiting, busy })
 }
 
 /// The calls of one connection.
@@ -117,6 +118,32 @@ pub(super) struct Inline(Arc<Mutex<Accepting>>);
 struct Accepting {
     place: Place,
     calls: Vec<Accepted>,
+    /// How many there have been.
+    accepted: u64,
+}
+
+/// What the calls of a connection do, for its own task to ask.
+#[derive(Clone, Debug)]
+pub(super) struct Activity {
+    accepting: Arc<Mutex<Accepting>>,
+    busy: Arc<Busy>,
+}
+
+/// Referred to by each call that waits.
+#[derive(Debug, Default)]
+struct Busy;
+
+impl Activity {
+    /// How many calls there have been.
+    pub(super) fn accepted(&self) -> u64 {
+        self.accepting.lock().accepted
+    }
+
+    /// Whether any call is not answered, or its answer not sent.
+    pub(super) fn is_busy(&self) -> bool {
+        // This, and the driver's.
+        Arc::strong_count(&self.busy) > 2
+    }
 }
 
 /// Runs calls in their connection's own task, each until it has to wait; then most get tasks of their own.
@@ -134,6 +161,7 @@ pub(super) struct Driver {
     clock: TurnClock,
     accepting: Arc<Mutex<Accepting>>,
     waiting: FuturesUnordered<Waiting>,
+    busy: Arc<Busy>,
 }
 
 type Call = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -168,11 +196,17 @@ where
         let call = Box::pin(call);
         let mut accepting = self.0.lock();
         let place = accepting.place;
+        accepting.accepted += 1;
         accepting.calls.push(Accepted { call, place });
     }
 }
 
 impl Driver {
+    /// What its calls do. To be asked for once.
+    pub(super) fn activity(&self) -> Activity {
+        Activity { accepting: Arc::clone(&self.accepting), busy: Arc::clone(&self.busy) }
+    }
+
     /// Drives a connection and its calls to the connection's end, and sends what they write.
     pub(super) async fn drive<C: Future>(
         &mut self,
@@ -219,6 +253,11 @@ impl Driver {
     }
 
     fn wait(&mut self, call: Call, place: Place) {
+        let busy = Arc::clone(&self.busy);
+        let call: Call = Box::pin(async move {
+            let _busy = busy;
+            call.await;
+        });
         // Twice, because the first is for the answer to be made. A caller that does not read it holds it, and
         // nothing but the end of this future would free it.
         let limited = |call| tokio::time::timeout(self.longest * 2, call);

@@ -83,6 +83,16 @@ impl AsyncWrite for Unwritable {
     }
 }
 
+async fn served(
+    socket: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    options: EdgeOptions,
+    service: impl Answers,
+    drain: Drain,
+    metrics: Arc<Metrics>,
+) {
+    serve(socket, options, service, drain, &metrics).await;
+}
+
 /// Answers with `bytes` bytes, at once or "late", unless it is asked to "panic".
 fn answers(bytes: usize) -> impl Answers {
     let metrics = Metrics::new();
@@ -116,6 +126,9 @@ const OPTIONS: EdgeOptions = EdgeOptions {
     keepalive_interval: Duration::from_secs(60),
     keepalive_timeout: Duration::from_secs(60),
     max_call_time: Duration::from_secs(60),
+    max_age: None,
+    age_grace: Duration::from_secs(60),
+    max_idle: None,
 };
 
 /// So wide that it takes whatever is written.
@@ -128,7 +141,7 @@ async fn call(width: usize, bytes: usize, paths: &[&str]) -> (Vec<Option<usize>>
     let writes = Arc::new(AtomicUsize::new(0));
     let socket = Counting { pipe, writes: Arc::clone(&writes) };
     let drain = Drain::default();
-    drop(drain.spawn(serve(socket, OPTIONS, answers(bytes), drain.clone())));
+    drop(drain.spawn(served(socket, OPTIONS, answers(bytes), drain.clone(), Metrics::new())));
     let (sender, connection) =
         handshake(TokioExecutor::new(), TokioIo::new(client)).await.expect("a connection");
     drop(drain.spawn(connection));
@@ -173,7 +186,8 @@ async fn a_connection_that_cannot_be_written_to_ends() {
     // Its peer neither closes it nor says anything more.
     let (socket, mut client) = tokio::io::duplex(WIDE);
     let drain = Drain::default();
-    let served = drain.spawn(serve(Unwritable(socket), OPTIONS, answers(1), drain.clone()));
+    let served =
+        drain.spawn(served(Unwritable(socket), OPTIONS, answers(1), drain.clone(), Metrics::new()));
     client.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.expect("read");
     let ended = tokio::time::timeout(Duration::from_secs(30), served).await;
     assert!(ended.is_ok(), "it waits for ever to read");
@@ -209,7 +223,7 @@ async fn a_peer_that_falls_silent_is_pinged_and_given_up() {
         EdgeOptions { keepalive_interval: A_WHILE, keepalive_timeout: A_WHILE, ..OPTIONS };
     let (socket, mut client) = tokio::io::duplex(WIDE);
     let drain = Drain::default();
-    let served = drain.spawn(serve(socket, options, answers(1), drain.clone()));
+    let served = drain.spawn(served(socket, options, answers(1), drain.clone(), Metrics::new()));
     // The preface, and settings of no bytes.
     let begins = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".as_slice(), &[0, 0, 0, 4, 0, 0, 0, 0, 0]];
     client.write_all(&begins.concat()).await.expect("it listens");

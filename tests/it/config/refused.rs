@@ -12,7 +12,7 @@ use crate::harness::{Program, Stack, cache_status, get};
 type Row = (&'static str, &'static [&'static str], &'static str);
 
 /// Each setting that has bounds.
-const DURATIONS: [Row; 20] = [
+const DURATIONS: [Row; 23] = [
     ("database-acquire-timeout", &["0s", "2h"], "1ms to 1h"),
     ("database-statement-timeout", &["0s", "999us", "25days"], "1ms to 1day"),
     ("startup-timeout", &["2days"], "0s to 1day"),
@@ -32,6 +32,9 @@ const DURATIONS: [Row; 20] = [
     ("max-call-time", &["0s", "600000years"], "1ms to 1day"),
     ("keepalive-interval", &["0s", "99ms"], "100ms to 1day"),
     ("keepalive-timeout", &["0s", "2h"], "100ms to 1h"),
+    ("max-connection-age", &["8days"], "0s to 7days"),
+    ("max-connection-age-grace", &["0s", "2days"], "1ms to 1day"),
+    ("max-connection-idle", &["8days"], "0s to 7days"),
     ("drain-delay", &["2days"], "0s to 1day"),
 ];
 
@@ -192,7 +195,7 @@ pub(super) async fn zeros(stack: Stack) {
         ["0", "0s"].contains(&least).then(|| [format!("--{flag}"), least.to_owned()])
     };
     let arguments: Vec<String> = rows().filter_map(zero).flatten().collect();
-    assert_eq!(arguments.len(), 2 * 8, "{arguments:?}");
+    assert_eq!(arguments.len(), 2 * 10, "{arguments:?}");
     serves(&stack, &arguments).await;
 }
 

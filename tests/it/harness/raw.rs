@@ -48,6 +48,21 @@ impl Raw {
         self.call_with(path, headers, framed(&message.encode_to_vec())).await.unwrap()
     }
 
+    /// Sends any request, which need not be gRPC's; the HTTP status of its answer.
+    pub async fn http(
+        &self,
+        method: http::Method,
+        path: &str,
+        headers: HeaderMap,
+        body: Bytes,
+    ) -> http::StatusCode {
+        let mut request = Request::new(Full::new(body));
+        *request.method_mut() = method;
+        *request.uri_mut() = format!("http://127.0.0.1{path}").parse().unwrap();
+        *request.headers_mut() = headers;
+        self.0.clone().send_request(request).await.unwrap().status()
+    }
+
     /// Sends any body.
     pub async fn call_with(
         &self,
