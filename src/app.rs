@@ -331,4 +331,14 @@ fn observe(parts: &Parts) {
     metrics.gauge("hotshelf.postgres.connections.idle", help, postgres, Postgres::idle_connections);
     let help = "Loads from PostgreSQL that run or wait.";
     metrics.gauge("hotshelf.postgres.loads.in.flight", help, postgres, Postgres::loads_in_flight);
+    let help = "Statements for callers that run, by their share of the connections to PostgreSQL.";
+    metrics.gauges("hotshelf.postgres.share.in.use", help, postgres, Postgres::in_use);
+    let help = "Statements for callers that wait for their turn, by share.";
+    metrics.gauges("hotshelf.postgres.share.waiting", help, postgres, Postgres::waiting);
+    let help = "Statements for callers that may run at once, by share.";
+    metrics.gauges("hotshelf.postgres.share.limit", help, postgres, Postgres::limit);
+    let help = "Commands of callers that Redis has not answered yet.";
+    metrics.gauge("hotshelf.redis.commands.in.flight", help, redis, Redis::commands_in_flight);
+    let help = "Commands of callers that wait to be sent to Redis.";
+    metrics.gauge("hotshelf.redis.commands.waiting", help, redis, Redis::commands_waiting);
 }

@@ -5,6 +5,7 @@
 //! (`write.rs`). Every change is read from the outbox (`change_feed.rs`), and memory is kept warm (`refresh.rs`).
 
 mod change_feed;
+mod chunks;
 mod error;
 mod explain;
 mod fallback;
@@ -22,6 +23,7 @@ use futures_util::future::try_join_all;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use crate::caller::CallContext;
 use crate::controls::Controls;
 use crate::drain::Drain;
 use crate::entry::{Entry, Freshness, TtlPolicy};
@@ -31,7 +33,7 @@ use crate::hot_keys::{HotKeys, two_deviations};
 use crate::metrics::{Lookup, Metrics, ServedBy};
 use crate::moment::Moment;
 use crate::pause::PausePoints;
-use crate::postgres::{ChangeReader, Postgres};
+use crate::postgres::{ChangeReader, Postgres, Waiters};
 pub use crate::postgres::{Refusal, Refused};
 use crate::product::ProductId;
 use crate::recent_changes::RecentChanges;
@@ -186,41 +188,45 @@ impl Catalog {
         catalog
     }
 
-    /// Reads one product.
+    /// What memory may answer; the read is counted. Past the soft TTL it answers, and the refresher is told. What it may not answer
+    /// is for [`get_cold`](Self::get_cold).
+    #[must_use]
+    pub fn get_hot(&self, id: ProductId, freshness: &Freshness) -> Option<Answer> {
+        self.hot_keys.record(id);
+        let now = Moment::now();
+        let (lookup, entry) = self.look(id, freshness, now);
+        self.metrics.lookups.inc(lookup);
+        entry.map(|entry| self.answer(id, entry, ServedBy::Hot, now))
+    }
+
+    /// Reads a product that memory may not answer for.
     ///
     /// # Errors
     /// [`Error::VersionNotReached`], [`Error::Unavailable`], [`Error::OverBudget`]. A product that does not
     /// exist is an answer: a tombstone.
-    pub async fn get(
+    pub async fn get_cold(
         self: &Arc<Self>,
         id: ProductId,
         freshness: Freshness,
+        call: CallContext,
     ) -> Result<Answer, Error> {
-        self.hot_keys.record(id);
-        if let Some(answer) = self.get_hot(id, &freshness) {
-            return Ok(answer);
-        }
-        // Boxed, so that a hot read does not carry the way to Postgres with it.
-        Box::pin(self.board(id, freshness)).await
-    }
-
-    async fn board(self: &Arc<Self>, id: ProductId, freshness: Freshness) -> Result<Answer, Error> {
         if let Some(answer) = self.unproven(id, freshness) {
             return Ok(answer);
         }
-        let seat = self.join(&[id], freshness).pop().expect("one seat for each id");
-        self.arrive(id, seat, freshness).await
+        let seat = self.join(&[id], freshness, call).pop().expect("one seat for each id");
+        self.arrive(id, seat, freshness, call).await
     }
 
     /// Reads several products, one answer for each, in the order of `ids`, which must not repeat. `None` is a product that the
     /// API cannot express.
     ///
     /// # Errors
-    /// As those of [`get`](Self::get): one product that cannot be loaded fails them all.
+    /// As those of [`get_cold`](Self::get_cold): one product that cannot be loaded fails them all.
     pub async fn get_many(
         self: &Arc<Self>,
         ids: &[ProductId],
         freshness: Freshness,
+        call: CallContext,
     ) -> Result<Vec<Option<Answer>>, Error> {
         self.hot_keys.record_all(ids);
         let mut answers = self.get_all_hot(ids, &freshness);
@@ -236,9 +242,9 @@ impl Catalog {
         if missing.is_empty() {
             return Ok(answers);
         }
-        let seats = self.join(&missing, freshness);
+        let seats = self.join(&missing, freshness, call);
         let arrivals = missing.iter().zip(seats).map(async |(id, seat)| {
-            match self.arrive(*id, seat, freshness).await {
+            match self.arrive(*id, seat, freshness, call).await {
                 Ok(answer) => Ok(Some(answer)),
                 Err(Error::Unreadable(_)) => Ok(None),
                 Err(error) => Err(error),
@@ -267,15 +273,7 @@ impl Catalog {
         ranked.into_iter().map(key).collect()
     }
 
-    /// What memory may answer. Past the soft TTL it answers, and the refresher is told.
-    fn get_hot(&self, id: ProductId, freshness: &Freshness) -> Option<Answer> {
-        let now = Moment::now();
-        let (lookup, entry) = self.look(id, freshness, now);
-        self.metrics.lookups.inc(lookup);
-        entry.map(|entry| self.answer(id, entry, ServedBy::Hot, now))
-    }
-
-    /// The same for many, which are counted at once.
+    /// What memory may answer of many, which are counted at once.
     fn get_all_hot(&self, ids: &[ProductId], freshness: &Freshness) -> Vec<Option<Answer>> {
         let now = Moment::now();
         let (mut hits, mut stale) = (0, 0);
@@ -317,20 +315,26 @@ impl Catalog {
     }
 
     /// Boards the flights of `ids`, and sends off those that nobody had begun.
-    fn join(self: &Arc<Self>, ids: &[ProductId], freshness: Freshness) -> Vec<Seat> {
+    fn join(
+        self: &Arc<Self>,
+        ids: &[ProductId],
+        freshness: Freshness,
+        call: CallContext,
+    ) -> Vec<Seat> {
         let class = match freshness {
             Freshness::Cached | Freshness::NotDue { .. } => Class::Cached,
             Freshness::MinVersion { .. } | Freshness::KnownSince(_) => Class::Strict,
         };
         let (mut seats, mut loads) = (Vec::with_capacity(ids.len()), Vec::new());
-        // What is loaded together is wanted together.
+        // What is loaded together is wanted together, and by a call that has nothing if it lacks one product.
         let demand = Arc::default();
+        let without_fallback = ids.iter().any(|id| !self.may_fall_back(*id, freshness));
+        let mut waiters = Waiters::new(call, without_fallback);
         for id in ids {
-            let empty_handed = !self.may_fall_back(*id, freshness);
-            let (seat, pilot) = self.flights.join((*id, class), &demand, empty_handed);
+            let (seat, pilot) = self.flights.join((*id, class), &demand, &mut waiters);
             seats.push(seat);
             match pilot {
-                Some(pilot) => loads.push(self.begin(pilot, freshness, &demand)),
+                Some(pilot) => loads.push(self.begin(pilot, freshness, call.caller, &demand)),
                 None => self.metrics.singleflight_joined.inc(()),
             }
         }
@@ -346,6 +350,7 @@ impl Catalog {
         id: ProductId,
         mut seat: Seat,
         freshness: Freshness,
+        call: CallContext,
     ) -> Result<Answer, Error> {
         for _ in 0..MAX_FLIGHTS {
             let loaded = match seat.landed().await {
@@ -360,7 +365,7 @@ impl Catalog {
                 }
                 return Ok(self.answer(id, entry, from, Moment::now()));
             }
-            seat = self.join(&[id], freshness).pop().expect("one seat for each id");
+            seat = self.join(&[id], freshness, call).pop().expect("one seat for each id");
         }
         Err(Error::Unavailable("every load in flight was older than this read asks for".to_owned()))
     }

@@ -112,9 +112,9 @@ pub struct ServeArgs {
 pub struct PostgresArgs {
     /// Connections for reads and writes, opened ahead; background tasks have up to five more.
     ///
-    /// Writes take at most half of them. Too high: many instances exhaust max_connections. Too low: callers wait for each
-    /// other.
-    #[arg(long, env, default_value_t = 10, value_name = "N", value_parser = number::<u32>(2, 10_000))]
+    /// Divided into shares, none of which can take those of another: database-loads, one for ExplainProduct, and of the rest a
+    /// fifth for `latest` reads and four fifths for writes. Too high: many instances exhaust max_connections. Too low: calls wait.
+    #[arg(long, env, default_value_t = 12, value_name = "N", value_parser = number::<u32>(4, 10_000))]
     pub database_connections: u32,
     /// How long to wait for a free connection.
     ///
@@ -126,10 +126,14 @@ pub struct PostgresArgs {
     /// Too high: a hung statement holds its connection. Too low: a busy database fails writes.
     #[arg(long, env, default_value = "2s", value_name = "DURATION", value_parser = duration(MILLISECOND, DAY))]
     pub database_statement_timeout: Duration,
-    /// Loads for the caches that may run at once: fewer than the connections, so that writes have one.
-    #[arg(long, env, default_value_t = 8, value_name = "N", value_parser = number::<usize>(1, 9_999))]
+    /// Loads for the caches that may run at once: their share of the connections, at most three less than all.
+    ///
+    /// Too high: `latest` reads and writes have fewer. Too low: a cold start takes longer.
+    #[arg(long, env, default_value_t = 5, value_name = "N", value_parser = number::<usize>(1, 9_997))]
     pub database_loads: usize,
-    /// Loads that may wait for their turn; more are refused with RESOURCE_EXHAUSTED, the least wanted first; 0: none wait.
+    /// Loads, and apart from them `latest` reads, that may wait for their turn; 0: none wait.
+    ///
+    /// More are refused with RESOURCE_EXHAUSTED, those of the caller with the most first.
     ///
     /// Fewer may while PostgreSQL is slow: as many as will have their turn within half the acquire timeout.
     /// Too high: overload becomes timeouts. Too low: a cold start is refused needlessly.

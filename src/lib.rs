@@ -8,8 +8,8 @@
 //! - [`hot_cache`], [`redis`] and [`postgres`] are the tiers; [`entry`] is what the first two hold.
 //! - [`relay`] carries every committed change from the outbox to Redis and to all instances.
 //! - [`hot_keys`] knows what is read most; [`import`] reads CSV files; [`logging`] bounds the log.
-//! - [`product`], [`moment`], [`metrics`], [`drain`], [`supervisor`], [`pause`], [`controls`] and [`refusals`] may be
-//!   used anywhere.
+//! - [`product`], [`moment`], [`caller`], [`metrics`], [`drain`], [`supervisor`], [`pause`], [`controls`] and [`refusals`] may
+//!   be used anywhere.
 //!
 //! # What is never the case
 //!
@@ -23,6 +23,7 @@
 
 pub mod admin;
 pub mod app;
+pub mod caller;
 pub mod catalog;
 pub mod config;
 pub mod controls;

@@ -24,8 +24,8 @@ use counters::key_values;
 use histogram::{CallDurations, Collected};
 pub use labels::{
     BackgroundTask, BreakerMove, BreakerState, ConnectionEnd, FillRejection, LeaseOutcome, Lookup,
-    Method, RedisCapability, RedisDependency, RedisOperation, RedisRefusal, RefreshRequest,
-    ServedBy, Shed,
+    Method, PostgresShare, RedisCapability, RedisDependency, RedisOperation, RedisRefusal,
+    RefreshRequest, ServedBy, Shed,
 };
 use labels::{CODES, LabelSet};
 use sharded::Cells;

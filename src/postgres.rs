@@ -28,9 +28,9 @@ use std::time::Duration;
 use sqlx::Connection;
 use sqlx::postgres::{PgConnection, PgPool, PgPoolOptions};
 
-use crate::metrics::Metrics;
-use budget::Budget;
-pub(crate) use budget::{Caller, Demand};
+use crate::metrics::{Metrics, PostgresShare};
+use budget::{Budget, Limits};
+pub(crate) use budget::{Demand, Waiter, Waiters};
 pub(crate) use change_rows::Changes;
 pub use changes::ChangeReader;
 use connections::Connections;
@@ -58,16 +58,40 @@ const PREPARED: &[&str] = &[products::LOAD, writes::UPDATE, writes::CREATE, writ
 pub struct PostgresOptions {
     /// `postgres://user:password@host:port/database`
     pub url: String,
-    /// Connections for the reads and writes of callers.
+    /// Connections for the reads and writes of callers, divided into shares.
     pub connections: u32,
     /// How long to wait for one of them.
     pub acquire_timeout: Duration,
     /// How long a statement may take; the server enforces it.
     pub statement_timeout: Duration,
-    /// Loads for the caches that may run at once.
+    /// Loads for the caches that may run at once: their share of the connections.
     pub loads: usize,
     /// Loads that may wait for their turn.
     pub queued_loads: usize,
+}
+
+/// Connections for explanations. Operators ask one at a time.
+const OPERATORS: usize = 1;
+/// Explanations that may wait.
+const QUEUED_OPERATORS: usize = 16;
+
+impl PostgresOptions {
+    /// Connections that [`loads`](Self::loads) must leave to the other shares: one for each.
+    pub const OTHER_SHARES: u32 = 3;
+
+    /// How many connections a share has. Of what loads and operators leave, a fifth is for `latest` reads, and the rest for writes,
+    /// which hold theirs longest. Each share has one at least.
+    #[must_use]
+    pub fn share(&self, share: PostgresShare) -> usize {
+        let rest = (self.connections as usize).saturating_sub(self.loads + OPERATORS);
+        let latest = (rest / 5).max(1);
+        match share {
+            PostgresShare::Loads => self.loads.max(1),
+            PostgresShare::Latest => latest,
+            PostgresShare::Writes => rest.saturating_sub(latest).max(1),
+            PostgresShare::Operators => OPERATORS,
+        }
+    }
 }
 
 /// The connections of one instance, and what may be asked on them.
@@ -83,7 +107,9 @@ pub struct Postgres {
     statement_timeout: Duration,
     /// How long an answer may take; `None`: for ever.
     timeout: Option<Duration>,
-    budget: Arc<Budget>,
+    loads: Arc<Budget>,
+    latest: Arc<Budget>,
+    operators: Arc<Budget>,
     writers: Writers,
     reported: Reported,
     metrics: Arc<Metrics>,
@@ -100,17 +126,23 @@ impl Postgres {
         let session = Session::new(&options.url, statement_timeout)?;
         let acquire_timeout = options.acquire_timeout;
         let connections = |limit| Connections::new(session.clone(), limit, acquire_timeout);
-        // Reads keep the other half, however many writes wait for rows.
-        let writes = options.connections.div_ceil(2) as usize;
+        // A statement has a turn of its share before it takes a connection: so there is one for each turn.
+        let turns: usize = PostgresShare::all().iter().map(|share| options.share(*share)).sum();
+        let reads = |share, queued, is_steady| {
+            let (running, timeout) = (options.share(share), Some(acquire_timeout));
+            Budget::new(Limits { running, of_one: running, queued, timeout, is_steady })
+        };
         Ok(Self {
-            callers: connections(options.connections),
+            callers: connections(u32::try_from(turns).unwrap_or(u32::MAX)),
             background: connections(1),
             pool: pool(&session, acquire_timeout, timeout),
             session,
             statement_timeout,
             timeout,
-            budget: Budget::new(options.loads, options.queued_loads, acquire_timeout),
-            writers: Writers::new(writes, acquire_timeout),
+            loads: reads(PostgresShare::Loads, options.queued_loads, true),
+            latest: reads(PostgresShare::Latest, options.queued_loads, true),
+            operators: reads(PostgresShare::Operators, QUEUED_OPERATORS, false),
+            writers: Writers::new(options.share(PostgresShare::Writes), acquire_timeout),
             reported: Reported::default(),
             metrics,
         })
@@ -157,7 +189,35 @@ impl Postgres {
     /// Loads that run or wait.
     #[must_use]
     pub fn loads_in_flight(&self) -> u64 {
-        self.budget.in_use()
+        let in_flight = |share| self.in_use(share) + self.waiting(share);
+        in_flight(PostgresShare::Loads) + in_flight(PostgresShare::Latest)
+    }
+
+    /// Statements of a share that run.
+    #[must_use]
+    pub fn in_use(&self, share: PostgresShare) -> u64 {
+        self.counts(share)[0]
+    }
+
+    /// Statements of a share that wait.
+    #[must_use]
+    pub fn waiting(&self, share: PostgresShare) -> u64 {
+        self.counts(share)[1]
+    }
+
+    /// Statements of a share that may run at once.
+    #[must_use]
+    pub fn limit(&self, share: PostgresShare) -> u64 {
+        self.counts(share)[2]
+    }
+
+    fn counts(&self, share: PostgresShare) -> [u64; 3] {
+        match share {
+            PostgresShare::Loads => self.loads.counts(),
+            PostgresShare::Latest => self.latest.counts(),
+            PostgresShare::Writes => self.writers.counts(),
+            PostgresShare::Operators => self.operators.counts(),
+        }
     }
 
     /// Closes the connections. One whose statement still runs is not waited for: the end of a drain is a limit.

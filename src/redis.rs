@@ -1,6 +1,7 @@
 //! The Redis tier: one string for each product, stored by version, and the leases of those who load.
 //! The only module that knows fred.
 
+mod admission;
 mod breaker;
 mod catalogues;
 mod clean;
@@ -13,6 +14,7 @@ mod node;
 mod nodes;
 mod probe;
 mod ranking;
+mod read;
 mod reasons;
 mod refusal;
 mod replication;
@@ -32,10 +34,12 @@ use fred::types::config::{
 use futures_util::future::join_all;
 use parking_lot::Mutex;
 
+use crate::caller::Caller;
 use crate::controls::{Controls, Protection};
 use crate::entry::Entry;
 use crate::metrics::{Metrics, RedisDependency, RedisOperation};
 use crate::product::ProductId;
+use admission::{Admission, Admitted};
 use breaker::Breaker;
 use entry_bytes::{HEAD, decode, encode};
 pub(crate) use hints::Hint;
@@ -45,6 +49,7 @@ pub(crate) use lease::{Filled, Lease};
 use lease::{lifetime, number};
 use node::{Command, NoReply};
 use nodes::Nodes;
+pub(crate) use read::CHUNK;
 use refusal::CONNECT;
 
 use scripts::Scripts;
@@ -75,6 +80,7 @@ pub struct RedisOptions {
 #[derive(Debug)]
 pub struct Redis {
     nodes: Arc<Nodes>,
+    admission: Arc<Admission>,
     ranking_breaker: Breaker,
     keys: Scope,
     scripts: Scripts,
@@ -113,6 +119,7 @@ impl Redis {
             .map_err(|error| format!("REDIS_URL cannot be used: {}", error.details()))?;
         Ok(Self {
             nodes: Arc::new(nodes),
+            admission: Admission::new(options.command_timeout),
             ranking_breaker: Breaker::new(RedisDependency::Ranking, Arc::clone(&metrics)),
             keys: Arc::new(ArcSwap::from_pointee(Keys::new(&options.namespace, "", ""))),
             scripts: Scripts::new(),
@@ -179,6 +186,22 @@ impl Redis {
         self.nodes.all().iter().map(|node| node.connections() as u64).sum()
     }
 
+    /// Commands of callers that are not answered yet.
+    #[must_use]
+    pub fn commands_in_flight(&self) -> u64 {
+        self.admission.counts()[0]
+    }
+
+    /// Commands of callers that wait to be sent.
+    #[must_use]
+    pub fn commands_waiting(&self) -> u64 {
+        self.admission.counts()[1]
+    }
+
+    async fn admit(&self, caller: Caller, keys: usize) -> Result<Admitted, Unavailable> {
+        self.admission.admit(caller, keys).await.ok_or(Unavailable)
+    }
+
     /// How many breakers do not let callers ask.
     #[must_use]
     pub fn open_breakers(&self, of: RedisDependency) -> u64 {
@@ -198,47 +221,6 @@ impl Redis {
     /// Whether keys have nodes of their own.
     pub(crate) fn is_cluster(&self) -> bool {
         self.nodes.is_cluster()
-    }
-
-    /// What Redis holds of several products, one answer for each: one round trip, or one for each node of a
-    /// cluster.
-    pub(crate) async fn get_many(
-        &self,
-        ids: &[ProductId],
-    ) -> Vec<Result<Option<Entry>, Unavailable>> {
-        if self.nodes.is_cluster() || ids.len() == 1 {
-            return join_all(ids.iter().map(|id| self.get(*id))).await;
-        }
-        let Some(first) = ids.first() else { return Vec::new() };
-        let keys = ids.iter().map(|id| Value::Bytes(self.keys().entry(*id))).collect();
-        let reply = self.nodes.send(&self.keys().entry(*first), Command::new("MGET", keys)).await;
-        if let Err(NoReply::Failed(error)) = &reply
-            && ["NOPERM", "CROSSSLOT"].iter().any(|word| error.details().starts_with(word))
-        {
-            // Each by itself may do.
-            return join_all(ids.iter().map(|id| self.get(*id))).await;
-        }
-        let Ok(Value::Array(values)) = self.counted(RedisOperation::Get, reply) else {
-            return vec![Err(Unavailable); ids.len()];
-        };
-        let (mut entries, mut unreadable) = (Vec::with_capacity(ids.len()), Vec::new());
-        for (id, value) in ids.iter().zip(values) {
-            let entry = self.entry_in(*id, value);
-            entries.push(Ok(entry.unwrap_or_else(|bytes| {
-                unreadable.push(self.discard(*id, bytes));
-                None
-            })));
-        }
-        join_all(unreadable).await;
-        entries
-    }
-
-    async fn get(&self, id: ProductId) -> Result<Option<Entry>, Unavailable> {
-        let key = self.keys().entry(id);
-        let get = Command::new("GET", vec![key.clone().into()]);
-        let reply = wrong_type_as_value(self.nodes.send(&key, get).await);
-        let value = self.counted(RedisOperation::Get, reply)?;
-        Ok(self.read_value(id, value).await)
     }
 
     /// Replaces what Redis holds by what is known to be committed, if that is newer.
@@ -317,16 +299,6 @@ impl Redis {
             }
             Unavailable
         })
-    }
-}
-
-/// A key of another type than string is as good as garbage: an empty value, which cannot be read.
-fn wrong_type_as_value(reply: Result<Value, NoReply>) -> Result<Value, NoReply> {
-    match reply {
-        Err(NoReply::Failed(error)) if error.details().starts_with("WRONGTYPE") => {
-            Ok(Value::Bytes(Bytes::new()))
-        }
-        reply => reply,
     }
 }
 

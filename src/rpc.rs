@@ -1,8 +1,8 @@
 //! The edge: gRPC in, domain types onward, statuses out. With `app` the only place that knows tonic.
 
 mod admin_service;
-mod caller;
 pub mod codec;
+mod connection;
 mod convert;
 mod deadline;
 mod edge;
@@ -18,6 +18,7 @@ mod unary;
 mod unsent;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
@@ -26,6 +27,7 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 use tower::ServiceBuilder;
 
+use crate::caller::Caller;
 use crate::catalog::Catalog;
 use crate::drain::Drain;
 use crate::metrics::{BackgroundTask, Metrics};
@@ -34,7 +36,7 @@ use crate::proto::admin::AdminServiceServer;
 use crate::proto::server::ProductServiceServer;
 use crate::refusals::Refusals;
 use admin_service::Admin;
-use caller::Caller;
+use connection::Connection;
 use deadline::DeadlineLayer;
 use edge::Edge;
 pub use edge::{EdgeOptions, TlsOptions};
@@ -145,12 +147,13 @@ pub async fn serve(
     let observed = Arc::clone(metrics);
     let shed = ShedLayer::new(options.max_calls, metrics);
     let longest = options.edge.max_call_time;
-    let noted = Arc::clone(refusals);
+    let (noted, connections) = (Arc::clone(refusals), AtomicU64::new(0));
     let service = move |peer| {
-        let caller = Caller::new(peer, Arc::clone(&noted));
-        let shed = shed.of_connection(Arc::clone(&caller));
+        let caller = Caller::of_connection(connections.fetch_add(1, Ordering::Relaxed) + 1);
+        let connection = Connection::new(peer, caller, Arc::clone(&noted));
+        let shed = shed.of_connection(Arc::clone(&connection));
         let (shared, unsent) = (Arc::clone(&shared), unsent.share());
-        let calls = Arc::new(Calls { shared, unsent, caller });
+        let calls = Arc::new(Calls { shared, unsent, connection });
         ServiceBuilder::new()
             .layer(ObserveLayer(local(&observed)))
             .layer(shed)

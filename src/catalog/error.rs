@@ -1,5 +1,6 @@
 //! What callers are told.
 
+use crate::metrics::PostgresShare;
 use crate::postgres::{self, Refused};
 use crate::product::Version;
 
@@ -24,9 +25,12 @@ pub enum Error {
     /// Postgres cannot be reached, and nothing cached may be served.
     #[error("the database is not available: {0}")]
     Unavailable(String),
-    /// This instance asks as much of Postgres as it may already.
-    #[error("the database budget is exhausted")]
-    OverBudget,
+    /// This share of the connections to Postgres has as much in flight and waiting as it may. Nothing was changed.
+    #[error("the database budget is exhausted ({0:?})")]
+    OverBudget(PostgresShare),
+    /// Too many writes of the product wait for each other. Nothing was changed.
+    #[error("too many writes of the product wait for each other")]
+    ProductBusy,
     /// The connection broke during a write, which may have been committed.
     #[error("the outcome of the write is unknown: {0}")]
     OutcomeUnknown(String),
@@ -50,7 +54,8 @@ impl From<postgres::Error> for Error {
             postgres::Error::NotFound => Self::NotFound,
             postgres::Error::VersionMismatch { current } => Self::VersionMismatch { current },
             postgres::Error::Unavailable(why) => Self::Unavailable(why),
-            postgres::Error::OverBudget => Self::OverBudget,
+            postgres::Error::OverBudget(share) => Self::OverBudget(share),
+            postgres::Error::ProductBusy => Self::ProductBusy,
             postgres::Error::OutcomeUnknown(why) => Self::OutcomeUnknown(why),
             postgres::Error::Unreadable(why) => Self::Unreadable(why),
             postgres::Error::Locked => Self::Locked,

@@ -3,7 +3,8 @@
 
 use std::time::Duration;
 
-use super::Catalog;
+use super::{Catalog, Error};
+use crate::caller::CallContext;
 use crate::entry::{Entry, Freshness};
 use crate::hot_cache::Held;
 use crate::metrics::ServedBy;
@@ -56,12 +57,17 @@ pub enum SlotState {
 
 impl Catalog {
     /// Looks at every tier, changes nothing, and counts as no read.
-    pub async fn explain(&self, id: ProductId) -> Explanation {
-        let (redis, postgres) = tokio::join!(self.redis.inspect(id), self.postgres.inspect(id));
+    ///
+    /// # Errors
+    /// [`Error::OverBudget`]: a tier that does not answer is part of the explanation.
+    pub async fn explain(&self, id: ProductId, call: CallContext) -> Result<Explanation, Error> {
+        let turn = self.postgres.operator_turn(call).await?;
+        let (redis, postgres) =
+            tokio::join!(self.redis.inspect(id), self.postgres.inspect(id, &turn));
         let (redis, postgres) = (redis.ok().map(|redis| self.judge(id, redis)), postgres.ok());
         let memory = self.hot.peek(id);
         let slot = self.slot_state(memory.as_ref());
-        Explanation {
+        Ok(Explanation {
             verdict: verdict(slot, redis.as_ref()),
             slot,
             memory,
@@ -72,7 +78,7 @@ impl Catalog {
             relay_lag: self.feed.relay_lag(),
             floor: self.recent.floor(id),
             lease_valid: self.hot.is_proven(),
-        }
+        })
     }
 
     fn judge(&self, id: ProductId, redis: RedisState) -> RedisState {

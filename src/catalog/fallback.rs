@@ -38,7 +38,7 @@ impl Catalog {
         freshness: Freshness,
         failed: &Failed,
     ) -> Result<Answer, Error> {
-        let excusable = matches!(failed.error, Error::Unavailable(_) | Error::OverBudget);
+        let excusable = matches!(failed.error, Error::Unavailable(_) | Error::OverBudget(_));
         let held = self.hot.peek(id);
         let invalidated = held.as_ref().map_or(Revision::NONE, |held| held.floor());
         let floor = self.recent.floor(id).max(invalidated);

@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 
 use super::{Error, Loaded};
 use crate::entry::Entry;
-use crate::postgres::{Caller, Demand};
+use crate::postgres::{Demand, Waiter, Waiters};
 use crate::product::ProductId;
 
 const STRIPES: usize = 64;
@@ -73,7 +73,7 @@ pub(super) struct Pilot {
 #[derive(Debug)]
 pub(super) struct Seat {
     landing: Arc<Landing>,
-    _caller: Caller,
+    _waiter: Arc<Waiter>,
 }
 
 impl Flights {
@@ -82,15 +82,15 @@ impl Flights {
     }
 
     /// Joins the flight of `id`, or begins one, which is wanted as `demand` says: then the pilot has to be put to
-    /// work. Whoever is `empty_handed` has nothing stale to fall back on.
+    /// work.
     pub(super) fn join(
         self: &Arc<Self>,
         (id, class): (ProductId, Class),
         demand: &Arc<Demand>,
-        empty_handed: bool,
+        waiters: &mut Waiters,
     ) -> (Seat, Option<Pilot>) {
-        let seat =
-            |landing, demand: &Arc<Demand>| Seat { landing, _caller: demand.wait(empty_handed) };
+        let mut seat =
+            |landing, demand: &Arc<Demand>| Seat { landing, _waiter: waiters.of(demand) };
         match self.stripe(id).lock().entry((id, class)) {
             MapEntry::Occupied(flight) => {
                 let Flight { landing, demand } = flight.get();
@@ -196,12 +196,17 @@ mod tests {
     use rand::{RngExt, SeedableRng};
 
     use super::*;
+    use crate::caller::CallContext;
     use crate::entry::Ttl;
     use crate::metrics::ServedBy;
     use crate::moment::Moment;
     use crate::product::Version;
 
     const IDS: usize = 4;
+
+    fn waiters() -> Waiters {
+        Waiters::new(CallContext::BACKGROUND, true)
+    }
 
     fn result(flight: i64) -> Outcome {
         let ttl = Ttl { soft: Duration::ZERO, hard: Duration::ZERO };
@@ -230,7 +235,8 @@ mod tests {
             // Two ids in one stripe.
             let id = ProductId::new(1 + (at as i64) * (STRIPES as i64 / 2)).expect("positive");
             if random.random_range(0..3) > 0 {
-                let (seat, pilot) = flights.join((id, Class::Cached), &Arc::default(), true);
+                let (seat, pilot) =
+                    flights.join((id, Class::Cached), &Arc::default(), &mut waiters());
                 assert_eq!(pilot.is_none(), flying[at].is_some(), "seed {seed:#x}, {flight}");
                 seats[at].push(seat);
                 flying[at] = flying[at].take().or(pilot.map(|pilot| (flight, pilot)));
@@ -269,7 +275,7 @@ mod tests {
         let (flights, given_up) = (Flights::new(), AtomicUsize::new(0));
         let id = ProductId::new(1).expect("positive");
         let board = || {
-            let (seat, pilot) = flights.join((id, Class::Cached), &Arc::default(), true);
+            let (seat, pilot) = flights.join((id, Class::Cached), &Arc::default(), &mut waiters());
             // Boarded, and gone again.
             if rand::random() {
                 drop(seat);
@@ -309,7 +315,7 @@ mod tests {
                 scope.spawn(|| {
                     for flight in 0..50_000 {
                         let (_, Some(pilot)) =
-                            flights.join((id, Class::Cached), &Arc::default(), true)
+                            flights.join((id, Class::Cached), &Arc::default(), &mut waiters())
                         else {
                             continue;
                         };

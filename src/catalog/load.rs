@@ -6,9 +6,11 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 
+use super::chunks::in_chunks;
 use super::flight::{Class, Failed, Pilot};
 use super::read_postgres::Readable;
 use super::{Catalog, Error, Loaded};
+use crate::caller::Caller;
 use crate::entry::{Entry, Freshness};
 use crate::hot_cache::{LoadTicket, OutOfDate};
 use crate::metrics::{LeaseOutcome, Lookup, ServedBy};
@@ -23,6 +25,8 @@ use crate::redis::{Filled, Lease, Publish};
 const MAX_ROUNDS: usize = 3;
 /// The bound of P3 without a fault. Where `max_staleness` is less, a load may still take this long.
 const OLDEST_ANSWER: Duration = Duration::from_secs(1);
+/// Loads of one call that look into Redis together with those of other calls.
+const TOGETHER: usize = 16;
 
 /// A product on its way in.
 #[derive(Debug)]
@@ -30,6 +34,8 @@ pub(super) struct Load {
     pub(super) pilot: Pilot,
     pub(super) ticket: LoadTicket,
     pub(super) freshness: Freshness,
+    /// Whose call began it.
+    caller: Caller,
     pub(super) demand: Arc<Demand>,
     /// The newest that Redis was seen to hold.
     pub(super) seen: Option<Entry>,
@@ -70,18 +76,25 @@ struct Sorted {
 }
 
 impl Catalog {
-    pub(super) fn begin(&self, pilot: Pilot, freshness: Freshness, demand: &Arc<Demand>) -> Load {
+    pub(super) fn begin(
+        &self,
+        pilot: Pilot,
+        freshness: Freshness,
+        caller: Caller,
+        demand: &Arc<Demand>,
+    ) -> Load {
         let ticket = self.hot.begin_load(pilot.id());
-        Load { pilot, ticket, freshness, demand: Arc::clone(demand), seen: None }
+        Load { pilot, ticket, freshness, caller, demand: Arc::clone(demand), seen: None }
     }
 
     /// Lands every one of `loads`, detached: no caller's deadline bounds a load that others wait for.
     ///
     /// Loads that begin in the same turn of the scheduler look into Redis together, because a command costs more than a key
-    /// of it. Not in a cluster, where the keys have nodes of their own, and one that hangs would hold up all.
+    /// of it. Not in a cluster, where the keys have nodes of their own, and one that hangs would hold up all. Not a large batch:
+    /// a lone read would wait for it.
     pub(super) fn depart(self: &Arc<Self>, loads: Vec<Load>) {
         let catalog = Arc::clone(self);
-        if self.redis.is_cluster() {
+        if self.redis.is_cluster() || loads.len() > TOGETHER {
             drop(self.drain.spawn(async move { catalog.load(loads).await }));
             return;
         }
@@ -119,12 +132,14 @@ impl Catalog {
     }
 
     async fn load_rest(&self, missing: Vec<Load>, unknown: Vec<Load>) {
-        tokio::join!(self.load_missing(missing), self.load_without_lease(unknown, None));
+        let missing = in_chunks(missing, |chunk| self.load_missing(chunk));
+        let unknown = in_chunks(unknown, |chunk| self.load_without_lease(chunk, None));
+        tokio::join!(missing, unknown);
     }
 
     /// Lands what Redis holds fresh enough.
     async fn look_into_redis(&self, loads: Vec<Load>) -> Vec<Looked> {
-        let entries = self.redis.get_many(&ids(&loads)).await;
+        let entries = self.redis.get_many(&ids(&loads), caller(&loads)).await;
         self.pauses.reach(Point::ReadRedis).await;
         let look = |(load, entry): (Load, Result<Option<Entry>, _>)| {
             let Ok(entry) = entry else {
@@ -215,7 +230,7 @@ impl Catalog {
 
     /// Asks for the leases of `loads`, lands what is in Redis by now, and sorts the rest by what is to be done.
     async fn ask_for_leases(&self, loads: Vec<Load>) -> Sorted {
-        let asked = self.redis.try_leases(&ids(&loads)).await;
+        let asked = self.redis.try_leases(&ids(&loads), caller(&loads)).await;
         let possible = loads.iter().zip(asked).map(|(load, asked)| async {
             let asked = asked.ok()?;
             Some((self.unless_impossible(load.pilot.id(), asked.entry).await, asked.lease))
@@ -268,7 +283,7 @@ impl Catalog {
         self.pauses.reach(Point::LoadedFromPostgres).await;
         let fills = loads.iter().zip(leases.iter().zip(&entries));
         let fills = fills.map(|(load, (lease, entry))| async {
-            match self.redis.fill(lease, entry).await.ok()? {
+            match self.redis.fill(lease, entry, load.caller).await.ok()? {
                 Filled::Older(newer) | Filled::Lost(Some(newer)) => {
                     let newer = self.unless_impossible(load.pilot.id(), Some(newer)).await;
                     Some(Filled::Lost(newer))
@@ -361,7 +376,7 @@ impl Catalog {
 }
 
 impl Load {
-    fn unless_unwanted(self) -> Option<Self> {
+    pub(super) fn unless_unwanted(self) -> Option<Self> {
         Some(Self { pilot: self.pilot.unless_empty()?, ..self })
     }
 
@@ -369,6 +384,11 @@ impl Load {
         let seen = self.seen.as_ref().map(|seen| seen.revision().version);
         self.ticket.floor().version.max(seen.unwrap_or_default())
     }
+}
+
+/// Whose share of Redis these take. Where several calls look together it is that of the first: they are few.
+fn caller(loads: &[Load]) -> Caller {
+    loads.first().map_or(Caller::BACKGROUND, |load| load.caller)
 }
 
 pub(super) fn ids(loads: &[Load]) -> Vec<ProductId> {

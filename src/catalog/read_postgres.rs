@@ -3,9 +3,11 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::flight::Class;
 use super::load::{Load, ids};
 use super::{Catalog, Error};
 use crate::entry::Entry;
+use crate::metrics::PostgresShare;
 use crate::product::Version;
 
 /// What was read, without the products that cannot be served.
@@ -57,7 +59,11 @@ impl Catalog {
         let floors: Vec<Version> = loads.iter().map(Load::newest_heard_of).collect();
         // Boarded together, so wanted together.
         let demand = loads.first().map(|load| Arc::clone(&load.demand)).unwrap_or_default();
-        let loaded = self.postgres.load(&ids(loads), &demand).await?;
+        let share = match loads.first().map(|load| load.pilot.class()) {
+            Some(Class::Strict) => PostgresShare::Latest,
+            Some(Class::Cached) | None => PostgresShare::Loads,
+        };
+        let loaded = self.postgres.load(&ids(loads), &demand, share).await?;
         let absent = loads.iter().zip(floors).map(|(load, floor)| {
             let version = loaded.last_version(load.pilot.id()).max(floor);
             Ok(Entry::tombstone(version, loaded.known_at, self.options.ttl.tombstone()))

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::sync::{Mutex, mpsc};
 
 use super::{Catalog, Error};
+use crate::caller::CallContext;
 use crate::entry::Freshness;
 use crate::metrics::{BackgroundTask, Metrics, RefreshRequest};
 use crate::moment::Moment;
@@ -132,7 +133,7 @@ impl Catalog {
         ids: &[ProductId],
         freshness: Freshness,
     ) -> Result<(), Error> {
-        for seat in self.join(ids, freshness) {
+        for seat in self.join(ids, freshness, CallContext::BACKGROUND) {
             match seat.landed().await {
                 // It concerns that product alone, and was logged where it was read.
                 Ok(_) => {}

@@ -1,9 +1,9 @@
 //! Writing: one statement in Postgres, and once it is committed nothing can turn it into a failure.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use super::{Catalog, Error};
+use crate::caller::CallContext;
 use crate::entry::Entry;
 use crate::hot_cache::LoadTicket;
 use crate::moment::Moment;
@@ -12,23 +12,23 @@ use crate::product::{Change, NewProduct, Patch, Product, ProductId, Version};
 use crate::redis::Publish;
 
 impl Catalog {
-    /// Changes a product. A write that could not begin before its caller's `deadline`, or waits for somebody else's
+    /// Changes a product. A write that could not begin before its caller's deadline, or waits for somebody else's
     /// then, is not made; one that is under way goes on, and the caller does not hear how it ended.
     ///
     /// # Errors
-    /// [`Error::NotFound`], [`Error::VersionMismatch`], [`Error::Unavailable`] when nothing was changed,
+    /// [`Error::NotFound`], [`Error::VersionMismatch`]; [`Error::OverBudget`], [`Error::ProductBusy`], [`Error::Unavailable`] when nothing was changed,
     /// [`Error::OutcomeUnknown`] when it may have been.
     pub async fn update(
         self: &Arc<Self>,
         id: ProductId,
         patch: Patch,
         expected: Option<Version>,
-        deadline: Option<Instant>,
+        call: CallContext,
     ) -> Result<Entry, Error> {
         let catalog = Arc::clone(self);
         self.detached(async move {
             let (known_at, ticket) = (Moment::now(), catalog.hot.begin_load(id));
-            let product = catalog.postgres.update(id, &patch, expected, deadline).await?;
+            let product = catalog.postgres.update(id, &patch, expected, call).await?;
             Ok(catalog.publish_product(&product, known_at, &ticket).await)
         })
         .await
@@ -37,16 +37,16 @@ impl Catalog {
     /// Creates a product.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] when nothing was changed, [`Error::OutcomeUnknown`] when it may have been.
+    /// [`Error::OverBudget`] and [`Error::Unavailable`] when nothing was changed, [`Error::OutcomeUnknown`] when it may have been.
     pub async fn create(
         self: &Arc<Self>,
         product: NewProduct,
-        deadline: Option<Instant>,
+        call: CallContext,
     ) -> Result<Entry, Error> {
         let catalog = Arc::clone(self);
         self.detached(async move {
             let known_at = Moment::now();
-            let product = catalog.postgres.create(&product, deadline).await?;
+            let product = catalog.postgres.create(&product, call).await?;
             // An id of its own: nothing is held of it that could be newer.
             let ticket = catalog.hot.begin_load(product.id);
             Ok(catalog.publish_product(&product, known_at, &ticket).await)
@@ -62,12 +62,12 @@ impl Catalog {
         self: &Arc<Self>,
         id: ProductId,
         expected: Option<Version>,
-        deadline: Option<Instant>,
+        call: CallContext,
     ) -> Result<(), Error> {
         let catalog = Arc::clone(self);
         self.detached(async move {
             let (known_at, ticket) = (Moment::now(), catalog.hot.begin_load(id));
-            let version = catalog.postgres.delete(id, expected, deadline).await?;
+            let version = catalog.postgres.delete(id, expected, call).await?;
             let tombstone = Entry::tombstone(version, known_at, catalog.options.ttl.tombstone());
             catalog.publish(id, &tombstone, &ticket).await;
             Ok(())

@@ -8,6 +8,7 @@ use std::time::Duration;
 use humantime::{format_duration, parse_duration};
 
 use super::ServeArgs;
+use crate::postgres::PostgresOptions;
 
 pub(super) const MILLISECOND: Duration = Duration::from_millis(1);
 pub(super) const MINUTE: Duration = Duration::from_secs(60);
@@ -63,11 +64,11 @@ impl ServeArgs {
     pub fn check(&self) -> Result<(), String> {
         let (postgres, redis, caching) = (&self.postgres, &self.redis, &self.caching);
         let connections = postgres.database_connections;
-        if postgres.database_loads >= connections as usize {
+        let most = connections.saturating_sub(PostgresOptions::OTHER_SHARES);
+        if postgres.database_loads > most as usize {
             return Err(format!(
-                "DATABASE_LOADS is {}, and loads would leave no connection to writes; use at most {}, one less than DATABASE_CONNECTIONS",
-                postgres.database_loads,
-                connections - 1
+                "DATABASE_LOADS is {}, and leaves no connection each to writes, latest reads and ExplainProduct; use at most {most}, three less than DATABASE_CONNECTIONS",
+                postgres.database_loads
             ));
         }
         at_most(

@@ -34,6 +34,11 @@ macro_rules! label_set {
     };
 }
 
+// After the macro, which it uses.
+mod callers;
+
+pub use callers::{ConnectionEnd, PostgresShare, Shed};
+
 label_set! {
     /// What asking a cache tier came to.
     Lookup { "tier", "result" } [
@@ -221,36 +226,6 @@ impl BreakerMove {
 }
 
 label_set! {
-    /// Why a call or a connection was refused.
-    Shed { "reason" } [
-        /// Too many calls in flight.
-        Calls = ["calls"],
-        /// Too many connections.
-        Connections = ["connections"],
-        /// Too many streams.
-        Streams = ["streams"],
-        /// Too many bytes of answers that wait to be sent.
-        UnsentBytes = ["unsent_bytes"],
-    ]
-}
-
-label_set! {
-    /// Why the server closed a connection.
-    ConnectionEnd { "reason" } [
-        /// It had lived long enough.
-        Age = ["age"],
-        /// It had no calls.
-        Idle = ["idle"],
-        /// Its peer did not begin to speak.
-        Silent = ["silent"],
-        /// Its peer flooded it: with requests that it took back, say.
-        Flood = ["flood"],
-        /// Calls were still in flight after the grace of an age or an idle connection.
-        Grace = ["grace"],
-    ]
-}
-
-label_set! {
     /// A loop or thread that runs for as long as the instance does, and is restarted when it ends.
     #[cfg_attr(feature = "test-hooks", derive(clap::ValueEnum, Hash))]
     BackgroundTask { "task" } [
@@ -275,6 +250,13 @@ label_set! {
         /// The thread of the eviction policy.
         EvictionPolicy = ["eviction_policy"],
     ]
+}
+
+impl PostgresShare {
+    /// Every share.
+    pub(crate) fn all() -> &'static [Self] {
+        Self::ALL
+    }
 }
 
 impl BackgroundTask {
@@ -314,17 +296,6 @@ label_set! {
         /// Anything else.
         Other = ["unknown", "unknown", "unknown"],
     ]
-}
-
-impl Shed {
-    /// How many there are.
-    pub(crate) const COUNT: usize = Self::ALL.len();
-
-    /// The value of the label.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        self.values()[0]
-    }
 }
 
 impl RedisRefusal {

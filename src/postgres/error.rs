@@ -4,6 +4,7 @@ use std::io::ErrorKind;
 
 use sqlx::error::DatabaseError;
 
+use crate::metrics::PostgresShare;
 use crate::product::Version;
 
 /// Why a read or a write failed.
@@ -15,9 +16,12 @@ pub enum Error {
     /// The connection broke while a write was under way: it may have been committed.
     #[error("the connection to PostgreSQL broke during a write: {0}")]
     OutcomeUnknown(String),
-    /// This instance asks as much of Postgres as it may already.
-    #[error("too many loads from PostgreSQL are in flight or waiting")]
-    OverBudget,
+    /// This share of the connections has as much in flight and waiting as it may, or none of it would end in time. Nothing was begun.
+    #[error("too many statements for PostgreSQL are in flight or waiting ({0:?})")]
+    OverBudget(PostgresShare),
+    /// Too many writes of the product wait for each other. Nothing was changed.
+    #[error("too many writes of the product wait for each other")]
+    ProductBusy,
     /// Another transaction held the row until the caller's deadline. Nothing was changed.
     #[error("another transaction held the row until the deadline")]
     Locked,

@@ -2,8 +2,12 @@
 
 use std::time::SystemTime;
 
+use super::attempts::{Attempts, Kind};
+use super::budget::Turn;
 use super::rows::unix;
-use super::{Error, Postgres, read_error};
+use super::{Error, Postgres};
+use crate::caller::CallContext;
+use crate::metrics::PostgresShare;
 use crate::product::{ProductId, Version};
 
 /// A change is pending until everything that its snapshot sees is applied to Redis.
@@ -24,13 +28,38 @@ pub struct RowState {
     pub pending_changes: u64,
 }
 
+/// The turn of an operator. Given back when dropped.
+#[derive(Debug)]
+pub(crate) struct OperatorTurn {
+    _turn: Turn,
+}
+
 impl Postgres {
+    /// A turn for an operator.
+    ///
+    /// # Errors
+    /// [`Error::OverBudget`].
+    pub(crate) async fn operator_turn(&self, call: CallContext) -> Result<OperatorTurn, Error> {
+        let turn = self.operators.turn_of(call).await;
+        let turn = turn.map_err(|_| Error::OverBudget(PostgresShare::Operators))?;
+        Ok(OperatorTurn { _turn: turn })
+    }
+
     /// Looks at one product.
-    pub(crate) async fn inspect(&self, id: ProductId) -> Result<RowState, Error> {
-        let inspect = sqlx::query_as(INSPECT).bind(id.get()).fetch_one(&self.pool);
-        let found = self.in_time(inspect).await;
-        let (version, micros, pending): (Option<i64>, Option<i64>, i64) =
-            found.map_err(|error| read_error(&error))?;
+    pub(crate) async fn inspect(
+        &self,
+        id: ProductId,
+        _turn: &OperatorTurn,
+    ) -> Result<RowState, Error> {
+        let mut connection = self.callers.acquire(None).await?;
+        let mut attempts = Attempts::new(Kind::Read, None, self.timeout);
+        let (version, micros, pending): (Option<i64>, Option<i64>, i64) = loop {
+            let inspect = sqlx::query_as(INSPECT).bind(id.get()).fetch_one(&mut *connection);
+            let outcome = attempts.in_time(inspect).await;
+            if let Some(found) = attempts.settle(&mut connection, outcome).await? {
+                break found;
+            }
+        };
         let row = version.zip(micros).map(|(version, micros)| (Version(version), unix(micros)));
         Ok(RowState { row, pending_changes: pending.unsigned_abs() })
     }

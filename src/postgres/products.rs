@@ -12,6 +12,7 @@ use super::connections::Connections;
 use super::error::{message, read_error, row_of_statement_raised};
 use super::rows::{self, readable};
 use super::{Demand, Error, Postgres};
+use crate::metrics::PostgresShare;
 use crate::moment::Moment;
 use crate::product::{Product, ProductId, Version};
 
@@ -57,7 +58,7 @@ impl Loaded {
 }
 
 impl Postgres {
-    /// Reads products for the caches, within the budget.
+    /// Reads products for the caches, within the budget of a share.
     ///
     /// # Errors
     /// [`Error::OverBudget`] and [`Error::Unavailable`].
@@ -65,9 +66,12 @@ impl Postgres {
         &self,
         ids: &[ProductId],
         demand: &Arc<Demand>,
+        share: PostgresShare,
     ) -> Result<Loaded, Error> {
         self.callers.check()?;
-        let _turn = self.budget.turn(demand).await?;
+        let budget = if share == PostgresShare::Latest { &self.latest } else { &self.loads };
+        let turn = budget.turn(demand).await;
+        let _turn = turn.map_err(|_| Error::OverBudget(share))?;
         self.metrics.postgres_loads.add((), ids.len() as u64);
         // Boxed: it is large, and each load that waits for Redis would carry it along.
         Box::pin(self.load_on(&self.callers, ids)).await

@@ -1,27 +1,33 @@
 //! Which writes may be on their way to Postgres at once.
 //!
 //! A write may wait for a row for as long as its caller does, and holds a connection meanwhile. So writes of one product wait
-//! for each other here, and all writes together have a share of the connections: a row that a transaction of others holds
-//! must not cost the reads their connections.
+//! for each other here, a few of them, and all writes together have a share of the connections.
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ahash::RandomState;
 use parking_lot::Mutex;
-use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
 
 use super::Error;
+use super::budget::{Budget, Limits, NoTurn, Turn};
+use crate::caller::CallContext;
+use crate::metrics::PostgresShare;
 use crate::product::ProductId;
 
-type Rows = Mutex<HashMap<ProductId, Arc<AsyncMutex<()>>, RandomState>>;
+/// Writes that may wait for their share.
+const QUEUED: usize = 256;
+/// Writes of one product that may wait for each other. Each holds the one before it for a commit, or for as long as another
+/// transaction has the row: more would only wait for their deadlines. Too low: a burst of honest writers is told to try again.
+const QUEUED_OF_PRODUCT: usize = 4;
+
+type Rows = Mutex<HashMap<ProductId, Arc<Budget>, RandomState>>;
 
 /// The writes of one instance.
 #[derive(Debug)]
 pub(super) struct Writers {
-    slots: Arc<Semaphore>,
-    timeout: Duration,
+    share: Arc<Budget>,
     rows: Arc<Rows>,
 }
 
@@ -30,8 +36,8 @@ pub(super) struct Writers {
 pub(super) struct WriteTurn {
     /// Whether it waited for another write of its product.
     pub(super) has_waited: bool,
-    _slot: OwnedSemaphorePermit,
-    _row: Option<OwnedMutexGuard<()>>,
+    _share: Turn,
+    _row: Option<Turn>,
     _place: Option<Place>,
 }
 
@@ -39,56 +45,63 @@ pub(super) struct WriteTurn {
 #[derive(Debug)]
 struct Place {
     id: ProductId,
-    row: Option<Arc<AsyncMutex<()>>>,
+    row: Option<Arc<Budget>>,
     rows: Arc<Rows>,
 }
 
 impl Writers {
     /// `limit` writes at once, which wait at most `timeout` for each other. Those of one product wait as long as their callers.
     pub(super) fn new(limit: usize, timeout: Duration) -> Self {
-        Self { slots: Arc::new(Semaphore::new(limit)), timeout, rows: Arc::default() }
+        // Whatever rows one caller waits for, the writes of others have a connection.
+        let of_one = limit.saturating_sub(1).max(1);
+        let timeout = Some(timeout);
+        let limits = Limits { running: limit, of_one, queued: QUEUED, timeout, is_steady: false };
+        Self { share: Budget::new(limits), rows: Arc::default() }
     }
 
     /// Waits for the turn of a write of `id`; `None` for a new product.
     ///
     /// # Errors
-    /// [`Error::Locked`] when other writes of the product took until the deadline, [`Error::Unavailable`] when other
-    /// products' writes did.
+    /// [`Error::ProductBusy`] when too many writes of the product wait, [`Error::Locked`] when they took until the deadline,
+    /// [`Error::OverBudget`] when other products' writes did, or too many of them wait.
     pub(super) async fn turn(
         &self,
         id: Option<ProductId>,
-        deadline: Option<Instant>,
+        call: CallContext,
     ) -> Result<WriteTurn, Error> {
         let place = id.map(|id| self.place(id));
-        let has_waited = place.as_ref().is_some_and(Place::is_taken);
         let row = match &place {
-            Some(place) => Some(place.wait(deadline).await.ok_or(Error::Locked)?),
+            Some(place) => place.wait(call).await?,
             None => None,
         };
-        let until = Instant::now() + self.timeout;
-        let until = deadline.map_or(until, |deadline| deadline.min(until));
-        let slot = Arc::clone(&self.slots).acquire_owned();
-        let slot = tokio::time::timeout_at(until.into(), slot).await.ok().and_then(Result::ok);
-        let busy = || Error::Unavailable("too many writes wait for the database".to_owned());
-        Ok(WriteTurn { has_waited, _slot: slot.ok_or_else(busy)?, _row: row, _place: place })
+        let share = self.share.turn_of(call).await;
+        let share = share.map_err(|_| Error::OverBudget(PostgresShare::Writes))?;
+        let has_waited = row.as_ref().is_some_and(|row| row.has_waited);
+        Ok(WriteTurn { has_waited, _share: share, _row: row, _place: place })
+    }
+
+    pub(super) fn counts(&self) -> [u64; 3] {
+        self.share.counts()
     }
 
     fn place(&self, id: ProductId) -> Place {
-        let row = Arc::clone(self.rows.lock().entry(id).or_default());
+        let row = Arc::clone(self.rows.lock().entry(id).or_insert_with(one_at_a_time));
         Place { id, row: Some(row), rows: Arc::clone(&self.rows) }
     }
 }
 
-impl Place {
-    fn is_taken(&self) -> bool {
-        self.row.as_ref().is_some_and(|row| row.try_lock().is_err())
-    }
+fn one_at_a_time() -> Arc<Budget> {
+    let queued = QUEUED_OF_PRODUCT;
+    Budget::new(Limits { running: 1, of_one: 1, queued, timeout: None, is_steady: false })
+}
 
-    async fn wait(&self, deadline: Option<Instant>) -> Option<OwnedMutexGuard<()>> {
-        let turn = Arc::clone(self.row.as_ref()?).lock_owned();
-        match deadline {
-            Some(deadline) => tokio::time::timeout_at(deadline.into(), turn).await.ok(),
-            None => Some(turn.await),
+impl Place {
+    async fn wait(&self, call: CallContext) -> Result<Option<Turn>, Error> {
+        let Some(row) = &self.row else { return Ok(None) };
+        match row.turn_of(call).await {
+            Ok(turn) => Ok(Some(turn)),
+            Err(NoTurn::Full) => Err(Error::ProductBusy),
+            Err(NoTurn::Late) => Err(Error::Locked),
         }
     }
 }
@@ -106,26 +119,61 @@ impl Drop for Place {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
+    use futures_util::FutureExt;
+
     use super::*;
+    use crate::caller::Caller;
 
     fn id(id: i64) -> Option<ProductId> {
         ProductId::new(id)
     }
 
+    fn call(connection: u64) -> CallContext {
+        CallContext { caller: Caller::of_connection(connection), deadline: None }
+    }
+
     #[tokio::test]
     async fn writes_of_one_product_wait_for_each_other_and_others_do_not() {
         let writers = Writers::new(2, Duration::from_millis(50));
-        let soon = Some(Instant::now() + Duration::from_millis(50));
-        let first = writers.turn(id(1), None).await.expect("free");
+        let deadline = Some(Instant::now() + Duration::from_millis(50));
+        let first = writers.turn(id(1), call(1)).await.expect("free");
+        let soon = CallContext { deadline, ..call(1) };
         assert!(matches!(writers.turn(id(1), soon).await, Err(Error::Locked)));
-        let other = writers.turn(id(2), None).await.expect("free");
-        assert!(
-            matches!(writers.turn(id(3), None).await, Err(Error::Unavailable(_))),
-            "both slots are taken"
-        );
+        let other = writers.turn(id(2), call(2)).await.expect("free");
+        let refused = writers.turn(id(3), call(3)).await;
+        assert!(matches!(refused, Err(Error::OverBudget(PostgresShare::Writes))), "both are taken");
         drop(first);
-        drop(writers.turn(id(1), None).await.expect("free again"));
+        drop(writers.turn(id(1), call(1)).await.expect("free again"));
         drop(other);
         assert!(writers.rows.lock().is_empty(), "nothing is kept of what has ended");
+    }
+
+    #[tokio::test]
+    async fn one_caller_leaves_a_connection_to_the_writes_of_others() {
+        let writers = Writers::new(2, Duration::from_secs(60));
+        let _first = writers.turn(id(1), call(1)).await.expect("free");
+        assert!(writers.turn(id(2), call(1)).now_or_never().is_none(), "it waits for its first");
+        writers.turn(id(3), call(2)).now_or_never().expect("at once").expect("free");
+    }
+
+    #[tokio::test]
+    async fn a_few_writes_of_one_product_wait_and_more_are_refused_those_of_the_most_first() {
+        let writers = Writers::new(5, Duration::from_secs(60));
+        let first = writers.turn(id(1), call(1)).await.expect("free");
+        let mut waiting: Vec<_> =
+            (0..QUEUED_OF_PRODUCT).map(|_| Box::pin(writers.turn(id(1), call(1)))).collect();
+        for waiting in &mut waiting {
+            assert!(waiting.as_mut().now_or_never().is_none());
+        }
+        let refused = writers.turn(id(1), call(1)).now_or_never().expect("at once");
+        assert!(matches!(refused, Err(Error::ProductBusy)));
+        let mut other = Box::pin(writers.turn(id(1), call(2)));
+        assert!(other.as_mut().now_or_never().is_none(), "it has a place");
+        let last = waiting.pop().expect("some").now_or_never().expect("at once");
+        assert!(matches!(last, Err(Error::ProductBusy)), "the place was this one's");
+        drop(first);
+        other.now_or_never().expect("it has had least").expect("free");
     }
 }

@@ -11,6 +11,7 @@ use super::products::{PRODUCT, select};
 use super::rows::{self, expressible, strict};
 use super::writers::WriteTurn;
 use super::{Error, Postgres};
+use crate::caller::CallContext;
 use crate::product::{NewProduct, Patch, Price, Product, ProductId, Version};
 
 /// Waiting for a row that another transaction has locked ends after a slice of the caller's time. In the statement itself, before
@@ -80,16 +81,16 @@ impl Postgres {
     /// Changes a product, if it has the expected version.
     ///
     /// # Errors
-    /// [`Error::NotFound`], [`Error::VersionMismatch`], [`Error::Locked`], [`Error::Unreadable`], [`Error::Refused`],
-    /// [`Error::Unavailable`] and [`Error::OutcomeUnknown`].
+    /// [`Error::NotFound`], [`Error::VersionMismatch`], [`Error::ProductBusy`], [`Error::Locked`], [`Error::Unreadable`],
+    /// [`Error::Refused`], [`Error::OverBudget`], [`Error::Unavailable`] and [`Error::OutcomeUnknown`].
     pub(crate) async fn update(
         &self,
         id: ProductId,
         patch: &Patch,
         expected: Option<Version>,
-        deadline: Option<Instant>,
+        call: CallContext,
     ) -> Result<Product, Error> {
-        let mut write = self.begin_write(Some(id), deadline).await?;
+        let mut write = self.begin_write(Some(id), call).await?;
         let row = write
             .run(self.lock_slice(), |lock_timeout| {
                 sqlx::query(UPDATE)
@@ -111,13 +112,13 @@ impl Postgres {
     /// Creates a product; Postgres assigns its id.
     ///
     /// # Errors
-    /// [`Error::Locked`], [`Error::Refused`], [`Error::Unavailable`] and [`Error::OutcomeUnknown`].
+    /// [`Error::Locked`], [`Error::Refused`], [`Error::OverBudget`], [`Error::Unavailable`] and [`Error::OutcomeUnknown`].
     pub(crate) async fn create(
         &self,
         product: &NewProduct,
-        deadline: Option<Instant>,
+        call: CallContext,
     ) -> Result<Product, Error> {
-        let mut write = self.begin_write(None, deadline).await?;
+        let mut write = self.begin_write(None, call).await?;
         for _ in 0..MOST_IDS {
             let inserted = write
                 .run(Some(CREATE_SLICE), |lock_timeout| {
@@ -148,9 +149,9 @@ impl Postgres {
         &self,
         id: ProductId,
         expected: Option<Version>,
-        deadline: Option<Instant>,
+        call: CallContext,
     ) -> Result<Version, Error> {
-        let mut write = self.begin_write(Some(id), deadline).await?;
+        let mut write = self.begin_write(Some(id), call).await?;
         let deleted = write
             .run(self.lock_slice(), |lock_timeout| {
                 sqlx::query(DELETE)
@@ -165,11 +166,8 @@ impl Postgres {
         }
     }
 
-    async fn begin_write(
-        &self,
-        id: Option<ProductId>,
-        deadline: Option<Instant>,
-    ) -> Result<Write, Error> {
+    async fn begin_write(&self, id: Option<ProductId>, call: CallContext) -> Result<Write, Error> {
+        let CallContext { caller, deadline } = call;
         self.callers.check()?;
         let began = Instant::now();
         let locked_at = deadline.map(|deadline| {
@@ -177,7 +175,7 @@ impl Postgres {
             let left = deadline.saturating_duration_since(began);
             deadline - left.mul_f64(share).min(most)
         });
-        let turn = self.writers.turn(id, locked_at).await?;
+        let turn = self.writers.turn(id, CallContext { caller, deadline: locked_at }).await?;
         let connection = self.callers.acquire_alive(deadline).await?;
         Ok(Write { connection, deadline, locked_at, timeout: self.timeout, turn })
     }

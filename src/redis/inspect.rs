@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use super::entry_bytes::decode;
 use super::node::Command;
+use super::read::wrong_type_as_value;
 use super::{Redis, Unavailable};
 use crate::entry::Entry;
 use crate::metrics::RedisOperation;
@@ -52,7 +53,7 @@ impl Redis {
             ask("PTTL", self.keys().lock(id)),
         );
         // A key of another type holds nothing that can be read.
-        let entry = super::wrong_type_as_value(entry);
+        let entry = wrong_type_as_value(entry);
         let entry = self.counted(RedisOperation::Get, entry)?;
         let token = self.counted(RedisOperation::Lease, token)?;
         let remaining = self.counted(RedisOperation::Lease, remaining)?;

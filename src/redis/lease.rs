@@ -11,6 +11,7 @@ use futures_util::future::join_all;
 use super::entry_bytes::{encode, millis};
 use super::node::Command;
 use super::{Redis, Unavailable};
+use crate::caller::Caller;
 use crate::controls::Protection;
 use crate::entry::Entry;
 use crate::metrics::{FillRejection, LeaseOutcome, RedisOperation};
@@ -45,11 +46,16 @@ pub(crate) enum Filled {
 
 impl Redis {
     /// Asks for the leases of several products, pipelined; one answer for each.
-    pub(crate) async fn try_leases(&self, ids: &[ProductId]) -> Vec<Result<Asked, Unavailable>> {
-        join_all(ids.iter().map(|id| self.try_lease(*id))).await
+    pub(crate) async fn try_leases(
+        &self,
+        ids: &[ProductId],
+        caller: Caller,
+    ) -> Vec<Result<Asked, Unavailable>> {
+        join_all(ids.iter().map(|id| self.try_lease(*id, caller))).await
     }
 
-    async fn try_lease(&self, id: ProductId) -> Result<Asked, Unavailable> {
+    async fn try_lease(&self, id: ProductId, caller: Caller) -> Result<Asked, Unavailable> {
+        let _admitted = self.admit(caller, 1).await?;
         let token = Bytes::copy_from_slice(&rand::random::<u128>().to_be_bytes());
         let keys = vec![self.keys().entry(id), self.keys().lock(id)];
         let ttl = millis(self.options.lease_ttl);
@@ -66,7 +72,13 @@ impl Redis {
     }
 
     /// Fills Redis with what was loaded under `lease`, and gives the lease back.
-    pub(crate) async fn fill(&self, lease: &Lease, entry: &Entry) -> Result<Filled, Unavailable> {
+    pub(crate) async fn fill(
+        &self,
+        lease: &Lease,
+        entry: &Entry,
+        caller: Caller,
+    ) -> Result<Filled, Unavailable> {
+        let _admitted = self.admit(caller, 1).await?;
         let keys = vec![self.keys().entry(lease.id), self.keys().lock(lease.id)];
         self.take_lease_back(lease).await;
         let args = vec![lease.token.clone().into(), encode(entry).into(), lifetime(entry)];

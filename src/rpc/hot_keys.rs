@@ -15,7 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Interval, MissedTickBehavior};
 use tonic::Status;
 
-use super::caller::Caller;
+use super::connection::Connection;
 use super::deadline::Deadline;
 use super::{convert, status};
 use crate::catalog::Catalog;
@@ -56,7 +56,7 @@ pub(super) struct Watchers {
 #[derive(Debug)]
 struct Place {
     _permit: OwnedSemaphorePermit,
-    caller: Arc<Caller>,
+    connection: Arc<Connection>,
 }
 
 struct Watch {
@@ -98,14 +98,14 @@ impl Watchers {
         &self,
         request: StreamHotKeysRequest,
         deadline: Option<Deadline>,
-        caller: &Arc<Caller>,
+        connection: &Arc<Connection>,
     ) -> Result<HotKeysStream, Status> {
         let limit = limit(request.limit)?;
         let interval = interval(request.interval)?;
         let scope = Scope::try_from(request.scope)
             .map_err(|_| status::invalid("scope", "must be SCOPE_INSTANCE or SCOPE_FLEET"))?;
-        let Some(place) = Place::take(&self.free, caller) else {
-            caller.refused(Shed::Streams);
+        let Some(place) = Place::take(&self.free, connection) else {
+            connection.refused(Shed::Streams);
             self.metrics.shed.inc(Shed::Streams);
             return Err(status::too_many_streams());
         };
@@ -122,20 +122,20 @@ impl Watchers {
 }
 
 impl Place {
-    fn take(free: &Arc<Semaphore>, caller: &Arc<Caller>) -> Option<Self> {
-        let own = caller.watching.load(Ordering::Relaxed);
+    fn take(free: &Arc<Semaphore>, connection: &Arc<Connection>) -> Option<Self> {
+        let own = connection.watching.load(Ordering::Relaxed);
         if own > free.available_permits() / PART {
             return None;
         }
         let permit = Arc::clone(free).try_acquire_owned().ok()?;
-        caller.watching.fetch_add(1, Ordering::Relaxed);
-        Some(Self { _permit: permit, caller: Arc::clone(caller) })
+        connection.watching.fetch_add(1, Ordering::Relaxed);
+        Some(Self { _permit: permit, connection: Arc::clone(connection) })
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.caller.watching.fetch_sub(1, Ordering::Relaxed);
+        self.connection.watching.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

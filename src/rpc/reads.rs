@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::{BufMut, Bytes};
 use futures_util::FutureExt;
@@ -16,11 +17,13 @@ use tonic::metadata::MetadataValue;
 use tonic::service::Routes;
 use tower::{BoxError, Service};
 
-use super::caller::Caller;
+use super::connection::Connection;
+use super::deadline::Deadline;
 use super::reply::{Reply, headers};
 use super::unary::{receive, receive_frame};
 use super::unsent::Share;
 use super::{convert, protocol, status};
+use crate::caller::CallContext;
 use crate::catalog::{Answer, Catalog};
 use crate::entry::{PREFIX, prefix};
 use crate::metrics::{Method as Called, ServedBy, Shed};
@@ -42,7 +45,7 @@ const INLINE_BATCH: usize = 100;
 pub(super) struct Calls {
     pub(super) shared: Arc<Shared>,
     pub(super) unsent: Arc<Share>,
-    pub(super) caller: Arc<Caller>,
+    pub(super) connection: Arc<Connection>,
 }
 
 /// What the calls of all connections need.
@@ -78,8 +81,9 @@ impl Calls {
         let called = Called::of_path(request.uri().path());
         // To hyper any CONNECT that is answered with 200 is a tunnel.
         if called == Called::GetProduct && protocol::is_grpc(&request) {
+            let deadline = deadline(&request);
             let body = request.into_body();
-            let answer = async move { calls.get_product(body).await };
+            let answer = async move { calls.get_product(body, deadline).await };
             return Either::Left(answer.map(|answer| Ok(answer.unwrap_or_else(Status::into_http))));
         }
         Either::Right(Box::pin(calls.call_other(called, request)))
@@ -93,11 +97,16 @@ impl Calls {
         if !protocol::is_grpc(&request) {
             return Ok(protocol::refusal(&request));
         }
+        let extensions = request.extensions_mut();
+        extensions.insert(self.connection.caller);
         if called == Called::StreamHotKeys {
-            request.extensions_mut().insert(Arc::clone(&self.caller));
+            extensions.insert(Arc::clone(&self.connection));
         }
         let answer = match called {
-            Called::BatchGetProducts => self.batch_get_products(request.into_body()).await,
+            Called::BatchGetProducts => {
+                let deadline = deadline(&request);
+                self.batch_get_products(request.into_body(), deadline).await
+            }
             // The one streams requests; of the other nothing is read.
             Called::Reflection | Called::Other => self.route(request).await,
             _ => self.route_complete(request).await,
@@ -121,11 +130,20 @@ impl Calls {
         Ok(status::in_our_words(response).map(Reply::Tonic))
     }
 
-    async fn get_product(&self, body: Incoming) -> Result<Response<Reply>, Status> {
+    async fn get_product(
+        &self,
+        body: Incoming,
+        deadline: Option<Instant>,
+    ) -> Result<Response<Reply>, Status> {
         let request: GetProductRequest = receive(body, self.shared.max_request_bytes).await?;
         let id = convert::id("id", request.id)?;
         let freshness = convert::freshness(request.freshness)?;
-        let answer = self.shared.catalog.get(id, freshness).await;
+        let catalog = &self.shared.catalog;
+        let answer = match catalog.get_hot(id, &freshness) {
+            Some(answer) => Ok(answer),
+            // Boxed, so that a hot read does not carry the way to Postgres with it.
+            None => Box::pin(catalog.get_cold(id, freshness, self.call_context(deadline))).await,
+        };
         let answer = answer.map_err(|error| status::of_error(&error, min_version(&request)))?;
         if answer.entry.is_tombstone() {
             return Err(not_found(cache_status(answer.from, answer.stale)));
@@ -134,21 +152,35 @@ impl Calls {
         Ok(Reply::message(answer.entry, headers))
     }
 
-    async fn batch_get_products(&self, body: Incoming) -> Result<Response<Reply>, Status> {
+    fn call_context(&self, deadline: Option<Instant>) -> CallContext {
+        CallContext { caller: self.connection.caller, deadline }
+    }
+
+    async fn batch_get_products(
+        &self,
+        body: Incoming,
+        deadline: Option<Instant>,
+    ) -> Result<Response<Reply>, Status> {
         let request: BatchGetProductsRequest = receive(body, self.shared.max_request_bytes).await?;
         let ids = convert::ids(&request.ids)?;
         let freshness = convert::batch_freshness(request.max_staleness, request.latest)?;
         if ids.len() > INLINE_BATCH {
             tokio::task::yield_now().await;
         }
-        let answers = self.shared.catalog.get_many(&ids, freshness).await;
+        let call = self.call_context(deadline);
+        let answers = self.shared.catalog.get_many(&ids, freshness, call).await;
         let answers = answers.map_err(|error| status::of_error(&error, None))?;
         let (from, stale) = farthest(&answers);
         let room = self.unsent.take(most_bytes(&answers));
-        let room = room.inspect_err(|_| self.caller.refused(Shed::UnsentBytes))?;
+        let room = room.inspect_err(|_| self.connection.refused(Shed::UnsentBytes))?;
         let message = room.holds(concatenated(&ids, &answers));
         Ok(Reply::message(message, self.shared.headers.of(from, stale)))
     }
+}
+
+/// Until when the caller waits.
+fn deadline(request: &Request<Incoming>) -> Option<Instant> {
+    request.extensions().get::<Deadline>().map(|deadline| deadline.0)
 }
 
 /// What the message of a batch takes at most.

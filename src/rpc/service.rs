@@ -1,15 +1,15 @@
 //! The service but for its reads, which are in `reads.rs`: from request to domain and back.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use tonic::{Request, Response, Status};
 
-use super::caller::Caller;
 use super::codec::Stored;
+use super::connection::Connection;
 use super::deadline::Deadline;
 use super::hot_keys::{HotKeysStream, Watchers};
 use super::{convert, status};
+use crate::caller::{CallContext, Caller};
 use crate::catalog::Catalog;
 use crate::entry::Entry;
 use crate::product::Version;
@@ -39,11 +39,11 @@ impl ProductService for Products {
         request: Request<UpdateProductRequest>,
     ) -> Result<Response<Stored>, Status> {
         self.may_write()?;
-        let deadline = deadline(&request);
+        let call = call_context(&request);
         let request = request.into_inner();
         let expected = convert::expected_version(request.expected_version)?;
         let (id, patch) = convert::patch(request)?;
-        written(self.catalog.update(id, patch, expected, deadline).await, expected)
+        written(self.catalog.update(id, patch, expected, call).await, expected)
     }
 
     async fn create_product(
@@ -51,9 +51,9 @@ impl ProductService for Products {
         request: Request<CreateProductRequest>,
     ) -> Result<Response<Stored>, Status> {
         self.may_write()?;
-        let deadline = deadline(&request);
+        let call = call_context(&request);
         let product = convert::new_product(request.into_inner())?;
-        written(self.catalog.create(product, deadline).await, None)
+        written(self.catalog.create(product, call).await, None)
     }
 
     async fn delete_product(
@@ -61,11 +61,11 @@ impl ProductService for Products {
         request: Request<DeleteProductRequest>,
     ) -> Result<Response<()>, Status> {
         self.may_write()?;
-        let deadline = deadline(&request);
+        let call = call_context(&request);
         let request = request.into_inner();
         let id = convert::id("id", request.id)?;
         let expected = convert::expected_version(request.expected_version)?;
-        let deleted = self.catalog.delete(id, expected, deadline).await;
+        let deleted = self.catalog.delete(id, expected, call).await;
         deleted.map_err(|error| status::of_error(&error, expected))?;
         Ok(Response::new(()))
     }
@@ -77,16 +77,19 @@ impl ProductService for Products {
         request: Request<StreamHotKeysRequest>,
     ) -> Result<Response<HotKeysStream>, Status> {
         let deadline = request.extensions().get::<Deadline>().copied();
-        let caller = request.extensions().get::<Arc<Caller>>().cloned();
-        let caller = caller.ok_or_else(|| Status::internal("a call without a connection"))?;
-        let stream = self.watchers.watch(request.into_inner(), deadline, &caller)?;
+        let connection = request.extensions().get::<Arc<Connection>>().cloned();
+        let connection =
+            connection.ok_or_else(|| Status::internal("a call without a connection"))?;
+        let stream = self.watchers.watch(request.into_inner(), deadline, &connection)?;
         Ok(Response::new(stream))
     }
 }
 
-/// Until when the caller waits, if it said so.
-fn deadline<T>(request: &Request<T>) -> Option<Instant> {
-    request.extensions().get::<Deadline>().map(|deadline| deadline.0)
+/// Who calls, and until when it waits.
+pub(super) fn call_context<T>(request: &Request<T>) -> CallContext {
+    let caller = request.extensions().get::<Caller>().copied().unwrap_or(Caller::BACKGROUND);
+    let deadline = request.extensions().get::<Deadline>().map(|deadline| deadline.0);
+    CallContext { caller, deadline }
 }
 
 fn written(

@@ -14,7 +14,7 @@ use pin_project_lite::pin_project;
 use tonic::Status;
 use tower::{Layer, Service};
 
-use super::caller::Caller;
+use super::connection::Connection;
 use super::reply::{Chunk, Reply};
 use super::status;
 use super::{Local, local};
@@ -25,7 +25,7 @@ use crate::metrics::{Method, Metrics, Shed};
 pub(super) struct ShedLayer {
     places: Local<Places>,
     metrics: Local<Metrics>,
-    caller: Option<Arc<Caller>>,
+    connection: Option<Arc<Connection>>,
 }
 
 /// How many calls are in flight. A semaphore would take a lock for each, to see whether somebody waits; nobody does.
@@ -60,12 +60,16 @@ impl ShedLayer {
         metrics.gauge("hotshelf.calls.in.flight", help, &places, |places| {
             places.taken.load(Ordering::Relaxed).min(places.limit) as u64
         });
-        Self { places: local(&places), metrics: local(metrics), caller: None }
+        Self { places: local(&places), metrics: local(metrics), connection: None }
     }
 
     /// The same limit for another connection.
-    pub(super) fn of_connection(&self, caller: Arc<Caller>) -> Self {
-        Self { places: local(&self.places), metrics: local(&self.metrics), caller: Some(caller) }
+    pub(super) fn of_connection(&self, connection: Arc<Connection>) -> Self {
+        Self {
+            places: local(&self.places),
+            metrics: local(&self.metrics),
+            connection: Some(connection),
+        }
     }
 }
 
@@ -105,8 +109,8 @@ where
                 Some(place) => Some(place),
                 None => {
                     self.shed.metrics.shed.inc(Shed::Calls);
-                    if let Some(caller) = &self.shed.caller {
-                        caller.refused(Shed::Calls);
+                    if let Some(connection) = &self.shed.connection {
+                        connection.refused(Shed::Calls);
                     }
                     return ShedFuture::Refused;
                 }

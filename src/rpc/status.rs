@@ -10,6 +10,7 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::catalog::{Error, Refusal, Refused};
+use crate::metrics::PostgresShare;
 use crate::product::Version;
 
 /// `ErrorInfo.domain` of every error.
@@ -40,9 +41,10 @@ pub(super) fn of_error(error: &Error, expected: Option<Version>) -> Status {
             let words = "the database cannot be reached, and nothing cached may be served";
             retry(Code::Unavailable, words, "DATABASE_UNAVAILABLE")
         }
-        Error::OverBudget => {
-            let words = "too many reads are waiting for the database";
-            retry(Code::ResourceExhausted, words, "DATABASE_BUDGET_EXHAUSTED")
+        Error::OverBudget(share) => over_budget(*share),
+        Error::ProductBusy => {
+            let words = "too many writes of the product wait for each other; nothing was changed";
+            retry(Code::Aborted, words, "PRODUCT_BUSY")
         }
         Error::OutcomeUnknown(why) => {
             tracing::warn!(%why, "the outcome of a write is unknown");
@@ -64,6 +66,25 @@ pub(super) fn of_error(error: &Error, expected: Option<Version>) -> Status {
         }
         Error::Internal(why) => internal(why),
     }
+}
+
+fn over_budget(share: PostgresShare) -> Status {
+    let (words, reason) = match share {
+        PostgresShare::Loads => {
+            ("too many reads are waiting for the database", "DATABASE_BUDGET_EXHAUSTED")
+        }
+        PostgresShare::Latest => (
+            "too many reads that no cache may answer are waiting for the database",
+            "TOO_MANY_LATEST_READS",
+        ),
+        PostgresShare::Writes => {
+            ("too many writes are waiting for the database; nothing was changed", "TOO_MANY_WRITES")
+        }
+        PostgresShare::Operators => {
+            ("too many explanations are being made", "TOO_MANY_EXPLANATIONS")
+        }
+    };
+    retry(Code::ResourceExhausted, words, reason)
 }
 
 /// What constraints and triggers of others refuse, by the constraint's name.

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use hotshelf::caller::CallContext;
 use hotshelf::config::ServeArgs;
 use hotshelf::pause::Point;
 use hotshelf::product::ProductId;
@@ -150,7 +151,8 @@ async fn given_up(stack: Stack) {
     stays.abort();
     let in_flight = async || {
         let product = ProductId::new(id).unwrap();
-        other.catalog.explain(product).await.load_in_flight
+        let explained = other.catalog.explain(product, CallContext::BACKGROUND).await;
+        explained.unwrap().load_in_flight
     };
     eventually("nobody is left, and nothing waits", async || !in_flight().await).await;
     assert_eq!(other.metric(r#"hotshelf_lease_total{outcome="waited_out"}"#).await, 0.0);

@@ -12,6 +12,7 @@
 
 mod breaker;
 mod budget;
+mod callers;
 mod callers_edge;
 mod ceiling;
 mod checker;
@@ -122,6 +123,7 @@ fn main() -> std::process::ExitCode {
     callers_edge::register(&mut suite);
     metrics::register(&mut suite);
     checker::register(&mut suite);
+    callers::register(&mut suite);
     suite.alone(recovery::register);
     suite.alone(hostile::register);
     suite.alone(logging::register);

@@ -5,7 +5,6 @@ use std::pin::pin;
 use std::time::Duration;
 
 use clap::ValueEnum;
-use futures_util::FutureExt;
 use hotshelf::entry::Freshness;
 use hotshelf::hot_keys::HotKeys;
 use hotshelf::metrics::{Lookup, Method, Metrics, ServedBy};
@@ -140,7 +139,7 @@ fn over_the_wire(calls: Calls, serve: impl AsyncFnOnce(TcpListener)) -> Result<(
 
 fn catalog_get() -> Result<(), Error> {
     let shelf = Shelf::new()?;
-    let read = |n: usize| shelf.catalog.get(id(n), Freshness::Cached).now_or_never();
+    let read = |n: usize| shelf.catalog.get_hot(id(n), &Freshness::Cached);
     (0..PRODUCTS).for_each(|n| drop(read(n)));
     counted_part(&mut || (0..REPEATS).for_each(|n| drop(read(n % PRODUCTS))));
     shelf.answered_from_memory()

@@ -2,17 +2,33 @@ use futures_util::FutureExt;
 
 use super::*;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
-fn wanted_by(callers: usize, empty_handed: bool) -> (Arc<Demand>, Vec<Caller>) {
-    wanted_for(Duration::ZERO, callers, empty_handed)
+fn budget(running: usize, queued: usize, timeout: Duration) -> Arc<Budget> {
+    let timeout = Some(timeout);
+    Budget::new(Limits { running, of_one: running, queued, timeout, is_steady: true })
 }
 
-fn wanted_for(age: Duration, callers: usize, empty_handed: bool) -> (Arc<Demand>, Vec<Caller>) {
+fn call(connection: u64) -> CallContext {
+    CallContext { caller: Caller::of_connection(connection), deadline: None }
+}
+
+fn wanted_by(callers: usize, without_fallback: bool) -> (Arc<Demand>, Vec<Waiter>) {
+    wanted_for(Duration::ZERO, callers, without_fallback)
+}
+
+fn wanted_for(age: Duration, calls: usize, without_fallback: bool) -> (Arc<Demand>, Vec<Waiter>) {
     let since = Instant::now().checked_sub(age).expect("the clock began before");
-    let demand = Arc::new(Demand { since, ..Demand::default() });
-    let callers = (0..callers).map(|_| demand.wait(empty_handed)).collect();
-    (demand, callers)
+    let demand = Arc::new(Demand::since(since));
+    let waiters = (0..calls).map(|_| demand.wait(call(1), without_fallback)).collect();
+    (demand, waiters)
+}
+
+/// A load that one call waits for.
+fn wanted_in(call: CallContext) -> (Arc<Demand>, Waiter) {
+    let demand = Arc::default();
+    let waiter = Demand::wait(&demand, call, true);
+    (demand, waiter)
 }
 
 fn place(budget: &Arc<Budget>, demand: &Arc<Demand>) -> oneshot::Receiver<Turn> {
@@ -23,9 +39,22 @@ fn turn_of(place: &mut oneshot::Receiver<Turn>) -> Option<Turn> {
     place.now_or_never()?.ok()
 }
 
+fn is_refused(place: &mut oneshot::Receiver<Turn>) -> bool {
+    matches!(place.now_or_never(), Some(Err(_)))
+}
+
+fn waits(place: &mut oneshot::Receiver<Turn>) -> bool {
+    place.now_or_never().is_none()
+}
+
+fn in_use(budget: &Budget) -> u64 {
+    let [running, waiting, _] = budget.counts();
+    running + waiting
+}
+
 #[test]
-fn who_has_nothing_to_fall_back_on_goes_first_and_then_what_most_wait_for() {
-    let budget = Budget::new(1, 10, PATIENCE);
+fn a_load_without_fallback_goes_first_and_then_the_one_with_most_waiters() {
+    let budget = budget(1, 10, TIMEOUT);
     let (stale, _a) = wanted_by(9, false);
     let (cold, _b) = wanted_by(1, true);
     let (hot, _c) = wanted_by(3, true);
@@ -36,28 +65,27 @@ fn who_has_nothing_to_fall_back_on_goes_first_and_then_what_most_wait_for() {
     drop(turn);
     let turn = turn_of(&mut places[1]).expect("the other one without anything");
     drop(turn);
-    turn_of(&mut places[0]).expect("who had something stale");
-    assert_eq!(budget.in_use(), 0);
+    turn_of(&mut places[0]).expect("the one with something stale");
+    assert_eq!(in_use(&budget), 0);
 }
 
 #[test]
 fn a_full_queue_pushes_out_the_least_urgent_at_once() {
-    let budget = Budget::new(1, 2, PATIENCE);
+    let budget = budget(1, 2, TIMEOUT);
     let (cold, _a) = wanted_by(1, true);
     let (hot, _b) = wanted_by(5, true);
     let _turn = budget.enter(&cold).expect("free");
     let mut first = place(&budget, &cold);
     let mut second = place(&budget, &cold);
     let mut third = place(&budget, &hot);
-    assert!(matches!((&mut second).now_or_never(), Some(Err(_))), "told at once");
-    assert!((&mut first).now_or_never().is_none());
-    assert!((&mut third).now_or_never().is_none());
-    assert_eq!(budget.in_use(), 3);
+    assert!(is_refused(&mut second), "told at once");
+    assert!(waits(&mut first) && waits(&mut third));
+    assert_eq!(in_use(&budget), 3);
 }
 
 #[test]
-fn who_has_nothing_and_has_waited_is_not_pushed_out() {
-    let budget = Budget::new(1, 2, PATIENCE);
+fn a_load_without_fallback_that_has_waited_is_not_pushed_out() {
+    let budget = budget(1, 2, TIMEOUT);
     let (old, _a) = wanted_for(TOLD_WITHIN * 2, 1, true);
     let (stale, _b) = wanted_for(TOLD_WITHIN * 2, 1, false);
     let (hot, _c) = wanted_by(5, true);
@@ -65,62 +93,143 @@ fn who_has_nothing_and_has_waited_is_not_pushed_out() {
     let mut first = place(&budget, &old);
     let mut second = place(&budget, &stale);
     let mut third = place(&budget, &hot);
-    assert!(matches!((&mut second).now_or_never(), Some(Err(_))), "it has something");
+    assert!(is_refused(&mut second), "it has something");
     let mut fourth = place(&budget, &hot);
-    assert!(matches!((&mut fourth).now_or_never(), Some(Err(_))), "the last who came");
-    assert!((&mut first).now_or_never().is_none());
-    assert!((&mut third).now_or_never().is_none());
+    assert!(is_refused(&mut fourth), "the last that came");
+    assert!(waits(&mut first) && waits(&mut third));
 }
 
 #[test]
-fn nobody_who_has_nothing_is_overtaken_for_long() {
-    let budget = Budget::new(1, 10, PATIENCE);
-    let (old, _a) = wanted_for(PATIENCE / 2, 1, true);
-    let (older, _b) = wanted_for(PATIENCE, 1, true);
-    let (stale, _c) = wanted_for(PATIENCE, 9, false);
+fn no_load_without_fallback_is_overtaken_for_long() {
+    let budget = budget(1, 10, TIMEOUT);
+    let (old, _a) = wanted_for(TIMEOUT / 2, 1, true);
+    let (older, _b) = wanted_for(TIMEOUT, 1, true);
+    let (stale, _c) = wanted_for(TIMEOUT, 9, false);
     let (hot, _d) = wanted_by(9, true);
     let turn = budget.enter(&hot).expect("free");
     let mut places = [&stale, &hot, &old, &older].map(|demand| place(&budget, demand));
     drop(turn);
-    // Those two as they came: however long the second waited elsewhere, the first has no patience for it.
+    // Those two as they came: however long the second waited elsewhere, the first has no time for it.
     for next in [2, 3, 1, 0] {
         drop(turn_of(&mut places[next]).expect("in this order"));
     }
 }
 
 #[test]
-fn what_nobody_waits_for_any_more_gives_its_place_back() {
-    let budget = Budget::new(1, 10, PATIENCE);
+fn a_load_that_every_caller_has_left_gives_its_place_back() {
+    let budget = budget(1, 10, TIMEOUT);
     let (wanted, _a) = wanted_by(1, false);
-    let (given_up, callers) = wanted_by(9, true);
+    let (given_up, waiters) = wanted_by(9, true);
     let turn = budget.enter(&wanted).expect("free");
     let mut places = [&given_up, &wanted].map(|demand| place(&budget, demand));
-    drop(callers);
+    drop(waiters);
     drop(turn);
-    assert!(matches!((&mut places[0]).now_or_never(), Some(Err(_))));
+    assert!(is_refused(&mut places[0]));
     turn_of(&mut places[1]).expect("the one that is wanted");
 }
 
 #[test]
-fn a_turn_that_is_given_to_one_who_left_goes_to_the_next() {
-    let budget = Budget::new(1, 10, PATIENCE);
-    let (demand, _callers) = wanted_by(1, true);
+fn a_turn_that_is_given_to_one_that_left_goes_to_the_next() {
+    let budget = budget(1, 10, TIMEOUT);
+    let (demand, _waiters) = wanted_by(1, true);
     let turn = budget.enter(&demand).expect("free");
     let gone = place(&budget, &demand);
     let mut next = place(&budget, &demand);
     drop(gone);
     drop(turn);
     turn_of(&mut next).expect("the next");
-    assert_eq!(budget.in_use(), 0);
+    assert_eq!(in_use(&budget), 0);
 }
 
 #[test]
 fn while_nothing_ends_fewer_and_fewer_may_wait() {
-    let budget = Budget::new(2, 100, Duration::from_millis(500));
-    let ago = |millis| Instant::now() - Duration::from_millis(millis);
+    let budget = budget(2, 100, Duration::from_millis(500));
+    let ago = |millis| Running {
+        began: Instant::now() - Duration::from_millis(millis),
+        caller: Caller::BACKGROUND,
+    };
     let queue = |ages: [u64; 2]| Queue { running: ages.map(ago).into(), ..Queue::default() };
     assert!(budget.room(&queue([1, 2])) == 100);
     assert!(budget.room(&queue([5_000, 1])) == 100, "one is stuck");
     assert!((1..=4).contains(&budget.room(&queue([250, 300]))));
     assert_eq!(budget.room(&queue([5_000, 5_000])), 0, "Postgres is");
+}
+
+#[test]
+fn the_caller_that_has_had_least_goes_first() {
+    let budget = budget(1, 100, TIMEOUT);
+    let (many, _a) = wanted_in(call(1));
+    let (few, _b) = wanted_in(call(2));
+    let mut turn = budget.enter(&many).expect("free");
+    let mut many: Vec<_> = (0..10).map(|_| place(&budget, &many)).collect();
+    for next in &mut many[..3] {
+        drop(turn);
+        turn = turn_of(next).expect("in its order");
+    }
+    let mut few = [(); 2].map(|()| place(&budget, &few));
+    drop(turn);
+    let turn = turn_of(&mut few[0]).expect("not behind the seven that came before");
+    drop(turn);
+    let turn = turn_of(&mut many[3]).expect("in turns from then on");
+    drop(turn);
+    turn_of(&mut few[1]).expect("in turns from then on");
+}
+
+#[test]
+fn a_full_queue_pushes_out_the_caller_with_the_most_places() {
+    let budget = budget(1, 10, TIMEOUT);
+    let (many, _a) = wanted_by(100, true);
+    let (few, _b) = wanted_in(call(2));
+    let _turn = budget.enter(&many).expect("free");
+    let mut many: Vec<_> = (0..10).map(|_| place(&budget, &many)).collect();
+    for pushed_out in (5..10).rev() {
+        let mut few = place(&budget, &few);
+        assert!(waits(&mut few), "however many wait for the others");
+        assert!(is_refused(&mut many[pushed_out]), "the last of those");
+        std::mem::forget(few);
+    }
+    let mut few = place(&budget, &few);
+    assert!(is_refused(&mut few) || is_refused(&mut many[4]), "each has half");
+}
+
+#[test]
+fn a_load_that_several_callers_wait_for_has_the_rank_of_the_one_that_has_had_least() {
+    let budget = budget(1, 10, TIMEOUT);
+    let (many, _a) = wanted_in(call(1));
+    let (shared, _b) = wanted_in(call(1));
+    let turn = budget.enter(&many).expect("free");
+    let mut first = place(&budget, &many);
+    let mut second = place(&budget, &shared);
+    let _joined = shared.wait(call(2), true);
+    drop(turn);
+    drop(turn_of(&mut second).expect("for the one that joined"));
+    turn_of(&mut first).expect("the next");
+}
+
+#[test]
+fn a_batch_waits_once_for_what_is_loaded_together() {
+    let (demand, _alone) = wanted_in(call(1));
+    let mut batch = Waiters::new(call(2), true);
+    let seats: Vec<_> = (0..1_000).map(|_| batch.of(&demand)).collect();
+    drop(batch);
+    assert_eq!(demand.urgency(), (true, 2));
+    drop(seats);
+    assert_eq!(demand.urgency(), (true, 1));
+}
+
+#[test]
+fn a_load_whose_last_waiter_leaves_before_its_turn_is_refused_at_once() {
+    let budget = budget(1, 10, TIMEOUT);
+    let (first, _a) = wanted_in(call(1));
+    let turn = budget.enter(&first).expect("free");
+    // What runs has run for long, and so says how long a turn takes.
+    budget.queue.lock().running[0].began = Instant::now() - Duration::from_secs(2);
+    let within = |time| CallContext { deadline: Some(Instant::now() + time), ..call(2) };
+    let (short, _b) = wanted_in(within(Duration::from_secs(1)));
+    assert!(is_refused(&mut place(&budget, &short)), "in vain");
+    let (long, _c) = wanted_in(within(Duration::from_secs(30)));
+    assert!(waits(&mut place(&budget, &long)));
+    let _endless = short.wait(call(3), true);
+    assert!(waits(&mut place(&budget, &short)), "another has time");
+    drop(turn);
 }

@@ -39,8 +39,8 @@ const DURATIONS: [Row; 23] = [
 ];
 
 const NUMBERS: [Row; 13] = [
-    ("database-connections", &["0", "1", "4294967295"], "2 to 10000"),
-    ("database-loads", &["0", "-1"], "1 to 9999"),
+    ("database-connections", &["0", "3", "4294967295"], "4 to 10000"),
+    ("database-loads", &["0", "-1"], "1 to 9997"),
     ("database-queued-loads", &["100001", "many"], "0 to 100000"),
     ("redis-connections", &["0", "129", "18446744073709551615"], "1 to 128"),
     ("hot-capacity", &["0", "100000001"], "1 to 100000000"),
@@ -62,12 +62,12 @@ const OTHERS: [Row; 2] = [
 /// Settings that cannot work together, and the sentence that they get.
 const TOGETHER: [(&[(&str, &str)], &str); 8] = [
     (
-        &[("database-connections", "5")],
-        "DATABASE_LOADS is 8, and loads would leave no connection to writes; use at most 4, one less than DATABASE_CONNECTIONS",
+        &[("database-connections", "7")],
+        "DATABASE_LOADS is 5, and leaves no connection each to writes, latest reads and ExplainProduct; use at most 4, three less than DATABASE_CONNECTIONS",
     ),
     (
         &[("database-loads", "10")],
-        "DATABASE_LOADS is 10, and loads would leave no connection to writes; use at most 9, one less than DATABASE_CONNECTIONS",
+        "DATABASE_LOADS is 10, and leaves no connection each to writes, latest reads and ExplainProduct; use at most 9, three less than DATABASE_CONNECTIONS",
     ),
     (
         &[("lease-wait", "500ms")],

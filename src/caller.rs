@@ -1,0 +1,32 @@
+//! For whom work is done. The shares of PostgreSQL and of Redis are fair by caller.
+
+use std::time::Instant;
+
+/// A client, as far as it can be told from others: today its connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Caller(u64);
+
+impl Caller {
+    /// This instance itself: refreshes, probes.
+    pub const BACKGROUND: Self = Self(0);
+
+    /// The client of a connection; connections are numbered from 1.
+    #[must_use]
+    pub fn of_connection(number: u64) -> Self {
+        Self(number)
+    }
+}
+
+/// The caller of a read or a write, and until when it waits for the answer; `None`: for ever.
+#[derive(Clone, Copy, Debug)]
+pub struct CallContext {
+    /// Whose share the call takes.
+    pub caller: Caller,
+    /// After this moment the answer is of no use to it.
+    pub deadline: Option<Instant>,
+}
+
+impl CallContext {
+    /// What this instance does by itself.
+    pub const BACKGROUND: Self = Self { caller: Caller::BACKGROUND, deadline: None };
+}
