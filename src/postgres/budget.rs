@@ -264,8 +264,13 @@ impl Queue {
         (without_fallback, Reverse(tag), waiters, since)
     }
 
-    /// Drops one place of the caller with the most, the least urgent; of equals the one that has waited least.
+    /// Drops the places that every caller has left, or else one of the caller with the most, the least urgent; of equals the one that has waited least.
     fn push_out(&mut self) {
+        let places = self.waiting.len();
+        self.waiting.retain(|waiting| !waiting.demand.is_unwanted());
+        if self.waiting.len() < places {
+            return;
+        }
         let mut places: HashMap<Caller, usize, RandomState> = HashMap::default();
         for waiting in &self.waiting {
             waiting.demand.each_caller(|caller| *places.entry(caller).or_default() += 1);

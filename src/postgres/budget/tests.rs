@@ -129,6 +129,18 @@ fn a_load_that_every_caller_has_left_gives_its_place_back() {
 }
 
 #[test]
+fn a_load_that_every_caller_has_left_pushes_no_other_out() {
+    let budget = budget(1, 1, TIMEOUT);
+    let (wanted, _a) = wanted_by(1, true);
+    let (given_up, waiters) = wanted_by(1, true);
+    let _turn = budget.enter(&wanted).expect("free");
+    let mut first = place(&budget, &wanted);
+    drop(waiters);
+    assert!(is_refused(&mut place(&budget, &given_up)));
+    assert!(waits(&mut first));
+}
+
+#[test]
 fn a_turn_that_is_given_to_one_that_left_goes_to_the_next() {
     let budget = budget(1, 10, TIMEOUT);
     let (demand, _waiters) = wanted_by(1, true);
