@@ -28,7 +28,7 @@ async fn raw(node: &Node) -> Raw {
 
 /// Whichever is first: the row's end of waiting, or the call's.
 fn assert_ended(ended: &tonic::Status) {
-    let codes = [Code::Aborted, Code::DeadlineExceeded, Code::Unavailable];
+    let codes = [Code::Aborted, Code::DeadlineExceeded, Code::ResourceExhausted];
     assert!(codes.contains(&ended.code()), "{ended:?}");
 }
 
