@@ -22,7 +22,7 @@ use crate::recent_changes::RecentChanges;
 use crate::redis::Redis;
 use crate::refusals::Refusals;
 use crate::relay::{self, Relay};
-use crate::rpc::{self, Health, Tls};
+use crate::rpc::{self, Health, Identity};
 #[cfg(feature = "test-hooks")]
 use crate::supervisor::Fault;
 
@@ -60,6 +60,7 @@ pub struct App {
     postgres: Arc<Postgres>,
     drain: Drain,
     health: Health,
+    identity: Arc<Identity>,
     readiness: Readiness,
     drain_delay: Duration,
     drain_grace: Duration,
@@ -72,17 +73,18 @@ impl App {
     /// One line for the operator: a port in use, a URL that cannot be read, Postgres out of reach for
     /// longer than the startup timeout, a schema that this program does not know.
     pub async fn start(args: &ServeArgs) -> Result<Self, StartError> {
-        let tls = args.tls().map_err(StartError)?;
-        let tls = tls.as_ref().map(Tls::load).transpose().map_err(StartError)?;
+        let metrics = Metrics::new();
+        let identity = Identity::load(&args.identity().map_err(StartError)?, &metrics).await;
+        let identity = identity.map_err(StartError)?;
         let grpc = bind(args.serving.grpc_addr, "GRPC_ADDR").await?;
         let admin = bind(args.serving.admin_addr, "ADMIN_ADDR").await?;
         let (grpc_addr, admin_addr) = (address(&grpc)?, address(&admin)?);
+        identity.warn_if_open(grpc_addr);
 
-        let metrics = Metrics::new();
         let (pauses, controls) = (pauses(args), Controls::default());
         let drain = Drain::new(Arc::clone(&metrics));
         let readiness = Readiness::not_yet("starting");
-        let refusals = Arc::<Refusals>::default();
+        let refusals = Refusals::new(&metrics);
         let (observed, noted) = (Arc::clone(&metrics), Arc::clone(&refusals));
         admin::serve(admin, observed, readiness.clone(), noted, &drain);
 
@@ -136,7 +138,8 @@ impl App {
             &drain,
         );
         let served = Arc::clone(&catalog);
-        let health = rpc::serve(grpc, served, args.rpc(), tls, &drain, &metrics, &refusals).await;
+        let (rpc, proofs) = (args.rpc(), Arc::clone(&identity));
+        let health = rpc::serve(grpc, served, rpc, proofs, &drain, &metrics, &refusals).await;
         readiness.set_not_ready("loading the hottest products");
         // What a node holds is of use only when the age of its data is known.
         let _ = tokio::time::timeout(REDIS_PATIENCE, catalog.probe_redis()).await;
@@ -159,10 +162,16 @@ impl App {
             postgres,
             drain,
             health,
+            identity,
             readiness,
             drain_delay,
             drain_grace,
         })
+    }
+
+    /// Certificates and keys are read again.
+    pub fn reload(&self) {
+        self.identity.reload();
     }
 
     /// Resolves when a background task cannot be kept running, with one sentence for the operator: this instance is to be

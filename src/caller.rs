@@ -2,7 +2,10 @@
 
 use std::time::Instant;
 
-/// A client, as far as it can be told from others: today its connection.
+/// The bit that no number of a connection has.
+const OF_IDENTITY: u64 = 1 << 63;
+
+/// A client, as far as it can be told from others: by the identity that it has shown, else by its connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Caller(u64);
 
@@ -14,6 +17,13 @@ impl Caller {
     #[must_use]
     pub fn of_connection(number: u64) -> Self {
         Self(number)
+    }
+
+    /// Whoever has shown an identity, on any connection. `digest` is a cryptographic one: nobody can find an identity that
+    /// takes another's shares.
+    #[must_use]
+    pub fn of_identity(digest: u64) -> Self {
+        Self(digest | OF_IDENTITY)
     }
 }
 

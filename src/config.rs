@@ -1,8 +1,10 @@
 //! Every knob, and the only reader of the environment. Each part gets its own options, never the whole.
 
 mod edge;
+mod identity;
 mod limits;
 mod options;
+mod secrets;
 mod switches;
 
 use std::net::SocketAddr;
@@ -13,6 +15,7 @@ use clap::builder::BoolishValueParser;
 use clap::{Args, Parser, Subcommand};
 
 pub use edge::EdgeArgs;
+pub use identity::IdentityArgs;
 use limits::{DAY, HOUR, LONGEST_TTL, MILLISECOND, MINUTE, duration, namespace, number};
 
 use crate::postgres::Migrate;
@@ -56,8 +59,11 @@ pub struct DatabaseArgs {
     ///
     /// Must be the primary: a lagging replica would fill the caches with old versions.
     #[arg(long, env, hide_env_values = true, value_name = "URL")]
-    #[arg(default_value = "postgres://hotshelf:hotshelf@localhost:5432/hotshelf")]
+    #[arg(default_value = Self::DEFAULT)]
     pub database_url: String,
+    /// A file with that URL in one line, instead of DATABASE_URL: for a mounted secret.
+    #[arg(long, env, default_value = "", value_name = "FILE")]
+    pub database_url_file: String,
 }
 
 /// The options of `import`.
@@ -94,6 +100,9 @@ pub struct ServeArgs {
     /// The gRPC port.
     #[command(flatten, next_help_heading = "Serving")]
     pub serving: ServingArgs,
+    /// Who may call.
+    #[command(flatten, next_help_heading = "Callers")]
+    pub identity: IdentityArgs,
     /// What is offered at all.
     #[command(flatten, next_help_heading = "Switches")]
     pub switches: SwitchArgs,
@@ -159,10 +168,13 @@ pub struct RedisArgs {
         long,
         env,
         hide_env_values = true,
-        default_value = "redis://localhost:6379",
+        default_value = Self::DEFAULT,
         value_name = "URL"
     )]
     pub redis_url: String,
+    /// A file with that URL in one line, instead of REDIS_URL: for a mounted secret.
+    #[arg(long, env, default_value = "", value_name = "FILE")]
+    pub redis_url_file: String,
     /// Treats REDIS_URL as a node of a Redis Cluster, whatever its scheme.
     #[arg(long, env, default_value_t = false, num_args = 0..=1, default_missing_value = "true")]
     #[arg(value_name = "BOOL", value_parser = BoolishValueParser::new())]
@@ -272,7 +284,7 @@ pub struct ServingArgs {
     pub grpc_addr: SocketAddr,
     /// A PEM file with the certificate to serve gRPC over TLS with, and those that lead to one that clients know.
     ///
-    /// It and its key are read at the start: a renewed one is taken by a restart.
+    /// It and its key are read again when they change, and on SIGHUP.
     #[arg(long, env, default_value = "", value_name = "FILE")]
     pub grpc_tls_cert: String,
     /// A PEM file with the certificate's private key.

@@ -1,7 +1,9 @@
 //! The program: reads the configuration, starts, waits for a signal, drains.
 
 use std::io::{IsTerminal, Write};
+use std::pin::pin;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::Parser;
 use hotshelf::app::App;
@@ -48,7 +50,7 @@ fn arguments() -> Result<Option<(Command, EnvFilter)>, String> {
         Err(error) if !error.not_found() => return Err(format!(".env cannot be read: {error}")),
         _ => {}
     }
-    let Cli { command, serve } = match Cli::try_parse() {
+    let mut cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(asked) if !asked.use_stderr() => {
             // --help and --version. Nobody is left to tell when standard output is gone.
@@ -57,6 +59,8 @@ fn arguments() -> Result<Option<(Command, EnvFilter)>, String> {
         }
         Err(error) => return Err(one_line(&error.to_string())),
     };
+    cli.read_secrets()?;
+    let Cli { command, serve } = cli;
     Ok(Some((command.unwrap_or_else(|| Command::Serve(Box::new(serve))), log_filter()?)))
 }
 
@@ -149,14 +153,21 @@ async fn serve(args: &ServeArgs, log: &Log) -> Result<(), String> {
             _ = interrupt.recv() => {}
         }
     };
+    // Its default would end the process.
+    let mut hangup = listen(SignalKind::hangup())?;
     let app = tokio::select! {
         app = App::start(args) => app.map_err(|error| error.to_string())?,
         () = stop() => return Ok(()),
     };
-    let failure = tokio::select! {
-        () = stop() => None,
-        failure = app.failed() => Some(failure),
-        never = log.keep_counting(&app.metrics) => match never {},
+    let metrics = Arc::clone(&app.metrics);
+    let mut counting = pin!(log.keep_counting(&metrics));
+    let failure = loop {
+        tokio::select! {
+            () = stop() => break None,
+            failure = app.failed() => break Some(failure),
+            never = &mut counting => match never {},
+            _ = hangup.recv() => app.reload(),
+        }
     };
     tracing::info!("draining");
     tokio::select! {

@@ -23,9 +23,9 @@ pub use counters::Counters;
 use counters::key_values;
 use histogram::{CallDurations, Collected};
 pub use labels::{
-    BackgroundTask, BreakerMove, BreakerState, ConnectionEnd, FillRejection, LeaseOutcome, Lookup,
-    Method, PostgresShare, RedisCapability, RedisDependency, RedisOperation, RedisRefusal,
-    RefreshRequest, ServedBy, Shed,
+    AuthRefusal, BackgroundTask, BreakerMove, BreakerState, ConnectionEnd, FillRejection,
+    LeaseOutcome, Lookup, Method, PostgresShare, RedisCapability, RedisDependency, RedisOperation,
+    RedisRefusal, RefreshRequest, ServedBy, Shed,
 };
 use labels::{CODES, LabelSet};
 use sharded::Cells;
@@ -51,6 +51,8 @@ pub struct Metrics {
     pub shed: Counters<Shed>,
     /// Connections that the server closed.
     pub connections_closed: Counters<ConnectionEnd>,
+    /// Callers and calls refused for who they are.
+    pub auth_refused: Counters<AuthRefusal>,
     /// Products asked of Postgres, one for each product of a batch.
     pub postgres_loads: Counters<()>,
     /// Readers that joined a load in flight.
@@ -155,6 +157,11 @@ impl Metrics {
                 &meter,
                 "hotshelf.connections.closed",
                 "gRPC connections that this instance closed, by reason.",
+            ),
+            auth_refused: Counters::new(
+                &meter,
+                "hotshelf.auth.refused",
+                "Handshakes and calls refused because of who the caller is, or is not known to be.",
             ),
             postgres_loads: Counters::new(
                 &meter,

@@ -3,11 +3,12 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use crate::metrics::Shed;
+use crate::metrics::{Metrics, Shed};
 
 /// Between two lines for one reason. Too high: an operator hears late of it. Too low: log under overload.
 const LINE_INTERVAL: Duration = Duration::from_secs(10);
@@ -20,8 +21,9 @@ const MAX_ADDRESSES: usize = 256;
 const SHOWN: usize = 10;
 
 /// The refusals of one instance.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Refusals {
+    metrics: Arc<Metrics>,
     lines: [Mutex<Line>; Shed::COUNT],
     addresses: Mutex<Addresses>,
 }
@@ -42,8 +44,16 @@ struct Addresses {
 }
 
 impl Refusals {
+    /// Of an instance with these metrics.
+    #[must_use]
+    pub fn new(metrics: &Arc<Metrics>) -> Arc<Self> {
+        let (lines, addresses) = (Default::default(), Mutex::default());
+        Arc::new(Self { metrics: Arc::clone(metrics), lines, addresses })
+    }
+
     /// `peer` was refused a call, a stream or the connection itself.
     pub fn note(&self, peer: SocketAddr, reason: Shed) {
+        self.metrics.shed.inc(reason);
         let now = Instant::now();
         self.addresses.lock().count(peer.ip().to_canonical(), now);
         let Some(refused) = self.lines[reason as usize].lock().count(now) else { return };

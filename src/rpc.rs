@@ -1,15 +1,18 @@
 //! The edge: gRPC in, domain types onward, statuses out. With `app` the only place that knows tonic.
 
 mod admin_service;
+mod auth;
 pub mod codec;
 mod connection;
 mod convert;
 mod deadline;
 mod edge;
 mod hot_keys;
+mod identity;
 mod observe;
 mod protocol;
 mod reads;
+mod reloaded;
 mod reply;
 mod service;
 mod shed;
@@ -21,7 +24,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::net::TcpListener;
-use tokio_rustls::TlsAcceptor;
 use tonic::service::Routes;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
@@ -36,11 +38,13 @@ use crate::proto::admin::AdminServiceServer;
 use crate::proto::server::ProductServiceServer;
 use crate::refusals::Refusals;
 use admin_service::Admin;
+pub use auth::{Scopes, TokenOptions};
 use connection::Connection;
 use deadline::DeadlineLayer;
-use edge::Edge;
+use edge::{Edge, Peer};
 pub use edge::{EdgeOptions, TlsOptions};
 use hot_keys::Watchers;
+pub use identity::{Identity, IdentityOptions};
 use observe::ObserveLayer;
 use reads::{Calls, Headers, Shared};
 use service::Products;
@@ -112,26 +116,12 @@ impl Health {
     }
 }
 
-/// Who the server is, to clients that ask for proof.
-#[derive(Clone)]
-pub struct Tls(TlsAcceptor);
-
-impl Tls {
-    /// Reads the files.
-    ///
-    /// # Errors
-    /// One line for the operator: which file cannot be used, and why.
-    pub fn load(options: &TlsOptions) -> Result<Self, String> {
-        options.load().map(Self)
-    }
-}
-
 /// Serves `catalog` on `listener` until the drain begins. Health says NOT_SERVING until it is told otherwise.
 pub async fn serve(
     listener: TcpListener,
     catalog: Arc<Catalog>,
     options: RpcOptions,
-    tls: Option<Tls>,
+    identity: Arc<Identity>,
     drain: &Drain,
     metrics: &Arc<Metrics>,
     refusals: &Arc<Refusals>,
@@ -147,23 +137,25 @@ pub async fn serve(
     let observed = Arc::clone(metrics);
     let shed = ShedLayer::new(options.max_calls, metrics);
     let longest = options.edge.max_call_time;
-    let (noted, connections) = (Arc::clone(refusals), AtomicU64::new(0));
-    let service = move |peer| {
+    identity.keep_reloading(drain);
+    let (noted, proofs, connections) =
+        (Arc::clone(refusals), Arc::clone(&identity), AtomicU64::new(0));
+    let service = move |peer: Peer| {
         let caller = Caller::of_connection(connections.fetch_add(1, Ordering::Relaxed) + 1);
-        let connection = Connection::new(peer, caller, Arc::clone(&noted));
+        let auth = proofs.of_connection(&peer);
+        let connection = Connection::new(peer.address, caller, Arc::clone(&noted));
         let shed = shed.of_connection(Arc::clone(&connection));
         let (shared, unsent) = (Arc::clone(&shared), unsent.share());
-        let calls = Arc::new(Calls { shared, unsent, connection });
+        let calls = Arc::new(Calls { shared, unsent, connection, auth });
         ServiceBuilder::new()
             .layer(ObserveLayer(local(&observed)))
             .layer(shed)
             .layer(DeadlineLayer { longest })
             .service_fn(move |request| Calls::call(Arc::clone(&calls), request))
     };
-    let tls = tls.map(|tls| tls.0);
     let edge = Arc::new(Edge::new(
         options.edge,
-        tls,
+        identity,
         drain.clone(),
         Arc::clone(metrics),
         Arc::clone(refusals),
@@ -182,8 +174,7 @@ fn routes(
     drain: &Drain,
     metrics: &Arc<Metrics>,
 ) -> Routes {
-    let watchers =
-        Watchers::new(options.max_watchers, &catalog, drain.clone(), Arc::clone(metrics));
+    let watchers = Watchers::new(options.max_watchers, &catalog, drain.clone(), metrics);
     let Switches { read_only, admin_service, reflection } = options.switches;
     let admin = AdminServiceServer::new(Admin { catalog: Arc::clone(&catalog) })
         .max_decoding_message_size(options.max_request_bytes);

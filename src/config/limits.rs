@@ -92,7 +92,7 @@ impl ServeArgs {
                 "GRPC_ADDR {grpc} and ADMIN_ADDR {admin} are the same port; use two ports"
             ));
         }
-        self.tls().map(drop)
+        self.identity().map(drop)
     }
 }
 

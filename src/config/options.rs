@@ -9,7 +9,7 @@ use crate::hot_cache::HotCacheOptions;
 use crate::postgres::PostgresOptions;
 use crate::redis::RedisOptions;
 use crate::relay::RelayOptions;
-use crate::rpc::{EdgeOptions, RpcOptions, Switches, TlsOptions};
+use crate::rpc::{EdgeOptions, RpcOptions, Switches};
 
 /// Host, port and database of a URL.
 fn without_password(url: &str) -> String {
@@ -92,24 +92,6 @@ impl ServeArgs {
             lease_wait: self.redis.lease_wait,
             refresh_interval: self.caching.refresh_interval,
             refresh_keys: self.caching.refresh_keys.into(),
-        }
-    }
-
-    /// Whether gRPC is served over TLS, and as whom.
-    ///
-    /// # Errors
-    /// When only one of both files is given.
-    pub fn tls(&self) -> Result<Option<TlsOptions>, String> {
-        let (certificate, key) = (&self.serving.grpc_tls_cert, &self.serving.grpc_tls_key);
-        match (certificate.is_empty(), key.is_empty()) {
-            (true, true) => Ok(None),
-            (false, false) => {
-                Ok(Some(TlsOptions { certificate: certificate.clone(), key: key.clone() }))
-            }
-            _ => {
-                Err("GRPC_TLS_CERT and GRPC_TLS_KEY belong together; give both, or neither"
-                    .to_owned())
-            }
         }
     }
 

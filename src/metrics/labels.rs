@@ -35,8 +35,10 @@ macro_rules! label_set {
 }
 
 // After the macro, which it uses.
+mod auth;
 mod callers;
 
+pub use auth::AuthRefusal;
 pub use callers::{ConnectionEnd, PostgresShare, Shed};
 
 label_set! {
@@ -231,6 +233,8 @@ label_set! {
     BackgroundTask { "task" } [
         /// Accepts connections of the gRPC port.
         GrpcPort = ["grpc_port"],
+        /// Reads certificates and keys again when their files change.
+        IdentityFiles = ["identity_files"],
         /// Serves the admin port.
         AdminPort = ["admin_port"],
         /// Keeps connections to PostgreSQL open, and probes it while it is down.

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use tonic::{Request, Response, Status};
 
-use super::service::call_context;
-use super::{convert, status};
+use super::connection::Origin;
+use super::convert;
 use crate::catalog::{Catalog, Explanation, SlotState};
 use crate::entry::Entry;
 use crate::metrics::ServedBy;
@@ -29,10 +29,10 @@ impl AdminService for Admin {
         &self,
         request: Request<ExplainProductRequest>,
     ) -> Result<Response<ExplainProductResponse>, Status> {
-        let call = call_context(&request);
+        let Origin { connection, call } = Origin::of(&request)?;
         let id = convert::id("id", request.into_inner().id)?;
         let explanation = Box::pin(self.catalog.explain(id, call)).await;
-        let explanation = explanation.map_err(|error| status::of_error(&error, None))?;
+        let explanation = explanation.map_err(|error| connection.failed(&error, None))?;
         Ok(Response::new(message(id, &explanation)))
     }
 }

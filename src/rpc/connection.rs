@@ -5,11 +5,16 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
-use crate::caller::Caller;
-use crate::metrics::Shed;
+use tonic::Status;
+
+use super::status;
+use crate::caller::{CallContext, Caller};
+use crate::catalog::Error;
+use crate::metrics::{PostgresShare, Shed};
+use crate::product::Version;
 use crate::refusals::Refusals;
 
-/// One connection; among the extensions of its requests for streams.
+/// One connection.
 #[derive(Debug)]
 pub(super) struct Connection {
     peer: SocketAddr,
@@ -28,5 +33,34 @@ impl Connection {
     /// It was refused something.
     pub(super) fn refused(&self, reason: Shed) {
         self.refusals.note(self.peer, reason);
+    }
+
+    /// What a call is told that failed. `asked` is the version that it asked for.
+    pub(super) fn failed(&self, error: &Error, asked: Option<Version>) -> Status {
+        match error {
+            Error::OverBudget(PostgresShare::Loads) => self.refused(Shed::Loads),
+            Error::OverBudget(PostgresShare::Latest) => self.refused(Shed::Latest),
+            Error::OverBudget(PostgresShare::Writes) => self.refused(Shed::Writes),
+            Error::OverBudget(PostgresShare::Operators) => self.refused(Shed::Operators),
+            Error::ProductBusy => self.refused(Shed::Product),
+            _ => {}
+        }
+        status::of_error(error, asked)
+    }
+}
+
+/// Who makes a call, where, and until when it waits; from the extensions of its request.
+#[derive(Clone, Debug)]
+pub(super) struct Origin {
+    pub(super) connection: Arc<Connection>,
+    pub(super) call: CallContext,
+}
+
+impl Origin {
+    /// # Errors
+    /// A defect: every request has one.
+    pub(super) fn of<T>(request: &tonic::Request<T>) -> Result<Self, Status> {
+        let origin = request.extensions().get::<Self>().cloned();
+        origin.ok_or_else(|| status::internal("a call without an origin"))
     }
 }

@@ -23,16 +23,27 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls;
 use tokio_rustls::server::TlsStream;
 
+use super::identity::Identity;
 use crate::drain::Drain;
-use crate::metrics::{ConnectionEnd, Metrics, Shed};
+use crate::metrics::{AuthRefusal, ConnectionEnd, Metrics, Shed};
 use crate::refusals::Refusals;
 use clock::TurnClock;
 use io::gathering;
 use lifetime::Ending;
 use streams::{Answers, Inline};
+pub(super) use tls::ServerTls;
 pub use tls::TlsOptions;
+
+/// Who is at the other end of a connection.
+#[derive(Clone, Debug)]
+pub(super) struct Peer {
+    pub(super) address: SocketAddr,
+    /// Whom its certificate names, if it has shown one that is valid.
+    pub(super) certificate: Option<Arc<str>>,
+}
 
 /// Limits of connections.
 #[derive(Clone, Copy, Debug)]
@@ -74,14 +85,14 @@ pub(super) struct Edge {
     metrics: Arc<Metrics>,
     places: Arc<Semaphore>,
     options: EdgeOptions,
-    tls: Option<TlsAcceptor>,
+    identity: Arc<Identity>,
     refusals: Arc<Refusals>,
 }
 
 impl Edge {
     pub(super) fn new(
         options: EdgeOptions,
-        tls: Option<TlsAcceptor>,
+        identity: Arc<Identity>,
         drain: Drain,
         metrics: Arc<Metrics>,
         refusals: Arc<Refusals>,
@@ -90,17 +101,17 @@ impl Edge {
         metrics.gauge("hotshelf.connections", "Open gRPC connections.", &places, move |places| {
             options.max_connections.saturating_sub(places.available_permits()) as u64
         });
-        Self { drain, metrics, places, options, tls, refusals }
+        Self { drain, metrics, places, options, identity, refusals }
     }
 
     pub(super) async fn accept<S: Answers>(
         self: Arc<Self>,
         listener: Arc<TcpListener>,
-        service: Arc<impl Fn(SocketAddr) -> S>,
+        service: Arc<impl Fn(Peer) -> S + Send + Sync + 'static>,
     ) -> Result<Infallible, Infallible> {
         loop {
             match listener.accept().await {
-                Ok((socket, peer)) => self.admit(socket, peer, &*service),
+                Ok((socket, address)) => self.admit(socket, address, &service),
                 Err(error) => {
                     tracing::warn!(%error, "a connection could not be accepted");
                     tokio::time::sleep(PAUSE_AFTER_FAILED_ACCEPT).await;
@@ -112,23 +123,28 @@ impl Edge {
     fn admit<S: Answers>(
         &self,
         socket: TcpStream,
-        peer: SocketAddr,
-        service: impl Fn(SocketAddr) -> S,
+        address: SocketAddr,
+        service: &Arc<impl Fn(Peer) -> S + Send + Sync + 'static>,
     ) {
         let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
-            self.metrics.shed.inc(Shed::Connections);
-            self.refusals.note(peer, Shed::Connections);
+            self.refusals.note(address, Shed::Connections);
             return;
         };
         // Without it a lone stream waits for delayed acknowledgements. A socket that refuses is closing.
         let _ = socket.set_nodelay(true);
-        let (options, service, drain) = (self.options, service(peer), self.drain.clone());
-        let (tls, metrics) = (self.tls.clone(), Arc::clone(&self.metrics));
+        let (options, service, drain) = (self.options, Arc::clone(service), self.drain.clone());
+        let (tls, metrics) = (self.identity.acceptor(), Arc::clone(&self.metrics));
         drop(self.drain.spawn(async move {
             match tls {
-                None => serve(socket, options, service, drain, &metrics).await,
-                Some(tls) => match handshake(&tls, socket, options.keepalive_timeout).await {
-                    Ok(socket) => serve(socket, options, service, drain, &metrics).await,
+                None => {
+                    let service = service(Peer { address, certificate: None });
+                    serve(socket, options, service, drain, &metrics).await;
+                }
+                Some(tls) => match handshake(&tls, socket, &options, &metrics).await {
+                    Ok((socket, certificate)) => {
+                        let service = service(Peer { address, certificate });
+                        serve(socket, options, service, drain, &metrics).await;
+                    }
                     Err(why) => tracing::debug!(why, "a connection did not become one"),
                 },
             }
@@ -140,12 +156,23 @@ impl Edge {
 async fn handshake(
     tls: &TlsAcceptor,
     socket: TcpStream,
-    patience: Duration,
-) -> Result<TlsStream<TcpStream>, String> {
-    match tokio::time::timeout(patience, tls.accept(socket)).await {
-        Ok(accepted) => accepted.map_err(|error| error.to_string()),
-        Err(_) => Err("no handshake in time".to_owned()),
-    }
+    options: &EdgeOptions,
+    metrics: &Metrics,
+) -> Result<(TlsStream<TcpStream>, Option<Arc<str>>), String> {
+    let accepted = tokio::time::timeout(options.keepalive_timeout, tls.accept(socket)).await;
+    let accepted = accepted.map_err(|_| "no handshake in time".to_owned())?;
+    let socket = accepted.map_err(|error| {
+        let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+        if let Some(rustls::Error::NoCertificatesPresented | rustls::Error::InvalidCertificate(_)) =
+            inner
+        {
+            metrics.auth_refused.inc(AuthRefusal::Certificate);
+        }
+        error.to_string()
+    })?;
+    let shown = socket.get_ref().1.peer_certificates().and_then(<[_]>::first);
+    let certificate = shown.and_then(tls::subject);
+    Ok((socket, certificate))
 }
 
 async fn serve(

@@ -47,7 +47,6 @@ pub(super) type HotKeysStream =
 pub(super) struct Watchers {
     free: Arc<Semaphore>,
     drain: Drain,
-    metrics: Arc<Metrics>,
     instance: Arc<Ranking>,
     fleet: Arc<Ranking>,
 }
@@ -74,7 +73,7 @@ impl Watchers {
         limit: usize,
         catalog: &Arc<Catalog>,
         drain: Drain,
-        metrics: Arc<Metrics>,
+        metrics: &Metrics,
     ) -> Arc<Self> {
         let free = Arc::new(Semaphore::new(limit));
         let help = "Open streams of hot keys.";
@@ -91,7 +90,7 @@ impl Watchers {
             let catalog = Arc::clone(&of);
             async move { catalog.fleet_hot_keys(MAX_LIMIT).await }.boxed()
         });
-        Arc::new(Self { free, drain, metrics, instance, fleet })
+        Arc::new(Self { free, drain, instance, fleet })
     }
 
     pub(super) fn watch(
@@ -106,7 +105,6 @@ impl Watchers {
             .map_err(|_| status::invalid("scope", "must be SCOPE_INSTANCE or SCOPE_FLEET"))?;
         let Some(place) = Place::take(&self.free, connection) else {
             connection.refused(Shed::Streams);
-            self.metrics.shed.inc(Shed::Streams);
             return Err(status::too_many_streams());
         };
         let ranking = match scope {

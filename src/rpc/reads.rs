@@ -1,6 +1,7 @@
 //! GetProduct and BatchGetProducts: from the bytes of a request to the stored bytes of its answer.
 
 use std::convert::Infallible;
+use std::future::ready;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -17,13 +18,14 @@ use tonic::metadata::MetadataValue;
 use tonic::service::Routes;
 use tower::{BoxError, Service};
 
-use super::connection::Connection;
+use super::auth::ConnectionAuth;
+use super::connection::{Connection, Origin};
 use super::deadline::Deadline;
 use super::reply::{Reply, headers};
 use super::unary::{receive, receive_frame};
 use super::unsent::Share;
 use super::{convert, protocol, status};
-use crate::caller::CallContext;
+use crate::caller::{CallContext, Caller};
 use crate::catalog::{Answer, Catalog};
 use crate::entry::{PREFIX, prefix};
 use crate::metrics::{Method as Called, ServedBy, Shed};
@@ -46,6 +48,8 @@ pub(super) struct Calls {
     pub(super) shared: Arc<Shared>,
     pub(super) unsent: Arc<Share>,
     pub(super) connection: Arc<Connection>,
+    /// Judges callers; `None` when they are not authenticated.
+    pub(super) auth: Option<ConnectionAuth>,
 }
 
 /// What the calls of all connections need.
@@ -79,34 +83,40 @@ impl Calls {
         request: Request<Incoming>,
     ) -> impl Future<Output = Result<Response<Reply>, Infallible>> {
         let called = Called::of_path(request.uri().path());
+        let caller = match calls.caller(called, &request) {
+            Ok(caller) => caller,
+            Err(refused) => return Either::Right(ready(Ok(refused.into_http())).boxed()),
+        };
+        let call = CallContext { caller, deadline: deadline(&request) };
         // To hyper any CONNECT that is answered with 200 is a tunnel.
         if called == Called::GetProduct && protocol::is_grpc(&request) {
-            let deadline = deadline(&request);
             let body = request.into_body();
-            let answer = async move { calls.get_product(body, deadline).await };
+            let answer = async move { calls.get_product(body, call).await };
             return Either::Left(answer.map(|answer| Ok(answer.unwrap_or_else(Status::into_http))));
         }
-        Either::Right(Box::pin(calls.call_other(called, request)))
+        Either::Right(calls.call_other(called, call, request).boxed())
+    }
+
+    /// Whose share the call takes: that of whoever has shown who it is, on any of its connections, else that of the connection.
+    fn caller(&self, called: Called, request: &Request<Incoming>) -> Result<Caller, Status> {
+        let Some(auth) = &self.auth else { return Ok(self.connection.caller) };
+        let principal = auth.check(called, request.headers())?;
+        Ok(principal.map_or(self.connection.caller, |principal| principal.caller))
     }
 
     async fn call_other(
         self: Arc<Self>,
         called: Called,
+        call: CallContext,
         mut request: Request<Incoming>,
     ) -> Result<Response<Reply>, Infallible> {
         if !protocol::is_grpc(&request) {
             return Ok(protocol::refusal(&request));
         }
-        let extensions = request.extensions_mut();
-        extensions.insert(self.connection.caller);
-        if called == Called::StreamHotKeys {
-            extensions.insert(Arc::clone(&self.connection));
-        }
+        let connection = Arc::clone(&self.connection);
+        request.extensions_mut().insert(Origin { connection, call });
         let answer = match called {
-            Called::BatchGetProducts => {
-                let deadline = deadline(&request);
-                self.batch_get_products(request.into_body(), deadline).await
-            }
+            Called::BatchGetProducts => self.batch_get_products(request.into_body(), call).await,
             // The one streams requests; of the other nothing is read.
             Called::Reflection | Called::Other => self.route(request).await,
             _ => self.route_complete(request).await,
@@ -133,7 +143,7 @@ impl Calls {
     async fn get_product(
         &self,
         body: Incoming,
-        deadline: Option<Instant>,
+        call: CallContext,
     ) -> Result<Response<Reply>, Status> {
         let request: GetProductRequest = receive(body, self.shared.max_request_bytes).await?;
         let id = convert::id("id", request.id)?;
@@ -142,9 +152,10 @@ impl Calls {
         let answer = match catalog.get_hot(id, &freshness) {
             Some(answer) => Ok(answer),
             // Boxed, so that a hot read does not carry the way to Postgres with it.
-            None => Box::pin(catalog.get_cold(id, freshness, self.call_context(deadline))).await,
+            None => Box::pin(catalog.get_cold(id, freshness, call)).await,
         };
-        let answer = answer.map_err(|error| status::of_error(&error, min_version(&request)))?;
+        let answer =
+            answer.map_err(|error| self.connection.failed(&error, min_version(&request)))?;
         if answer.entry.is_tombstone() {
             return Err(not_found(cache_status(answer.from, answer.stale)));
         }
@@ -152,14 +163,10 @@ impl Calls {
         Ok(Reply::message(answer.entry, headers))
     }
 
-    fn call_context(&self, deadline: Option<Instant>) -> CallContext {
-        CallContext { caller: self.connection.caller, deadline }
-    }
-
     async fn batch_get_products(
         &self,
         body: Incoming,
-        deadline: Option<Instant>,
+        call: CallContext,
     ) -> Result<Response<Reply>, Status> {
         let request: BatchGetProductsRequest = receive(body, self.shared.max_request_bytes).await?;
         let ids = convert::ids(&request.ids)?;
@@ -167,9 +174,8 @@ impl Calls {
         if ids.len() > INLINE_BATCH {
             tokio::task::yield_now().await;
         }
-        let call = self.call_context(deadline);
         let answers = self.shared.catalog.get_many(&ids, freshness, call).await;
-        let answers = answers.map_err(|error| status::of_error(&error, None))?;
+        let answers = answers.map_err(|error| self.connection.failed(&error, None))?;
         let (from, stale) = farthest(&answers);
         let room = self.unsent.take(most_bytes(&answers));
         let room = room.inspect_err(|_| self.connection.refused(Shed::UnsentBytes))?;

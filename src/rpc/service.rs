@@ -5,14 +5,12 @@ use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
 use super::codec::Stored;
-use super::connection::Connection;
+use super::connection::Origin;
 use super::deadline::Deadline;
 use super::hot_keys::{HotKeysStream, Watchers};
 use super::{convert, status};
-use crate::caller::{CallContext, Caller};
 use crate::catalog::Catalog;
 use crate::entry::Entry;
-use crate::product::Version;
 use crate::proto::server::ProductService;
 use crate::proto::{
     CreateProductRequest, DeleteProductRequest, StreamHotKeysRequest, UpdateProductRequest,
@@ -39,11 +37,12 @@ impl ProductService for Products {
         request: Request<UpdateProductRequest>,
     ) -> Result<Response<Stored>, Status> {
         self.may_write()?;
-        let call = call_context(&request);
+        let Origin { connection, call } = Origin::of(&request)?;
         let request = request.into_inner();
         let expected = convert::expected_version(request.expected_version)?;
         let (id, patch) = convert::patch(request)?;
-        written(self.catalog.update(id, patch, expected, call).await, expected)
+        let updated = self.catalog.update(id, patch, expected, call).await;
+        written(updated.map_err(|error| connection.failed(&error, expected))?)
     }
 
     async fn create_product(
@@ -51,9 +50,10 @@ impl ProductService for Products {
         request: Request<CreateProductRequest>,
     ) -> Result<Response<Stored>, Status> {
         self.may_write()?;
-        let call = call_context(&request);
+        let Origin { connection, call } = Origin::of(&request)?;
         let product = convert::new_product(request.into_inner())?;
-        written(self.catalog.create(product, call).await, None)
+        let created = self.catalog.create(product, call).await;
+        written(created.map_err(|error| connection.failed(&error, None))?)
     }
 
     async fn delete_product(
@@ -61,12 +61,12 @@ impl ProductService for Products {
         request: Request<DeleteProductRequest>,
     ) -> Result<Response<()>, Status> {
         self.may_write()?;
-        let call = call_context(&request);
+        let Origin { connection, call } = Origin::of(&request)?;
         let request = request.into_inner();
         let id = convert::id("id", request.id)?;
         let expected = convert::expected_version(request.expected_version)?;
         let deleted = self.catalog.delete(id, expected, call).await;
-        deleted.map_err(|error| status::of_error(&error, expected))?;
+        deleted.map_err(|error| connection.failed(&error, expected))?;
         Ok(Response::new(()))
     }
 
@@ -77,26 +77,13 @@ impl ProductService for Products {
         request: Request<StreamHotKeysRequest>,
     ) -> Result<Response<HotKeysStream>, Status> {
         let deadline = request.extensions().get::<Deadline>().copied();
-        let connection = request.extensions().get::<Arc<Connection>>().cloned();
-        let connection =
-            connection.ok_or_else(|| Status::internal("a call without a connection"))?;
+        let Origin { connection, .. } = Origin::of(&request)?;
         let stream = self.watchers.watch(request.into_inner(), deadline, &connection)?;
         Ok(Response::new(stream))
     }
 }
 
-/// Who calls, and until when it waits.
-pub(super) fn call_context<T>(request: &Request<T>) -> CallContext {
-    let caller = request.extensions().get::<Caller>().copied().unwrap_or(Caller::BACKGROUND);
-    let deadline = request.extensions().get::<Deadline>().map(|deadline| deadline.0);
-    CallContext { caller, deadline }
-}
-
-fn written(
-    outcome: Result<Entry, crate::catalog::Error>,
-    expected: Option<Version>,
-) -> Result<Response<Stored>, Status> {
-    let entry = outcome.map_err(|error| status::of_error(&error, expected))?;
+fn written(entry: Entry) -> Result<Response<Stored>, Status> {
     if entry.is_tombstone() {
         return Err(status::internal("a write left no product"));
     }

@@ -24,7 +24,6 @@ use crate::metrics::{Method, Metrics, Shed};
 #[derive(Clone, Debug)]
 pub(super) struct ShedLayer {
     places: Local<Places>,
-    metrics: Local<Metrics>,
     connection: Option<Arc<Connection>>,
 }
 
@@ -60,16 +59,12 @@ impl ShedLayer {
         metrics.gauge("hotshelf.calls.in.flight", help, &places, |places| {
             places.taken.load(Ordering::Relaxed).min(places.limit) as u64
         });
-        Self { places: local(&places), metrics: local(metrics), connection: None }
+        Self { places: local(&places), connection: None }
     }
 
     /// The same limit for another connection.
     pub(super) fn of_connection(&self, connection: Arc<Connection>) -> Self {
-        Self {
-            places: local(&self.places),
-            metrics: local(&self.metrics),
-            connection: Some(connection),
-        }
+        Self { places: local(&self.places), connection: Some(connection) }
     }
 }
 
@@ -108,7 +103,6 @@ where
             false => match Place::take(&self.shed.places) {
                 Some(place) => Some(place),
                 None => {
-                    self.shed.metrics.shed.inc(Shed::Calls);
                     if let Some(connection) = &self.shed.connection {
                         connection.refused(Shed::Calls);
                     }

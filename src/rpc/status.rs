@@ -10,7 +10,7 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::catalog::{Error, Refusal, Refused};
-use crate::metrics::PostgresShare;
+use crate::metrics::{AuthRefusal, PostgresShare};
 use crate::product::Version;
 
 /// `ErrorInfo.domain` of every error.
@@ -184,6 +184,33 @@ pub(super) fn read_only() -> Status {
 
 pub(super) fn draining() -> Status {
     retry(Code::Unavailable, "this instance is shutting down", "DRAINING")
+}
+
+/// A call that is refused because of who the caller is, or is not known to be. `scope` is what it lacks.
+pub(super) fn unauthorized(refusal: AuthRefusal, scope: Option<&'static str>) -> Status {
+    let (reason, words) = match refusal {
+        AuthRefusal::TokenMissing | AuthRefusal::Certificate => (
+            "TOKEN_MISSING",
+            "the call has no token; send the metadata authorization: Bearer TOKEN",
+        ),
+        AuthRefusal::TokenMalformed => {
+            ("TOKEN_INVALID", "the authorization metadata holds no token of the expected form")
+        }
+        AuthRefusal::Algorithm => ("TOKEN_INVALID", "the token's algorithm is not that of its key"),
+        AuthRefusal::UnknownKey => ("TOKEN_INVALID", "the token's key is not trusted here"),
+        AuthRefusal::Signature => ("TOKEN_INVALID", "the token's signature is not valid"),
+        AuthRefusal::TokenExpired => ("TOKEN_EXPIRED", "the token has expired; get a new one"),
+        AuthRefusal::NotYetValid => ("TOKEN_INVALID", "the token is not valid yet"),
+        AuthRefusal::Audience => ("TOKEN_INVALID", "the token is for another audience"),
+        AuthRefusal::Issuer => ("TOKEN_INVALID", "the token is from another issuer"),
+        AuthRefusal::ScopeMissing => {
+            let scope = scope.unwrap_or_default();
+            let words = format!("the caller lacks the scope {scope}");
+            let metadata = HashMap::from([("scope".to_owned(), scope.to_owned())]);
+            return status(Code::PermissionDenied, words, "SCOPE_MISSING", metadata);
+        }
+    };
+    status(Code::Unauthenticated, words, reason, HashMap::new())
 }
 
 fn versions(current: Version, name: &str, asked: Option<Version>) -> HashMap<String, String> {

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use tonic::Status;
 
 use super::status;
-use crate::metrics::{Metrics, Shed};
+use crate::metrics::Metrics;
 
 /// A connection that holds more than this part of what is free gets no more.
 const MOST: usize = 8;
@@ -21,7 +21,6 @@ const MOST: usize = 8;
 pub(super) struct Unsent {
     held: AtomicUsize,
     limit: usize,
-    metrics: Arc<Metrics>,
 }
 
 /// Those of one connection.
@@ -40,8 +39,7 @@ pub(super) struct Room {
 
 impl Unsent {
     pub(super) fn new(limit: usize, metrics: &Arc<Metrics>) -> Arc<Self> {
-        let unsent = Self { held: AtomicUsize::new(0), limit, metrics: Arc::clone(metrics) };
-        let unsent = Arc::new(unsent);
+        let unsent = Arc::new(Self { held: AtomicUsize::new(0), limit });
         let help = "Bytes of batches that were answered and are not sent.";
         metrics.gauge("hotshelf.unsent.bytes", help, &unsent, |unsent| {
             unsent.held.load(Ordering::Relaxed) as u64
@@ -62,7 +60,6 @@ impl Share {
     /// RESOURCE_EXHAUSTED, at once.
     pub(super) fn take(self: &Arc<Self>, bytes: usize) -> Result<Room, Status> {
         if bytes > self.all.limit {
-            self.all.metrics.shed.inc(Shed::UnsentBytes);
             return Err(status::response_too_large());
         }
         let own = self.held.fetch_add(bytes, Ordering::Relaxed);
@@ -74,7 +71,6 @@ impl Share {
             Ok(_) => Ok(Room { bytes, share: Arc::clone(self) }),
             Err(_) => {
                 self.held.fetch_sub(bytes, Ordering::Relaxed);
-                self.all.metrics.shed.inc(Shed::UnsentBytes);
                 Err(status::too_many_unsent_bytes())
             }
         }

@@ -51,7 +51,14 @@ async fn metrics(stack: Stack) {
     let node = stack.node().await;
     node.product(id).await;
     let (_, text) = node.admin("/metrics").await;
-    let shown: BTreeSet<[String; 2]> = labels_of(&text)
+    // It has what only an instance with TLS has.
+    let secure = crate::tls::serving(&stack).await;
+    let (_, of_secure) = crate::harness::admin(secure.admin_addr.port(), "/metrics").await;
+    let mut labels = labels_of(&of_secure);
+    for (name, more) in labels_of(&text) {
+        labels.entry(name).or_default().extend(more);
+    }
+    let shown: BTreeSet<[String; 2]> = labels
         .into_iter()
         .map(|(name, labels)| [name.to_owned(), Vec::from_iter(labels).join(", ")])
         .collect();

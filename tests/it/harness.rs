@@ -1,6 +1,7 @@
 //! What every test stands on: the servers, a database and a key space for each test, and instances of
 //! hotshelf that are made by the same composition root as the program's.
 
+mod certificates;
 mod node;
 mod outside;
 mod private;
@@ -12,6 +13,7 @@ mod stall;
 mod suite;
 mod verdict;
 
+pub use certificates::{Authority, Identity};
 pub use node::{Node, admin, cache_status, channel, get};
 pub use outside::finish;
 pub use private::{Private, PrivateCluster};

@@ -37,7 +37,7 @@ pub fn register(suite: &mut Suite<'_>) {
 }
 
 fn postgres(stack: &Stack) -> Postgres {
-    let database = DatabaseArgs { database_url: stack.database_url.clone() };
+    let database = DatabaseArgs::of(stack.database_url.clone());
     Postgres::new(&database.one_connection(), Metrics::new()).unwrap()
 }
 

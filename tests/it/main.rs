@@ -10,6 +10,7 @@
 #![allow(clippy::large_futures, reason = "a test is one future")]
 #![allow(clippy::unwrap_used, reason = "a test fails where it fails")]
 
+mod auth;
 mod breaker;
 mod budget;
 mod callers;
@@ -76,6 +77,7 @@ fn main() -> std::process::ExitCode {
     let mut suite = Suite::new(&servers);
     stampede::register(&mut suite);
     tls::register(&mut suite);
+    auth::register(&mut suite);
     newest_wins::register(&mut suite);
     lease::register(&mut suite);
     coherence::register(&mut suite);

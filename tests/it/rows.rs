@@ -131,7 +131,7 @@ async fn database_in(stack: &Stack, encoding: &str) -> (String, PgPool) {
     let name = format!("{}_{}", stack.namespace, encoding.to_lowercase());
     run(&stack.sql, &format!("CREATE DATABASE {name} ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0")).await;
     let url = stack.database_url.replace(&stack.namespace, &name);
-    let options = DatabaseArgs { database_url: url.clone() }.one_connection();
+    let options = DatabaseArgs::of(url.clone()).one_connection();
     let postgres = Postgres::new(&options, Metrics::new()).unwrap();
     postgres.migrate(Migrate::Auto).await.unwrap();
     postgres.close().await;

@@ -254,7 +254,7 @@ async fn replication() {
 }
 
 fn postgres(url: &str) -> Postgres {
-    let options = DatabaseArgs { database_url: url.to_owned() }.one_connection();
+    let options = DatabaseArgs::of(url.to_owned()).one_connection();
     Postgres::new(&options, Metrics::new()).unwrap()
 }
 

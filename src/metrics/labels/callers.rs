@@ -13,6 +13,16 @@ label_set! {
         Streams = ["streams"],
         /// Too many bytes of answers that wait to be sent.
         UnsentBytes = ["unsent_bytes"],
+        /// The share of loads for the caches has too much waiting.
+        Loads = ["loads"],
+        /// That of `latest` reads.
+        Latest = ["latest"],
+        /// That of writes.
+        Writes = ["writes"],
+        /// That of ExplainProduct.
+        Operators = ["operators"],
+        /// Too many writes of one product wait.
+        Product = ["product"],
     ]
 }
 

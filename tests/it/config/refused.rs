@@ -12,7 +12,7 @@ use crate::harness::{Program, Stack, cache_status, get};
 type Row = (&'static str, &'static [&'static str], &'static str);
 
 /// Each setting that has bounds.
-const DURATIONS: [Row; 23] = [
+const DURATIONS: [Row; 24] = [
     ("database-acquire-timeout", &["0s", "2h"], "1ms to 1h"),
     ("database-statement-timeout", &["0s", "999us", "25days"], "1ms to 1day"),
     ("startup-timeout", &["2days"], "0s to 1day"),
@@ -36,6 +36,7 @@ const DURATIONS: [Row; 23] = [
     ("max-connection-age-grace", &["0s", "2days"], "1ms to 1day"),
     ("max-connection-idle", &["8days"], "0s to 7days"),
     ("drain-delay", &["2days"], "0s to 1day"),
+    ("auth-leeway", &["11m", "600000years"], "0s to 10m"),
 ];
 
 const NUMBERS: [Row; 13] = [
@@ -60,7 +61,7 @@ const OTHERS: [Row; 2] = [
 ];
 
 /// Settings that cannot work together, and the sentence that they get.
-const TOGETHER: [(&[(&str, &str)], &str); 8] = [
+const TOGETHER: [(&[(&str, &str)], &str); 15] = [
     (
         &[("database-connections", "7")],
         "DATABASE_LOADS is 5, and leaves no connection each to writes, latest reads and ExplainProduct; use at most 4, three less than DATABASE_CONNECTIONS",
@@ -92,6 +93,39 @@ const TOGETHER: [(&[(&str, &str)], &str); 8] = [
     (
         &[("grpc-tls-cert", "cert.pem")],
         "GRPC_TLS_CERT and GRPC_TLS_KEY belong together; give both, or neither",
+    ),
+    (
+        &[("grpc-tls-client-ca", "ca.pem")],
+        "GRPC_TLS_CLIENT_CA needs TLS; give GRPC_TLS_CERT and GRPC_TLS_KEY, too",
+    ),
+    (
+        &[
+            ("grpc-tls-cert", "cert.pem"),
+            ("grpc-tls-key", "key.pem"),
+            ("grpc-tls-client-ca", "ca.pem"),
+            ("grpc-tls-client-scopes", ""),
+        ],
+        "GRPC_TLS_CLIENT_SCOPES is empty, and no caller could do anything; give scopes, or AUTH_JWKS_FILE for tokens",
+    ),
+    (
+        &[("grpc-tls-client-scopes", "products.read products.delete")],
+        "invalid value 'products.read products.delete' for '--grpc-tls-client-scopes <SCOPES>': products.delete is not a scope; use products.read, products.write, hotshelf.admin, separated by spaces; see hotshelf --help",
+    ),
+    (
+        &[("auth-jwks-file", "jwks.json"), ("auth-issuer", "https://login.example")],
+        "AUTH_JWKS_FILE alone would accept tokens that are meant for other services; give AUTH_AUDIENCE and AUTH_ISSUER, too",
+    ),
+    (
+        &[("auth-audience", "products")],
+        "AUTH_AUDIENCE and AUTH_ISSUER say which tokens are accepted; give AUTH_JWKS_FILE, too",
+    ),
+    (
+        &[("database-url", "postgres://u:p@h/d"), ("database-url-file", "secret")],
+        "DATABASE_URL and DATABASE_URL_FILE are both given; give one of them",
+    ),
+    (
+        &[("redis-url", "redis://h"), ("redis-url-file", "secret")],
+        "REDIS_URL and REDIS_URL_FILE are both given; give one of them",
     ),
 ];
 
@@ -150,7 +184,7 @@ pub(super) async fn together(_: Stack) {
 /// A new setting needs a row above, or a reason to be here.
 pub(super) fn complete() {
     // Text, which is checked where it is used, and what is either true or false.
-    const WITHOUT_BOUNDS: [&str; 12] = [
+    const WITHOUT_BOUNDS: [&str; 19] = [
         "database-url",
         "migrate",
         "redis-url",
@@ -163,6 +197,13 @@ pub(super) fn complete() {
         "read-only",
         "admin-service",
         "reflection",
+        "grpc-tls-client-ca",
+        "grpc-tls-client-scopes",
+        "auth-jwks-file",
+        "auth-audience",
+        "auth-issuer",
+        "database-url-file",
+        "redis-url-file",
     ];
     let command = Cli::command();
     let settings = command.get_arguments().filter(|argument| argument.get_env().is_some());
@@ -195,7 +236,7 @@ pub(super) async fn zeros(stack: Stack) {
         ["0", "0s"].contains(&least).then(|| [format!("--{flag}"), least.to_owned()])
     };
     let arguments: Vec<String> = rows().filter_map(zero).flatten().collect();
-    assert_eq!(arguments.len(), 2 * 10, "{arguments:?}");
+    assert_eq!(arguments.len(), 2 * 11, "{arguments:?}");
     serves(&stack, &arguments).await;
 }
 

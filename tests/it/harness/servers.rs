@@ -64,7 +64,7 @@ fn make_template(server: &Postgres) {
         let template = super::stack::connect(&url, 1);
         sqlx::query("CREATE EXTENSION pg_stat_statements").execute(&template).await.unwrap();
         template.close().await;
-        let options = hotshelf::config::DatabaseArgs { database_url: url }.one_connection();
+        let options = hotshelf::config::DatabaseArgs::of(url).one_connection();
         let hotshelf = hotshelf::postgres::Postgres::new(&options, Metrics::new()).unwrap();
         hotshelf.migrate(hotshelf::postgres::Migrate::Auto).await.unwrap();
         // Nobody may be connected to a template that is copied.

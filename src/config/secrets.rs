@@ -1,0 +1,68 @@
+//! Secrets that are in files, where neither `ps` nor a crash report shows them.
+
+use std::fs;
+
+use super::{Cli, Command, DatabaseArgs, RedisArgs, ServeArgs};
+
+impl Cli {
+    /// Puts what the files of secrets hold in the place of the settings that they stand for.
+    ///
+    /// # Errors
+    /// One sentence for the operator: which file cannot be read, or that a secret is given twice.
+    pub fn read_secrets(&mut self) -> Result<(), String> {
+        match &mut self.command {
+            None => self.serve.read_secrets(),
+            Some(Command::Serve(args)) => args.read_secrets(),
+            Some(Command::Migrate(args)) => args.read_secrets(),
+            Some(Command::Import(args)) => args.database.read_secrets(),
+        }
+    }
+}
+
+impl ServeArgs {
+    fn read_secrets(&mut self) -> Result<(), String> {
+        self.database.read_secrets()?;
+        self.redis.read_secrets()
+    }
+}
+
+impl DatabaseArgs {
+    /// The database at this URL.
+    #[must_use]
+    pub fn of(database_url: String) -> Self {
+        Self { database_url, database_url_file: String::new() }
+    }
+
+    pub(super) const DEFAULT: &str = "postgres://hotshelf:hotshelf@localhost:5432/hotshelf";
+
+    fn read_secrets(&mut self) -> Result<(), String> {
+        secret("DATABASE_URL", Self::DEFAULT, &mut self.database_url, &self.database_url_file)
+    }
+}
+
+impl RedisArgs {
+    pub(super) const DEFAULT: &str = "redis://localhost:6379";
+
+    fn read_secrets(&mut self) -> Result<(), String> {
+        secret("REDIS_URL", Self::DEFAULT, &mut self.redis_url, &self.redis_url_file)
+    }
+}
+
+fn secret(name: &str, default: &str, value: &mut String, file: &str) -> Result<(), String> {
+    if file.is_empty() {
+        return Ok(());
+    }
+    if value != default {
+        return Err(format!("{name} and {name}_FILE are both given; give one of them"));
+    }
+    let unusable = |why: String| {
+        format!("{name}_FILE {file} cannot be used: {why}; give it a file with one line, the URL")
+    };
+    let text = fs::read_to_string(file).map_err(|error| unusable(error.to_string()))?;
+    let text = text.trim_end_matches(['\n', '\r']);
+    if text.is_empty() || text.contains(['\n', '\r']) {
+        return Err(unusable("it does not hold one line".to_owned()));
+    }
+    text.clone_into(value);
+    Ok(())
+}

@@ -1,0 +1,179 @@
+//! The keys of tokens, and what they say of one.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use jsonwebtoken::errors::ErrorKind;
+use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet, PublicKeyUse};
+use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode, decode_header};
+use serde::Deserialize;
+
+use super::{Principal, Scopes};
+use crate::metrics::AuthRefusal;
+
+/// Most keys of a file. A token without a key id is tried with each.
+const MOST_KEYS: usize = 32;
+
+/// Which tokens are accepted.
+#[derive(Clone, Debug)]
+pub struct TokenOptions {
+    /// A JSON Web Key Set: the public keys.
+    pub jwks_file: String,
+    /// What `aud` must have.
+    pub audience: String,
+    /// What `iss` must be.
+    pub issuer: String,
+    /// How far the clocks of this server and the issuer may differ.
+    pub leeway: Duration,
+}
+
+/// The keys that tokens are verified with.
+#[derive(Debug)]
+pub(super) struct Keys {
+    keys: Vec<Key>,
+    leeway: Duration,
+}
+
+#[derive(Debug)]
+struct Key {
+    id: Option<String>,
+    algorithm: Algorithm,
+    decoding: DecodingKey,
+    validation: Validation,
+}
+
+/// What a valid token says.
+pub(super) struct Verified {
+    pub(super) principal: Principal,
+    /// The leeway included.
+    pub(super) expires: SystemTime,
+}
+
+#[derive(Deserialize)]
+struct Claims {
+    exp: f64,
+    sub: Option<String>,
+    scope: Option<String>,
+    scp: Option<OneOrMany>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum OneOrMany {
+    One(String),
+    Many(Vec<String>),
+}
+
+impl TokenOptions {
+    /// # Errors
+    /// One sentence for the operator: why the file cannot be used.
+    pub(super) fn make(&self, contents: &[Vec<u8>]) -> Result<Keys, String> {
+        let file = &self.jwks_file;
+        let unusable = |why: String| {
+            format!(
+                "AUTH_JWKS_FILE {file} cannot be used: {why}; give it a JSON Web Key Set with public keys for ES256, EdDSA or RS256"
+            )
+        };
+        let contents = contents.first().map(Vec::as_slice).unwrap_or_default();
+        let set: JwkSet =
+            serde_json::from_slice(contents).map_err(|error| unusable(error.to_string()))?;
+        let keys: Vec<Key> = set.keys.iter().filter_map(|key| self.key(key)).collect();
+        match keys.len() {
+            0 => Err(unusable("it holds no key that can verify a token".to_owned())),
+            1..=MOST_KEYS => Ok(Keys { keys, leeway: self.leeway }),
+            many => Err(unusable(format!("it holds {many} keys, and {MOST_KEYS} are the most"))),
+        }
+    }
+
+    /// What is not for verifying is left out, as RFC 7517 asks; so is a shared secret, which would let every service that can
+    /// verify a token make one.
+    fn key(&self, key: &Jwk) -> Option<Key> {
+        if key.common.public_key_use.as_ref().is_some_and(|r#use| *r#use != PublicKeyUse::Signature)
+        {
+            return None;
+        }
+        let algorithm = match &key.algorithm {
+            AlgorithmParameters::EllipticCurve(ec) if ec.curve == EllipticCurve::P256 => {
+                Algorithm::ES256
+            }
+            AlgorithmParameters::OctetKeyPair(okp) if okp.curve == EllipticCurve::Ed25519 => {
+                Algorithm::EdDSA
+            }
+            AlgorithmParameters::RSA(_) => Algorithm::RS256,
+            _ => return None,
+        };
+        let other =
+            |named: &jsonwebtoken::jwk::KeyAlgorithm| named.to_string() != format!("{algorithm:?}");
+        if key.common.key_algorithm.as_ref().is_some_and(other) {
+            return None;
+        }
+        let mut validation = Validation::new(algorithm);
+        validation.leeway = self.leeway.as_secs();
+        validation.validate_nbf = true;
+        validation.set_required_spec_claims(&["exp", "aud", "iss"]);
+        validation.set_audience(&[&self.audience]);
+        validation.set_issuer(&[&self.issuer]);
+        let decoding = DecodingKey::from_jwk(key).ok()?;
+        Some(Key { id: key.common.key_id.clone(), algorithm, decoding, validation })
+    }
+}
+
+impl Keys {
+    /// # Errors
+    /// Why the token is not accepted. What it claims is looked at only when its signature is valid.
+    pub(super) fn verify(&self, token: &[u8]) -> Result<Verified, AuthRefusal> {
+        let header = decode_header(token).map_err(|_| AuthRefusal::TokenMalformed)?;
+        // RFC 7515, 4.1.11: what must be understood, and is not.
+        if header.crit.is_some() {
+            return Err(AuthRefusal::TokenMalformed);
+        }
+        let named = |key: &&Key| header.kid.is_none() || header.kid == key.id;
+        let mut refusal = AuthRefusal::UnknownKey;
+        for key in self.keys.iter().filter(named) {
+            if key.algorithm != header.alg {
+                refusal = AuthRefusal::Algorithm;
+                continue;
+            }
+            match decode::<Claims>(token, &key.decoding, &key.validation) {
+                Ok(token) => return Ok(self.verified(token.claims)),
+                Err(error) => refusal = refusal_of(error.kind()),
+            }
+            if refusal != AuthRefusal::Signature {
+                break;
+            }
+        }
+        Err(refusal)
+    }
+
+    fn verified(&self, claims: Claims) -> Verified {
+        let scp = match claims.scp {
+            Some(OneOrMany::One(scope)) => vec![scope],
+            Some(OneOrMany::Many(scopes)) => scopes,
+            None => Vec::new(),
+        };
+        let scopes = Scopes::of_token(scp.iter().chain(&claims.scope).map(String::as_str));
+        let identity = Arc::from(claims.sub.unwrap_or_default());
+        let seconds = Duration::try_from_secs_f64(claims.exp).unwrap_or_default() + self.leeway;
+        let expires = SystemTime::UNIX_EPOCH.checked_add(seconds);
+        // Beyond what a clock can say.
+        let expires = expires.unwrap_or_else(|| SystemTime::now() + Duration::from_secs(3_600));
+        Verified { principal: Principal::new(identity, scopes), expires }
+    }
+}
+
+fn refusal_of(error: &ErrorKind) -> AuthRefusal {
+    match error {
+        ErrorKind::InvalidSignature => AuthRefusal::Signature,
+        ErrorKind::InvalidAlgorithm => AuthRefusal::Algorithm,
+        ErrorKind::ExpiredSignature => AuthRefusal::TokenExpired,
+        ErrorKind::ImmatureSignature => AuthRefusal::NotYetValid,
+        ErrorKind::InvalidAudience => AuthRefusal::Audience,
+        ErrorKind::InvalidIssuer => AuthRefusal::Issuer,
+        ErrorKind::MissingRequiredClaim(claim) => match claim.as_str() {
+            "aud" => AuthRefusal::Audience,
+            "iss" => AuthRefusal::Issuer,
+            _ => AuthRefusal::TokenMalformed,
+        },
+        _ => AuthRefusal::TokenMalformed,
+    }
+}
