@@ -37,8 +37,6 @@ pub struct IdentityOptions {
 /// What is in force.
 pub struct Identity {
     tls: Option<Reloaded<ServerTls>>,
-    /// Whether clients may show certificates.
-    client_certificates: bool,
     auth: Option<Arc<Authenticator>>,
     asked: Notify,
     /// When an operator was last warned of the certificate's expiry.
@@ -68,7 +66,7 @@ impl Identity {
             true => Some(Arc::new(Authenticator::load(options, Arc::clone(metrics)).await?)),
         };
         let (asked, warned) = (Notify::new(), Mutex::default());
-        let identity = Arc::new(Self { tls, client_certificates, auth, asked, warned });
+        let identity = Arc::new(Self { tls, auth, asked, warned });
         if identity.tls.is_some() {
             let help = "When the certificate of the gRPC port expires, in seconds since 1970.";
             let name = "hotshelf.tls.certificate.expiry.timestamp";
@@ -145,8 +143,7 @@ impl Identity {
     /// Judges the calls of a connection; `None` when callers are not authenticated.
     pub(super) fn of_connection(&self, peer: &Peer) -> Option<ConnectionAuth> {
         let auth = self.auth.as_ref()?;
-        let certificate = peer.certificate.clone().filter(|_| self.client_certificates);
-        Some(ConnectionAuth::new(Arc::clone(auth), certificate))
+        Some(ConnectionAuth::new(Arc::clone(auth), peer.certificate.clone()))
     }
 
     /// Since 1970.

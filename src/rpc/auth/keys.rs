@@ -153,8 +153,8 @@ impl Keys {
         };
         let scopes = Scopes::of_token(scp.iter().chain(&claims.scope).map(String::as_str));
         let identity = Arc::from(claims.sub.unwrap_or_default());
-        let seconds = Duration::try_from_secs_f64(claims.exp).unwrap_or_default() + self.leeway;
-        let expires = SystemTime::UNIX_EPOCH.checked_add(seconds);
+        let seconds = Duration::try_from_secs_f64(claims.exp).unwrap_or(Duration::MAX);
+        let expires = SystemTime::UNIX_EPOCH.checked_add(seconds.saturating_add(self.leeway));
         // Beyond what a clock can say.
         let expires = expires.unwrap_or_else(|| SystemTime::now() + Duration::from_secs(3_600));
         Verified { principal: Principal::new(identity, scopes), expires }
