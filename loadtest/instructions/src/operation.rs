@@ -91,9 +91,11 @@ impl Operation {
             }
             Self::OrdinaryTonic => over_the_wire(self.calls(), async |listener| {
                 reference::serve_ordinary(listener);
+                Ok(())
             }),
             Self::BareHyper => over_the_wire(self.calls(), async |listener| {
                 reference::serve_bare(listener);
+                Ok(())
             }),
             Self::CatalogGet => catalog_get(),
             Self::Metrics => {
@@ -117,17 +119,19 @@ fn log_as_the_program_does() {
 }
 
 /// Real sockets, and one thread for both ends, so that every run does the same.
-fn over_the_wire(calls: Calls, serve: impl AsyncFnOnce(TcpListener)) -> Result<(), Error> {
+fn over_the_wire(
+    calls: Calls,
+    serve: impl AsyncFnOnce(TcpListener) -> Result<(), Error>,
+) -> Result<(), Error> {
     let failed = |error| Error::Io("the connection".to_owned(), error);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(failed)?;
     let mut client = runtime.block_on(async {
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
-        let address = listener.local_addr()?;
-        serve(listener).await;
-        Client::connect(address, calls).await
-    });
-    let client = client.as_mut().map_err(|error| Error::Failed(error.to_string()))?;
+        let listener = TcpListener::bind("127.0.0.1:0").await.map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        serve(listener).await?;
+        Client::connect(address, calls).await.map_err(failed)
+    })?;
     runtime.block_on(client.rounds(WARM_UP)).map_err(failed)?;
     let mut outcome = Ok(());
     counted_part(&mut || {

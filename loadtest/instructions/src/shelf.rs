@@ -19,7 +19,8 @@ use hotshelf::postgres::Postgres;
 use hotshelf::product::{Currency, Price, Product, ProductId, Version};
 use hotshelf::recent_changes::RecentChanges;
 use hotshelf::redis::Redis;
-use hotshelf::rpc;
+use hotshelf::refusals::Refusals;
+use hotshelf::rpc::{self, Identity};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 
@@ -107,11 +108,16 @@ impl Shelf {
     }
 
     /// Serves as the program does, on the runtime that calls this.
-    pub(crate) async fn serve(&self, listener: TcpListener) {
+    pub(crate) async fn serve(&self, listener: TcpListener) -> Result<(), Error> {
         let catalog = Arc::clone(&self.catalog);
-        let (options, drain) = (self.args.rpc(), Drain::default());
-        let health = rpc::serve(listener, catalog, options, None, &drain, &self.metrics).await;
+        let (options, drain, metrics) = (self.args.rpc(), Drain::default(), &self.metrics);
+        let identity = self.args.identity().map_err(Error::Failed)?;
+        let identity = Identity::load(&identity, metrics).await.map_err(Error::Failed)?;
+        let refusals = Refusals::new(metrics);
+        let health =
+            rpc::serve(listener, catalog, options, identity, &drain, metrics, &refusals).await;
         health.set(true).await;
+        Ok(())
     }
 
     /// Whether the hot path was all that was taken.
