@@ -68,7 +68,7 @@ pub(super) fn all() -> Vec<Fault> {
             })
         },
         Fault {
-            options: &["--database-loads", "1", "--database-queued-loads", "2"],
+            options: &["--database-loads", "1", "--database-queued-loads", "0"],
             changed_may_fail: true,
             demands: Demands { refused_within: Some(QUICKLY), ..Demands::CACHED_IS_SERVED },
             ..Fault::new("overload", "more loads than a small budget allows", |stage| {
