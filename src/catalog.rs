@@ -256,6 +256,14 @@ impl Catalog {
         Ok(answers.into_iter().map(|answer| answer.or_else(&mut next)).collect())
     }
 
+    /// Bytes of those products that memory holds, however fresh.
+    #[must_use]
+    pub fn held_bytes(&self, ids: &[ProductId]) -> usize {
+        let mut bytes = 0;
+        self.hot.read_all(ids, |_, held| bytes += held.map_or(0, |held| held.entry.frame().len()));
+        bytes
+    }
+
     /// What this instance is asked for most.
     #[must_use]
     pub fn hot_keys(&self, limit: usize) -> Vec<HotKey> {

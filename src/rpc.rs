@@ -1,15 +1,15 @@
 //! The edge: gRPC in, domain types onward, statuses out. With `app` the only place that knows tonic.
 
 mod admin_service;
+mod allowance;
 mod auth;
+mod call;
 pub mod codec;
 mod connection;
 mod convert;
-mod deadline;
 mod edge;
 mod hot_keys;
 mod identity;
-mod observe;
 mod protocol;
 mod reads;
 mod reloaded;
@@ -18,7 +18,6 @@ mod service;
 mod shed;
 mod status;
 mod unary;
-mod unsent;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -32,24 +31,23 @@ use tower::ServiceBuilder;
 use crate::caller::Caller;
 use crate::catalog::Catalog;
 use crate::drain::Drain;
-use crate::metrics::{BackgroundTask, Metrics};
+use crate::metrics::{BackgroundTask, Metrics, Shed};
 use crate::proto::DESCRIPTORS;
 use crate::proto::admin::AdminServiceServer;
 use crate::proto::server::ProductServiceServer;
 use crate::refusals::Refusals;
 use admin_service::Admin;
+use allowance::Allowance;
 pub use auth::{Scopes, TokenOptions};
+use call::CallLayer;
 use connection::Connection;
-use deadline::DeadlineLayer;
 use edge::{Edge, Peer};
 pub use edge::{EdgeOptions, TlsOptions};
 use hot_keys::Watchers;
 pub use identity::{Identity, IdentityOptions};
-use observe::ObserveLayer;
 use reads::{Calls, Headers, Shared};
 use service::Products;
-use shed::ShedLayer;
-use unsent::Unsent;
+use shed::{Admission, Places};
 
 /// Limits of calls.
 #[derive(Clone, Copy, Debug)]
@@ -60,6 +58,10 @@ pub struct RpcOptions {
     pub max_calls: usize,
     /// Bytes of batches that wait to be sent; more are refused.
     pub max_unsent_bytes: usize,
+    /// Bytes of requests that are not complete; more are refused.
+    pub max_incomplete_request_bytes: usize,
+    /// Streams of all services at once; more are refused.
+    pub max_streams: usize,
     /// Largest request.
     pub max_request_bytes: usize,
     /// Streams of hot keys at once; more are refused.
@@ -131,27 +133,30 @@ pub async fn serve(
     health.set(false).await;
     let others = routes(Arc::clone(&catalog), reporter, &options, drain, metrics);
     let max_request_bytes = options.max_request_bytes;
-    let shared = Shared { catalog, others, max_request_bytes, headers: Headers::new() };
-    let shared = Arc::new(shared);
-    let unsent = Unsent::new(options.max_unsent_bytes, metrics);
-    let observed = Arc::clone(metrics);
-    let shed = ShedLayer::new(options.max_calls, metrics);
     let longest = options.edge.max_call_time;
+    let shared = Shared { catalog, others, max_request_bytes, longest, headers: Headers::new() };
+    let shared = Arc::new(shared);
+    let places = Places::new(options.max_calls, metrics);
+    let [unsent, incomplete, streams] = allowances(&options, metrics);
     identity.keep_reloading(drain);
-    let (noted, proofs, connections) =
-        (Arc::clone(refusals), Arc::clone(&identity), AtomicU64::new(0));
+    let (observed, noted) = (Arc::clone(metrics), Arc::clone(refusals));
+    let (proofs, connections) = (Arc::clone(&identity), AtomicU64::new(0));
     let service = move |peer: Peer| {
         let caller = Caller::of_connection(connections.fetch_add(1, Ordering::Relaxed) + 1);
         let auth = proofs.of_connection(&peer);
         let connection = Connection::new(peer.address, caller, Arc::clone(&noted));
-        let shed = shed.of_connection(Arc::clone(&connection));
-        let (shared, unsent) = (Arc::clone(&shared), unsent.share());
-        let calls = Arc::new(Calls { shared, unsent, connection, auth });
+        let calls = Arc::new(Calls {
+            shared: Arc::clone(&shared),
+            auth,
+            admission: Admission::new(&places, &connection),
+            unsent: unsent.share(&connection),
+            incomplete: incomplete.share(&connection),
+            streams: streams.share(&connection),
+            connection,
+        });
         ServiceBuilder::new()
-            .layer(ObserveLayer(local(&observed)))
-            .layer(shed)
-            .layer(DeadlineLayer { longest })
-            .service_fn(move |request| Calls::call(Arc::clone(&calls), request))
+            .layer(CallLayer { metrics: local(&observed), longest })
+            .service_fn(move |call| Calls::call(Arc::clone(&calls), call))
     };
     let edge = Arc::new(Edge::new(
         options.edge,
@@ -188,19 +193,50 @@ fn routes(
         routes = routes.add_service(admin);
     }
     if reflection {
+        // A symbol's name. A stream keeps what it has of a message until that is complete.
+        const MAX_REFLECTION_BYTES: usize = 4_096;
         const VALID: &str = "build.rs made the descriptors";
+        let [v1, v1alpha] = ["v1", "v1alpha"].map(|version| described(admin_service, version));
+        let (v1, v1alpha) = (v1.build_v1().expect(VALID), v1alpha.build_v1alpha().expect(VALID));
         routes = routes
-            .add_service(described(admin_service, "v1").build_v1().expect(VALID))
-            .add_service(described(admin_service, "v1alpha").build_v1alpha().expect(VALID));
+            .add_service(v1.max_decoding_message_size(MAX_REFLECTION_BYTES))
+            .add_service(v1alpha.max_decoding_message_size(MAX_REFLECTION_BYTES));
     }
     routes.prepare()
+}
+
+/// What connections may hold, of each kind: unsent bytes, bytes of requests that are not complete, streams.
+fn allowances(options: &RpcOptions, metrics: &Metrics) -> [Arc<Allowance>; 3] {
+    let new = |limit, kind, gauge, help| Allowance::new(limit, kind, (gauge, help), metrics);
+    [
+        new(
+            options.max_unsent_bytes,
+            Shed::UnsentBytes,
+            "hotshelf.unsent.bytes",
+            "Bytes of batches that were answered and are not sent.",
+        ),
+        new(
+            options.max_incomplete_request_bytes,
+            Shed::RequestBytes,
+            "hotshelf.incomplete.request.bytes",
+            "Bytes of requests that are not complete, and what keeping them takes.",
+        ),
+        new(
+            options.max_streams,
+            Shed::Streams,
+            "hotshelf.streams",
+            "Open streams of all services, and health checks.",
+        ),
+    ]
 }
 
 /// What reflection lists: the services that are served.
 fn described(admin_service: bool, version: &str) -> tonic_reflection::server::Builder<'static> {
     let mut builder = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(DESCRIPTORS)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        // The details of errors: without it grpcurl shows them as bytes.
+        .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET);
     if !admin_service {
         let reflection = format!("grpc.reflection.{version}.ServerReflection");
         for service in ["hotshelf.v1.ProductService", "grpc.health.v1.Health", &reflection] {

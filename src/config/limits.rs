@@ -86,6 +86,14 @@ impl ServeArgs {
             ("MAX_STALENESS", caching.max_staleness),
             "changes would be seen later than an answer may be old",
         )?;
+        let (largest, incomplete) =
+            (self.serving.max_request_bytes, self.serving.edge.max_incomplete_request_bytes);
+        if incomplete < 16 * largest {
+            return Err(format!(
+                "MAX_INCOMPLETE_REQUEST_BYTES is {incomplete}, and a large request that comes in parts would be refused; use at least {}, 16 times MAX_REQUEST_BYTES",
+                16 * largest
+            ));
+        }
         let (grpc, admin) = (self.serving.grpc_addr, self.serving.admin_addr);
         if collide(grpc, admin) {
             return Err(format!(

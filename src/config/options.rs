@@ -112,6 +112,8 @@ impl ServeArgs {
             },
             max_calls: serving.max_calls,
             max_unsent_bytes: serving.max_unsent_bytes,
+            max_incomplete_request_bytes: serving.edge.max_incomplete_request_bytes,
+            max_streams: serving.edge.max_streams,
             max_request_bytes: serving.max_request_bytes,
             max_watchers: serving.max_watchers,
             switches: Switches {

@@ -43,6 +43,17 @@ pub(super) fn ids(ids: &[i64]) -> Result<Vec<ProductId>, Status> {
     Ok(unique)
 }
 
+/// The largest answer to a batch that the caller takes.
+pub(super) fn max_response_bytes(asked: i32) -> Result<usize, Status> {
+    /// What clients take unless they are told otherwise.
+    const DEFAULT: usize = 4 << 20;
+    match usize::try_from(asked) {
+        Ok(0) => Ok(DEFAULT),
+        Ok(most) => Ok(most),
+        Err(_) => Err(invalid("max_response_bytes", "must be 0 or more")),
+    }
+}
+
 pub(super) fn freshness(asked: Option<AskedFreshness>) -> Result<Freshness, Status> {
     match asked {
         None | Some(AskedFreshness::Latest(false)) => Ok(Freshness::Cached),

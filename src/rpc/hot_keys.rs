@@ -16,7 +16,6 @@ use tokio::time::{Interval, MissedTickBehavior};
 use tonic::Status;
 
 use super::connection::Connection;
-use super::deadline::Deadline;
 use super::{convert, status};
 use crate::catalog::Catalog;
 use crate::drain::Drain;
@@ -64,7 +63,7 @@ struct Watch {
     limit: usize,
     ticks: Interval,
     sent: Option<Arc<Snapshot>>,
-    deadline: Option<Deadline>,
+    deadline: Option<Instant>,
     _place: Place,
 }
 
@@ -96,7 +95,7 @@ impl Watchers {
     pub(super) fn watch(
         &self,
         request: StreamHotKeysRequest,
-        deadline: Option<Deadline>,
+        deadline: Option<Instant>,
         connection: &Arc<Connection>,
     ) -> Result<HotKeysStream, Status> {
         let limit = limit(request.limit)?;
@@ -178,9 +177,9 @@ fn message(snapshot: &Snapshot, limit: usize) -> StreamHotKeysResponse {
     StreamHotKeysResponse { observe_time: Some(snapshot.time.into()), hot_keys: ranked.collect() }
 }
 
-async fn passed(deadline: Option<Deadline>) {
+async fn passed(deadline: Option<Instant>) {
     match deadline {
-        Some(Deadline(moment)) => tokio::time::sleep_until(moment.into()).await,
+        Some(moment) => tokio::time::sleep_until(moment.into()).await,
         None => std::future::pending().await,
     }
 }

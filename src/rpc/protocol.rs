@@ -1,8 +1,10 @@
 //! The rules of gRPC for the head of a request
 //! (<https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>), checked before anything is done.
 
+use std::time::Duration;
+
 use http::header::{ACCEPT, ALLOW, CONTENT_TYPE};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 
 use super::reply::Reply;
 
@@ -20,6 +22,58 @@ fn has_grpc_message(headers: &HeaderMap) -> bool {
         Some(rest) => matches!(rest.first(), None | Some(b'+' | b';')),
         None => false,
     })
+}
+
+/// How a request says that its message may be compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Encoding {
+    /// It may not.
+    Identity,
+    Gzip,
+    /// In a way that is not supported.
+    Other,
+}
+
+// Names that are no strings are not parsed for each call.
+pub(super) const GRPC_ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
+const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+
+pub(super) fn encoding(headers: &HeaderMap) -> Encoding {
+    match headers.get(GRPC_ENCODING).map(HeaderValue::as_bytes) {
+        None | Some(b"identity") => Encoding::Identity,
+        Some(b"gzip") => Encoding::Gzip,
+        Some(_) => Encoding::Other,
+    }
+}
+
+/// A `grpc-timeout` that cannot be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Malformed;
+
+/// What `grpc-timeout` says, if there is one. To ignore a malformed one would be to wait for longer than the caller does.
+pub(super) fn timeout(headers: &HeaderMap) -> Result<Option<Duration>, Malformed> {
+    match headers.get(GRPC_TIMEOUT) {
+        None => Ok(None),
+        Some(value) => value.to_str().ok().and_then(parse).map(Some).ok_or(Malformed),
+    }
+}
+
+/// At most eight digits and a unit.
+fn parse(text: &str) -> Option<Duration> {
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let amount: u64 = digits.parse().ok()?;
+    match unit {
+        "H" => Some(Duration::from_secs(amount * 3_600)),
+        "M" => Some(Duration::from_secs(amount * 60)),
+        "S" => Some(Duration::from_secs(amount)),
+        "m" => Some(Duration::from_millis(amount)),
+        "u" => Some(Duration::from_micros(amount)),
+        "n" => Some(Duration::from_nanos(amount)),
+        _ => None,
+    }
 }
 
 /// What a request gets that is none of gRPC: an HTTP status, because its sender does not read gRPC's.
@@ -51,6 +105,22 @@ mod tests {
             ["", "text/plain", "application/json", "application/grpc-web", "application/grpcx"]
         {
             assert!(!request(other), "{other}");
+        }
+    }
+
+    #[test]
+    fn grpc_timeouts_are_read_as_the_protocol_writes_them() {
+        let read = |text: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("grpc-timeout", text.parse().expect("a header"));
+            timeout(&headers)
+        };
+        assert_eq!(timeout(&HeaderMap::new()), Ok(None));
+        assert_eq!(read("20m"), Ok(Some(Duration::from_millis(20))));
+        assert_eq!(read("99999999H"), Ok(Some(Duration::from_secs(99_999_999 * 3_600))));
+        assert_eq!(read("7u"), Ok(Some(Duration::from_micros(7))));
+        for bad in ["", "S", "20", "-1S", "123456789S", "1.5S", "1s", "+1S"] {
+            assert_eq!(read(bad), Err(Malformed), "{bad:?}");
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::future::ready;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::Duration;
 
 use bytes::{BufMut, Bytes};
 use futures_util::FutureExt;
@@ -18,17 +18,19 @@ use tonic::metadata::MetadataValue;
 use tonic::service::Routes;
 use tower::{BoxError, Service};
 
+use super::allowance::Share;
 use super::auth::ConnectionAuth;
+use super::call::{Call, Deadline};
 use super::connection::{Connection, Origin};
-use super::deadline::Deadline;
-use super::reply::{Reply, headers};
-use super::unary::{receive, receive_frame};
-use super::unsent::Share;
+use super::protocol::Encoding;
+use super::reply::{Held, Reply, headers};
+use super::shed::Admission;
+use super::unary::{Receiving, receive, receive_frame};
 use super::{convert, protocol, status};
 use crate::caller::{CallContext, Caller};
 use crate::catalog::{Answer, Catalog};
 use crate::entry::{PREFIX, prefix};
-use crate::metrics::{Method as Called, ServedBy, Shed};
+use crate::metrics::{Method, ServedBy};
 use crate::product::{ProductId, Version};
 use crate::proto::get_product_request::Freshness;
 use crate::proto::{BatchGetProductsRequest, GetProductRequest};
@@ -46,10 +48,14 @@ const INLINE_BATCH: usize = 100;
 #[derive(Debug)]
 pub(super) struct Calls {
     pub(super) shared: Arc<Shared>,
-    pub(super) unsent: Arc<Share>,
     pub(super) connection: Arc<Connection>,
     /// Judges callers; `None` when they are not authenticated.
     pub(super) auth: Option<ConnectionAuth>,
+    pub(super) admission: Admission,
+    pub(super) unsent: Arc<Share>,
+    /// Requests that are not complete.
+    pub(super) incomplete: Arc<Share>,
+    pub(super) streams: Arc<Share>,
 }
 
 /// What the calls of all connections need.
@@ -58,6 +64,8 @@ pub(super) struct Shared {
     pub(super) catalog: Arc<Catalog>,
     pub(super) others: Routes,
     pub(super) max_request_bytes: usize,
+    /// The longest that a request of a stream may take to come: no other deadline ends it.
+    pub(super) longest: Duration,
     pub(super) headers: Headers,
 }
 
@@ -77,82 +85,128 @@ impl Headers {
 }
 
 impl Calls {
-    /// What is returned is small for a GetProduct, because each layer copies it.
+    /// What is returned is small for a GetProduct, because the layer copies it.
     pub(super) fn call(
         calls: Arc<Self>,
-        request: Request<Incoming>,
+        call: Call<Incoming>,
     ) -> impl Future<Output = Result<Response<Reply>, Infallible>> {
-        let called = Called::of_path(request.uri().path());
-        let caller = match calls.caller(called, &request) {
+        let caller = match calls.caller(&call) {
             Ok(caller) => caller,
             Err(refused) => return Either::Right(ready(Ok(refused.into_http())).boxed()),
         };
-        let call = CallContext { caller, deadline: deadline(&request) };
         // To hyper any CONNECT that is answered with 200 is a tunnel.
-        if called == Called::GetProduct && protocol::is_grpc(&request) {
-            let body = request.into_body();
-            let answer = async move { calls.get_product(body, call).await };
+        if call.method == Method::GetProduct && protocol::is_grpc(&call.request) {
+            let (encoding, deadline) = (protocol::encoding(call.request.headers()), call.deadline);
+            let body = call.request.into_body();
+            let answer = async move { calls.get_product(body, encoding, caller, deadline).await };
             return Either::Left(answer.map(|answer| Ok(answer.unwrap_or_else(Status::into_http))));
         }
-        Either::Right(calls.call_other(called, call, request).boxed())
+        Either::Right(calls.call_other(call, caller).boxed())
     }
 
     /// Whose share the call takes: that of whoever has shown who it is, on any of its connections, else that of the connection.
-    fn caller(&self, called: Called, request: &Request<Incoming>) -> Result<Caller, Status> {
+    fn caller(&self, call: &Call<Incoming>) -> Result<Caller, Status> {
         let Some(auth) = &self.auth else { return Ok(self.connection.caller) };
-        let principal = auth.check(called, request.headers())?;
+        let principal = auth.check(call.method, call.request.headers())?;
         Ok(principal.map_or(self.connection.caller, |principal| principal.caller))
     }
 
     async fn call_other(
         self: Arc<Self>,
-        called: Called,
-        call: CallContext,
-        mut request: Request<Incoming>,
+        call: Call<Incoming>,
+        caller: Caller,
     ) -> Result<Response<Reply>, Infallible> {
+        let Call { method, deadline, mut request } = call;
         if !protocol::is_grpc(&request) {
             return Ok(protocol::refusal(&request));
         }
-        let connection = Arc::clone(&self.connection);
-        request.extensions_mut().insert(Origin { connection, call });
-        let answer = match called {
-            Called::BatchGetProducts => self.batch_get_products(request.into_body(), call).await,
-            // The one streams requests; of the other nothing is read.
-            Called::Reflection | Called::Other => self.route(request).await,
-            _ => self.route_complete(request).await,
+        let call = CallContext { caller, deadline: deadline.instant() };
+        let answer = match method {
+            Method::BatchGetProducts => {
+                let encoding = protocol::encoding(request.headers());
+                self.batch_get_products(request.into_body(), encoding, call).await
+            }
+            // It streams requests.
+            Method::Reflection => self.route(request, Some(self.stream())).await,
+            // Nothing is read.
+            Method::Other => self.route(request, None).await,
+            _ => {
+                let connection = Arc::clone(&self.connection);
+                request.extensions_mut().insert(Origin { connection, call });
+                self.route_complete(method, request).await
+            }
         };
         Ok(answer.unwrap_or_else(Status::into_http))
     }
 
     /// Leaves a call of one message to tonic when that has come as a whole: what is wrong with it is told as in every
     /// other method.
-    async fn route_complete(&self, request: Request<Incoming>) -> Result<Response<Reply>, Status> {
-        let (head, body) = request.into_parts();
-        let frame = receive_frame(body, self.shared.max_request_bytes).await?;
-        self.route(Request::from_parts(head, Full::new(frame))).await
+    async fn route_complete(
+        &self,
+        method: Method,
+        request: Request<Incoming>,
+    ) -> Result<Response<Reply>, Status> {
+        let (mut head, body) = request.into_parts();
+        let encoding = protocol::encoding(&head.headers);
+        // What tonic gets is not compressed.
+        head.headers.remove(protocol::GRPC_ENCODING);
+        let frame = receive_frame(body, self.receiving(encoding, head_bytes(&head.headers)));
+        let frame = match method.is_lasting() {
+            true => tokio::time::timeout(self.shared.longest, frame)
+                .await
+                .unwrap_or_else(|_| Err(status::deadline_exceeded())),
+            false => frame.await,
+        }?;
+        let held = match method.is_lasting() || method == Method::HealthCheck {
+            true => self.stream(),
+            false => self.admission.take().map(Held::Place),
+        };
+        self.route(Request::from_parts(head, Full::new(frame)), Some(held)).await
     }
 
-    async fn route<B>(&self, request: Request<B>) -> Result<Response<Reply>, Status>
+    /// One of the streams that a connection, and all of them, may have. Health checks are among them: they pass whatever
+    /// number of calls is in flight.
+    fn stream(&self) -> Result<Held, Status> {
+        self.streams.take(1).map(Held::Stream)
+    }
+
+    fn receiving(&self, encoding: Encoding, head: usize) -> Receiving<'_> {
+        let limit = self.shared.max_request_bytes;
+        Receiving { limit, encoding, share: &self.incomplete, head }
+    }
+
+    async fn route<B>(
+        &self,
+        request: Request<B>,
+        held: Option<Result<Held, Status>>,
+    ) -> Result<Response<Reply>, Status>
     where
         B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
     {
+        let held = held.transpose()?;
         let Ok(response) = self.shared.others.clone().call(request).await;
-        Ok(status::in_our_words(response).map(Reply::Tonic))
+        Ok(status::in_our_words(response).map(|body| Reply::tonic(body, held)))
     }
 
     async fn get_product(
         &self,
         body: Incoming,
-        call: CallContext,
+        encoding: Encoding,
+        caller: Caller,
+        deadline: Deadline,
     ) -> Result<Response<Reply>, Status> {
-        let request: GetProductRequest = receive(body, self.shared.max_request_bytes).await?;
+        let request: GetProductRequest = receive(body, self.receiving(encoding, 0)).await?;
+        let place = self.admission.take()?;
         let id = convert::id("id", request.id)?;
         let freshness = convert::freshness(request.freshness)?;
         let catalog = &self.shared.catalog;
         let answer = match catalog.get_hot(id, &freshness) {
             Some(answer) => Ok(answer),
             // Boxed, so that a hot read does not carry the way to Postgres with it.
-            None => Box::pin(catalog.get_cold(id, freshness, call)).await,
+            None => {
+                let call = CallContext { caller, deadline: deadline.instant() };
+                Box::pin(catalog.get_cold(id, freshness, call)).await
+            }
         };
         let answer =
             answer.map_err(|error| self.connection.failed(&error, min_version(&request)))?;
@@ -160,33 +214,42 @@ impl Calls {
             return Err(not_found(cache_status(answer.from, answer.stale)));
         }
         let headers = self.shared.headers.of(answer.from, answer.stale);
-        Ok(Reply::message(answer.entry, headers))
+        Ok(Reply::message(answer.entry, headers, place))
     }
 
     async fn batch_get_products(
         &self,
         body: Incoming,
+        encoding: Encoding,
         call: CallContext,
     ) -> Result<Response<Reply>, Status> {
-        let request: BatchGetProductsRequest = receive(body, self.shared.max_request_bytes).await?;
+        let request: BatchGetProductsRequest = receive(body, self.receiving(encoding, 0)).await?;
+        let place = self.admission.take()?;
         let ids = convert::ids(&request.ids)?;
         let freshness = convert::batch_freshness(request.max_staleness, request.latest)?;
+        let most = convert::max_response_bytes(request.max_response_bytes)?;
         if ids.len() > INLINE_BATCH {
+            if self.shared.catalog.held_bytes(&ids) > most {
+                return Err(status::response_above(most));
+            }
             tokio::task::yield_now().await;
         }
         let answers = self.shared.catalog.get_many(&ids, freshness, call).await;
         let answers = answers.map_err(|error| self.connection.failed(&error, None))?;
         let (from, stale) = farthest(&answers);
-        let room = self.unsent.take(most_bytes(&answers));
-        let room = room.inspect_err(|_| self.connection.refused(Shed::UnsentBytes))?;
+        let bytes = most_bytes(&answers);
+        if bytes - PREFIX > most {
+            return Err(status::response_above(most));
+        }
+        let room = self.unsent.take(bytes)?;
         let message = room.holds(concatenated(&ids, &answers));
-        Ok(Reply::message(message, self.shared.headers.of(from, stale)))
+        Ok(Reply::message(message, self.shared.headers.of(from, stale), place))
     }
 }
 
-/// Until when the caller waits.
-fn deadline(request: &Request<Incoming>) -> Option<Instant> {
-    request.extensions().get::<Deadline>().map(|deadline| deadline.0)
+/// What keeping the head of a request takes.
+fn head_bytes(headers: &HeaderMap) -> usize {
+    headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum()
 }
 
 /// What the message of a batch takes at most.

@@ -10,6 +10,8 @@ use http_body::{Body as HttpBody, Frame};
 use tonic::Status;
 use tonic::body::Body;
 
+use super::allowance::Room;
+use super::shed::Place;
 use crate::entry::Entry;
 
 /// Bytes on their way to a caller.
@@ -58,24 +60,51 @@ impl Buf for Chunk {
 }
 
 /// The body of a response.
-pub(super) enum Reply {
+#[derive(Default)]
+pub(super) struct Reply {
+    content: Content,
+    // One that nobody reads takes memory, too.
+    _held: Option<Held>,
+}
+
+enum Content {
     /// One message with its prefix, until it has been taken; then the trailers of success.
     Message(Option<Chunk>),
     /// What tonic made; empty at the end.
     Tonic(Body),
 }
 
+/// What a call holds until its answer is sent.
+#[derive(Debug)]
+#[expect(dead_code, reason = "they give back what they hold when they are dropped")]
+pub(super) enum Held {
+    /// One of the places of unary calls.
+    Place(Place),
+    /// One of the streams.
+    Stream(Room),
+}
+
 impl Reply {
     /// The response with one message.
-    pub(super) fn message(message: impl Into<Chunk>, headers: HeaderMap) -> Response<Self> {
-        let mut response = Response::new(Self::Message(Some(message.into())));
+    pub(super) fn message(
+        message: impl Into<Chunk>,
+        headers: HeaderMap,
+        place: Place,
+    ) -> Response<Self> {
+        let content = Content::Message(Some(message.into()));
+        let mut response = Response::new(Self { content, _held: Some(Held::Place(place)) });
         *response.headers_mut() = headers;
         response
     }
 
+    /// What tonic made.
+    pub(super) fn tonic(body: Body, held: Option<Held>) -> Self {
+        Self { content: Content::Tonic(body), _held: held }
+    }
+
     /// Whether its trailers, if they are what comes next, are those of success.
     pub(super) fn succeeds(&self) -> bool {
-        matches!(self, Self::Message(_))
+        matches!(self.content, Content::Message(_))
     }
 }
 
@@ -87,7 +116,7 @@ pub(super) fn headers(cache_status: &'static str) -> HeaderMap {
     headers
 }
 
-impl Default for Reply {
+impl Default for Content {
     fn default() -> Self {
         Self::Tonic(Body::empty())
     }
@@ -101,15 +130,15 @@ impl HttpBody for Reply {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Chunk>, Status>>> {
-        let this = self.get_mut();
-        let frame = match this {
-            Self::Tonic(body) => {
+        let content = &mut self.get_mut().content;
+        let frame = match content {
+            Content::Tonic(body) => {
                 return Pin::new(body).poll_frame(cx).map_ok(|frame| frame.map_data(Chunk::Made));
             }
-            Self::Message(message) => match message.take() {
+            Content::Message(message) => match message.take() {
                 Some(message) => Frame::data(message),
                 None => {
-                    *this = Self::default();
+                    *content = Content::default();
                     Frame::trailers(success())
                 }
             },
@@ -118,7 +147,7 @@ impl HttpBody for Reply {
     }
 
     fn is_end_stream(&self) -> bool {
-        matches!(self, Self::Tonic(body) if body.is_end_stream())
+        matches!(&self.content, Content::Tonic(body) if body.is_end_stream())
     }
 }
 

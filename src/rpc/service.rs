@@ -6,7 +6,6 @@ use tonic::{Request, Response, Status};
 
 use super::codec::Stored;
 use super::connection::Origin;
-use super::deadline::Deadline;
 use super::hot_keys::{HotKeysStream, Watchers};
 use super::{convert, status};
 use crate::catalog::Catalog;
@@ -76,9 +75,8 @@ impl ProductService for Products {
         &self,
         request: Request<StreamHotKeysRequest>,
     ) -> Result<Response<HotKeysStream>, Status> {
-        let deadline = request.extensions().get::<Deadline>().copied();
-        let Origin { connection, .. } = Origin::of(&request)?;
-        let stream = self.watchers.watch(request.into_inner(), deadline, &connection)?;
+        let Origin { connection, call } = Origin::of(&request)?;
+        let stream = self.watchers.watch(request.into_inner(), call.deadline, &connection)?;
         Ok(Response::new(stream))
     }
 }

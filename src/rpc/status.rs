@@ -137,10 +137,11 @@ pub(super) fn internal(why: &str) -> Status {
     status(Code::Internal, "internal error", "INTERNAL", HashMap::new())
 }
 
-/// A request that is compressed, which is not supported.
-pub(super) fn compressed() -> Status {
-    let mut status = Status::unimplemented("compressed requests are not supported");
-    let accepted = MetadataValue::from_static("identity");
+/// A request that is compressed in a way that is not supported.
+pub(super) fn unknown_encoding() -> Status {
+    let words = "requests may be compressed with gzip only";
+    let mut status = status(Code::Unimplemented, words, "UNKNOWN_ENCODING", HashMap::new());
+    let accepted = MetadataValue::from_static("identity,gzip");
     status.metadata_mut().insert("grpc-accept-encoding", accepted);
     status
 }
@@ -157,6 +158,13 @@ pub(super) fn response_too_large() -> Status {
     status(Code::ResourceExhausted, words, "RESPONSE_TOO_LARGE", HashMap::new())
 }
 
+/// The same of an answer that the caller's client would refuse.
+pub(super) fn response_above(most: usize) -> Status {
+    let words = "the products are more bytes than max_response_bytes, which is 4 MiB unless it is given; ask for fewer, or raise it and the limit of your client";
+    let metadata = HashMap::from([("max_response_bytes".to_owned(), most.to_string())]);
+    status(Code::ResourceExhausted, words, "RESPONSE_TOO_LARGE", metadata)
+}
+
 pub(super) fn deadline_exceeded() -> Status {
     let words = "the call took longer than its deadline";
     status(Code::DeadlineExceeded, words, "DEADLINE_EXCEEDED", HashMap::new())
@@ -171,8 +179,13 @@ pub(super) fn too_many_unsent_bytes() -> Status {
     retry(Code::ResourceExhausted, words, "TOO_MANY_UNSENT_BYTES")
 }
 
+pub(super) fn too_many_request_bytes() -> Status {
+    let words = "too many requests are not complete, on this connection or on all";
+    retry(Code::ResourceExhausted, words, "TOO_MANY_REQUEST_BYTES")
+}
+
 pub(super) fn too_many_streams() -> Status {
-    let words = "too many streams of hot keys are open, on this connection or in all";
+    let words = "too many streams are open, on this connection or on all";
     retry(Code::ResourceExhausted, words, "TOO_MANY_STREAMS")
 }
 

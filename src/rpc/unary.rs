@@ -2,26 +2,48 @@
 //! cost more than the read (gRPC over HTTP/2: <https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>).
 
 use std::future::poll_fn;
+use std::io::Read;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::task::Poll;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
+use flate2::read::GzDecoder;
 use http_body::Body;
 use prost::Message;
 use tonic::Status;
 
+use super::allowance::{Room, Share};
+use super::protocol::Encoding;
 use super::status;
-use crate::entry::PREFIX;
+use crate::entry::{PREFIX, prefix};
 
-/// Receives the one message of a unary request; `limit` is its largest size in bytes.
+/// What a request costs that is not complete, besides its bytes: its stream, its call, its timers.
+const COST: usize = 4_096;
+
+/// How requests are received.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Receiving<'a> {
+    /// The largest message in bytes.
+    pub(super) limit: usize,
+    /// How the message is compressed, if it is.
+    pub(super) encoding: Encoding,
+    /// What the requests of this connection that are not complete may hold.
+    pub(super) share: &'a Arc<Share>,
+    /// The bytes of the request's head, if it is kept.
+    pub(super) head: usize,
+}
+
+/// Receives the one message of a unary request.
 ///
 /// # Errors
-/// RESOURCE_EXHAUSTED past the limit, UNIMPLEMENTED for a compressed one, INVALID_ARGUMENT for what is no message.
-pub(super) async fn receive<M, B>(body: B, limit: usize) -> Result<M, Status>
+/// RESOURCE_EXHAUSTED past the limits, UNIMPLEMENTED for a compressed one, INVALID_ARGUMENT for what is no message.
+pub(super) async fn receive<M, B>(body: B, receiving: Receiving<'_>) -> Result<M, Status>
 where
     M: Message + Default,
     B: Body<Data = Bytes, Error: std::fmt::Display> + Unpin,
 {
-    let frame = receive_frame(body, limit).await?;
+    let frame = receive_frame(body, receiving).await?;
     M::decode(&frame[PREFIX..]).map_err(|error| status::malformed(&error.to_string()))
 }
 
@@ -29,49 +51,102 @@ where
 ///
 /// # Errors
 /// As [`receive`], but for what only the message's type can tell.
-pub(super) async fn receive_frame<B>(mut body: B, limit: usize) -> Result<Bytes, Status>
+pub(super) async fn receive_frame<B>(mut body: B, receiving: Receiving<'_>) -> Result<Bytes, Status>
 where
     B: Body<Data = Bytes, Error: std::fmt::Display> + Unpin,
 {
-    let first = next(&mut body).await?.unwrap_or_default();
+    let limit = receiving.limit;
+    let mut incomplete = Incomplete { receiving, room: None };
+    let first = incomplete.next(&mut body, 0).await?.unwrap_or_default();
     // Nearly always all of it.
     if body.is_end_stream() {
-        return checked(first, limit);
+        return checked(first, receiving);
     }
-    let mut received = BytesMut::from(first);
+    // Copied: a part would keep all of the buffer that the connection read it into.
+    let mut received = first.to_vec();
     while received.len() <= limit + PREFIX
-        && let Some(more) = next(&mut body).await?
+        && let Some(more) = incomplete.next(&mut body, received.capacity()).await?
     {
         received.extend_from_slice(&more);
     }
-    checked(received.freeze(), limit)
+    checked(received.into(), receiving)
 }
 
-/// The next bytes; `None` at the end.
-async fn next<B>(body: &mut B) -> Result<Option<Bytes>, Status>
-where
-    B: Body<Data = Bytes, Error: std::fmt::Display> + Unpin,
-{
-    match poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await {
-        // Trailers of a request mean nothing, and nothing comes after them.
-        Some(Ok(frame)) => Ok(frame.into_data().ok()),
-        Some(Err(error)) => Err(Status::cancelled(format!("the request broke off: {error}"))),
-        None => Ok(None),
+/// A request that is being received.
+struct Incomplete<'a> {
+    receiving: Receiving<'a>,
+    /// Taken when it has to wait: most requests come at once.
+    room: Option<Room>,
+}
+
+impl Incomplete<'_> {
+    /// The next bytes, when `held` bytes have come; `None` at the end.
+    async fn next<B>(&mut self, body: &mut B, held: usize) -> Result<Option<Bytes>, Status>
+    where
+        B: Body<Data = Bytes, Error: std::fmt::Display> + Unpin,
+    {
+        let frame = poll_fn(|cx| match Pin::new(&mut *body).poll_frame(cx) {
+            Poll::Ready(frame) => Poll::Ready(Ok(frame)),
+            Poll::Pending => match self.wait(held) {
+                Ok(()) => Poll::Pending,
+                Err(refused) => Poll::Ready(Err(refused)),
+            },
+        });
+        match frame.await? {
+            // Trailers of a request mean nothing, and nothing comes after them.
+            Some(Ok(frame)) => Ok(frame.into_data().ok()),
+            Some(Err(error)) => Err(Status::cancelled(format!("the request broke off: {error}"))),
+            None => Ok(None),
+        }
+    }
+
+    fn wait(&mut self, held: usize) -> Result<(), Status> {
+        let amount = COST + self.receiving.head + held;
+        match &mut self.room {
+            Some(room) => room.grow_to(amount),
+            None => {
+                self.room = Some(self.receiving.share.take(amount)?);
+                Ok(())
+            }
+        }
     }
 }
 
-fn checked(received: Bytes, limit: usize) -> Result<Bytes, Status> {
+/// A whole request, not compressed.
+fn checked(
+    received: Bytes,
+    Receiving { limit, encoding, .. }: Receiving<'_>,
+) -> Result<Bytes, Status> {
     let Some(([compressed, length @ ..], message)) = received.split_first_chunk::<PREFIX>() else {
         return Err(status::malformed("it ended before its message"));
     };
     let length = u32::from_be_bytes(*length) as usize;
     match compressed {
-        0 if length > limit => Err(status::request_too_large()),
-        0 if length != message.len() => {
+        0 | 1 if length > limit => Err(status::request_too_large()),
+        0 | 1 if length != message.len() => {
             Err(status::malformed("its length is not what its prefix says"))
         }
         0 => Ok(received),
-        1 => Err(status::compressed()),
+        1 => match encoding {
+            Encoding::Gzip => decompressed(message, limit),
+            Encoding::Identity => Err(status::malformed("it is compressed and names no encoding")),
+            Encoding::Other => Err(status::unknown_encoding()),
+        },
         _ => Err(status::malformed("its compression flag is neither 0 nor 1")),
     }
+}
+
+/// No more than one byte past the limit is ever made of a message: a few bytes can become gigabytes.
+fn decompressed(message: &[u8], limit: usize) -> Result<Bytes, Status> {
+    let mut frame = vec![0; PREFIX];
+    let mut decoder = GzDecoder::new(message).take(limit as u64 + 1);
+    if let Err(error) = decoder.read_to_end(&mut frame) {
+        return Err(status::malformed(&format!("it is no gzip: {error}")));
+    }
+    let length = frame.len() - PREFIX;
+    if length > limit {
+        return Err(status::request_too_large());
+    }
+    frame[..PREFIX].copy_from_slice(&prefix(length));
+    Ok(frame.into())
 }

@@ -262,9 +262,17 @@ macro_rules! services {
             host: String::new(),
             message_request: Some(MessageRequest::ListServices(String::new())),
         };
-        let requests = futures_util::stream::iter([request]);
+        let details = "google/rpc/error_details.proto".to_owned();
+        let details = ServerReflectionRequest {
+            host: String::new(),
+            message_request: Some(MessageRequest::FileByFilename(details)),
+        };
+        let requests = futures_util::stream::iter([request, details]);
         let mut answers = client.server_reflection_info(requests).await.unwrap().into_inner();
         let answer = answers.message().await.unwrap().unwrap();
+        let details = answers.message().await.unwrap().unwrap().message_response;
+        let has_details = matches!(details, Some(MessageResponse::FileDescriptorResponse(_)));
+        assert!(has_details, "the details of errors are described: {details:?}");
         let Some(MessageResponse::ListServicesResponse(list)) = answer.message_response else {
             panic!("no list: {answer:?}");
         };

@@ -79,7 +79,7 @@ async fn bad_reads(stack: Stack) {
             Batch(BatchGetProductsRequest {
                 ids: vec![id],
                 max_staleness: Some(max_staleness),
-                latest: false,
+                ..Default::default()
             })
         };
         let too_old = |duration| get(id, Some(Freshness::MaxStaleness(duration)));

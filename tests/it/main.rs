@@ -15,6 +15,7 @@ mod breaker;
 mod budget;
 mod callers;
 mod callers_edge;
+mod callers_memory;
 mod ceiling;
 mod checker;
 mod cluster;
@@ -123,6 +124,7 @@ fn main() -> std::process::ExitCode {
     edge::register(&mut suite);
     switches::register(&mut suite);
     callers_edge::register(&mut suite);
+    callers_memory::register(&mut suite);
     metrics::register(&mut suite);
     checker::register(&mut suite);
     callers::register(&mut suite);

@@ -82,12 +82,13 @@ async fn garbage(stack: Stack) {
     let id = stack.insert("walnut desk lamp").await;
     let node = stack.node().await;
     let raw = Raw::connect(node.grpc_addr.port()).await;
-    let bodies: [(&str, Bytes); 7] = [
+    let bodies: [(&str, Bytes); 8] = [
         ("nothing", Bytes::new()),
         ("half a head", Bytes::from_static(&[0, 0, 0])),
         ("less than announced", Bytes::from_static(&[0, 0, 0, 0, 9, 8])),
         ("more than announced", Bytes::from_static(&[0, 0, 0, 0, 0, 8])),
         ("an unknown compression flag", Bytes::from_static(&[7, 0, 0, 0, 0])),
+        ("compressed, with no encoding named", Bytes::from_static(&[1, 0, 0, 0, 1, 0])),
         ("no protobuf", framed(&[0xff; 64])),
         ("a name that is not UTF-8", framed(&[0x0a, 0x04, 0x12, 0x02, 0xff, 0xfe])),
     ];

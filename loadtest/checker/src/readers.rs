@@ -97,8 +97,14 @@ async fn read_batch(world: &World, instance: usize, ids: Vec<i64>, wish: Wish, d
     };
     let mut client = world.clients[instance].clone();
     let draft = Draft::new(world, instance, wish, due);
-    let answer =
-        client.batch_get_products(BatchGetProductsRequest { ids, max_staleness, latest }).await;
+    let answer = client
+        .batch_get_products(BatchGetProductsRequest {
+            ids,
+            max_staleness,
+            latest,
+            ..Default::default()
+        })
+        .await;
     let answer = answer.map(|response| (origin(response.metadata()).1, response.into_inner()));
     let (stale, batch) = match answer {
         Ok(answer) => answer,

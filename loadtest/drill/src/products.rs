@@ -122,7 +122,12 @@ impl Fleet {
     pub async fn warm_together(&self, products: &[i64]) -> Result<(), Error> {
         for batch in products.chunks(BATCH) {
             let (max_staleness, latest) = Default::default();
-            let request = BatchGetProductsRequest { ids: batch.to_vec(), max_staleness, latest };
+            let request = BatchGetProductsRequest {
+                ids: batch.to_vec(),
+                max_staleness,
+                latest,
+                ..Default::default()
+            };
             for client in &self.clients {
                 let read = client.clone().batch_get_products(request.clone()).await;
                 read.map_err(|status| Error::Instance(format!("a batch: {status}")))?;

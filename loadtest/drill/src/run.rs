@@ -106,8 +106,7 @@ fn warnings(instance: &Instance) -> Vec<String> {
 /// Every instance reads every hot product, so that it is known what is cached.
 async fn warm(instances: &[Channel], hot: &[i64]) {
     for instance in instances {
-        let request =
-            BatchGetProductsRequest { ids: hot.to_vec(), max_staleness: None, latest: false };
+        let request = BatchGetProductsRequest { ids: hot.to_vec(), ..Default::default() };
         let mut client = ProductServiceClient::new(instance.clone());
         for _ in 0..WARM_TRIES {
             // Refused, where the budget is small and the load has begun. An instance that never can will fail what is measured.

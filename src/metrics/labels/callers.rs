@@ -13,6 +13,8 @@ label_set! {
         Streams = ["streams"],
         /// Too many bytes of answers that wait to be sent.
         UnsentBytes = ["unsent_bytes"],
+        /// Too many bytes of requests that are not complete.
+        RequestBytes = ["request_bytes"],
         /// The share of loads for the caches has too much waiting.
         Loads = ["loads"],
         /// That of `latest` reads.

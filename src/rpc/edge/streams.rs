@@ -25,13 +25,13 @@ use super::clock::TurnClock;
 use super::io::Outgoing;
 use crate::drain::Drain;
 use crate::metrics::Method;
-use crate::rpc::observe::ObservedBody;
+use crate::rpc::call::{Arrival, CallBody};
 
 /// A tower service that answers calls, and is always ready.
 pub(in crate::rpc) trait Answers:
     tower::Service<
-        Request<Incoming>,
-        Response = Response<ObservedBody>,
+        Arrival<Incoming>,
+        Response = Response<CallBody>,
         Error = Infallible,
         Future: Send,
     > + Send
@@ -41,8 +41,8 @@ pub(in crate::rpc) trait Answers:
 
 impl<S> Answers for S where
     S: tower::Service<
-            Request<Incoming>,
-            Response = Response<ObservedBody>,
+            Arrival<Incoming>,
+            Response = Response<CallBody>,
             Error = Infallible,
             Future: Send,
         > + Send
@@ -103,8 +103,9 @@ impl<S: Answers> hyper::service::Service<Request<Incoming>> for Calls<S> {
     type Future = S::Future;
 
     fn call(&self, request: Request<Incoming>) -> S::Future {
-        self.accepting.lock().place = Place::of(Method::of_path(request.uri().path()));
-        self.service.borrow_mut().call(request)
+        let arrival = Arrival::new(request);
+        self.accepting.lock().place = Place::of(arrival.method);
+        self.service.borrow_mut().call(arrival)
     }
 }
 

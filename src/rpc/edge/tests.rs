@@ -17,9 +17,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadBuf};
 use tower::ServiceBuilder;
 
 use super::*;
-use crate::rpc::observe::ObserveLayer;
+use crate::caller::Caller;
+use crate::rpc::call::{Call, CallLayer};
+use crate::rpc::connection::Connection;
+use crate::rpc::local;
 use crate::rpc::reply::{Reply, headers};
-use crate::rpc::{local, shed::ShedLayer};
+use crate::rpc::shed::{Admission, Places};
 
 /// Counts what would be system calls.
 struct Counting {
@@ -96,17 +99,21 @@ async fn served(
 /// Answers with `bytes` bytes, at once or "late", unless it is asked to "panic".
 fn answers(bytes: usize) -> impl Answers {
     let metrics = Metrics::new();
-    ServiceBuilder::new()
-        .layer(ObserveLayer(local(&metrics)))
-        .layer(ShedLayer::new(1_000, &metrics))
-        .service_fn(move |request: Request<Incoming>| async move {
-            let asked = request.uri().query().unwrap_or_default().to_owned();
+    let address = ([127, 0, 0, 1], 1).into();
+    let connection = Connection::new(address, Caller::BACKGROUND, Refusals::new(&metrics));
+    let admission = Admission::new(&Places::new(1_000, &metrics), &connection);
+    let layer = CallLayer { metrics: local(&metrics), longest: OPTIONS.max_call_time };
+    ServiceBuilder::new().layer(layer).service_fn(move |call: Call<Incoming>| {
+        let place = admission.take().expect("free");
+        async move {
+            let asked = call.request.uri().query().unwrap_or_default().to_owned();
             if asked.contains("late") {
                 pause_often().await;
             }
             assert!(!asked.contains("panic"), "as asked");
-            Ok(Reply::message(Bytes::from(vec![7; bytes]), headers("test")))
-        })
+            Ok(Reply::message(Bytes::from(vec![7; bytes]), headers("test"), place))
+        }
+    })
 }
 
 /// Waits as often as no turn of a connection goes on by itself, and lets nobody but itself end that.

@@ -39,7 +39,7 @@ const DURATIONS: [Row; 24] = [
     ("auth-leeway", &["11m", "600000years"], "0s to 10m"),
 ];
 
-const NUMBERS: [Row; 13] = [
+const NUMBERS: [Row; 15] = [
     ("database-connections", &["0", "3", "4294967295"], "4 to 10000"),
     ("database-loads", &["0", "-1"], "1 to 9997"),
     ("database-queued-loads", &["100001", "many"], "0 to 100000"),
@@ -51,6 +51,8 @@ const NUMBERS: [Row; 13] = [
     ("max-streams-per-connection", &["0", "4294967295"], "1 to 1000000"),
     ("max-calls", &["0", "18446744073709551616"], "1 to 1000000"),
     ("max-unsent-bytes", &["0", "131071"], "131072 to 1099511627776"),
+    ("max-incomplete-request-bytes", &["0", "16383"], "16384 to 1099511627776"),
+    ("max-streams", &["0", "7", "1000001"], "8 to 1000000"),
     ("max-recent-changes", &["0", "1000000001"], "1 to 1000000000"),
     ("max-watchers", &["18446744073709551615"], "0 to 100000"),
 ];
@@ -61,7 +63,7 @@ const OTHERS: [Row; 2] = [
 ];
 
 /// Settings that cannot work together, and the sentence that they get.
-const TOGETHER: [(&[(&str, &str)], &str); 15] = [
+const TOGETHER: [(&[(&str, &str)], &str); 16] = [
     (
         &[("database-connections", "7")],
         "DATABASE_LOADS is 5, and leaves no connection each to writes, latest reads and ExplainProduct; use at most 4, three less than DATABASE_CONNECTIONS",
@@ -89,6 +91,10 @@ const TOGETHER: [(&[(&str, &str)], &str); 15] = [
     (
         &[("grpc-addr", "127.0.0.1:31999"), ("admin-addr", "0.0.0.0:31999")],
         "GRPC_ADDR 127.0.0.1:31999 and ADMIN_ADDR 0.0.0.0:31999 are the same port; use two ports",
+    ),
+    (
+        &[("max-request-bytes", "8388608")],
+        "MAX_INCOMPLETE_REQUEST_BYTES is 67108864, and a large request that comes in parts would be refused; use at least 134217728, 16 times MAX_REQUEST_BYTES",
     ),
     (
         &[("grpc-tls-cert", "cert.pem")],
