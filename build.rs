@@ -11,6 +11,8 @@ use std::path::PathBuf;
 use tonic_build::manual::{Builder, Method, Service};
 
 const PROTOS: [&str; 2] = ["hotshelf/v1/product_service.proto", "hotshelf/v1/admin_service.proto"];
+/// What reflection describes besides: without it grpcurl shows the details of errors as bytes. The messages are tonic-types'.
+const DESCRIBED: &str = "google/rpc/error_details.proto";
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
@@ -19,14 +21,15 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let mut compiler = protox::Compiler::new(["proto"])?;
     compiler.include_imports(true).include_source_info(true).open_files(PROTOS)?;
-    let out = PathBuf::from(std::env::var("OUT_DIR")?);
-    std::fs::write(out.join("descriptors.bin"), compiler.encode_file_descriptor_set())?;
 
     tonic_prost_build::configure()
         .build_server(false)
         .build_transport(false)
         .compile_well_known_types(false)
         .compile_fds(compiler.file_descriptor_set())?;
+    let out = PathBuf::from(std::env::var("OUT_DIR")?);
+    let descriptors = compiler.open_file(DESCRIBED)?.encode_file_descriptor_set();
+    std::fs::write(out.join("descriptors.bin"), descriptors)?;
     Builder::new().build_client(false).compile(&[product_service(), admin_service()]);
     Ok(())
 }

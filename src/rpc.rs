@@ -234,9 +234,7 @@ fn allowances(options: &RpcOptions, metrics: &Metrics) -> [Arc<Allowance>; 3] {
 fn described(admin_service: bool, version: &str) -> tonic_reflection::server::Builder<'static> {
     let mut builder = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(DESCRIPTORS)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        // The details of errors: without it grpcurl shows them as bytes.
-        .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET);
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
     if !admin_service {
         let reflection = format!("grpc.reflection.{version}.ServerReflection");
         for service in ["hotshelf.v1.ProductService", "grpc.health.v1.Health", &reflection] {

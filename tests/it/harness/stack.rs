@@ -13,7 +13,7 @@ use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Executor};
 
 use super::servers::TEMPLATE;
-use super::{Node, Servers};
+use super::{Node, Servers, eventually};
 
 /// How often a test looks whether its few changes are relayed, 10 ms apart, before it goes on: without Redis they are
 /// not. Looks instead of seconds, because a slow machine also looks more slowly.
@@ -177,8 +177,17 @@ impl Stack {
             .unwrap()
     }
 
-    /// How many times Postgres itself says that products were selected for the caches.
+    /// How many times Postgres itself says that products were selected for the caches. It counts a statement when that has ended,
+    /// which may be after its rows have arrived; one that waits for a lock is not waited for.
     pub async fn loads(&self) -> i64 {
+        let ending = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
+             AND state = 'active' AND wait_event_type IS DISTINCT FROM 'Lock' \
+             AND query LIKE 'SELECT asked.id, %'";
+        eventually("no load is about to end", async || {
+            let ending: i64 = sqlx::query_scalar(ending).fetch_one(&self.sql).await.unwrap();
+            ending == 0
+        })
+        .await;
         sqlx::query_scalar(
             "SELECT coalesce(sum(calls), 0)::bigint FROM pg_stat_statements \
              JOIN pg_database d ON d.oid = dbid WHERE datname = current_database() \
@@ -303,7 +312,7 @@ impl Stack {
 
     /// Waits until a relay has applied every change.
     pub async fn settled(&self) {
-        super::eventually("every change is relayed", || async { self.outbox().await == 0 }).await;
+        eventually("every change is relayed", || async { self.outbox().await == 0 }).await;
     }
 
     /// Rows of the outbox, relayed or not.
