@@ -16,6 +16,8 @@ pub struct Moment(i64);
 impl Moment {
     /// Before everything.
     pub const NEVER: Self = Self(i64::MIN);
+    /// After everything.
+    pub const FOREVER: Self = Self(i64::MAX);
 
     /// This one.
     ///

@@ -1,8 +1,8 @@
 //! Callers that were refused to stay within limits: a line of the log for each reason from time to time, and the addresses
-//! that were refused most, for `/callers`. No metric has addresses as labels: clients would add series without bound.
+//! or names that were refused most, for `/callers`. No metric has them as labels: clients would add series without bound.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,12 +12,14 @@ use crate::metrics::{Metrics, Shed};
 
 /// Between two lines for one reason. Too high: an operator hears late of it. Too low: log under overload.
 const LINE_INTERVAL: Duration = Duration::from_secs(10);
-/// Addresses are counted for so long, and shown for as long again.
+/// Callers are counted for so long, and shown for as long again.
 const WINDOW: Duration = Duration::from_secs(60);
-/// Addresses that are counted; one more takes the place and the count of the least (the Space-Saving algorithm: Metwally et
+/// Callers that are counted; one more takes the place and the count of the least (the Space-Saving algorithm: Metwally et
 /// al., ICDT 2005), so that those that are refused most are among them.
-const MAX_ADDRESSES: usize = 256;
-/// Addresses that are shown.
+const MAX_CALLERS: usize = 256;
+/// The longest part of a name that is kept.
+const MAX_NAME: usize = 100;
+/// Callers that are shown.
 const SHOWN: usize = 10;
 
 /// The refusals of one instance.
@@ -25,7 +27,7 @@ const SHOWN: usize = 10;
 pub struct Refusals {
     metrics: Arc<Metrics>,
     lines: [Mutex<Line>; Shed::COUNT],
-    addresses: Mutex<Addresses>,
+    callers: Mutex<Callers>,
 }
 
 /// What the log says of one reason.
@@ -37,38 +39,40 @@ struct Line {
 }
 
 #[derive(Debug, Default)]
-struct Addresses {
+struct Callers {
     began: Option<Instant>,
-    current: HashMap<IpAddr, u64>,
-    previous: HashMap<IpAddr, u64>,
+    current: HashMap<String, u64>,
+    previous: HashMap<String, u64>,
 }
 
 impl Refusals {
     /// Of an instance with these metrics.
     #[must_use]
     pub fn new(metrics: &Arc<Metrics>) -> Arc<Self> {
-        let (lines, addresses) = (Default::default(), Mutex::default());
-        Arc::new(Self { metrics: Arc::clone(metrics), lines, addresses })
+        let (lines, callers) = (Default::default(), Mutex::default());
+        Arc::new(Self { metrics: Arc::clone(metrics), lines, callers })
     }
 
-    /// `peer` was refused a call, a stream or the connection itself.
-    pub fn note(&self, peer: SocketAddr, reason: Shed) {
+    /// `peer` was refused a call, a stream or the connection itself; `name` is what the caller is known by, if it is.
+    pub fn note(&self, peer: SocketAddr, name: Option<&str>, reason: Shed) {
         self.metrics.shed.inc(reason);
         let now = Instant::now();
-        self.addresses.lock().count(peer.ip().to_canonical(), now);
+        let name = name.map(|name| name.chars().take(MAX_NAME).collect::<String>());
+        let caller = name.unwrap_or_else(|| peer.ip().to_canonical().to_string());
+        self.callers.lock().count(&caller, now);
         let Some(refused) = self.lines[reason as usize].lock().count(now) else { return };
         let reason = reason.name();
         tracing::warn!(
-            reason, %peer, refused,
-            "refused to stay within limits; /callers on the admin port has the addresses that were refused most"
+            reason, %peer, caller, refused,
+            "refused to stay within limits; /callers on the admin port has those that were refused most"
         );
     }
 
-    /// A line for each of the addresses that were refused most in the last one to two minutes: how often, and which.
+    /// A line for each of the callers that were refused most in the last one to two minutes: how often, and which.
     #[must_use]
     pub fn most_refused(&self) -> String {
-        let ranked = self.addresses.lock().ranked(Instant::now());
-        ranked.iter().take(SHOWN).map(|(address, count)| format!("{count} {address}\n")).collect()
+        let ranked = self.callers.lock().ranked(Instant::now());
+        ranked.iter().take(SHOWN).map(|(caller, count)| format!("{count} {caller}\n")).collect()
     }
 }
 
@@ -84,16 +88,24 @@ impl Line {
     }
 }
 
-impl Addresses {
-    fn count(&mut self, address: IpAddr, now: Instant) {
+impl Callers {
+    fn count(&mut self, caller: &str, now: Instant) {
         self.turn(now);
-        if self.current.len() >= MAX_ADDRESSES && !self.current.contains_key(&address) {
-            let least = self.current.iter().min_by_key(|(_, count)| **count);
-            let Some((least, count)) = least.map(|(least, count)| (*least, *count)) else { return };
-            self.current.remove(&least);
-            self.current.insert(address, count);
+        if let Some(count) = self.current.get_mut(caller) {
+            *count += 1;
+            return;
         }
-        *self.current.entry(address).or_default() += 1;
+        let mut count = 0;
+        if self.current.len() >= MAX_CALLERS {
+            let least = self.current.iter().min_by_key(|(_, count)| **count);
+            let Some((least, of_least)) = least.map(|(least, count)| (least.clone(), *count))
+            else {
+                return;
+            };
+            self.current.remove(&least);
+            count = of_least;
+        }
+        self.current.insert(caller.to_owned(), count + 1);
     }
 
     /// Forgets what is over.
@@ -108,14 +120,14 @@ impl Addresses {
         }
     }
 
-    fn ranked(&mut self, now: Instant) -> Vec<(IpAddr, u64)> {
+    fn ranked(&mut self, now: Instant) -> Vec<(String, u64)> {
         self.turn(now);
         let mut counts = self.current.clone();
-        for (address, count) in &self.previous {
-            *counts.entry(*address).or_default() += count;
+        for (caller, count) in &self.previous {
+            *counts.entry(caller.clone()).or_default() += count;
         }
         let mut ranked: Vec<_> = counts.into_iter().collect();
-        ranked.sort_unstable_by_key(|(address, count)| (std::cmp::Reverse(*count), *address));
+        ranked.sort_unstable_by(|(a, of_a), (b, of_b)| of_b.cmp(of_a).then_with(|| a.cmp(b)));
         ranked
     }
 }
@@ -124,31 +136,31 @@ impl Addresses {
 mod tests {
     use super::*;
 
-    fn address(number: u32) -> IpAddr {
-        std::net::Ipv4Addr::from_bits(number).into()
+    fn caller(number: u32) -> String {
+        std::net::Ipv4Addr::from_bits(number).to_string()
     }
 
     #[test]
     fn the_most_refused_are_known_among_any_number() {
-        let (mut addresses, now) = (Addresses::default(), Instant::now());
+        let (mut callers, now) = (Callers::default(), Instant::now());
         for number in 0..100_000 {
-            addresses.count(address(1_000 + number), now);
+            callers.count(&caller(1_000 + number), now);
             if number % 50 == 0 {
-                addresses.count(address(7), now);
+                callers.count(&caller(7), now);
             }
         }
-        assert_eq!(addresses.current.len(), MAX_ADDRESSES);
-        assert_eq!(addresses.ranked(now)[0].0, address(7));
+        assert_eq!(callers.current.len(), MAX_CALLERS);
+        assert_eq!(callers.ranked(now)[0].0, caller(7));
     }
 
     #[test]
-    fn addresses_that_are_not_refused_any_more_are_forgotten() {
-        let (mut addresses, now) = (Addresses::default(), Instant::now());
-        addresses.count(address(7), now);
-        assert_eq!(addresses.ranked(now + WINDOW), [(address(7), 1)]);
-        assert_eq!(addresses.ranked(now + 2 * WINDOW), []);
-        addresses.count(address(7), now + 2 * WINDOW);
-        assert_eq!(addresses.ranked(now + 5 * WINDOW), []);
+    fn callers_that_are_not_refused_any_more_are_forgotten() {
+        let (mut callers, now) = (Callers::default(), Instant::now());
+        callers.count("shop", now);
+        assert_eq!(callers.ranked(now + WINDOW), [("shop".to_owned(), 1)]);
+        assert_eq!(callers.ranked(now + 2 * WINDOW), []);
+        callers.count("shop", now + 2 * WINDOW);
+        assert_eq!(callers.ranked(now + 5 * WINDOW), []);
     }
 
     #[test]

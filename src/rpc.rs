@@ -48,6 +48,7 @@ pub use identity::{Identity, IdentityOptions};
 use reads::{Calls, Headers, Shared};
 use service::Products;
 use shed::{Admission, Places};
+use unary::Receiver;
 
 /// Limits of calls.
 #[derive(Clone, Copy, Debug)]
@@ -134,8 +135,8 @@ pub async fn serve(
     let others = routes(Arc::clone(&catalog), reporter, &options, drain, metrics);
     let max_request_bytes = options.max_request_bytes;
     let longest = options.edge.max_call_time;
-    let shared = Shared { catalog, others, max_request_bytes, longest, headers: Headers::new() };
-    let shared = Arc::new(shared);
+    let (headers, caller_metadata) = (Headers::new(), identity.caller_metadata());
+    let shared = Arc::new(Shared { catalog, others, longest, headers, caller_metadata });
     let places = Places::new(options.max_calls, metrics);
     let [unsent, incomplete, streams] = allowances(&options, metrics);
     identity.keep_reloading(drain);
@@ -150,7 +151,7 @@ pub async fn serve(
             auth,
             admission: Admission::new(&places, &connection),
             unsent: unsent.share(&connection),
-            incomplete: incomplete.share(&connection),
+            receiver: Receiver { limit: max_request_bytes, share: incomplete.share(&connection) },
             streams: streams.share(&connection),
             connection,
         });

@@ -199,6 +199,8 @@ impl Postgres {
             // A socket's path is 107 bytes at most, and temporary directories can be deep.
             "unix_socket_directories=".to_owned(),
             format!("max_connections={}", self.options.max_connections),
+            // Hundreds of databases have statements of their own; past it those that ran least are forgotten, with their counts.
+            "pg_stat_statements.max=50000".to_owned(),
         ];
         if self.options.logical {
             settings.push("wal_level=logical".to_owned());

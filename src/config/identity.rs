@@ -37,10 +37,28 @@ pub struct IdentityArgs {
     /// Too high: tokens are accepted for longer than they say. Too low: new ones are refused.
     #[arg(long, env, default_value = "30s", value_name = "DURATION", value_parser = duration(Duration::ZERO, 10 * MINUTE))]
     pub auth_leeway: Duration,
+    /// The metadata by which a proxy in front says who calls: x-forwarded-for, say. Of a list the last entry counts.
+    ///
+    /// Set: limits and shares are by that name, and who sends it can claim any, so let nobody past the proxy. Unset: all that a
+    /// proxy sends on one connection is one caller. It is no authentication, and a token or certificate goes before it.
+    #[arg(long, env, default_value = "", value_name = "NAME", value_parser = metadata)]
+    pub caller_metadata: String,
 }
 
 fn scopes(text: &str) -> Result<String, String> {
     Scopes::parse(text).map(|_| text.to_owned())
+}
+
+fn metadata(name: &str) -> Result<String, String> {
+    let is_name =
+        |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_.".contains(&byte);
+    match name.bytes().all(is_name) && !name.ends_with("-bin") {
+        true => Ok(name.to_owned()),
+        false => {
+            Err("must be a name of text metadata: a-z, 0-9, -, _ and ., and not -bin at the end"
+                .to_owned())
+        }
+    }
 }
 
 impl ServeArgs {
@@ -59,7 +77,8 @@ impl ServeArgs {
             return Err("GRPC_TLS_CLIENT_SCOPES is empty, and no caller could do anything; give scopes, or AUTH_JWKS_FILE for tokens"
                 .to_owned());
         }
-        Ok(IdentityOptions { tls, tokens, certificate_scopes })
+        let caller_metadata = given(&identity.caller_metadata);
+        Ok(IdentityOptions { tls, tokens, certificate_scopes, caller_metadata })
     }
 
     fn tls(&self) -> Result<Option<TlsOptions>, String> {

@@ -29,10 +29,10 @@ impl AdminService for Admin {
         &self,
         request: Request<ExplainProductRequest>,
     ) -> Result<Response<ExplainProductResponse>, Status> {
-        let Origin { connection, call } = Origin::of(&request)?;
+        let origin = Origin::of(&request)?;
         let id = convert::id("id", request.into_inner().id)?;
-        let explanation = Box::pin(self.catalog.explain(id, call)).await;
-        let explanation = explanation.map_err(|error| connection.failed(&error, None))?;
+        let explanation = Box::pin(self.catalog.explain(id, origin.call)).await;
+        let explanation = explanation.map_err(|error| origin.failed(&error, None))?;
         Ok(Response::new(message(id, &explanation)))
     }
 }

@@ -8,6 +8,7 @@ mod policy;
 mod signatures;
 
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -17,15 +18,16 @@ use parking_lot::Mutex;
 use ring::digest::{SHA256, digest};
 use tonic::Status;
 
+use super::connection::Named;
+use super::edge::Peer;
 use super::identity::IdentityOptions;
 use super::reloaded::Reloaded;
 use super::status;
-use crate::caller::Caller;
 use crate::metrics::{AuthRefusal, Method, Metrics};
 pub use keys::TokenOptions;
 use keys::{Keys, Verified};
+use policy::Needs;
 pub use policy::Scopes;
-use policy::{Needs, Scope};
 
 /// Verified tokens that a connection remembers. Too high: memory of connections that forward many. Too low: those verify
 /// signatures again.
@@ -67,8 +69,9 @@ impl Authenticator {
 /// Judges the calls of one connection.
 pub(super) struct ConnectionAuth {
     shared: Arc<Authenticator>,
+    peer: SocketAddr,
     /// The caller that the connection's certificate names.
-    certificate: Option<Arc<str>>,
+    certificate: Option<Principal>,
     /// Locked by the connection's own calls only.
     remembered: Mutex<VecDeque<Remembered>>,
 }
@@ -85,24 +88,17 @@ struct Remembered {
 /// Whoever has shown who it is, and what it may do.
 #[derive(Clone, Debug)]
 pub(super) struct Principal {
-    /// The subject of the token, or whom the certificate names.
-    pub(super) identity: Arc<str>,
-    /// Whose shares its calls take.
-    pub(super) caller: Caller,
+    /// By the subject of the token, or whom the certificate names.
+    pub(super) named: Arc<Named>,
     pub(super) scopes: Scopes,
 }
 
-impl Principal {
-    pub(super) fn new(identity: Arc<str>, scopes: Scopes) -> Self {
-        let digest = digest(&SHA256, identity.as_bytes());
-        let (first, _) = digest.as_ref().split_first_chunk().expect("SHA-256 has 32 bytes");
-        Self { caller: Caller::of_identity(u64::from_be_bytes(*first)), identity, scopes }
-    }
-}
-
 impl ConnectionAuth {
-    pub(super) fn new(shared: Arc<Authenticator>, certificate: Option<Arc<str>>) -> Self {
-        Self { shared, certificate, remembered: Mutex::default() }
+    pub(super) fn new(shared: Arc<Authenticator>, peer: &Peer) -> Self {
+        let scopes = shared.certificate_scopes;
+        let certificate =
+            peer.certificate.as_deref().map(Named::new).map(|named| Principal { named, scopes });
+        Self { shared, peer: peer.address, certificate, remembered: Mutex::default() }
     }
 
     /// Who makes this call; `None` when the method is open to everybody.
@@ -113,18 +109,23 @@ impl ConnectionAuth {
         &self,
         method: Method,
         headers: &HeaderMap,
-    ) -> Result<Option<Principal>, Status> {
+    ) -> Result<Option<Arc<Named>>, Status> {
         let needs = Needs::of(method);
         if needs == Needs::Nothing {
             return Ok(None);
         }
-        let principal = self.principal(headers).map_err(|refusal| self.refuse(refusal, None))?;
+        let principal = self.principal(headers).map_err(|refusal| {
+            self.refuse(refusal);
+            status::unauthorized(refusal, None)
+        })?;
         match needs {
             Needs::Scope(scope) if !principal.scopes.contains(scope) => {
-                tracing::debug!(identity = %principal.identity, ?method, scope = scope.name(), "a call was refused");
-                Err(self.refuse(AuthRefusal::ScopeMissing, Some(scope)))
+                let (refusal, scope) = (AuthRefusal::ScopeMissing, scope.name());
+                self.shared.metrics.auth_refused.inc(refusal);
+                tracing::info!(peer = %self.peer, identity = &*principal.named.name, scope, "a caller lacks a scope");
+                Err(status::unauthorized(refusal, Some(scope)))
             }
-            _ => Ok(Some(principal)),
+            _ => Ok(Some(principal.named)),
         }
     }
 
@@ -133,8 +134,7 @@ impl ConnectionAuth {
         if let (Some(keys), Some(token)) = (&self.shared.keys, bearer(headers)?) {
             return self.of_token(&keys.current(), token);
         }
-        let identity = self.certificate.clone().ok_or(AuthRefusal::TokenMissing)?;
-        Ok(Principal::new(identity, self.shared.certificate_scopes))
+        self.certificate.clone().ok_or(AuthRefusal::TokenMissing)
     }
 
     fn of_token(&self, keys: &Arc<Keys>, token: &[u8]) -> Result<Principal, AuthRefusal> {
@@ -157,9 +157,10 @@ impl ConnectionAuth {
         Ok(principal)
     }
 
-    fn refuse(&self, refusal: AuthRefusal, scope: Option<Scope>) -> Status {
+    /// The log says it only so often; see `logging/repeats.rs`.
+    fn refuse(&self, refusal: AuthRefusal) {
         self.shared.metrics.auth_refused.inc(refusal);
-        status::unauthorized(refusal, scope.map(Scope::name))
+        tracing::info!(peer = %self.peer, reason = refusal.name(), "a call was refused for its authorization");
     }
 }
 

@@ -19,8 +19,9 @@ use tonic::{Code, Status};
 use tower::{Layer, Service};
 
 use super::Local;
+use super::protocol::{Encoding, Head};
 use super::reply::{Chunk, Reply};
-use super::{protocol, status};
+use super::status;
 use crate::metrics::{Method, Metrics};
 use crate::moment::Moment;
 
@@ -31,21 +32,19 @@ pub(super) struct Arrival<B> {
     pub(super) request: Request<B>,
 }
 
-/// The same, and until when its caller waits.
+/// The same, and what its head says besides.
 #[derive(Debug)]
 pub(super) struct Call<B> {
     pub(super) method: Method,
+    pub(super) is_grpc: bool,
+    pub(super) encoding: Encoding,
     pub(super) deadline: Deadline,
     pub(super) request: Request<B>,
 }
 
-/// So long after the call began; a stream may have none. It is kept so because most calls are done without asking the clock
-/// again.
+/// Until when a caller waits: eight bytes, because a call is moved often.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Deadline {
-    began: Moment,
-    timeout: Option<Duration>,
-}
+pub(super) struct Deadline(Moment);
 
 impl<B> Arrival<B> {
     pub(super) fn new(request: Request<B>) -> Self {
@@ -54,13 +53,16 @@ impl<B> Arrival<B> {
 }
 
 impl Deadline {
+    /// Streams may live until their callers have enough of them.
+    const NONE: Self = Self(Moment::FOREVER);
+
     /// On the clock; `None`: never.
     pub(super) fn instant(self) -> Option<Instant> {
         self.remaining().and_then(|remaining| Instant::now().checked_add(remaining))
     }
 
     fn remaining(self) -> Option<Duration> {
-        self.timeout.map(|timeout| timeout.saturating_sub(self.began.elapsed()))
+        (self.0 != Moment::FOREVER).then(|| self.0.since(Moment::now()))
     }
 }
 
@@ -127,16 +129,15 @@ where
         metrics.call_started(method);
         let (metrics, began) = (Arc::clone(metrics), Moment::now());
         let observer = Some(Observer { metrics, method, began, code: Code::Cancelled });
-        let Ok(asked) = protocol::timeout(request.headers()) else {
-            return CallFuture { stage: Stage::Refused, observer };
+        let Head { is_grpc, encoding, timeout } = Head::of(&request);
+        let Ok(asked) = timeout else { return CallFuture { stage: Stage::Refused, observer } };
+        // Streams end by themselves at their callers' deadlines.
+        let deadline = match (asked, method.is_lasting()) {
+            (None, true) => Deadline::NONE,
+            (Some(asked), true) => Deadline(began + asked),
+            (asked, false) => Deadline(began + asked.map_or(*longest, |asked| asked.min(*longest))),
         };
-        // Streams live until the caller has enough of them, and end by themselves at its deadline.
-        let timeout = match method.is_lasting() {
-            true => asked,
-            false => Some(asked.map_or(*longest, |asked| asked.min(*longest))),
-        };
-        let deadline = Deadline { began, timeout };
-        let call = self.inner.call(Call { method, deadline, request });
+        let call = self.inner.call(Call { method, is_grpc, encoding, deadline, request });
         CallFuture { stage: Stage::Admitted { call, deadline, timer: None }, observer }
     }
 }

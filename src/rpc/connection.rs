@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
+use ring::digest::{SHA256, digest};
 use tonic::Status;
 
 use super::status;
@@ -19,8 +20,8 @@ use crate::refusals::Refusals;
 pub(super) struct Connection {
     peer: SocketAddr,
     refusals: Arc<Refusals>,
-    /// Whose calls they are, as far as the connection tells.
-    pub(super) caller: Caller,
+    /// Whose calls they are that say nothing else.
+    caller: Caller,
     /// Its open streams of hot keys.
     pub(super) watching: AtomicUsize,
 }
@@ -30,22 +31,51 @@ impl Connection {
         Arc::new(Self { peer, refusals, caller, watching: AtomicUsize::new(0) })
     }
 
+    /// Whose shares a call takes.
+    pub(super) fn caller(&self, named: Option<&Named>) -> Caller {
+        named.map_or(self.caller, |named| named.caller)
+    }
+
     /// It was refused something.
     pub(super) fn refused(&self, reason: Shed) {
-        self.refusals.note(self.peer, reason);
+        self.refusals.note(self.peer, None, reason);
     }
 
     /// What a call is told that failed. `asked` is the version that it asked for.
-    pub(super) fn failed(&self, error: &Error, asked: Option<Version>) -> Status {
+    pub(super) fn failed(
+        &self,
+        named: Option<&Named>,
+        error: &Error,
+        asked: Option<Version>,
+    ) -> Status {
+        let name = named.map(|named| &*named.name);
+        let refused = |reason| self.refusals.note(self.peer, name, reason);
         match error {
-            Error::OverBudget(PostgresShare::Loads) => self.refused(Shed::Loads),
-            Error::OverBudget(PostgresShare::Latest) => self.refused(Shed::Latest),
-            Error::OverBudget(PostgresShare::Writes) => self.refused(Shed::Writes),
-            Error::OverBudget(PostgresShare::Operators) => self.refused(Shed::Operators),
-            Error::ProductBusy => self.refused(Shed::Product),
+            Error::OverBudget(PostgresShare::Loads) => refused(Shed::Loads),
+            Error::OverBudget(PostgresShare::Latest) => refused(Shed::Latest),
+            Error::OverBudget(PostgresShare::Writes) => refused(Shed::Writes),
+            Error::OverBudget(PostgresShare::Operators) => refused(Shed::Operators),
+            Error::ProductBusy => refused(Shed::Product),
             _ => {}
         }
         status::of_error(error, asked)
+    }
+}
+
+/// A caller that is known by name, on whichever connection it calls.
+#[derive(Debug)]
+pub(super) struct Named {
+    /// What its token, its certificate or a proxy calls it.
+    pub(super) name: Box<str>,
+    pub(super) caller: Caller,
+}
+
+impl Named {
+    pub(super) fn new(name: &str) -> Arc<Self> {
+        let digest = digest(&SHA256, name.as_bytes());
+        let (first, _) = digest.as_ref().split_first_chunk().expect("SHA-256 has 32 bytes");
+        let caller = Caller::of_identity(u64::from_be_bytes(*first));
+        Arc::new(Self { name: name.into(), caller })
     }
 }
 
@@ -53,6 +83,7 @@ impl Connection {
 #[derive(Clone, Debug)]
 pub(super) struct Origin {
     pub(super) connection: Arc<Connection>,
+    pub(super) named: Option<Arc<Named>>,
     pub(super) call: CallContext,
 }
 
@@ -62,5 +93,10 @@ impl Origin {
     pub(super) fn of<T>(request: &tonic::Request<T>) -> Result<Self, Status> {
         let origin = request.extensions().get::<Self>().cloned();
         origin.ok_or_else(|| status::internal("a call without an origin"))
+    }
+
+    /// What the call is told when it failed; see [`Connection::failed`].
+    pub(super) fn failed(&self, error: &Error, asked: Option<Version>) -> Status {
+        self.connection.failed(self.named.as_deref(), error, asked)
     }
 }

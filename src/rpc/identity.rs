@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use http::HeaderName;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio_rustls::TlsAcceptor;
@@ -32,12 +33,15 @@ pub struct IdentityOptions {
     pub tokens: Option<TokenOptions>,
     /// What a caller may do that shows a certificate and no token.
     pub certificate_scopes: Scopes,
+    /// The metadata by which a proxy says who calls.
+    pub caller_metadata: Option<String>,
 }
 
 /// What is in force.
 pub struct Identity {
     tls: Option<Reloaded<ServerTls>>,
     auth: Option<Arc<Authenticator>>,
+    caller_metadata: Option<HeaderName>,
     asked: Notify,
     /// When an operator was last warned of the certificate's expiry.
     warned: Mutex<Option<Instant>>,
@@ -65,8 +69,11 @@ impl Identity {
             false => None,
             true => Some(Arc::new(Authenticator::load(options, Arc::clone(metrics)).await?)),
         };
+        let name = options.caller_metadata.as_ref().map(|name| name.parse()).transpose();
+        let caller_metadata =
+            name.map_err(|_| "CALLER_METADATA is no name of metadata; give another".to_owned())?;
         let (asked, warned) = (Notify::new(), Mutex::default());
-        let identity = Arc::new(Self { tls, auth, asked, warned });
+        let identity = Arc::new(Self { tls, auth, caller_metadata, asked, warned });
         if identity.tls.is_some() {
             let help = "When the certificate of the gRPC port expires, in seconds since 1970.";
             let name = "hotshelf.tls.certificate.expiry.timestamp";
@@ -143,7 +150,12 @@ impl Identity {
     /// Judges the calls of a connection; `None` when callers are not authenticated.
     pub(super) fn of_connection(&self, peer: &Peer) -> Option<ConnectionAuth> {
         let auth = self.auth.as_ref()?;
-        Some(ConnectionAuth::new(Arc::clone(auth), peer.certificate.clone()))
+        Some(ConnectionAuth::new(Arc::clone(auth), peer))
+    }
+
+    /// The metadata by which a proxy says who calls.
+    pub(super) fn caller_metadata(&self) -> Option<HeaderName> {
+        self.caller_metadata.clone()
     }
 
     /// Since 1970.

@@ -4,24 +4,45 @@
 use std::time::Duration;
 
 use http::header::{ACCEPT, ALLOW, CONTENT_TYPE};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 
 use super::reply::Reply;
 
 const GRPC: &[u8] = b"application/grpc";
 
-/// Whether a request is a POST of a gRPC message. A web page can send other content types to any address without asking
-/// (a CORS preflight), so a server that accepted them would take writes from every page that its users open.
-pub(super) fn is_grpc<B>(request: &Request<B>) -> bool {
-    request.method() == Method::POST && has_grpc_message(request.headers())
+/// What the head of a request says. It is read in one pass: each lookup of a name costs more than that.
+#[derive(Debug)]
+pub(super) struct Head {
+    /// Whether it is a POST of a gRPC message. A web page can send other content types to any address without asking (a CORS
+    /// preflight), so a server that accepted them would take writes from every page that its users open.
+    pub(super) is_grpc: bool,
+    pub(super) encoding: Encoding,
+    pub(super) timeout: Result<Option<Duration>, Malformed>,
 }
 
-fn has_grpc_message(headers: &HeaderMap) -> bool {
-    headers.get(CONTENT_TYPE).is_some_and(|value| match value.as_bytes().strip_prefix(GRPC) {
+impl Head {
+    pub(super) fn of<B>(request: &Request<B>) -> Self {
+        let (mut content_type, mut encoding, mut timeout) = (None, None, None);
+        for (name, value) in request.headers() {
+            let said = match name {
+                name if *name == CONTENT_TYPE => &mut content_type,
+                name if *name == GRPC_ENCODING => &mut encoding,
+                name if *name == GRPC_TIMEOUT => &mut timeout,
+                _ => continue,
+            };
+            said.get_or_insert(value);
+        }
+        let is_grpc = content_type.is_some_and(is_grpc) && request.method() == Method::POST;
+        Self { is_grpc, encoding: encoding_of(encoding), timeout: timeout_of(timeout) }
+    }
+}
+
+fn is_grpc(content_type: &HeaderValue) -> bool {
+    match content_type.as_bytes().strip_prefix(GRPC) {
         // application/grpc-web is another protocol.
         Some(rest) => matches!(rest.first(), None | Some(b'+' | b';')),
         None => false,
-    })
+    }
 }
 
 /// How a request says that its message may be compressed.
@@ -38,8 +59,8 @@ pub(super) enum Encoding {
 pub(super) const GRPC_ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
-pub(super) fn encoding(headers: &HeaderMap) -> Encoding {
-    match headers.get(GRPC_ENCODING).map(HeaderValue::as_bytes) {
+fn encoding_of(value: Option<&HeaderValue>) -> Encoding {
+    match value.map(HeaderValue::as_bytes) {
         None | Some(b"identity") => Encoding::Identity,
         Some(b"gzip") => Encoding::Gzip,
         Some(_) => Encoding::Other,
@@ -51,8 +72,8 @@ pub(super) fn encoding(headers: &HeaderMap) -> Encoding {
 pub(super) struct Malformed;
 
 /// What `grpc-timeout` says, if there is one. To ignore a malformed one would be to wait for longer than the caller does.
-pub(super) fn timeout(headers: &HeaderMap) -> Result<Option<Duration>, Malformed> {
-    match headers.get(GRPC_TIMEOUT) {
+fn timeout_of(value: Option<&HeaderValue>) -> Result<Option<Duration>, Malformed> {
+    match value {
         None => Ok(None),
         Some(value) => value.to_str().ok().and_then(parse).map(Some).ok_or(Malformed),
     }
@@ -96,7 +117,7 @@ mod tests {
     fn only_grpc_is_grpc() {
         let request = |content_type: &str| {
             let request = Request::post("/").header(CONTENT_TYPE, content_type);
-            is_grpc(&request.body(()).expect("a request"))
+            Head::of(&request.body(()).expect("a request")).is_grpc
         };
         for grpc in ["application/grpc", "application/grpc+proto", "application/grpc;v=1"] {
             assert!(request(grpc), "{grpc}");
@@ -111,11 +132,10 @@ mod tests {
     #[test]
     fn grpc_timeouts_are_read_as_the_protocol_writes_them() {
         let read = |text: &str| {
-            let mut headers = HeaderMap::new();
-            headers.insert("grpc-timeout", text.parse().expect("a header"));
-            timeout(&headers)
+            let request = Request::post("/").header("grpc-timeout", text);
+            Head::of(&request.body(()).expect("a request")).timeout
         };
-        assert_eq!(timeout(&HeaderMap::new()), Ok(None));
+        assert_eq!(Head::of(&Request::new(())).timeout, Ok(None));
         assert_eq!(read("20m"), Ok(Some(Duration::from_millis(20))));
         assert_eq!(read("99999999H"), Ok(Some(Duration::from_secs(99_999_999 * 3_600))));
         assert_eq!(read("7u"), Ok(Some(Duration::from_micros(7))));

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::{BufMut, Bytes};
 use futures_util::FutureExt;
 use futures_util::future::Either;
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, HeaderName, Request, Response};
 use http_body::Body;
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -21,13 +21,13 @@ use tower::{BoxError, Service};
 use super::allowance::Share;
 use super::auth::ConnectionAuth;
 use super::call::{Call, Deadline};
-use super::connection::{Connection, Origin};
+use super::connection::{Connection, Named, Origin};
 use super::protocol::Encoding;
 use super::reply::{Held, Reply, headers};
 use super::shed::Admission;
-use super::unary::{Receiving, receive, receive_frame};
+use super::unary::Receiver;
 use super::{convert, protocol, status};
-use crate::caller::{CallContext, Caller};
+use crate::caller::CallContext;
 use crate::catalog::{Answer, Catalog};
 use crate::entry::{PREFIX, prefix};
 use crate::metrics::{Method, ServedBy};
@@ -53,8 +53,7 @@ pub(super) struct Calls {
     pub(super) auth: Option<ConnectionAuth>,
     pub(super) admission: Admission,
     pub(super) unsent: Arc<Share>,
-    /// Requests that are not complete.
-    pub(super) incomplete: Arc<Share>,
+    pub(super) receiver: Receiver,
     pub(super) streams: Arc<Share>,
 }
 
@@ -63,10 +62,11 @@ pub(super) struct Calls {
 pub(super) struct Shared {
     pub(super) catalog: Arc<Catalog>,
     pub(super) others: Routes,
-    pub(super) max_request_bytes: usize,
     /// The longest that a request of a stream may take to come: no other deadline ends it.
     pub(super) longest: Duration,
     pub(super) headers: Headers,
+    /// The metadata by which a proxy says who calls.
+    pub(super) caller_metadata: Option<HeaderName>,
 }
 
 /// The headers of answers, by where those came from and whether they are stale. Made once: a copy costs half as much.
@@ -90,41 +90,45 @@ impl Calls {
         calls: Arc<Self>,
         call: Call<Incoming>,
     ) -> impl Future<Output = Result<Response<Reply>, Infallible>> {
-        let caller = match calls.caller(&call) {
-            Ok(caller) => caller,
+        let named = match calls.named(&call) {
+            Ok(named) => named,
             Err(refused) => return Either::Right(ready(Ok(refused.into_http())).boxed()),
         };
         // To hyper any CONNECT that is answered with 200 is a tunnel.
-        if call.method == Method::GetProduct && protocol::is_grpc(&call.request) {
-            let (encoding, deadline) = (protocol::encoding(call.request.headers()), call.deadline);
-            let body = call.request.into_body();
-            let answer = async move { calls.get_product(body, encoding, caller, deadline).await };
+        if call.method == Method::GetProduct && call.is_grpc {
+            let Call { encoding, deadline, request, .. } = call;
+            let body = request.into_body();
+            let answer = async move { calls.get_product(body, encoding, named, deadline).await };
             return Either::Left(answer.map(|answer| Ok(answer.unwrap_or_else(Status::into_http))));
         }
-        Either::Right(calls.call_other(call, caller).boxed())
+        Either::Right(calls.call_other(call, named).boxed())
     }
 
-    /// Whose share the call takes: that of whoever has shown who it is, on any of its connections, else that of the connection.
-    fn caller(&self, call: &Call<Incoming>) -> Result<Caller, Status> {
-        let Some(auth) = &self.auth else { return Ok(self.connection.caller) };
-        let principal = auth.check(call.method, call.request.headers())?;
-        Ok(principal.map_or(self.connection.caller, |principal| principal.caller))
+    /// Whoever has shown who it is, else whom a proxy names; `None`: the connection is the caller.
+    fn named(&self, call: &Call<Incoming>) -> Result<Option<Arc<Named>>, Status> {
+        let headers = call.request.headers();
+        if let Some(auth) = &self.auth
+            && let Some(shown) = auth.check(call.method, headers)?
+        {
+            return Ok(Some(shown));
+        }
+        let metadata = self.shared.caller_metadata.as_ref();
+        Ok(metadata.and_then(|metadata| named_by_proxy(headers, metadata)))
     }
 
     async fn call_other(
         self: Arc<Self>,
         call: Call<Incoming>,
-        caller: Caller,
+        named: Option<Arc<Named>>,
     ) -> Result<Response<Reply>, Infallible> {
-        let Call { method, deadline, mut request } = call;
-        if !protocol::is_grpc(&request) {
+        let Call { method, is_grpc, encoding, deadline, mut request } = call;
+        if !is_grpc {
             return Ok(protocol::refusal(&request));
         }
-        let call = CallContext { caller, deadline: deadline.instant() };
+        let call = self.context(named.as_deref(), deadline);
         let answer = match method {
             Method::BatchGetProducts => {
-                let encoding = protocol::encoding(request.headers());
-                self.batch_get_products(request.into_body(), encoding, call).await
+                self.batch_get_products(request.into_body(), encoding, named, call).await
             }
             // It streams requests.
             Method::Reflection => self.route(request, Some(self.stream())).await,
@@ -132,8 +136,8 @@ impl Calls {
             Method::Other => self.route(request, None).await,
             _ => {
                 let connection = Arc::clone(&self.connection);
-                request.extensions_mut().insert(Origin { connection, call });
-                self.route_complete(method, request).await
+                request.extensions_mut().insert(Origin { connection, named, call });
+                self.route_complete(method, encoding, request).await
             }
         };
         Ok(answer.unwrap_or_else(Status::into_http))
@@ -144,13 +148,13 @@ impl Calls {
     async fn route_complete(
         &self,
         method: Method,
+        encoding: Encoding,
         request: Request<Incoming>,
     ) -> Result<Response<Reply>, Status> {
         let (mut head, body) = request.into_parts();
-        let encoding = protocol::encoding(&head.headers);
         // What tonic gets is not compressed.
         head.headers.remove(protocol::GRPC_ENCODING);
-        let frame = receive_frame(body, self.receiving(encoding, head_bytes(&head.headers)));
+        let frame = self.receiver.frame(body, encoding, head_bytes(&head.headers));
         let frame = match method.is_lasting() {
             true => tokio::time::timeout(self.shared.longest, frame)
                 .await
@@ -170,9 +174,8 @@ impl Calls {
         self.streams.take(1).map(Held::Stream)
     }
 
-    fn receiving(&self, encoding: Encoding, head: usize) -> Receiving<'_> {
-        let limit = self.shared.max_request_bytes;
-        Receiving { limit, encoding, share: &self.incomplete, head }
+    fn context(&self, named: Option<&Named>, deadline: Deadline) -> CallContext {
+        CallContext { caller: self.connection.caller(named), deadline: deadline.instant() }
     }
 
     async fn route<B>(
@@ -192,10 +195,10 @@ impl Calls {
         &self,
         body: Incoming,
         encoding: Encoding,
-        caller: Caller,
+        named: Option<Arc<Named>>,
         deadline: Deadline,
     ) -> Result<Response<Reply>, Status> {
-        let request: GetProductRequest = receive(body, self.receiving(encoding, 0)).await?;
+        let request: GetProductRequest = self.receiver.message(body, encoding).await?;
         let place = self.admission.take()?;
         let id = convert::id("id", request.id)?;
         let freshness = convert::freshness(request.freshness)?;
@@ -204,12 +207,13 @@ impl Calls {
             Some(answer) => Ok(answer),
             // Boxed, so that a hot read does not carry the way to Postgres with it.
             None => {
-                let call = CallContext { caller, deadline: deadline.instant() };
+                let call = self.context(named.as_deref(), deadline);
                 Box::pin(catalog.get_cold(id, freshness, call)).await
             }
         };
-        let answer =
-            answer.map_err(|error| self.connection.failed(&error, min_version(&request)))?;
+        let answer = answer.map_err(|error| {
+            self.connection.failed(named.as_deref(), &error, min_version(&request))
+        })?;
         if answer.entry.is_tombstone() {
             return Err(not_found(cache_status(answer.from, answer.stale)));
         }
@@ -221,9 +225,10 @@ impl Calls {
         &self,
         body: Incoming,
         encoding: Encoding,
+        named: Option<Arc<Named>>,
         call: CallContext,
     ) -> Result<Response<Reply>, Status> {
-        let request: BatchGetProductsRequest = receive(body, self.receiving(encoding, 0)).await?;
+        let request: BatchGetProductsRequest = self.receiver.message(body, encoding).await?;
         let place = self.admission.take()?;
         let ids = convert::ids(&request.ids)?;
         let freshness = convert::batch_freshness(request.max_staleness, request.latest)?;
@@ -235,7 +240,8 @@ impl Calls {
             tokio::task::yield_now().await;
         }
         let answers = self.shared.catalog.get_many(&ids, freshness, call).await;
-        let answers = answers.map_err(|error| self.connection.failed(&error, None))?;
+        let answers =
+            answers.map_err(|error| self.connection.failed(named.as_deref(), &error, None))?;
         let (from, stale) = farthest(&answers);
         let bytes = most_bytes(&answers);
         if bytes - PREFIX > most {
@@ -245,6 +251,13 @@ impl Calls {
         let message = room.holds(concatenated(&ids, &answers));
         Ok(Reply::message(message, self.shared.headers.of(from, stale), place))
     }
+}
+
+/// The last of a list is what the proxy itself has seen; what is before it its client may have sent.
+fn named_by_proxy(headers: &HeaderMap, metadata: &HeaderName) -> Option<Arc<Named>> {
+    let list = headers.get_all(metadata).iter().next_back()?.to_str().ok()?;
+    let name = list.rsplit(',').next().map(str::trim).filter(|name| !name.is_empty())?;
+    Some(Named::new(name))
 }
 
 /// What keeping the head of a request takes.

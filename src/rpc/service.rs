@@ -36,12 +36,12 @@ impl ProductService for Products {
         request: Request<UpdateProductRequest>,
     ) -> Result<Response<Stored>, Status> {
         self.may_write()?;
-        let Origin { connection, call } = Origin::of(&request)?;
+        let origin = Origin::of(&request)?;
         let request = request.into_inner();
         let expected = convert::expected_version(request.expected_version)?;
         let (id, patch) = convert::patch(request)?;
-        let updated = self.catalog.update(id, patch, expected, call).await;
-        written(updated.map_err(|error| connection.failed(&error, expected))?)
+        let updated = self.catalog.update(id, patch, expected, origin.call).await;
+        written(updated.map_err(|error| origin.failed(&error, expected))?)
     }
 
     async fn create_product(
@@ -49,10 +49,10 @@ impl ProductService for Products {
         request: Request<CreateProductRequest>,
     ) -> Result<Response<Stored>, Status> {
         self.may_write()?;
-        let Origin { connection, call } = Origin::of(&request)?;
+        let origin = Origin::of(&request)?;
         let product = convert::new_product(request.into_inner())?;
-        let created = self.catalog.create(product, call).await;
-        written(created.map_err(|error| connection.failed(&error, None))?)
+        let created = self.catalog.create(product, origin.call).await;
+        written(created.map_err(|error| origin.failed(&error, None))?)
     }
 
     async fn delete_product(
@@ -60,12 +60,12 @@ impl ProductService for Products {
         request: Request<DeleteProductRequest>,
     ) -> Result<Response<()>, Status> {
         self.may_write()?;
-        let Origin { connection, call } = Origin::of(&request)?;
+        let origin = Origin::of(&request)?;
         let request = request.into_inner();
         let id = convert::id("id", request.id)?;
         let expected = convert::expected_version(request.expected_version)?;
-        let deleted = self.catalog.delete(id, expected, call).await;
-        deleted.map_err(|error| connection.failed(&error, expected))?;
+        let deleted = self.catalog.delete(id, expected, origin.call).await;
+        deleted.map_err(|error| origin.failed(&error, expected))?;
         Ok(Response::new(()))
     }
 
@@ -75,8 +75,9 @@ impl ProductService for Products {
         &self,
         request: Request<StreamHotKeysRequest>,
     ) -> Result<Response<HotKeysStream>, Status> {
-        let Origin { connection, call } = Origin::of(&request)?;
-        let stream = self.watchers.watch(request.into_inner(), call.deadline, &connection)?;
+        let origin = Origin::of(&request)?;
+        let stream =
+            self.watchers.watch(request.into_inner(), origin.call.deadline, &origin.connection)?;
         Ok(Response::new(stream))
     }
 }

@@ -52,17 +52,54 @@ impl Admission {
         Self { places: local(places), connection: Arc::clone(connection) }
     }
 
-    /// A place for a call.
+    /// A place for a call. A connection that has more places than are free gets no more: so calls that hang, of however few
+    /// connections, leave places for the next one.
     ///
     /// # Errors
     /// RESOURCE_EXHAUSTED, at once.
     pub(super) fn take(&self) -> Result<Place, Status> {
+        // Each place of the connection refers to it.
+        let own = Arc::strong_count(&self.places) - 1;
         // The place gives itself back, also when there was none.
         let place = Place(Arc::clone(&self.places));
-        if self.places.taken.fetch_add(1, Ordering::Relaxed) < self.places.limit {
+        let free =
+            self.places.limit.saturating_sub(self.places.taken.fetch_add(1, Ordering::Relaxed));
+        if free > 0 && own <= free {
             return Ok(place);
         }
         self.connection.refused(Shed::Calls);
         Err(status::too_many_requests())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::caller::Caller;
+    use crate::refusals::Refusals;
+
+    /// As many places as a connection gets, and has streams for.
+    fn fill(places: &Arc<Places>, streams: usize) -> Vec<Place> {
+        let refusals = Refusals::new(&Metrics::new());
+        let connection = Connection::new(([127, 0, 0, 1], 1).into(), Caller::BACKGROUND, refusals);
+        let admission = Admission::new(places, &connection);
+        std::iter::from_fn(|| admission.take().ok()).take(streams).collect()
+    }
+
+    #[test]
+    fn connections_leave_places_to_the_next() {
+        let places = Places::new(1_000, &Metrics::new());
+        let held: Vec<_> = (0..12).map(|_| fill(&places, 100)).collect();
+        let counts: Vec<usize> = held.iter().map(Vec::len).collect();
+        assert_eq!(counts, [100, 100, 100, 100, 100, 100, 100, 100, 100, 51, 25, 13]);
+        assert!(!fill(&places, 100).is_empty());
+        drop(held);
+        assert_eq!(places.taken.load(Ordering::Relaxed), 0, "also those that were refused");
+    }
+
+    #[test]
+    fn one_place_is_enough_for_one_call() {
+        let places = Places::new(1, &Metrics::new());
+        assert_eq!(fill(&places, 100).len(), 1);
     }
 }

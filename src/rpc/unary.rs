@@ -21,60 +21,64 @@ use crate::entry::{PREFIX, prefix};
 /// What a request costs that is not complete, besides its bytes: its stream, its call, its timers.
 const COST: usize = 4_096;
 
-/// How requests are received.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Receiving<'a> {
+/// Receives the requests of a connection.
+#[derive(Debug)]
+pub(super) struct Receiver {
     /// The largest message in bytes.
     pub(super) limit: usize,
-    /// How the message is compressed, if it is.
-    pub(super) encoding: Encoding,
-    /// What the requests of this connection that are not complete may hold.
-    pub(super) share: &'a Arc<Share>,
-    /// The bytes of the request's head, if it is kept.
-    pub(super) head: usize,
+    /// What requests that are not complete may hold.
+    pub(super) share: Arc<Share>,
 }
 
-/// Receives the one message of a unary request.
-///
-/// # Errors
-/// RESOURCE_EXHAUSTED past the limits, UNIMPLEMENTED for a compressed one, INVALID_ARGUMENT for what is no message.
-pub(super) async fn receive<M, B>(body: B, receiving: Receiving<'_>) -> Result<M, Status>
-where
-    M: Message + Default,
-    B: Body<Data = Bytes, Error: std::fmt::Display> + Unpin,
-{
-    let frame = receive_frame(body, receiving).await?;
-    M::decode(&frame[PREFIX..]).map_err(|error| status::malformed(&error.to_string()))
-}
-
-/// Receives the same, as a frame: behind its prefix.
-///
-/// # Errors
-/// As [`receive`], but for what only the message's type can tell.
-pub(super) async fn receive_frame<B>(mut body: B, receiving: Receiving<'_>) -> Result<Bytes, Status>
-where
-    B: Body<Data = Bytes, Error: std::fmt::Display> + Unpin,
-{
-    let limit = receiving.limit;
-    let mut incomplete = Incomplete { receiving, room: None };
-    let first = incomplete.next(&mut body, 0).await?.unwrap_or_default();
-    // Nearly always all of it.
-    if body.is_end_stream() {
-        return checked(first, receiving);
-    }
-    // Copied: a part would keep all of the buffer that the connection read it into.
-    let mut received = first.to_vec();
-    while received.len() <= limit + PREFIX
-        && let Some(more) = incomplete.next(&mut body, received.capacity()).await?
+impl Receiver {
+    /// Receives the one message of a unary request.
+    ///
+    /// # Errors
+    /// RESOURCE_EXHAUSTED past the limits, UNIMPLEMENTED for a compressed one, INVALID_ARGUMENT for what is no message.
+    pub(super) async fn message<M, B>(&self, body: B, encoding: Encoding) -> Result<M, Status>
+    where
+        M: Message + Default,
+        B: Body<Data = Bytes, Error: std::fmt::Display> + Unpin,
     {
-        received.extend_from_slice(&more);
+        let frame = self.frame(body, encoding, 0).await?;
+        M::decode(&frame[PREFIX..]).map_err(|error| status::malformed(&error.to_string()))
     }
-    checked(received.into(), receiving)
+
+    /// Receives the same, as a frame: behind its prefix. `head` is how many bytes of its head are kept meanwhile.
+    ///
+    /// # Errors
+    /// As [`Self::message`], but for what only the message's type can tell.
+    pub(super) async fn frame<B>(
+        &self,
+        mut body: B,
+        encoding: Encoding,
+        head: usize,
+    ) -> Result<Bytes, Status>
+    where
+        B: Body<Data = Bytes, Error: std::fmt::Display> + Unpin,
+    {
+        let mut incomplete = Incomplete { share: &self.share, cost: COST + head, room: None };
+        let first = incomplete.next(&mut body, 0).await?.unwrap_or_default();
+        // Nearly always all of it.
+        if body.is_end_stream() {
+            return checked(first, encoding, self.limit);
+        }
+        // Copied: a part would keep all of the buffer that the connection read it into.
+        let mut received = first.to_vec();
+        while received.len() <= self.limit + PREFIX
+            && let Some(more) = incomplete.next(&mut body, received.capacity()).await?
+        {
+            received.extend_from_slice(&more);
+        }
+        checked(received.into(), encoding, self.limit)
+    }
 }
 
 /// A request that is being received.
 struct Incomplete<'a> {
-    receiving: Receiving<'a>,
+    share: &'a Arc<Share>,
+    /// What it holds besides its bytes.
+    cost: usize,
     /// Taken when it has to wait: most requests come at once.
     room: Option<Room>,
 }
@@ -101,11 +105,11 @@ impl Incomplete<'_> {
     }
 
     fn wait(&mut self, held: usize) -> Result<(), Status> {
-        let amount = COST + self.receiving.head + held;
+        let amount = self.cost + held;
         match &mut self.room {
             Some(room) => room.grow_to(amount),
             None => {
-                self.room = Some(self.receiving.share.take(amount)?);
+                self.room = Some(self.share.take(amount)?);
                 Ok(())
             }
         }
@@ -113,10 +117,7 @@ impl Incomplete<'_> {
 }
 
 /// A whole request, not compressed.
-fn checked(
-    received: Bytes,
-    Receiving { limit, encoding, .. }: Receiving<'_>,
-) -> Result<Bytes, Status> {
+fn checked(received: Bytes, encoding: Encoding, limit: usize) -> Result<Bytes, Status> {
     let Some(([compressed, length @ ..], message)) = received.split_first_chunk::<PREFIX>() else {
         return Err(status::malformed("it ended before its message"));
     };

@@ -32,20 +32,20 @@ pub fn register(suite: &mut Suite<'_>) {
 }
 
 /// The file of keys, in a directory that goes when this is dropped.
-struct Jwks {
+pub struct Jwks {
     _directory: tempfile::TempDir,
     file: PathBuf,
 }
 
 impl Jwks {
-    fn of(signers: &[&Signer]) -> Self {
+    pub fn of(signers: &[&Signer]) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("jwks.json");
         trust(&file, signers);
         Self { _directory: directory, file }
     }
 
-    fn configure(&self, args: &mut ServeArgs) {
+    pub fn configure(&self, args: &mut ServeArgs) {
         args.identity.auth_jwks_file = self.file.to_str().unwrap().to_owned();
         args.identity.auth_audience = AUDIENCE.to_owned();
         args.identity.auth_issuer = ISSUER.to_owned();
@@ -61,7 +61,7 @@ async fn node(stack: &Stack, jwks: &Jwks) -> Node {
     stack.node_with(|args| jwks.configure(args)).await
 }
 
-fn bearer(token: &str) -> HeaderMap {
+pub fn bearer(token: &str) -> HeaderMap {
     HeaderMap::from_iter([(
         http::header::AUTHORIZATION,
         format!("Bearer {token}").parse().unwrap(),

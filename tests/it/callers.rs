@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use hotshelf::config::ServeArgs;
 use hotshelf::proto::get_product_request::Freshness;
 use hotshelf::proto::{
     AdminServiceClient, BatchGetProductsRequest, ExplainProductRequest, GetProductRequest,
@@ -192,8 +193,8 @@ async fn explanations(stack: Stack) {
 }
 
 /// One load runs, and ten wait, however long Postgres hangs.
-async fn node_with_ten_places(stack: &Stack) -> Node {
-    let change = |args: &mut hotshelf::config::ServeArgs| {
+pub async fn with_ten_places(stack: &Stack, more: impl FnOnce(&mut ServeArgs)) -> Node {
+    let change = |args: &mut ServeArgs| {
         args.postgres.database_loads = 1;
         args.postgres.database_connections = 4;
         args.postgres.database_queued_loads = 10;
@@ -201,6 +202,7 @@ async fn node_with_ten_places(stack: &Stack) -> Node {
         args.postgres.database_acquire_timeout = 100 * HANG;
         args.postgres.database_statement_timeout = 3 * HANG;
         args.serving.max_call_time = 100 * HANG;
+        more(args);
     };
     stack.node_with(change).await
 }
@@ -208,7 +210,7 @@ async fn node_with_ten_places(stack: &Stack) -> Node {
 async fn batches(stack: Stack) {
     const CALLS: usize = 32;
     let cold = stack.insert("cold").await;
-    let node = node_with_ten_places(&stack).await;
+    let node = with_ten_places(&stack, |_| {}).await;
     let lock = stack.lock_products().await;
     let abuser = client(&node).await;
     let calls = flood(CALLS, |n| {
@@ -234,7 +236,7 @@ async fn batches(stack: Stack) {
 async fn latest_reads(stack: Stack) {
     const CALLS: usize = 1_000;
     let [read, cold] = [stack.insert("read").await, stack.insert("cold").await];
-    let node = node_with_ten_places(&stack).await;
+    let node = with_ten_places(&stack, |_| {}).await;
     let lock = stack.lock_products().await;
     let abuser = client(&node).await;
     let calls = flood(CALLS, |n| {

@@ -16,6 +16,7 @@ mod budget;
 mod callers;
 mod callers_edge;
 mod callers_memory;
+mod callers_named;
 mod ceiling;
 mod checker;
 mod cluster;
@@ -125,6 +126,7 @@ fn main() -> std::process::ExitCode {
     switches::register(&mut suite);
     callers_edge::register(&mut suite);
     callers_memory::register(&mut suite);
+    callers_named::register(&mut suite);
     metrics::register(&mut suite);
     checker::register(&mut suite);
     callers::register(&mut suite);

@@ -29,3 +29,11 @@ label_set! {
         ScopeMissing = ["scope_missing"],
     ]
 }
+
+impl AuthRefusal {
+    /// The value of the label.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        self.values()[0]
+    }
+}

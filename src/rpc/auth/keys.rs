@@ -8,7 +8,7 @@ use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet, PublicK
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode, decode_header};
 use serde::Deserialize;
 
-use super::{Principal, Scopes};
+use super::{Named, Principal, Scopes};
 use crate::metrics::AuthRefusal;
 
 /// Most keys of a file. A token without a key id is tried with each.
@@ -157,7 +157,7 @@ impl Keys {
         let expires = SystemTime::UNIX_EPOCH.checked_add(seconds.saturating_add(self.leeway));
         // Beyond what a clock can say.
         let expires = expires.unwrap_or_else(|| SystemTime::now() + Duration::from_secs(3_600));
-        Verified { principal: Principal::new(identity, scopes), expires }
+        Verified { principal: Principal { named: Named::new(&identity), scopes }, expires }
     }
 }
 

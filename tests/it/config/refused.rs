@@ -57,9 +57,14 @@ const NUMBERS: [Row; 15] = [
     ("max-watchers", &["18446744073709551615"], "0 to 100000"),
 ];
 
-const OTHERS: [Row; 2] = [
+const OTHERS: [Row; 3] = [
     ("drain-grace", &["0s", "600000years"], "1ms to 1day"),
     ("max-request-bytes", &["0", "1023", "67108865"], "1024 to 67108864"),
+    (
+        "caller-metadata",
+        &["X-Forwarded-For", "a b", "key-bin"],
+        "a name of text metadata: a-z, 0-9, -, _ and ., and not -bin at the end",
+    ),
 ];
 
 /// Settings that cannot work together, and the sentence that they get.
