@@ -8,7 +8,7 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use http::{HeaderMap, Request, Response};
@@ -158,9 +158,8 @@ pin_project! {
             #[pin]
             call: F,
             deadline: Deadline,
-            // Made when the call has to wait: most are done by then.
-            #[pin]
-            timer: Option<Sleep>,
+            // Made when the call has to wait: most are done by then. Boxed, because a call is moved often.
+            timer: Option<Pin<Box<Sleep>>>,
         },
         // Its deadline cannot be read.
         Refused,
@@ -172,7 +171,7 @@ impl<F: Future<Output = Result<Response<Reply>, Infallible>>> Future for CallFut
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let response = std::task::ready!(this.stage.poll_response(cx));
+        let response = ready!(this.stage.poll_response(cx));
         let mut observer = this.observer.take();
         // An error before the first byte has its status in the headers.
         if let Some(observer) = &mut observer
@@ -188,7 +187,7 @@ impl<F: Future<Output = Result<Response<Reply>, Infallible>>> Future for CallFut
 
 impl<F: Future<Output = Result<Response<Reply>, Infallible>>> Stage<F> {
     fn poll_response(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Response<Reply>> {
-        let StageProjection::Admitted { call, deadline, mut timer } = self.project() else {
+        let StageProjection::Admitted { call, deadline, timer } = self.project() else {
             return Poll::Ready(status::malformed("its grpc-timeout is none").into_http());
         };
         if let Poll::Ready(Ok(response)) = call.poll(cx) {
@@ -196,10 +195,10 @@ impl<F: Future<Output = Result<Response<Reply>, Infallible>>> Stage<F> {
         }
         if timer.is_none() {
             let Some(remaining) = deadline.remaining() else { return Poll::Pending };
-            timer.set(Some(tokio::time::sleep(remaining)));
+            *timer = Some(Box::pin(tokio::time::sleep(remaining)));
         }
-        let Some(timer) = timer.as_pin_mut() else { return Poll::Pending };
-        timer.poll(cx).map(|()| status::deadline_exceeded().into_http())
+        let Some(timer) = timer else { return Poll::Pending };
+        timer.as_mut().poll(cx).map(|()| status::deadline_exceeded().into_http())
     }
 }
 
@@ -218,7 +217,7 @@ impl HttpBody for CallBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Chunk>, Status>>> {
         let succeeds = self.reply.succeeds();
-        let frame = std::task::ready!(Pin::new(&mut self.reply).poll_frame(cx));
+        let frame = ready!(Pin::new(&mut self.reply).poll_frame(cx));
         match (&frame, &mut self.observer) {
             (Some(Ok(frame)), Some(observer)) => match frame.trailers_ref() {
                 Some(_) if succeeds => observer.code = Code::Ok,
