@@ -19,8 +19,8 @@ impl Caller {
         Self(number)
     }
 
-    /// Whoever has shown an identity, on any connection. `digest` is a cryptographic one: nobody can find an identity that
-    /// takes another's shares.
+    /// An authenticated caller, on any connection. `digest` is a cryptographic one: no identity can be found that takes the
+    /// shares of another.
     #[must_use]
     pub fn of_identity(digest: u64) -> Self {
         Self(digest | OF_IDENTITY)

@@ -303,7 +303,7 @@ pub struct ServingArgs {
     pub max_streams_per_connection: u32,
     /// Unary calls at once; more are refused with RESOURCE_EXHAUSTED.
     ///
-    /// A connection that has more than are free gets no more. Too high: overload becomes latency and memory. Too low: bursts are refused needlessly.
+    /// When half are taken a connection that has more than an eighth of those that are free gets no more. Too high: overload becomes latency and memory. Too low: bursts are refused needlessly.
     #[arg(long, env, default_value_t = 10_000, value_name = "N", value_parser = number::<usize>(1, 1_000_000))]
     pub max_calls: usize,
     /// Bytes of batches that wait for their callers to read them; past it more are refused with RESOURCE_EXHAUSTED.

@@ -17,8 +17,6 @@ const WINDOW: Duration = Duration::from_secs(60);
 /// Callers that are counted; one more takes the place and the count of the least (the Space-Saving algorithm: Metwally et
 /// al., ICDT 2005), so that those that are refused most are among them.
 const MAX_CALLERS: usize = 256;
-/// The longest part of a name that is kept.
-const MAX_NAME: usize = 100;
 /// Callers that are shown.
 const SHOWN: usize = 10;
 
@@ -57,8 +55,7 @@ impl Refusals {
     pub fn note(&self, peer: SocketAddr, name: Option<&str>, reason: Shed) {
         self.metrics.shed.inc(reason);
         let now = Instant::now();
-        let name = name.map(|name| name.chars().take(MAX_NAME).collect::<String>());
-        let caller = name.unwrap_or_else(|| peer.ip().to_canonical().to_string());
+        let caller = name.map_or_else(|| peer.ip().to_canonical().to_string(), str::to_owned);
         self.callers.lock().count(&caller, now);
         let Some(refused) = self.lines[reason as usize].lock().count(now) else { return };
         let reason = reason.name();
@@ -72,7 +69,11 @@ impl Refusals {
     #[must_use]
     pub fn most_refused(&self) -> String {
         let ranked = self.callers.lock().ranked(Instant::now());
-        ranked.iter().take(SHOWN).map(|(caller, count)| format!("{count} {caller}\n")).collect()
+        ranked
+            .iter()
+            .take(SHOWN)
+            .map(|(caller, count)| format!("{count} {}\n", caller.escape_debug()))
+            .collect()
     }
 }
 

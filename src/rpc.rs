@@ -226,7 +226,7 @@ fn allowances(options: &RpcOptions, metrics: &Metrics) -> [Arc<Allowance>; 3] {
             options.max_streams,
             Shed::Streams,
             "hotshelf.streams",
-            "Open streams of all services, and health checks.",
+            "Open streams of all services.",
         ),
     ]
 }

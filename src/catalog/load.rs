@@ -18,7 +18,7 @@ use crate::moment::Moment;
 use crate::pause::Point;
 use crate::postgres::Demand;
 use crate::product::{ProductId, Version};
-use crate::redis::{Filled, Lease, Publish};
+use crate::redis::{CHUNK, Filled, Lease, Publish};
 
 /// A load that comes back older than what was committed meanwhile is done again this often; then the answer
 /// is given, and not kept.
@@ -90,15 +90,17 @@ impl Catalog {
     /// Lands every one of `loads`, detached: no caller's deadline bounds a load that others wait for.
     ///
     /// Loads that begin in the same turn of the scheduler look into Redis together, because a command costs more than a key
-    /// of it. Not in a cluster, where the keys have nodes of their own, and one that hangs would hold up all. Not a large batch:
-    /// a lone read would wait for it.
+    /// of it. Not in a cluster, where the keys have nodes of their own, and one that hangs would hold up all. Not a large batch,
+    /// and no more than one command has keys: a lone read would wait for it.
     pub(super) fn depart(self: &Arc<Self>, loads: Vec<Load>) {
         let catalog = Arc::clone(self);
-        if self.redis.is_cluster() || loads.len() > TOGETHER {
+        let mut departures = self.departures.lock();
+        let together = departures.iter().map(Vec::len).sum::<usize>() + loads.len();
+        if self.redis.is_cluster() || loads.len() > TOGETHER || together > CHUNK {
+            drop(departures);
             drop(self.drain.spawn(async move { catalog.load(loads).await }));
             return;
         }
-        let mut departures = self.departures.lock();
         departures.push(loads);
         if departures.len() == 1 {
             drop(self.drain.spawn(async move {

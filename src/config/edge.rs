@@ -33,7 +33,7 @@ pub struct EdgeArgs {
     /// requests cost that memory. Too low: many uploads at once are refused.
     #[arg(long, env, default_value_t = 67_108_864, value_name = "BYTES", value_parser = number::<usize>(16_384, 1 << 40))]
     pub max_incomplete_request_bytes: usize,
-    /// Streams of all services at once, health checks among them; more are refused with RESOURCE_EXHAUSTED.
+    /// Streams of all services at once; more are refused with RESOURCE_EXHAUSTED.
     ///
     /// A connection that has more than an eighth of what is free gets no more. Each costs about 32 kB. Too high: memory. Too
     /// low: clients that watch health are refused.

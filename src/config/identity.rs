@@ -39,8 +39,9 @@ pub struct IdentityArgs {
     pub auth_leeway: Duration,
     /// The metadata by which a proxy in front says who calls: x-forwarded-for, say. Of a list the last entry counts.
     ///
-    /// Set: limits and shares are by that name, and who sends it can claim any, so let nobody past the proxy. Unset: all that a
-    /// proxy sends on one connection is one caller. It is no authentication, and a token or certificate goes before it.
+    /// Set: shares of PostgreSQL and Redis are by that name, and any client that reaches this port can claim one, so allow only the
+    /// proxy. Unset: all that a proxy sends on one connection is one caller. It is no authentication; a token or certificate
+    /// goes before it.
     #[arg(long, env, default_value = "", value_name = "NAME", value_parser = metadata)]
     pub caller_metadata: String,
 }

@@ -112,7 +112,7 @@ impl Room {
         Ok(())
     }
 
-    /// `message`, which holds this room for as long as anybody has its bytes: also while they wait in a connection's
+    /// `message`, which holds this room for as long as its bytes are referred to: also while they wait in a connection's
     /// buffer, when the call has long ended.
     pub(super) fn holds(self, message: Vec<u8>) -> Bytes {
         Bytes::from_owner(Held { message, _room: self })
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_does_not_read_leaves_room_for_who_comes_next() {
+    fn a_connection_that_does_not_read_leaves_room_for_the_next() {
         let unsent = unsent();
         let first = fill(&share(&unsent), 10);
         assert_eq!(first.len(), 12, "a ninth, and what passes it");
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_who_has_the_bytes_gives_their_room_back() {
+    fn room_is_given_back_with_the_last_reference_to_the_bytes() {
         let unsent = unsent();
         let share = share(&unsent);
         let answer = share.take(600).expect("free").holds(vec![7; 600]);

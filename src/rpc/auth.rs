@@ -85,7 +85,7 @@ struct Remembered {
     verified: Verified,
 }
 
-/// Whoever has shown who it is, and what it may do.
+/// An authenticated caller, and what it may do.
 #[derive(Clone, Debug)]
 pub(super) struct Principal {
     /// By the subject of the token, or whom the certificate names.
@@ -131,7 +131,9 @@ impl ConnectionAuth {
 
     /// A token speaks for the call; without one the certificate does.
     fn principal(&self, headers: &HeaderMap) -> Result<Principal, AuthRefusal> {
-        if let (Some(keys), Some(token)) = (&self.shared.keys, bearer(headers)?) {
+        if let Some(keys) = &self.shared.keys
+            && let Some(token) = bearer(headers)?
+        {
             return self.of_token(&keys.current(), token);
         }
         self.certificate.clone().ok_or(AuthRefusal::TokenMissing)

@@ -21,7 +21,7 @@ use tower::{Layer, Service};
 use super::Local;
 use super::protocol::{Encoding, Head};
 use super::reply::{Chunk, Reply};
-use super::status;
+use super::{protocol, status};
 use crate::metrics::{Method, Metrics};
 use crate::moment::Moment;
 
@@ -36,7 +36,6 @@ pub(super) struct Arrival<B> {
 #[derive(Debug)]
 pub(super) struct Call<B> {
     pub(super) method: Method,
-    pub(super) is_grpc: bool,
     pub(super) encoding: Encoding,
     pub(super) deadline: Deadline,
     pub(super) request: Request<B>,
@@ -130,14 +129,23 @@ where
         let (metrics, began) = (Arc::clone(metrics), Moment::now());
         let observer = Some(Observer { metrics, method, began, code: Code::Cancelled });
         let Head { is_grpc, encoding, timeout } = Head::of(&request);
-        let Ok(asked) = timeout else { return CallFuture { stage: Stage::Refused, observer } };
+        let refused = match timeout {
+            // To hyper any CONNECT that is answered with 200 is a tunnel.
+            _ if !is_grpc => Some(protocol::refusal(&request)),
+            Err(_) => Some(status::malformed("its grpc-timeout is none").into_http()),
+            Ok(_) => None,
+        };
+        if refused.is_some() {
+            return CallFuture { stage: Stage::Refused { response: refused }, observer };
+        }
+        let asked = timeout.unwrap_or_default();
         // Streams end by themselves at their callers' deadlines.
         let deadline = match (asked, method.is_lasting()) {
             (None, true) => Deadline::NONE,
             (Some(asked), true) => Deadline(began + asked),
             (asked, false) => Deadline(began + asked.map_or(*longest, |asked| asked.min(*longest))),
         };
-        let call = self.inner.call(Call { method, is_grpc, encoding, deadline, request });
+        let call = self.inner.call(Call { method, encoding, deadline, request });
         CallFuture { stage: Stage::Admitted { call, deadline, timer: None }, observer }
     }
 }
@@ -161,8 +169,8 @@ pin_project! {
             // Made when the call has to wait: most are done by then. Boxed, because a call is moved often.
             timer: Option<Pin<Box<Sleep>>>,
         },
-        // Its deadline cannot be read.
-        Refused,
+        // It is not gRPC, or its deadline cannot be read.
+        Refused { response: Option<Response<Reply>> },
     }
 }
 
@@ -187,8 +195,11 @@ impl<F: Future<Output = Result<Response<Reply>, Infallible>>> Future for CallFut
 
 impl<F: Future<Output = Result<Response<Reply>, Infallible>>> Stage<F> {
     fn poll_response(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Response<Reply>> {
-        let StageProjection::Admitted { call, deadline, timer } = self.project() else {
-            return Poll::Ready(status::malformed("its grpc-timeout is none").into_http());
+        let (call, deadline, timer) = match self.project() {
+            StageProjection::Admitted { call, deadline, timer } => (call, deadline, timer),
+            StageProjection::Refused { response } => {
+                return Poll::Ready(response.take().unwrap_or_default());
+            }
         };
         if let Poll::Ready(Ok(response)) = call.poll(cx) {
             return Poll::Ready(response);

@@ -62,6 +62,9 @@ impl Connection {
     }
 }
 
+/// The longest part of a name that is kept, for the log.
+const MAX_NAME: usize = 100;
+
 /// A caller that is known by name, on whichever connection it calls.
 #[derive(Debug)]
 pub(super) struct Named {
@@ -75,7 +78,8 @@ impl Named {
         let digest = digest(&SHA256, name.as_bytes());
         let (first, _) = digest.as_ref().split_first_chunk().expect("SHA-256 has 32 bytes");
         let caller = Caller::of_identity(u64::from_be_bytes(*first));
-        Arc::new(Self { name: name.into(), caller })
+        let name = name.chars().take(MAX_NAME).collect::<String>().into();
+        Arc::new(Self { name, caller })
     }
 }
 

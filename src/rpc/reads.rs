@@ -8,7 +8,8 @@ use std::time::Duration;
 use bytes::{BufMut, Bytes};
 use futures_util::FutureExt;
 use futures_util::future::Either;
-use http::{HeaderMap, HeaderName, Request, Response};
+use http::request::Parts;
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use http_body::Body;
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -94,8 +95,7 @@ impl Calls {
             Ok(named) => named,
             Err(refused) => return Either::Right(ready(Ok(refused.into_http())).boxed()),
         };
-        // To hyper any CONNECT that is answered with 200 is a tunnel.
-        if call.method == Method::GetProduct && call.is_grpc {
+        if call.method == Method::GetProduct {
             let Call { encoding, deadline, request, .. } = call;
             let body = request.into_body();
             let answer = async move { calls.get_product(body, encoding, named, deadline).await };
@@ -104,7 +104,7 @@ impl Calls {
         Either::Right(calls.call_other(call, named).boxed())
     }
 
-    /// Whoever has shown who it is, else whom a proxy names; `None`: the connection is the caller.
+    /// The authenticated caller, else the one that a proxy names; `None`: the connection is the caller.
     fn named(&self, call: &Call<Incoming>) -> Result<Option<Arc<Named>>, Status> {
         let headers = call.request.headers();
         if let Some(auth) = &self.auth
@@ -121,10 +121,7 @@ impl Calls {
         call: Call<Incoming>,
         named: Option<Arc<Named>>,
     ) -> Result<Response<Reply>, Infallible> {
-        let Call { method, is_grpc, encoding, deadline, mut request } = call;
-        if !is_grpc {
-            return Ok(protocol::refusal(&request));
-        }
+        let Call { method, encoding, deadline, mut request } = call;
         let call = self.context(named.as_deref(), deadline);
         let answer = match method {
             Method::BatchGetProducts => {
@@ -154,22 +151,23 @@ impl Calls {
         let (mut head, body) = request.into_parts();
         // What tonic gets is not compressed.
         head.headers.remove(protocol::GRPC_ENCODING);
-        let frame = self.receiver.frame(body, encoding, head_bytes(&head.headers));
+        let frame = self.receiver.frame(body, encoding, head_bytes(&head));
         let frame = match method.is_lasting() {
             true => tokio::time::timeout(self.shared.longest, frame)
                 .await
                 .unwrap_or_else(|_| Err(status::deadline_exceeded())),
             false => frame.await,
         }?;
-        let held = match method.is_lasting() || method == Method::HealthCheck {
-            true => self.stream(),
-            false => self.admission.take().map(Held::Place),
+        let held = match method {
+            // An instance that is busy must not look dead.
+            Method::HealthCheck => None,
+            method if method.is_lasting() => Some(self.stream()),
+            _ => Some(self.admission.take().map(Held::Place)),
         };
-        self.route(Request::from_parts(head, Full::new(frame)), Some(held)).await
+        self.route(Request::from_parts(head, Full::new(frame)), held).await
     }
 
-    /// One of the streams that a connection, and all of them, may have. Health checks are among them: they pass whatever
-    /// number of calls is in flight.
+    /// One of the streams that a connection, and all of them, may have.
     fn stream(&self) -> Result<Held, Status> {
         self.streams.take(1).map(Held::Stream)
     }
@@ -260,9 +258,13 @@ fn named_by_proxy(headers: &HeaderMap, metadata: &HeaderName) -> Option<Arc<Name
     Some(Named::new(name))
 }
 
-/// What keeping the head of a request takes.
-fn head_bytes(headers: &HeaderMap) -> usize {
-    headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum()
+/// What keeping the head of a request takes: its text, and a slot of the map for each field.
+fn head_bytes(head: &Parts) -> usize {
+    const FIELD: usize = 192;
+    let field =
+        |(name, value): (&HeaderName, &HeaderValue)| FIELD + name.as_str().len() + value.len();
+    let path = head.uri.path_and_query().map_or(0, |path| path.as_str().len());
+    path + head.headers.iter().map(field).sum::<usize>()
 }
 
 /// What the message of a batch takes at most.

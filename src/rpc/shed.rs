@@ -1,6 +1,6 @@
 //! Load shedding: past the limit of calls in flight the next one is refused at once, with a hint when to try
 //! again. A call takes its place when its request is complete: a client that never completes its requests takes none.
-//! Health checks and streams have limits of their own: an instance that is busy must not look dead.
+//! Streams have limits of their own, and a health check always passes: an instance that is busy must not look dead.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,6 +11,9 @@ use super::connection::Connection;
 use super::status;
 use super::{Local, local};
 use crate::metrics::{Metrics, Shed};
+
+/// A connection that has more than this part of what is free gets no more, when half is taken.
+const MOST: usize = 8;
 
 /// Admits calls of a connection, within the limit of all.
 #[derive(Debug)]
@@ -52,8 +55,8 @@ impl Admission {
         Self { places: local(places), connection: Arc::clone(connection) }
     }
 
-    /// A place for a call. A connection that has more places than are free gets no more: so calls that hang, of however few
-    /// connections, leave places for the next one.
+    /// A place for a call. When half of the places are taken a connection that has more than an eighth of those that are free gets no
+    /// more: so calls that hang, or whose answers nobody reads, leave places for the next connection.
     ///
     /// # Errors
     /// RESOURCE_EXHAUSTED, at once.
@@ -64,7 +67,7 @@ impl Admission {
         let place = Place(Arc::clone(&self.places));
         let free =
             self.places.limit.saturating_sub(self.places.taken.fetch_add(1, Ordering::Relaxed));
-        if free > 0 && own <= free {
+        if free > 0 && (free >= self.places.limit.div_ceil(2) || own <= free / MOST) {
             return Ok(place);
         }
         self.connection.refused(Shed::Calls);
@@ -89,9 +92,9 @@ mod tests {
     #[test]
     fn connections_leave_places_to_the_next() {
         let places = Places::new(1_000, &Metrics::new());
-        let held: Vec<_> = (0..12).map(|_| fill(&places, 100)).collect();
+        let held: Vec<_> = (0..20).map(|_| fill(&places, 100)).collect();
         let counts: Vec<usize> = held.iter().map(Vec::len).collect();
-        assert_eq!(counts, [100, 100, 100, 100, 100, 100, 100, 100, 100, 51, 25, 13]);
+        assert_eq!(counts[..8], [100, 100, 100, 100, 100, 56, 50, 44]);
         assert!(!fill(&places, 100).is_empty());
         drop(held);
         assert_eq!(places.taken.load(Ordering::Relaxed), 0, "also those that were refused");

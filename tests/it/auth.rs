@@ -5,6 +5,7 @@ pub mod tokens;
 
 use std::path::PathBuf;
 
+use bytes::Bytes;
 use hotshelf::config::ServeArgs;
 use http::HeaderMap;
 use prost::Message;
@@ -252,6 +253,8 @@ async fn scopes(stack: Stack) {
             "{path}: {code:?}"
         );
     }
+    let page = raw.http(http::Method::GET, GET, HeaderMap::new(), Bytes::new()).await;
+    assert_eq!(page, http::StatusCode::METHOD_NOT_ALLOWED, "it does not read the status of gRPC");
 }
 
 async fn rotation(stack: Stack) {

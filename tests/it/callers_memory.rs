@@ -116,7 +116,19 @@ async fn streams(stack: Stack) {
     assert_eq!(node.metric(r#"hotshelf_shed_total{reason="streams"}"#).await, 1.0);
     let mut other = HealthClient::new(channel(node.grpc_addr.port()).await);
     other.check(HealthCheckRequest::default()).await.unwrap();
-    drop(open);
+    // However many connections hold the rest, an instance must not look dead.
+    let mut crowd = Vec::new();
+    loop {
+        let mut another = HealthClient::new(channel(node.grpc_addr.port()).await);
+        let Ok(first) = watch(&mut another).await else { break };
+        open.push(first);
+        while let Ok(stream) = watch(&mut another).await {
+            open.push(stream);
+        }
+        crowd.push(another);
+    }
+    other.check(HealthCheckRequest::default()).await.unwrap();
+    drop((open, crowd));
     eventually("they are gone", async || node.metric("hotshelf_streams").await == 0.0).await;
     watch(&mut client).await.unwrap();
 }

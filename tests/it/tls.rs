@@ -263,6 +263,10 @@ async fn client_certificates(stack: Stack) {
     assert_eq!(call(Some(&known), GET).await, Some(Code::Ok));
     assert_eq!(call(Some(&clients.client("by name", None)), GET).await, Some(Code::Ok));
     assert_eq!(call(Some(&known), EXPLAIN).await, Some(Code::PermissionDenied), "by default");
+    let other =
+        HeaderMap::from_iter([(http::header::AUTHORIZATION, "Basic eDp5".parse().unwrap())]);
+    let with_other = code(&servers, &app, Some(&known), GET, other).await;
+    assert_eq!(with_other, Some(Code::Ok), "without keys tokens are not looked at");
     assert_eq!(call(None, GET).await, None);
     let stranger = Authority::new("clients").client("checkout", Some("spiffe://shop/checkout"));
     assert_eq!(call(Some(&stranger), GET).await, None);

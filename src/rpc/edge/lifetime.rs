@@ -91,8 +91,8 @@ fn jittered(age: Duration) -> Duration {
 }
 
 /// Resolves when the peer has not begun to speak in time; keepalive only works from then on.
-async fn silent(spoke: &Notify, patience: Duration) {
-    if timeout(patience, spoke.notified()).await.is_ok() {
+async fn silent(spoke: &Notify, limit: Duration) {
+    if timeout(limit, spoke.notified()).await.is_ok() {
         pending().await
     }
 }

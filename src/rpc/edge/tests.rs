@@ -154,7 +154,9 @@ async fn call(width: usize, bytes: usize, paths: &[&str]) -> (Vec<Option<usize>>
     drop(drain.spawn(connection));
     let one = |path: &str| {
         let mut sender = sender.clone();
-        let request = Request::post(format!("http://test{path}")).body(Empty::<Bytes>::new());
+        let request = Request::post(format!("http://test{path}"))
+            .header("content-type", "application/grpc")
+            .body(Empty::<Bytes>::new());
         async move {
             let response = sender.send_request(request.expect("a request")).await.ok()?;
             Some(response.into_body().collect().await.ok()?.to_bytes().len())

@@ -80,6 +80,8 @@ impl Ranking {
         state.running = true;
         let since = state.began.map_or(SPACING, |began| began.elapsed());
         let run = Run { ranking: Arc::clone(self), computed: None };
+        // A runtime that shuts down drops the task at once, and with it the run, which takes the lock.
+        drop(state);
         drop(self.drain.spawn(run.after(SPACING.saturating_sub(since))));
     }
 }
