@@ -1,4 +1,4 @@
-//! For whom work is done. The shares of PostgreSQL and of Redis are fair by caller.
+//! The caller that work is done for. The shares of PostgreSQL and of Redis are fair by caller.
 
 use std::time::Instant;
 

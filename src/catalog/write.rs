@@ -12,7 +12,7 @@ use crate::product::{Change, NewProduct, Patch, Product, ProductId, Version};
 use crate::redis::Publish;
 
 impl Catalog {
-    /// Changes a product. A write that could not begin before its caller's deadline, or waits for somebody else's
+    /// Changes a product. A write that could not begin before its caller's deadline, or waits for another transaction's
     /// then, is not made; one that is under way goes on, and the caller does not hear how it ended.
     ///
     /// # Errors

@@ -18,7 +18,7 @@ pub struct IdentityArgs {
     pub grpc_tls_client_ca: String,
     /// What a caller may do that shows a certificate and no token: any of products.read, products.write, hotshelf.admin.
     ///
-    /// More: whoever has a certificate may do it. Less: they need tokens for it.
+    /// More: every client with a certificate may do it. Less: they need tokens for it.
     #[arg(long, env, default_value = "products.read products.write", value_name = "SCOPES", value_parser = scopes)]
     pub grpc_tls_client_scopes: String,
     /// A JSON Web Key Set with the public keys of bearer tokens (ES256, EdDSA, RS256); with it calls need tokens.

@@ -2,7 +2,7 @@
 //!
 //! A server answers one command after the other: what is sent behind a thousand others waits for them, and counts as late
 //! where it is not at fault. So only so many are in flight, and the callers that have more to send take turns, one command
-//! each. Whoever does not get one in time goes on without Redis, as when it is slow.
+//! each. A caller that does not get one in time goes on without Redis, as when it is slow.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;

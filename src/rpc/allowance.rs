@@ -173,7 +173,7 @@ mod tests {
         assert_eq!(first.len(), 12, "a ninth, and what passes it");
         let greedy: Vec<_> = (0..9).map(|_| fill(&share(&unsent), 10)).collect();
         assert!(held(&unsent) < LIMIT * 3 / 4);
-        assert!(share(&unsent).take(LIMIT / 4).is_ok(), "whoever holds nothing");
+        assert!(share(&unsent).take(LIMIT / 4).is_ok(), "a connection that holds nothing");
         drop((first, greedy));
         assert_eq!(held(&unsent), 0);
     }

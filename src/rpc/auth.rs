@@ -88,7 +88,7 @@ struct Remembered {
 /// An authenticated caller, and what it may do.
 #[derive(Clone, Debug)]
 pub(super) struct Principal {
-    /// By the subject of the token, or whom the certificate names.
+    /// By the subject of the token, or the name in the certificate.
     pub(super) named: Arc<Named>,
     pub(super) scopes: Scopes,
 }
@@ -101,7 +101,7 @@ impl ConnectionAuth {
         Self { shared, peer: peer.address, certificate, remembered: Mutex::default() }
     }
 
-    /// Who makes this call; `None` when the method is open to everybody.
+    /// The caller; `None` when the method is open to all.
     ///
     /// # Errors
     /// The status of a call that must not be made.

@@ -41,7 +41,7 @@ pub use tls::TlsOptions;
 #[derive(Clone, Debug)]
 pub(super) struct Peer {
     pub(super) address: SocketAddr,
-    /// Whom its certificate names, if it has shown one that is valid.
+    /// The name in its certificate, if it has shown one that is valid.
     pub(super) certificate: Option<Arc<str>>,
 }
 

@@ -93,7 +93,7 @@ impl Identity {
         }
     }
 
-    /// Tells the operator what anybody on the network may do.
+    /// Tells the operator what every client on the network may do.
     pub fn warn_if_open(&self, address: SocketAddr) {
         if address.ip().is_loopback() {
             return;
@@ -101,11 +101,11 @@ impl Identity {
         match (&self.auth, &self.tls) {
             (None, _) => tracing::warn!(
                 %address,
-                "GRPC_ADDR is not a loopback address and callers are not authenticated: whoever reaches it can read and change products; set AUTH_JWKS_FILE or GRPC_TLS_CLIENT_CA, or restrict the network"
+                "GRPC_ADDR is not a loopback address and callers are not authenticated: every client that reaches it can read and change products; set AUTH_JWKS_FILE or GRPC_TLS_CLIENT_CA, or restrict the network"
             ),
             (Some(_), None) => tracing::warn!(
                 %address,
-                "tokens are accepted without TLS: whoever can read the network can use them; set GRPC_TLS_CERT and GRPC_TLS_KEY, or terminate TLS in front"
+                "tokens are accepted without TLS: they can be read on the network and used; set GRPC_TLS_CERT and GRPC_TLS_KEY, or terminate TLS in front"
             ),
             _ => {}
         }

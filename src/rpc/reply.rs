@@ -63,7 +63,7 @@ impl Buf for Chunk {
 #[derive(Default)]
 pub(super) struct Reply {
     content: Content,
-    // One that nobody reads takes memory, too.
+    // An answer that is not read takes memory, too.
     _held: Option<Held>,
 }
 

@@ -56,7 +56,7 @@ impl Admission {
     }
 
     /// A place for a call. When half of the places are taken a connection that has more than an eighth of those that are free gets no
-    /// more: so calls that hang, or whose answers nobody reads, leave places for the next connection.
+    /// more: so calls that hang, or whose answers are not read, leave places for the next connection.
     ///
     /// # Errors
     /// RESOURCE_EXHAUSTED, at once.

@@ -3,7 +3,9 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use futures_util::StreamExt;
 use futures_util::future::join_all;
+use futures_util::stream;
 use hotshelf::proto::{CreateProductRequest, Money, Product, UpdateProductRequest};
 use prost_types::FieldMask;
 use sqlx::{AssertSqlSafe, Executor};
@@ -78,14 +80,16 @@ async fn retyped(stack: Stack) {
         "ADD COLUMN color text NOT NULL DEFAULT 'red'",
     ] {
         for round in 0..2 {
-            let calls = (0..5).map(|n| {
+            // No more at once than may wait for the product.
+            let calls = (0..30).map(|n| {
                 let node = &node;
                 async move {
                     read_through(node, id).await?;
                     rename(node, id, &format!("{alter} {n}")).await
                 }
             });
-            for outcome in join_all(calls).await {
+            let outcomes: Vec<_> = stream::iter(calls).buffer_unordered(5).collect().await;
+            for outcome in outcomes {
                 outcome.unwrap_or_else(|status| panic!("{alter}, {round}: {status:?}"));
             }
             if round == 0 {
@@ -107,12 +111,14 @@ async fn role_settings(stack: Stack) {
     }
     let id = stack.insert_unheard("lamp").await;
     let (a, b) = (node(&stack).await, node(&stack).await);
-    let calls = (0..8).map(|n| {
+    let calls = (0..300).map(|n| {
         let node = if n % 2 == 0 { &a } else { &b };
         async move { rename(node, id, &format!("name {n}")).await }
     });
-    let failed: Vec<_> = join_all(calls).await.into_iter().filter_map(Result::err).collect();
-    assert!(failed.is_empty(), "{} of 8, such as {:?}", failed.len(), failed[0]);
+    // No more at once than may wait for the product in one instance.
+    let outcomes: Vec<_> = stream::iter(calls).buffer_unordered(5).collect().await;
+    let failed: Vec<_> = outcomes.into_iter().filter_map(Result::err).collect();
+    assert!(failed.is_empty(), "{} of 300, such as {:?}", failed.len(), failed[0]);
     let names = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'hotshelf' \
                  AND datname = current_database()";
     let named: i64 = sqlx::query_scalar(names).fetch_one(&stack.sql).await.unwrap();

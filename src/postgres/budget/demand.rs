@@ -1,4 +1,4 @@
-//! How much a load is wanted: by whom, until when, and whether they have something stale to fall back on.
+//! How much a load is wanted: by which callers, until when, and whether they have something stale to fall back on.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ const MOST_CALLERS: usize = 8;
 /// How much a load is wanted, at this moment.
 #[derive(Debug)]
 pub(crate) struct Demand {
-    /// For how long: also before it needed a turn, when it waited for somebody else's load.
+    /// For how long: also before it needed a turn, when it waited for another instance's load.
     pub(super) since: Instant,
     wanted: Mutex<Wanted>,
 }

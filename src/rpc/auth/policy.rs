@@ -86,11 +86,11 @@ impl fmt::Debug for Scopes {
 /// What a method asks of its caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Needs {
-    /// Everybody may call it.
+    /// All may call it.
     Nothing,
-    /// Somebody known.
+    /// An authenticated caller.
     Caller,
-    /// Somebody with this scope.
+    /// A caller with this scope.
     Scope(Scope),
 }
 

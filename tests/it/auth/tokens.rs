@@ -1,4 +1,4 @@
-//! Tokens, made as an issuer makes them, and as nobody should.
+//! Tokens, valid and forged.
 
 use std::path::Path;
 use std::time::{Duration, SystemTime};
@@ -59,7 +59,7 @@ impl Signer {
         }
     }
 
-    /// What everybody may know.
+    /// The public key.
     pub fn public(&self) -> Vec<u8> {
         match &self.key {
             Key::Ec(key) => key.public_key().as_ref().to_vec(),
