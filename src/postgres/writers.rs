@@ -1,11 +1,11 @@
 //! Which writes may be on their way to Postgres at once.
 //!
-//! A write may wait for a row for as long as its caller does, and holds a connection meanwhile. So writes of one product wait
-//! for each other here, a few of them, and all writes together have a share of the connections.
+//! A write may wait for a row for as long as its caller does. So writes of one product wait for each other here, a few of them,
+//! all writes together have a share of the connections, and one that waits for a row gives its connection back from time to time.
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ahash::RandomState;
 use parking_lot::Mutex;
@@ -36,7 +36,7 @@ pub(super) struct Writers {
 pub(super) struct WriteTurn {
     /// Whether it waited for another write of its product.
     pub(super) has_waited: bool,
-    _share: Turn,
+    share: Option<Turn>,
     _row: Option<Turn>,
     _place: Option<Place>,
 }
@@ -77,7 +77,32 @@ impl Writers {
         let share = self.share.turn_of(call).await;
         let share = share.map_err(|_| Error::OverBudget(PostgresShare::Writes))?;
         let has_waited = row.as_ref().is_some_and(|row| row.has_waited);
-        Ok(WriteTurn { has_waited, _share: share, _row: row, _place: place })
+        Ok(WriteTurn { has_waited, share: Some(share), _row: row, _place: place })
+    }
+
+    /// Whether other writes wait for a connection.
+    pub(super) fn is_wanted(&self) -> bool {
+        let [_, waiting, _] = self.share.counts();
+        waiting > 0
+    }
+
+    /// Lets other writes go first, and waits for a turn as they did; the place among the writes of the product stays.
+    ///
+    /// # Errors
+    /// [`Error::Locked`] when there was none until the deadline, [`Error::OverBudget`] when too many wait.
+    pub(super) async fn renew(&self, turn: &mut WriteTurn, call: CallContext) -> Result<(), Error> {
+        turn.share = None;
+        loop {
+            match self.share.turn_of(call).await {
+                Ok(share) => {
+                    turn.share = Some(share);
+                    return Ok(());
+                }
+                Err(NoTurn::Late) if call.deadline.is_none_or(|at| Instant::now() < at) => {}
+                Err(NoTurn::Late) => return Err(Error::Locked),
+                Err(NoTurn::Full) => return Err(Error::OverBudget(PostgresShare::Writes)),
+            }
+        }
     }
 
     pub(super) fn counts(&self) -> [u64; 3] {
@@ -119,8 +144,6 @@ impl Drop for Place {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
-
     use futures_util::FutureExt;
 
     use super::*;
@@ -156,6 +179,20 @@ mod tests {
         let _first = writers.turn(id(1), call(1)).await.expect("free");
         assert!(writers.turn(id(2), call(1)).now_or_never().is_none(), "it waits for its first");
         writers.turn(id(3), call(2)).now_or_never().expect("at once").expect("free");
+    }
+
+    #[tokio::test]
+    async fn a_write_that_waits_for_its_row_lets_others_go_first() {
+        let writers = Writers::new(1, Duration::from_secs(60));
+        let mut first = writers.turn(id(1), call(1)).await.expect("free");
+        assert!(!writers.is_wanted());
+        let mut other = Box::pin(writers.turn(id(2), call(2)));
+        assert!(other.as_mut().now_or_never().is_none());
+        assert!(writers.is_wanted());
+        let mut renewed = Box::pin(writers.renew(&mut first, call(1)));
+        assert!(renewed.as_mut().now_or_never().is_none(), "the other has its turn");
+        drop(other.now_or_never().expect("at once").expect("a turn"));
+        renewed.now_or_never().expect("at once").expect("a turn");
     }
 
     #[tokio::test]

@@ -70,8 +70,9 @@ const NEXT_FREE_ID: &str = "WITH ids AS ( \
 /// A statement that waits longer for a lock is sent again. The server's limit for statements is not for waiting, and behind
 /// another waiter there are two waits in one statement.
 const SLICES_OF_STATEMENT: f64 = 0.4;
-/// A new product waits for a row of its own id or of a unique column only.
-const CREATE_SLICE: Duration = Duration::from_millis(250);
+/// A write that waits for a row does so for this long, then lets the writes go first that wait for a connection. Too high: rows that
+/// other transactions have locked cost the writes of other products that time. Too low: statements that only find a row locked.
+const LOCK_SLICE: Duration = Duration::from_millis(100);
 /// What is left of the caller's time when it is told that the row is locked.
 const TO_TELL: (f64, Duration) = (0.1, Duration::from_millis(100));
 /// How often CreateProduct looks for an id that is free.
@@ -92,7 +93,7 @@ impl Postgres {
     ) -> Result<Product, Error> {
         let mut write = self.begin_write(Some(id), call).await?;
         let row = write
-            .run(self.lock_slice(), |lock_timeout| {
+            .run(|lock_timeout| {
                 sqlx::query(UPDATE)
                     .bind(id.get())
                     .bind(expected.map(|version| version.0))
@@ -121,7 +122,7 @@ impl Postgres {
         let mut write = self.begin_write(None, call).await?;
         for _ in 0..MOST_IDS {
             let inserted = write
-                .run(Some(CREATE_SLICE), |lock_timeout| {
+                .run(|lock_timeout| {
                     sqlx::query(CREATE)
                         .bind(product.name.as_str())
                         .bind(product.price.hundredths())
@@ -153,7 +154,7 @@ impl Postgres {
     ) -> Result<Version, Error> {
         let mut write = self.begin_write(Some(id), call).await?;
         let deleted = write
-            .run(self.lock_slice(), |lock_timeout| {
+            .run(|lock_timeout| {
                 sqlx::query(DELETE)
                     .bind(id.get())
                     .bind(expected.map(|version| version.0))
@@ -166,7 +167,11 @@ impl Postgres {
         }
     }
 
-    async fn begin_write(&self, id: Option<ProductId>, call: CallContext) -> Result<Write, Error> {
+    async fn begin_write(
+        &self,
+        id: Option<ProductId>,
+        call: CallContext,
+    ) -> Result<Write<'_>, Error> {
         let CallContext { caller, deadline } = call;
         self.callers.check()?;
         let began = Instant::now();
@@ -175,51 +180,78 @@ impl Postgres {
             let left = deadline.saturating_duration_since(began);
             deadline - left.mul_f64(share).min(most)
         });
-        let turn = self.writers.turn(id, CallContext { caller, deadline: locked_at }).await?;
-        let connection = self.callers.acquire_alive(deadline).await?;
-        Ok(Write { connection, deadline, locked_at, timeout: self.timeout, turn })
+        let call = CallContext { caller, deadline: locked_at };
+        let turn = self.writers.turn(id, call).await?;
+        Ok(Write { postgres: self, connection: None, deadline, call, turn })
     }
 
-    fn lock_slice(&self) -> Option<Duration> {
-        let limited = !self.statement_timeout.is_zero();
-        limited.then(|| self.statement_timeout.mul_f64(SLICES_OF_STATEMENT))
+    fn lock_slice(&self) -> Duration {
+        match self.statement_timeout.is_zero() {
+            true => LOCK_SLICE,
+            false => LOCK_SLICE.min(self.statement_timeout.mul_f64(SLICES_OF_STATEMENT)),
+        }
     }
 }
 
 type Statement<'q> = sqlx::query::Query<'q, sqlx::Postgres, PgArguments>;
 
 /// A write on its way.
-struct Write {
-    connection: Connection,
+struct Write<'a> {
+    postgres: &'a Postgres,
+    connection: Option<Connection>,
     deadline: Option<Instant>,
-    /// When it waits for a row no longer.
-    locked_at: Option<Instant>,
-    timeout: Option<Duration>,
+    /// With the moment from which on it waits for a row no longer.
+    call: CallContext,
     turn: WriteTurn,
 }
 
-impl Write {
+impl Write<'_> {
+    /// The connection, for as long as the turn lasts.
+    async fn connection(&mut self) -> Result<&mut Connection, Error> {
+        match &mut self.connection {
+            Some(connection) => Ok(connection),
+            none => Ok(none.insert(self.postgres.callers.acquire_alive(self.deadline).await?)),
+        }
+    }
+
+    fn attempts(&self, kind: Kind) -> Attempts {
+        Attempts::new(kind, self.deadline, self.postgres.timeout)
+    }
+
+    /// Gives the turn to another write, if any waits for one.
+    async fn let_others_go_first(&mut self) -> Result<(), Error> {
+        let writers = &self.postgres.writers;
+        if writers.is_wanted() {
+            self.connection = None;
+            writers.renew(&mut self.turn, self.call).await?;
+        }
+        Ok(())
+    }
+
     /// Runs a statement, again for as long as it waits for a row within the caller's time.
     async fn run<'q>(
         &mut self,
-        slice: Option<Duration>,
         statement: impl Fn(String) -> Statement<'q>,
     ) -> Result<Option<PgRow>, Error> {
-        let mut attempts = Attempts::new(Kind::Write, self.deadline, self.timeout);
+        let (mut attempts, slice) = (self.attempts(Kind::Write), self.postgres.lock_slice());
         let mut has_waited = self.turn.has_waited;
         loop {
-            let lock_timeout = match lock_timeout(self.locked_at, slice) {
+            let lock_timeout = match lock_timeout(self.call.deadline, slice) {
                 Some(lock_timeout) => lock_timeout,
                 None if has_waited => return Err(Error::Locked),
                 None => return Err(too_late()),
             };
-            let answer = statement(lock_timeout).fetch_optional(&mut *self.connection);
+            let connection = self.connection().await?;
+            let answer = statement(lock_timeout).fetch_optional(&mut **connection);
             let outcome = attempts.in_time(answer).await;
-            match attempts.settle(&mut self.connection, outcome).await {
+            match attempts.settle(connection, outcome).await {
                 Ok(Some(answer)) => return Ok(answer),
                 Ok(None) => {}
                 // Without a deadline, a slice is all.
-                Err(Error::Locked) if self.deadline.is_some() => has_waited = true,
+                Err(Error::Locked) if self.deadline.is_some() => {
+                    has_waited = true;
+                    self.let_others_go_first().await?;
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -227,10 +259,14 @@ impl Write {
 
     /// A write that touched no row changed nothing; this only finds the reason.
     async fn why_untouched(&mut self, id: ProductId, expected: Option<Version>) -> Error {
-        let mut attempts = Attempts::new(Kind::Read, self.deadline, self.timeout);
+        let mut attempts = self.attempts(Kind::Read);
         let rows = loop {
-            let outcome = attempts.in_time(select(&mut self.connection, &[id])).await;
-            match attempts.settle(&mut self.connection, outcome).await {
+            let connection = match self.connection().await {
+                Ok(connection) => connection,
+                Err(error) => return error,
+            };
+            let outcome = attempts.in_time(select(connection, &[id])).await;
+            match attempts.settle(connection, outcome).await {
                 Ok(Some(rows)) => break rows,
                 Ok(None) => {}
                 Err(error) => return error,
@@ -251,28 +287,22 @@ impl Write {
 
     /// Moves the sequence of the ids to one that is free.
     async fn skip_taken_ids(&mut self, from: Option<i64>) -> Result<(), Error> {
-        let mut attempts = Attempts::new(Kind::Write, self.deadline, self.timeout);
+        let mut attempts = self.attempts(Kind::Write);
         loop {
-            let skip = sqlx::query(NEXT_FREE_ID).bind(from).fetch_optional(&mut *self.connection);
+            let connection = self.connection().await?;
+            let skip = sqlx::query(NEXT_FREE_ID).bind(from).fetch_optional(&mut **connection);
             let outcome = attempts.in_time(skip).await;
-            if attempts.settle(&mut self.connection, outcome).await?.is_some() {
+            if attempts.settle(connection, outcome).await?.is_some() {
                 return Ok(());
             }
         }
     }
 }
 
-/// How long a statement may wait for a lock, for Postgres to keep: it takes 0 for ever. `None` when nothing is left until
-/// `deadline`; then nothing is begun.
-fn lock_timeout(deadline: Option<Instant>, slice: Option<Duration>) -> Option<String> {
+/// How long a statement may wait for a lock, in milliseconds. `None` when nothing is left until `deadline`; then nothing is begun.
+fn lock_timeout(deadline: Option<Instant>, slice: Duration) -> Option<String> {
     let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-    let wait = match (left, slice) {
-        (None, None) => return Some("0".to_owned()),
-        (Some(wait), None) | (None, Some(wait)) => wait,
-        (Some(left), Some(slice)) => left.min(slice),
-    };
-    // Postgres counts to 2^31 ms.
-    let millis = i32::try_from(wait.as_millis()).unwrap_or(i32::MAX);
+    let millis = left.map_or(slice, |left| left.min(slice)).as_millis();
     (millis > 0).then(|| millis.to_string())
 }
 

@@ -8,6 +8,7 @@ use tonic::Code;
 
 use crate::harness::{Node, Raw, Stack, Suite, eventually};
 use crate::newest_wins::rename;
+use crate::schema::run;
 
 const UPDATE: &str = "/hotshelf.v1.ProductService/UpdateProduct";
 const DELETE: &str = "/hotshelf.v1.ProductService/DeleteProduct";
@@ -69,20 +70,27 @@ async fn no_connection(stack: Stack) {
             args.postgres.database_acquire_timeout = Duration::from_secs(60);
         })
         .await;
-    // A write of another product holds the connection.
+    // A write of another product holds the connection; one that waits for a lock would give it back.
     let other = stack.insert_unheard("held").await;
-    let mut held = stack.sql.begin().await.unwrap();
-    let row = format!("SELECT FROM products WHERE id = {other} FOR UPDATE");
-    sqlx::query(AssertSqlSafe(row)).execute(&mut *held).await.unwrap();
+    for sql in [
+        "CREATE FUNCTION public.hold() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN \
+         IF OLD.name = 'held' THEN PERFORM pg_sleep(3); END IF; RETURN NEW; END$$",
+        "CREATE TRIGGER hold BEFORE UPDATE ON products FOR EACH ROW EXECUTE FUNCTION public.hold()",
+    ] {
+        run(&stack.sql, sql).await;
+    }
     let waiting = tokio::spawn({
         let raw = raw(&node).await;
         async move { raw.call_within("20S", UPDATE, &late(other)).await }
     });
-    let waits = || async { stack.waiting_statements().await.len() == 1 };
-    eventually("it holds the connection", waits).await;
+    let sleeps = "SELECT EXISTS (SELECT FROM pg_stat_activity \
+         WHERE datname = current_database() AND wait_event = 'PgSleep')";
+    eventually("it holds the connection", async || {
+        sqlx::query_scalar::<_, bool>(sleeps).fetch_one(&stack.sql).await.unwrap()
+    })
+    .await;
     let ended = raw(&node).await.call_within("300m", UPDATE, &late(id)).await;
     assert_ended(&ended);
-    held.rollback().await.unwrap();
     assert_eq!(waiting.await.unwrap().code(), Code::Ok);
     let in_time = rename(&node, id, "in time").await;
     assert_eq!(in_time.version, stack.version(other).await + 1, "and nothing in between");
