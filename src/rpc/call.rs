@@ -129,16 +129,13 @@ where
         let (metrics, began) = (Arc::clone(metrics), Moment::now());
         let observer = Some(Observer { metrics, method, began, code: Code::Cancelled });
         let Head { is_grpc, encoding, timeout } = Head::of(&request);
-        let refused = match timeout {
-            // To hyper any CONNECT that is answered with 200 is a tunnel.
-            _ if !is_grpc => Some(protocol::refusal(&request)),
-            Err(_) => Some(status::malformed("its grpc-timeout is none").into_http()),
-            Ok(_) => None,
+        let asked = match timeout {
+            Ok(asked) if is_grpc => asked,
+            _ => {
+                let response = Some(Box::new(refusal(&request, is_grpc)));
+                return CallFuture { stage: Stage::Refused { response }, observer };
+            }
         };
-        if refused.is_some() {
-            return CallFuture { stage: Stage::Refused { response: refused }, observer };
-        }
-        let asked = timeout.unwrap_or_default();
         // Streams end by themselves at their callers' deadlines.
         let deadline = match (asked, method.is_lasting()) {
             (None, true) => Deadline::NONE,
@@ -147,6 +144,14 @@ where
         };
         let call = self.inner.call(Call { method, encoding, deadline, request });
         CallFuture { stage: Stage::Admitted { call, deadline, timer: None }, observer }
+    }
+}
+
+fn refusal<B>(request: &Request<B>, is_grpc: bool) -> Response<Reply> {
+    match is_grpc {
+        true => status::malformed("its grpc-timeout is none").into_http(),
+        // To hyper any CONNECT that is answered with 200 is a tunnel.
+        false => protocol::refusal(request),
     }
 }
 
@@ -170,7 +175,7 @@ pin_project! {
             timer: Option<Pin<Box<Sleep>>>,
         },
         // It is not gRPC, or its deadline cannot be read.
-        Refused { response: Option<Response<Reply>> },
+        Refused { response: Option<Box<Response<Reply>>> },
     }
 }
 
@@ -198,7 +203,7 @@ impl<F: Future<Output = Result<Response<Reply>, Infallible>>> Stage<F> {
         let (call, deadline, timer) = match self.project() {
             StageProjection::Admitted { call, deadline, timer } => (call, deadline, timer),
             StageProjection::Refused { response } => {
-                return Poll::Ready(response.take().unwrap_or_default());
+                return Poll::Ready(*response.take().unwrap_or_default());
             }
         };
         if let Poll::Ready(Ok(response)) = call.poll(cx) {

@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use jsonwebtoken::errors::ErrorKind;
-use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet, PublicKeyUse};
+use jsonwebtoken::jwk::{
+    AlgorithmParameters, EllipticCurve, Jwk, JwkSet, KeyOperations, PublicKeyUse,
+};
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode, decode_header};
 use serde::Deserialize;
 
@@ -88,7 +90,11 @@ impl TokenOptions {
     /// What is not for verifying is left out, as RFC 7517 asks; so is a shared secret, which would let every service that can
     /// verify a token make one.
     fn key(&self, key: &Jwk) -> Option<Key> {
-        if key.common.public_key_use.as_ref().is_some_and(|r#use| *r#use != PublicKeyUse::Signature)
+        let common = &key.common;
+        let for_other_use =
+            common.public_key_use.as_ref().is_some_and(|r#use| *r#use != PublicKeyUse::Signature);
+        let operations = common.key_operations.as_ref();
+        if for_other_use || operations.is_some_and(|known| !known.contains(&KeyOperations::Verify))
         {
             return None;
         }
@@ -175,5 +181,32 @@ fn refusal_of(error: &ErrorKind) -> AuthRefusal {
             _ => AuthRefusal::TokenMalformed,
         },
         _ => AuthRefusal::TokenMalformed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The public key of RFC 7517, appendix A.1.
+    fn keys(more: &str) -> Result<Keys, String> {
+        let set = format!(
+            r#"{{"keys":[{{"kty":"EC","crv":"P-256",{more}
+            "x":"MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4",
+            "y":"4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM"}}]}}"#
+        );
+        let text = |text: &str| text.to_owned();
+        let (jwks_file, audience, issuer) = (text("keys"), text("us"), text("them"));
+        TokenOptions { jwks_file, audience, issuer, leeway: Duration::ZERO }.make(&[set.into()])
+    }
+
+    #[test]
+    fn only_keys_that_are_for_verifying_verify() {
+        for fit in ["", r#""use":"sig","#, r#""key_ops":["verify"],"#, r#""alg":"ES256","#] {
+            keys(fit).unwrap_or_else(|why| panic!("{fit}: {why}"));
+        }
+        for unfit in [r#""use":"enc","#, r#""key_ops":["encrypt"],"#, r#""alg":"ES384","#] {
+            keys(unfit).expect_err(unfit);
+        }
     }
 }
