@@ -68,7 +68,7 @@ const MAX_NAME: usize = 100;
 /// A caller that is known by name, on whichever connection it calls.
 #[derive(Debug)]
 pub(super) struct Named {
-    /// What its token, its certificate or a proxy calls it.
+    /// From its token, its certificate, or the metadata that a proxy sets.
     pub(super) name: Box<str>,
     pub(super) caller: Caller,
 }
@@ -83,7 +83,7 @@ impl Named {
     }
 }
 
-/// Who makes a call, where, and until when it waits; from the extensions of its request.
+/// The caller, the connection and the deadline of a call; from the extensions of its request.
 #[derive(Clone, Debug)]
 pub(super) struct Origin {
     pub(super) connection: Arc<Connection>,

@@ -104,7 +104,7 @@ impl Calls {
         Either::Right(calls.call_other(call, named).boxed())
     }
 
-    /// The authenticated caller, else the one that a proxy names; `None`: the connection is the caller.
+    /// The authenticated caller, else the one in the metadata that a proxy sets; `None`: the connection is the caller.
     fn named(&self, call: &Call<Incoming>) -> Result<Option<Arc<Named>>, Status> {
         let headers = call.request.headers();
         if let Some(auth) = &self.auth
