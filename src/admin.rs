@@ -20,7 +20,7 @@ use crate::drain::Drain;
 use crate::metrics::{BackgroundTask, Metrics};
 use crate::refusals::Refusals;
 use crate::supervisor::Supervisor;
-use connections::Connections;
+use connections::AdminConnections;
 use exposition::Exposition;
 
 /// Out of file descriptors, say: accepting again at once would only spin.
@@ -103,7 +103,7 @@ pub fn serve(
 }
 
 async fn accept(port: Arc<Port>, listener: Arc<TcpListener>) -> Result<Infallible, Infallible> {
-    let mut connections = Connections::default();
+    let mut connections = AdminConnections::default();
     loop {
         tokio::select! {
             Some(()) = connections.ended() => {}

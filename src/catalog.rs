@@ -9,11 +9,11 @@ mod chunks;
 mod error;
 mod explain;
 mod fallback;
-mod flight;
 mod load;
 mod read_postgres;
 mod redis_probe;
 mod refresh;
+mod singleflight;
 mod write;
 
 use std::sync::Arc;
@@ -27,13 +27,13 @@ use crate::caller::CallContext;
 use crate::controls::Controls;
 use crate::drain::Drain;
 use crate::entry::{Entry, Freshness, TtlPolicy};
-use crate::hot_cache::{Held, HotCache};
+use crate::hot_cache::{HotCache, HotEntry};
 pub use crate::hot_keys::HotKey;
 use crate::hot_keys::{HotKeys, two_deviations};
 use crate::metrics::{Lookup, Metrics, ServedBy};
 use crate::moment::Moment;
 use crate::pause::PausePoints;
-use crate::postgres::{ChangeReader, Postgres, Waiters};
+use crate::postgres::{ChangeReader, DemandGuards, Postgres};
 pub use crate::postgres::{Refusal, Refused};
 use crate::product::ProductId;
 use crate::recent_changes::RecentChanges;
@@ -41,12 +41,12 @@ use crate::redis::Redis;
 use change_feed::ChangeFeed;
 pub use error::Error;
 pub use explain::{Explanation, SlotState};
-use flight::{Class, Flights, Seat};
 use load::Load;
 use refresh::RefreshQueue;
+use singleflight::{FreshnessClass, Singleflight, Waiter};
 
 /// A caller who asks for more than the flight it joined can promise boards the next one, this often.
-const MAX_FLIGHTS: usize = 16;
+const MAX_JOINS: usize = 16;
 
 /// How long things are kept and waited for.
 #[derive(Clone, Copy, Debug)]
@@ -108,9 +108,9 @@ pub struct Catalog {
     feed: ChangeFeed,
     change_reader: Mutex<Option<ChangeReader>>,
     relay_vacancy: Arc<Notify>,
-    flights: Arc<Flights>,
+    singleflight: Arc<Singleflight>,
     /// Loads that are about to look into Redis.
-    departures: Mutex<Vec<Vec<Load>>>,
+    starting: Mutex<Vec<Vec<Load>>>,
     refresh_queue: RefreshQueue,
     options: CatalogOptions,
     /// One probe at a time.
@@ -161,7 +161,7 @@ impl Catalog {
             controls,
         } = parts;
         let (refresh_queue, requests) = RefreshQueue::new(Arc::clone(&metrics));
-        let flights = Flights::new();
+        let singleflight = Singleflight::new();
         let catalog = Arc::new(Self {
             began: Moment::now(),
             hot,
@@ -176,8 +176,8 @@ impl Catalog {
             feed: ChangeFeed::new(),
             change_reader: Mutex::new(Some(change_reader)),
             relay_vacancy,
-            flights,
-            departures: Mutex::default(),
+            singleflight,
+            starting: Mutex::default(),
             refresh_queue,
             options,
             probing: tokio::sync::Mutex::new(()),
@@ -213,8 +213,8 @@ impl Catalog {
         if let Some(answer) = self.unproven(id, freshness) {
             return Ok(answer);
         }
-        let seat = self.join(&[id], freshness, call).pop().expect("one seat for each id");
-        self.arrive(id, seat, freshness, call).await
+        let waiter = self.join(&[id], freshness, call).pop().expect("one waiter for each id");
+        self.wait_for(id, waiter, freshness, call).await
     }
 
     /// Reads several products, one answer for each, in the order of `ids`, which must not repeat. `None` is a product that the
@@ -242,16 +242,16 @@ impl Catalog {
         if missing.is_empty() {
             return Ok(answers);
         }
-        let seats = self.join(&missing, freshness, call);
-        let arrivals = missing.iter().zip(seats).map(async |(id, seat)| {
-            match self.arrive(*id, seat, freshness, call).await {
+        let waiters = self.join(&missing, freshness, call);
+        let loads = missing.iter().zip(waiters).map(async |(id, waiter)| {
+            match self.wait_for(*id, waiter, freshness, call).await {
                 Ok(answer) => Ok(Some(answer)),
                 Err(Error::Unreadable(_)) => Ok(None),
                 Err(error) => Err(error),
             }
         });
         // The first that fails fails them all, and the others are waited for no longer.
-        let mut arrived = try_join_all(arrivals).await?.into_iter();
+        let mut arrived = try_join_all(loads).await?.into_iter();
         let mut next = || arrived.next().expect("one arrival for each missing id");
         Ok(answers.into_iter().map(|answer| answer.or_else(&mut next)).collect())
     }
@@ -290,7 +290,7 @@ impl Catalog {
             let served = held.filter(|held| self.hot.serves(held, freshness, now));
             hits += u64::from(served.is_some());
             stale += u64::from(held.is_some() && served.is_none());
-            let answer = |held: &Held| self.timed(id, held.entry.clone(), ServedBy::Hot, now);
+            let answer = |held: &HotEntry| self.timed(id, held.entry.clone(), ServedBy::Hot, now);
             answers.push(served.map(answer));
         });
         self.metrics.reads.add(ServedBy::Hot, hits);
@@ -301,7 +301,8 @@ impl Catalog {
     }
 
     fn look(&self, id: ProductId, freshness: &Freshness, now: Moment) -> (Lookup, Option<Entry>) {
-        let serve = |held: &Held| self.hot.serves(held, freshness, now).then(|| held.entry.clone());
+        let serve =
+            |held: &HotEntry| self.hot.serves(held, freshness, now).then(|| held.entry.clone());
         match self.hot.read(id, serve) {
             None => (Lookup::HotMiss, None),
             Some(None) => (Lookup::HotStale, None),
@@ -322,46 +323,46 @@ impl Catalog {
         Answer { entry, from, stale }
     }
 
-    /// Boards the flights of `ids`, and sends off those that nobody had begun.
+    /// Boards the singleflight of `ids`, and sends off those that nobody had begun.
     fn join(
         self: &Arc<Self>,
         ids: &[ProductId],
         freshness: Freshness,
         call: CallContext,
-    ) -> Vec<Seat> {
+    ) -> Vec<Waiter> {
         let class = match freshness {
-            Freshness::Cached | Freshness::NotDue { .. } => Class::Cached,
-            Freshness::MinVersion { .. } | Freshness::KnownSince(_) => Class::Strict,
+            Freshness::Cached | Freshness::NotDue { .. } => FreshnessClass::Cached,
+            Freshness::MinVersion { .. } | Freshness::KnownSince(_) => FreshnessClass::Strict,
         };
-        let (mut seats, mut loads) = (Vec::with_capacity(ids.len()), Vec::new());
+        let (mut waiters, mut loads) = (Vec::with_capacity(ids.len()), Vec::new());
         // What is loaded together is wanted together, and by a call that has nothing if it lacks one product.
         let demand = Arc::default();
         let without_fallback = ids.iter().any(|id| !self.may_fall_back(*id, freshness));
-        let mut waiters = Waiters::new(call, without_fallback);
+        let mut guards = DemandGuards::new(call, without_fallback);
         for id in ids {
-            let (seat, pilot) = self.flights.join((*id, class), &demand, &mut waiters);
-            seats.push(seat);
-            match pilot {
-                Some(pilot) => loads.push(self.begin(pilot, freshness, call.caller, &demand)),
+            let (waiter, leader) = self.singleflight.join((*id, class), &demand, &mut guards);
+            waiters.push(waiter);
+            match leader {
+                Some(leader) => loads.push(self.begin(leader, freshness, call.caller, &demand)),
                 None => self.metrics.singleflight_joined.inc(()),
             }
         }
         if !loads.is_empty() {
-            self.depart(loads);
+            self.start_loads(loads);
         }
-        seats
+        waiters
     }
 
-    /// Waits for the landing, and boards again if what came is not fresh enough for this caller.
-    async fn arrive(
+    /// Waits for the result, and boards again if what came is not fresh enough for this caller.
+    async fn wait_for(
         self: &Arc<Self>,
         id: ProductId,
-        mut seat: Seat,
+        mut waiter: Waiter,
         freshness: Freshness,
         call: CallContext,
     ) -> Result<Answer, Error> {
-        for _ in 0..MAX_FLIGHTS {
-            let loaded = match seat.landed().await {
+        for _ in 0..MAX_JOINS {
+            let loaded = match waiter.wait().await {
                 Ok(loaded) => loaded,
                 Err(failed) => return self.stale_or(id, freshness, &failed),
             };
@@ -373,7 +374,7 @@ impl Catalog {
                 }
                 return Ok(self.answer(id, entry, from, Moment::now()));
             }
-            seat = self.join(&[id], freshness, call).pop().expect("one seat for each id");
+            waiter = self.join(&[id], freshness, call).pop().expect("one waiter for each id");
         }
         Err(Error::Unavailable("every load in flight was older than this read asks for".to_owned()))
     }

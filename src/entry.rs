@@ -22,11 +22,11 @@ pub const MAX_CLOCK_SKEW: Duration = Duration::from_secs(1);
 /// A cached answer, immutable. All clones share one allocation, with the product's bytes behind what is known of them: there
 /// are many, and each is a few lines of the processor's cache.
 #[derive(Clone)]
-pub struct Entry(ThinArc<Head, u8>);
+pub struct Entry(ThinArc<EntryHead, u8>);
 
 /// What is known of an entry's bytes. That there are none is what a tombstone says.
 #[derive(Clone, Copy, Debug)]
-struct Head {
+struct EntryHead {
     version: Version,
     known_at: Moment,
     /// In milliseconds: two `Duration`s are 32 bytes.
@@ -84,16 +84,16 @@ impl Entry {
     /// The answer that `product` exists.
     #[must_use]
     pub fn live(product: &Product, known_at: Moment, ttl: Ttl) -> Self {
-        Self::new(Head::new(product.version, known_at, ttl), &frame(product))
+        Self::new(EntryHead::new(product.version, known_at, ttl), &frame(product))
     }
 
     /// The answer that there is no product, and was none after `version`.
     #[must_use]
     pub fn tombstone(version: Version, known_at: Moment, ttl: Ttl) -> Self {
-        Self::new(Head::new(version, known_at, ttl), &[])
+        Self::new(EntryHead::new(version, known_at, ttl), &[])
     }
 
-    fn new(head: Head, frame: &[u8]) -> Self {
+    fn new(head: EntryHead, frame: &[u8]) -> Self {
         Self(ThinArc::from_header_and_slice(head, frame))
     }
 
@@ -110,11 +110,11 @@ impl Entry {
             Some((before, message)) => *before == prefix(message.len()) && !message.is_empty(),
             None => frame.is_empty(),
         };
-        let head = Head { foreign: true, ..Head::new(revision.version, known_at, ttl) };
+        let head = EntryHead { foreign: true, ..EntryHead::new(revision.version, known_at, ttl) };
         (plausible && frame.is_empty() == revision.deleted).then(|| Self::new(head, frame))
     }
 
-    fn head(&self) -> &Head {
+    fn head(&self) -> &EntryHead {
         &self.0.header.header
     }
 
@@ -172,7 +172,7 @@ impl Entry {
     /// The same, of which something newer may have been lost.
     #[must_use]
     pub fn suspect(&self) -> Self {
-        Self::new(Head { suspect: true, ..*self.head() }, self.frame())
+        Self::new(EntryHead { suspect: true, ..*self.head() }, self.frame())
     }
 
     /// Whether something newer may have been lost. Then it may be served only when nothing better can be had.
@@ -216,7 +216,7 @@ impl Debug for Entry {
     }
 }
 
-impl Head {
+impl EntryHead {
     fn new(version: Version, known_at: Moment, ttl: Ttl) -> Self {
         let millis = |ttl: Duration| u32::try_from(ttl.as_millis()).unwrap_or(u32::MAX);
         let (soft_ms, hard_ms) = (millis(ttl.soft), millis(ttl.hard));

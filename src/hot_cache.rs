@@ -1,6 +1,6 @@
 //! The hot tier: recently and often read entries in this process' memory.
 //!
-//! mini-moka decides who stays (TinyLFU, `tenants.rs`); what a product is now, is the business of its slot (`slots.rs`,
+//! mini-moka decides who stays (TinyLFU, `eviction.rs`); what a product is now, is the business of its slot (`slots.rs`,
 //! `table.rs`). mini-moka knows of a key that it was **inserted, when it was absent**, and read; everything else happens
 //! inside the slot. `tests/it/hot_tier.rs` has the soak test that keeps the two in step.
 //!
@@ -8,9 +8,9 @@
 //! back is compared with the recent changes (`recent_changes.rs`) under the stripe lock under which slots change. A change is
 //! first put there and then takes that lock, so a load that finishes before is invalidated, and one that finishes later is rejected.
 
+mod eviction;
 mod slots;
 mod table;
-mod tenants;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -65,7 +65,7 @@ struct Proof {
 
 /// An entry and how well it is known to be the newest.
 #[derive(Clone, Debug)]
-pub struct Held {
+pub struct HotEntry {
     /// The entry.
     pub entry: Entry,
     /// When it was last compared with Redis or Postgres.
@@ -83,7 +83,7 @@ impl Floor {
     }
 }
 
-impl Held {
+impl HotEntry {
     /// The newest revision that is known of.
     #[must_use]
     pub fn floor(&self) -> Revision {
@@ -92,7 +92,7 @@ impl Held {
 
     /// Whether something newer was committed: then it is known to be old, and is never served.
     #[must_use]
-    pub fn is_void(&self) -> bool {
+    pub fn is_invalidated(&self) -> bool {
         self.entry.revision() < self.floor()
     }
 
@@ -139,33 +139,33 @@ impl HotCache {
     }
 
     /// Reads what memory holds of `id`, whether or not it may be served; counts as a use of it.
-    pub fn read<T>(&self, id: ProductId, read: impl FnOnce(&Held) -> T) -> Option<T> {
+    pub fn read<T>(&self, id: ProductId, read: impl FnOnce(&HotEntry) -> T) -> Option<T> {
         self.slots.read(id, read)
     }
 
     /// The same for many, in their order.
-    pub fn read_all(&self, ids: &[ProductId], read: impl FnMut(ProductId, Option<&Held>)) {
+    pub fn read_all(&self, ids: &[ProductId], read: impl FnMut(ProductId, Option<&HotEntry>)) {
         self.slots.read_all(ids, read);
     }
 
     /// What memory holds of `id`, whether or not it may be served, without using it.
     #[must_use]
-    pub fn peek(&self, id: ProductId) -> Option<Held> {
+    pub fn peek(&self, id: ProductId) -> Option<HotEntry> {
         self.slots.peek(id)
     }
 
     /// Whether `held` may be served to a caller who wants it this fresh.
     #[must_use]
-    pub fn serves(&self, held: &Held, freshness: &Freshness, now: Moment) -> bool {
+    pub fn serves(&self, held: &HotEntry, freshness: &Freshness, now: Moment) -> bool {
         // Of whatever freshness: a caller who is content with more than the bound is given no less than it.
         self.trusts(held, now)
-            && !held.is_void()
+            && !held.is_invalidated()
             && !held.entry.past_hard(now)
             && freshness.accepts(&held.entry)
     }
 
     /// Whether no change of this product can have been missed, or not for longer than is allowed.
-    fn trusts(&self, held: &Held, now: Moment) -> bool {
+    fn trusts(&self, held: &HotEntry, now: Moment) -> bool {
         self.has_followed(held)
             && (now <= self.proof.trusted_until.load()
                 || now <= held.checked_at + self.options.trust)
@@ -174,7 +174,7 @@ impl HotCache {
     /// Whether memory may have missed nothing but what nobody could tell it: what it holds is not known to be current,
     /// and may be served when nothing better can be had.
     #[must_use]
-    pub fn has_followed(&self, held: &Held) -> bool {
+    pub fn has_followed(&self, held: &HotEntry) -> bool {
         held.checked_at >= self.proof.covered_since.load()
     }
 
@@ -191,14 +191,14 @@ impl HotCache {
     }
 
     /// Some changes were missed: what was checked before `moment` is not trusted any more.
-    pub fn void_before(&self, moment: Moment) {
+    pub fn distrust_before(&self, moment: Moment) {
         self.proof.covered_since.advance(moment);
     }
 
     /// Postgres is another: whatever is held is not trusted any more, and newer than nothing.
     pub fn begin_epoch(&self, moment: Moment) {
         self.proof.epoch_since.store(moment);
-        self.void_before(moment);
+        self.distrust_before(moment);
     }
 
     /// Whether memory is trusted on the proof alone.
@@ -214,7 +214,11 @@ impl HotCache {
         if held.floor() >= change.revision {
             return false;
         }
-        self.slots.replace(change.id, Held { floor: Floor::at(change.revision), ..held }, &stripe);
+        self.slots.replace(
+            change.id,
+            HotEntry { floor: Floor::at(change.revision), ..held },
+            &stripe,
+        );
         true
     }
 
@@ -240,8 +244,8 @@ impl HotCache {
     /// How many entries mini-moka counts, once it has decided about everything that came before: as many as `len` then. It
     /// waits for that decision, and is meant for tests.
     #[must_use]
-    pub fn count_tenants(&self) -> u64 {
-        self.slots.count_tenants()
+    pub fn count_admitted(&self) -> u64 {
+        self.slots.count_admitted()
     }
 
     /// What the entries cost, in bytes: their encoded size, and what keeping them takes.
@@ -257,12 +261,12 @@ impl HotCache {
         entry: Entry,
         checked_at: Moment,
         locked: &MutexGuard<'_, ()>,
-    ) -> Held {
+    ) -> HotEntry {
         if let Some(held) = self.slots.peek(id) {
             return self.replace(id, &held, entry, checked_at, locked);
         }
-        let held = Held { floor: Floor::at(entry.revision()), entry, checked_at };
-        if !self.is_too_large(&held.entry) && !self.slots.take(id, held.clone(), locked) {
+        let held = HotEntry { floor: Floor::at(entry.revision()), entry, checked_at };
+        if !self.is_too_large(&held.entry) && !self.slots.insert(id, held.clone(), locked) {
             self.metrics.fills_rejected.inc(FillRejection::HotCrowded);
         }
         held
@@ -272,11 +276,11 @@ impl HotCache {
     fn replace(
         &self,
         id: ProductId,
-        held: &Held,
+        held: &HotEntry,
         entry: Entry,
         checked_at: Moment,
         locked: &MutexGuard<'_, ()>,
-    ) -> Held {
+    ) -> HotEntry {
         let revision = entry.revision();
         // A floor of a change that was only published may be wrong; `finish` asks those that count.
         let same_epoch = held.checked_at >= self.proof.epoch_since.load();
@@ -292,10 +296,10 @@ impl HotCache {
             entry
         };
         let checked_at = if same { checked_at.max(held.checked_at) } else { checked_at };
-        let new = Held { entry, checked_at, floor: Floor::at(revision) };
+        let new = HotEntry { entry, checked_at, floor: Floor::at(revision) };
         let kept = match self.is_too_large(&new.entry) {
             // It has outgrown its slot, which goes on with what is void now.
-            true => Held { floor: Floor::at(revision), ..held.clone() },
+            true => HotEntry { floor: Floor::at(revision), ..held.clone() },
             false => new.clone(),
         };
         self.slots.replace(id, kept, locked);
@@ -347,7 +351,7 @@ impl LoadTicket {
     /// same reason it leaves a slot alone when changes since it began have been forgotten.
     pub fn offer(&self, entry: Entry) {
         if !self.hot.recent.publish(self.id, entry.revision(), true) {
-            self.hot.void_before(Moment::now());
+            self.hot.distrust_before(Moment::now());
         }
         let stripe = self.hot.slots.stripe(self.id);
         let current = entry.revision() >= self.floor() && self.is_covered()
@@ -362,7 +366,7 @@ impl LoadTicket {
     ///
     /// # Errors
     /// When the result is below the floor, or the load took longer than changes are kept: then it has to be done again.
-    pub fn finish(&self, entry: Entry) -> Result<Held, OutOfDate> {
+    pub fn finish(&self, entry: Entry) -> Result<HotEntry, OutOfDate> {
         let stripe = self.hot.slots.stripe(self.id);
         let current = entry.revision() >= self.floor() && self.is_covered();
         if !current && self.hot.controls.holds(Protection::LoadFloor) {

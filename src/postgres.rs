@@ -30,7 +30,7 @@ use sqlx::postgres::{PgConnection, PgPool, PgPoolOptions};
 
 use crate::metrics::{Metrics, PostgresShare};
 use budget::{Budget, Limits};
-pub(crate) use budget::{Demand, Waiter, Waiters};
+pub(crate) use budget::{Demand, DemandGuard, DemandGuards};
 pub(crate) use change_rows::Changes;
 pub use changes::ChangeReader;
 use connections::Connections;

@@ -39,7 +39,7 @@ use crate::controls::{Controls, Protection};
 use crate::entry::Entry;
 use crate::metrics::{Metrics, RedisDependency, RedisOperation};
 use crate::product::ProductId;
-use admission::{Admission, Admitted};
+use admission::{Admitted, CommandAdmission};
 use breaker::Breaker;
 use entry_bytes::{HEAD, decode, encode};
 pub(crate) use hints::Hint;
@@ -47,7 +47,7 @@ pub use inspect::{LeaseState, RedisState};
 use keys::{Keys, Scope};
 pub(crate) use lease::{Filled, Lease};
 use lease::{lifetime, number};
-use node::{Command, NoReply};
+use node::{NoReply, NodeCommand};
 use nodes::Nodes;
 pub(crate) use read::CHUNK;
 use refusal::CONNECT;
@@ -80,7 +80,7 @@ pub struct RedisOptions {
 #[derive(Debug)]
 pub struct Redis {
     nodes: Arc<Nodes>,
-    admission: Arc<Admission>,
+    admission: Arc<CommandAdmission>,
     ranking_breaker: Breaker,
     keys: Scope,
     scripts: Scripts,
@@ -119,7 +119,7 @@ impl Redis {
             .map_err(|error| format!("REDIS_URL cannot be used: {}", error.details()))?;
         Ok(Self {
             nodes: Arc::new(nodes),
-            admission: Admission::new(options.command_timeout),
+            admission: CommandAdmission::new(options.command_timeout),
             ranking_breaker: Breaker::new(RedisDependency::Ranking, Arc::clone(&metrics)),
             keys: Arc::new(ArcSwap::from_pointee(Keys::new(&options.namespace, "", ""))),
             scripts: Scripts::new(),
@@ -250,7 +250,7 @@ impl Redis {
         let key = self.keys().entry(id);
         let oldest = entry_bytes::head_of(crate::product::Revision::NONE);
         let args = vec![key.clone().into(), oldest.into(), "XX".into()];
-        let _ = self.nodes.send(&key, Command::new("SET", args)).await;
+        let _ = self.nodes.send(&key, NodeCommand::new("SET", args)).await;
     }
 
     /// The entry in a value. Bytes that are none count as a miss, and are removed, so that no script takes

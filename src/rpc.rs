@@ -40,14 +40,14 @@ use admin_service::Admin;
 use allowance::Allowance;
 pub use auth::{Scopes, TokenOptions};
 use call::CallLayer;
-use connection::Connection;
+use connection::ClientConnection;
 use edge::{Edge, Peer};
 pub use edge::{EdgeOptions, TlsOptions};
 use hot_keys::Watchers;
 pub use identity::{Identity, IdentityOptions};
-use reads::{Calls, Headers, Shared};
+use reads::{Headers, Reads, Shared};
 use service::Products;
-use shed::{Admission, Places};
+use shed::{CallAdmission, CallPlaces};
 use unary::Receiver;
 
 /// Limits of calls.
@@ -137,7 +137,7 @@ pub async fn serve(
     let longest = options.edge.max_call_time;
     let (headers, caller_metadata) = (Headers::new(), identity.caller_metadata());
     let shared = Arc::new(Shared { catalog, others, longest, headers, caller_metadata });
-    let places = Places::new(options.max_calls, metrics);
+    let places = CallPlaces::new(options.max_calls, metrics);
     let [unsent, incomplete, streams] = allowances(&options, metrics);
     identity.keep_reloading(drain);
     let (observed, noted) = (Arc::clone(metrics), Arc::clone(refusals));
@@ -145,11 +145,11 @@ pub async fn serve(
     let service = move |peer: Peer| {
         let caller = Caller::of_connection(connections.fetch_add(1, Ordering::Relaxed) + 1);
         let auth = proofs.of_connection(&peer);
-        let connection = Connection::new(peer.address, caller, Arc::clone(&noted));
-        let calls = Arc::new(Calls {
+        let connection = ClientConnection::new(peer.address, caller, Arc::clone(&noted));
+        let calls = Arc::new(Reads {
             shared: Arc::clone(&shared),
             auth,
-            admission: Admission::new(&places, &connection),
+            admission: CallAdmission::new(&places, &connection),
             unsent: unsent.share(&connection),
             receiver: Receiver { limit: max_request_bytes, share: incomplete.share(&connection) },
             streams: streams.share(&connection),
@@ -157,7 +157,7 @@ pub async fn serve(
         });
         ServiceBuilder::new()
             .layer(CallLayer { metrics: local(&observed), longest })
-            .service_fn(move |call| Calls::call(Arc::clone(&calls), call))
+            .service_fn(move |call| Reads::call(Arc::clone(&calls), call))
     };
     let edge = Arc::new(Edge::new(
         options.edge,

@@ -28,10 +28,10 @@ const MAX_RESTARTS: u32 = 5;
 
 /// The background tasks of one instance. Clones are the same.
 #[derive(Clone, Debug)]
-pub struct Supervisor(Arc<State>);
+pub struct Supervisor(Arc<TaskState>);
 
 #[derive(Debug)]
-struct State {
+struct TaskState {
     /// Why each task is down, if it is, by its index.
     down: Mutex<[Option<String>; BackgroundTask::COUNT]>,
     /// Why the instance has to stop; set before `failed` is cancelled.
@@ -54,7 +54,7 @@ impl Supervisor {
     /// No task runs yet.
     #[must_use]
     pub fn new(metrics: Arc<Metrics>) -> Self {
-        Self(Arc::new(State {
+        Self(Arc::new(TaskState {
             down: Mutex::default(),
             failure: Mutex::default(),
             failed: CancellationToken::new(),

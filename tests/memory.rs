@@ -64,10 +64,10 @@ fn check(capacity: usize, size: usize, allowed: f64) {
     let region = Region::new(ALLOCATOR);
     let hot = Arc::new(hot_cache(capacity, 2 * size, metrics));
     fill(&hot, 0..capacity, &product);
-    let (held, full) = (hot.count_tenants(), live(&region));
+    let (held, full) = (hot.count_admitted(), live(&region));
     let each = beyond(full - constant, held, encoded);
     fill(&hot, capacity..capacity + capacity / 5, &product);
-    let (held_later, later) = (hot.count_tenants(), live(&region));
+    let (held_later, later) = (hot.count_admitted(), live(&region));
     let each_later = beyond(later - constant, held_later, encoded);
     println!(
         "{held} products of {encoded} bytes: {each:.0} bytes more for each, {each_later:.0} after evictions; \
@@ -106,7 +106,7 @@ fn fill(hot: &Arc<HotCache>, products: Range<usize>, product: &Entry) {
                 drop(hot.begin_load(id).finish(copy(product)).unwrap());
             }
         }
-        let held = hot.count_tenants();
+        let held = hot.count_admitted();
         still = if held == before { still + 1 } else { 0 };
         if still == 2 {
             return;

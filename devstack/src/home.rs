@@ -13,26 +13,26 @@ use crate::watchdog::Watchdog;
 pub(crate) struct Home {
     pub(crate) dir: PathBuf,
     /// The signal by which the server is stopped at the end, by us or by the watchdog.
-    pub(crate) farewell: Signal,
+    pub(crate) stop_signal: Signal,
     pub(crate) watchdog: Watchdog,
 }
 
 impl Home {
     /// `dir`, which is created when missing and kept.
-    pub(crate) fn kept(dir: &Path, farewell: Signal) -> Result<Self, Error> {
+    pub(crate) fn kept(dir: &Path, stop_signal: Signal) -> Result<Self, Error> {
         let dir = absolute(dir).map_err(Error::io(format!("find {}", dir.display())))?;
         fs::create_dir_all(&dir).map_err(Error::io(format!("create {}", dir.display())))?;
-        Ok(Self { watchdog: Watchdog::start(farewell, None)?, farewell, dir })
+        Ok(Self { watchdog: Watchdog::start(stop_signal, None)?, stop_signal, dir })
     }
 
     /// A new directory in `parent`, gone when the watchdog ends.
-    pub(crate) fn temporary(parent: &Path, farewell: Signal) -> Result<Self, Error> {
+    pub(crate) fn temporary(parent: &Path, stop_signal: Signal) -> Result<Self, Error> {
         let guard = tempfile::Builder::new()
             .prefix("devstack-")
             .permissions(Permissions::from_mode(0o755))
             .tempdir_in(parent)
             .map_err(Error::io(format!("create a directory in {}", parent.display())))?;
-        let watchdog = Watchdog::start(farewell, Some(guard.path()))?;
-        Ok(Self { dir: guard.keep(), farewell, watchdog })
+        let watchdog = Watchdog::start(stop_signal, Some(guard.path()))?;
+        Ok(Self { dir: guard.keep(), stop_signal, watchdog })
     }
 }

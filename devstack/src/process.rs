@@ -160,7 +160,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        self.end(self.home.farewell);
+        self.end(self.home.stop_signal);
     }
 }
 

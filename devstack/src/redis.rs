@@ -56,10 +56,10 @@ impl Redis {
         choose_port: fn() -> Result<u16, Error>,
     ) -> Result<Self, Error> {
         let program = install::find()?;
-        let farewell = if options.persist { Signal::SIGTERM } else { Signal::SIGKILL };
+        let stop_signal = if options.persist { Signal::SIGTERM } else { Signal::SIGKILL };
         let home = match &options.dir {
-            Some(dir) => Home::kept(dir, farewell)?,
-            None => Home::temporary(&std::env::temp_dir(), farewell)?,
+            Some(dir) => Home::kept(dir, stop_signal)?,
+            None => Home::temporary(&std::env::temp_dir(), stop_signal)?,
         };
         let mut server = Self { process: Process::new("redis", home), program, options, port: 0 };
         server.launch_on_a_free_port(choose_port)?;

@@ -23,9 +23,14 @@ pub(crate) struct Watchdog {
 
 impl Watchdog {
     /// Watches nothing yet. At the end it removes `scratch`.
-    pub(crate) fn start(farewell: Signal, scratch: Option<&Path>) -> Result<Self, Error> {
+    pub(crate) fn start(stop_signal: Signal, scratch: Option<&Path>) -> Result<Self, Error> {
         let shell = Command::new("/bin/sh")
-            .args(["-c", SCRIPT, "devstack-watchdog", farewell.as_str().trim_start_matches("SIG")])
+            .args([
+                "-c",
+                SCRIPT,
+                "devstack-watchdog",
+                stop_signal.as_str().trim_start_matches("SIG"),
+            ])
             .arg(scratch.unwrap_or(Path::new("")))
             .current_dir("/")
             // Ctrl-C in a terminal goes to the whole foreground group, and must not take the

@@ -27,14 +27,14 @@ const MAX_HEADERS: usize = 64;
 
 /// The connections that are served. They are polled with the loop that accepts them, and end with it.
 #[derive(Default)]
-pub(super) struct Connections {
+pub(super) struct AdminConnections {
     serving: FuturesUnordered<BoxFuture<'static, u64>>,
     /// By the order in which they came: what ends each early.
     displaced: BTreeMap<u64, Arc<Notify>>,
     accepted: u64,
 }
 
-impl Connections {
+impl AdminConnections {
     /// Serves one more. When there are too many, the oldest is closed first.
     pub(super) async fn serve(&mut self, port: Arc<Port>, socket: TcpStream) {
         while self.serving.len() >= MAX_CONNECTIONS {

@@ -127,7 +127,7 @@ impl Catalog {
 
     async fn follow_changes(self: Arc<Self>) -> Result<Infallible, Infallible> {
         // Started again, it may have read changes that it did not apply.
-        self.hot.void_before(Moment::now());
+        self.hot.distrust_before(Moment::now());
         let first = self.change_reader.lock().take();
         let reader = first.unwrap_or_else(|| self.postgres.change_reader());
         let (kept, overflowed_at, epoch) = (VecDeque::new(), None, None);
@@ -267,7 +267,7 @@ impl Follower {
                 "changes may have been missed (PostgreSQL restarted, or this instance slept); memory is compared anew"
             );
             catalog.metrics.feed_gaps.inc(());
-            catalog.hot.void_before(Moment::now());
+            catalog.hot.distrust_before(Moment::now());
             if !changes.restarted {
                 self.reader.start_over();
                 return Ok(Duration::ZERO);
@@ -275,7 +275,7 @@ impl Follower {
         }
         if before == Snapshot::empty() {
             // What was committed and pruned before the first poll arrived is not in it.
-            catalog.hot.void_before(Moment::now());
+            catalog.hot.distrust_before(Moment::now());
         }
         self.apply(number, &mut changes).await;
         if changes.relay_is_free {
@@ -334,7 +334,7 @@ impl Follower {
             self.kept.push_back(Kept { poll: number, seen, asked });
         }
         if changes.truncated_below.is_some() {
-            catalog.hot.void_before(Moment::now());
+            catalog.hot.distrust_before(Moment::now());
         }
         for turn in ids.chunks(TURN) {
             for (id, revision) in turn {
@@ -356,7 +356,7 @@ impl Follower {
         // floors are gone may be old.
         self.catalog.feed.redis_covered_since.store(Moment::now());
         self.catalog.recent.overflow(number);
-        self.catalog.hot.void_before(Moment::now());
+        self.catalog.hot.distrust_before(Moment::now());
         self.overflowed_at = Some(changes.snapshot.clone());
         self.kept.clear();
     }

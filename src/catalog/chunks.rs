@@ -15,6 +15,6 @@ pub(super) async fn in_chunks<F: Future<Output = ()>>(
         if chunk.is_empty() {
             return;
         }
-        each(chunk.into_iter().filter_map(Load::unless_unwanted).collect()).await;
+        each(chunk.into_iter().filter_map(Load::unless_abandoned).collect()).await;
     }
 }

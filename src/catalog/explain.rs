@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::{Catalog, Error};
 use crate::caller::CallContext;
 use crate::entry::{Entry, Freshness};
-use crate::hot_cache::Held;
+use crate::hot_cache::HotEntry;
 use crate::metrics::ServedBy;
 use crate::moment::Moment;
 use crate::postgres::RowState;
@@ -17,7 +17,7 @@ use crate::redis::RedisState;
 #[derive(Debug)]
 pub struct Explanation {
     /// What memory holds.
-    pub memory: Option<Held>,
+    pub memory: Option<HotEntry>,
     /// Whether memory may be served.
     pub slot: SlotState,
     /// Whether a load is in flight.
@@ -50,7 +50,7 @@ pub enum SlotState {
     /// Gone.
     PastHardTtl,
     /// Known to be old.
-    Void,
+    Invalidated,
     /// Not known to be current.
     Untrusted,
 }
@@ -71,7 +71,7 @@ impl Catalog {
             verdict: verdict(slot, redis.as_ref()),
             slot,
             memory,
-            load_in_flight: self.flights.is_in_flight(id),
+            load_in_flight: self.singleflight.is_in_flight(id),
             redis,
             postgres,
             feed_lag: self.hot.known_until().elapsed().min(self.began.elapsed()),
@@ -90,11 +90,11 @@ impl Catalog {
         RedisState { entry: redis.entry.map(judge), ..redis }
     }
 
-    fn slot_state(&self, held: Option<&Held>) -> SlotState {
+    fn slot_state(&self, held: Option<&HotEntry>) -> SlotState {
         let now = Moment::now();
         match held {
             None => SlotState::Empty,
-            Some(held) if held.is_void() => SlotState::Void,
+            Some(held) if held.is_invalidated() => SlotState::Invalidated,
             Some(held) if held.entry.past_hard(now) => SlotState::PastHardTtl,
             Some(held) if !self.hot.serves(held, &Freshness::Cached, now) => SlotState::Untrusted,
             Some(held) if held.entry.past_soft(now) => SlotState::PastSoftTtl,
@@ -110,7 +110,7 @@ fn verdict(slot: SlotState, redis: Option<&RedisState>) -> (ServedBy, &'static s
             (ServedBy::Hot, "memory holds it; past its soft TTL it is refreshed in the background")
         }
         (_, None) => (ServedBy::Postgres, "memory may not be served, and Redis does not answer"),
-        (SlotState::Void, Some(redis)) if redis.serves() => (
+        (SlotState::Invalidated, Some(redis)) if redis.serves() => (
             ServedBy::Redis,
             "memory is void, because something newer was committed; Redis holds it",
         ),

@@ -1,9 +1,9 @@
 //! What is served, marked stale, when nothing better can be had.
 
-use super::flight::Failed;
+use super::singleflight::LoadFailure;
 use super::{Answer, Catalog, Error};
 use crate::entry::{Entry, Freshness};
-use crate::hot_cache::Held;
+use crate::hot_cache::HotEntry;
 use crate::metrics::ServedBy;
 use crate::moment::Moment;
 use crate::product::{ProductId, Revision};
@@ -11,7 +11,8 @@ use crate::product::{ProductId, Revision};
 impl Catalog {
     /// Whether there is something stale for a caller when the load fails; the refresher is in no need of anything.
     pub(super) fn may_fall_back(&self, id: ProductId, freshness: Freshness) -> bool {
-        let usable = |held: &Held| !held.is_void() && !held.entry.past_hard(Moment::now());
+        let usable =
+            |held: &HotEntry| !held.is_invalidated() && !held.entry.past_hard(Moment::now());
         match freshness {
             Freshness::Cached => self.hot.peek(id).is_some_and(|held| usable(&held)),
             Freshness::NotDue { .. } => true,
@@ -25,8 +26,9 @@ impl Catalog {
             return None;
         }
         let held = self.hot.peek(id)?;
-        let usable =
-            self.hot.has_followed(&held) && !held.is_void() && !held.entry.past_hard(Moment::now());
+        let usable = self.hot.has_followed(&held)
+            && !held.is_invalidated()
+            && !held.entry.past_hard(Moment::now());
         usable.then(|| self.stale(held.entry.clone(), ServedBy::Hot))
     }
 
@@ -36,7 +38,7 @@ impl Catalog {
         &self,
         id: ProductId,
         freshness: Freshness,
-        failed: &Failed,
+        failed: &LoadFailure,
     ) -> Result<Answer, Error> {
         let excusable = matches!(failed.error, Error::Unavailable(_) | Error::OverBudget(_));
         let held = self.hot.peek(id);

@@ -1,5 +1,5 @@
 //! One load: Redis, and on a miss, under a lease, Postgres. For one product and for a thousand it is the
-//! same code, and a product is landed as soon as it is known.
+//! same code, and a product is wait as soon as it is known.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 
 use super::chunks::in_chunks;
-use super::flight::{Class, Failed, Pilot};
 use super::read_postgres::Readable;
+use super::singleflight::{FreshnessClass, Leader, LoadFailure};
 use super::{Catalog, Error, Loaded};
 use crate::caller::Caller;
 use crate::entry::{Entry, Freshness};
@@ -31,7 +31,7 @@ const TOGETHER: usize = 16;
 /// A product on its way in.
 #[derive(Debug)]
 pub(super) struct Load {
-    pub(super) pilot: Pilot,
+    pub(super) leader: Leader,
     pub(super) ticket: LoadTicket,
     pub(super) freshness: Freshness,
     /// Whose call began it.
@@ -43,7 +43,7 @@ pub(super) struct Load {
 
 /// What the first look into Redis came to.
 enum Looked {
-    Landed,
+    Completed,
     /// It lacks it, or what it holds is not good enough.
     Missing(Load),
     /// It did not say.
@@ -54,7 +54,7 @@ enum Looked {
 fn sorted(looked: impl Iterator<Item = Looked>) -> (Vec<Load>, Vec<Load>) {
     let mut sorted = (Vec::new(), Vec::new());
     looked.for_each(|looked| match looked {
-        Looked::Landed => {}
+        Looked::Completed => {}
         Looked::Missing(load) => sorted.0.push(load),
         Looked::Unknown(load) => sorted.1.push(load),
     });
@@ -68,9 +68,9 @@ struct Sorted {
     ours: Vec<Load>,
     leases: Vec<Lease>,
     /// Another instance loads them, and its fill will do.
-    patient: Vec<Load>,
+    waits: Vec<Load>,
     /// Another instance loads them, and its fill may be too old.
-    impatient: Vec<Load>,
+    needs_postgres: Vec<Load>,
     /// Redis did not say.
     unknown: Vec<Load>,
 }
@@ -78,13 +78,13 @@ struct Sorted {
 impl Catalog {
     pub(super) fn begin(
         &self,
-        pilot: Pilot,
+        leader: Leader,
         freshness: Freshness,
         caller: Caller,
         demand: &Arc<Demand>,
     ) -> Load {
-        let ticket = self.hot.begin_load(pilot.id());
-        Load { pilot, ticket, freshness, caller, demand: Arc::clone(demand), seen: None }
+        let ticket = self.hot.begin_load(leader.id());
+        Load { leader, ticket, freshness, caller, demand: Arc::clone(demand), seen: None }
     }
 
     /// Lands every one of `loads`, detached: no caller's deadline bounds a load that others wait for.
@@ -92,32 +92,32 @@ impl Catalog {
     /// Loads that begin in the same turn of the scheduler look into Redis together, because a command costs more than a key
     /// of it. Not in a cluster, where the keys have nodes of their own, and one that hangs would hold up all. Not a large batch,
     /// and no more than one command has keys: a lone read would wait for it.
-    pub(super) fn depart(self: &Arc<Self>, loads: Vec<Load>) {
+    pub(super) fn start_loads(self: &Arc<Self>, loads: Vec<Load>) {
         let catalog = Arc::clone(self);
-        let mut departures = self.departures.lock();
-        let together = departures.iter().map(Vec::len).sum::<usize>() + loads.len();
+        let mut starting = self.starting.lock();
+        let together = starting.iter().map(Vec::len).sum::<usize>() + loads.len();
         if self.redis.is_cluster() || loads.len() > TOGETHER || together > CHUNK {
-            drop(departures);
+            drop(starting);
             drop(self.drain.spawn(async move { catalog.load(loads).await }));
             return;
         }
-        departures.push(loads);
-        if departures.len() == 1 {
+        starting.push(loads);
+        if starting.len() == 1 {
             drop(self.drain.spawn(async move {
                 // Where several calls of a connection wait, those of others will. A lone one would only wait longer.
-                if catalog.departures.lock().len() > 1 {
+                if catalog.starting.lock().len() > 1 {
                     tokio::task::yield_now().await;
                 }
-                let departures = std::mem::take(&mut *catalog.departures.lock());
-                catalog.load_together(departures).await;
+                let starting = std::mem::take(&mut *catalog.starting.lock());
+                catalog.load_together(starting).await;
             }));
         }
     }
 
     /// From here on each goes its own way: what one has to wait for does not concern the others.
-    async fn load_together(self: &Arc<Self>, departures: Vec<Vec<Load>>) {
-        let sizes: Vec<usize> = departures.iter().map(Vec::len).collect();
-        let looked = self.look_into_redis(departures.into_iter().flatten().collect()).await;
+    async fn load_together(self: &Arc<Self>, starting: Vec<Vec<Load>>) {
+        let sizes: Vec<usize> = starting.iter().map(Vec::len).collect();
+        let looked = self.look_into_redis(starting.into_iter().flatten().collect()).await;
         let mut looked = looked.into_iter();
         for size in sizes {
             let (missing, unknown) = sorted(looked.by_ref().take(size));
@@ -153,10 +153,10 @@ impl Catalog {
                 self.metrics.lookups.inc(Lookup::RedisStale);
                 return Looked::Missing(load);
             }
-            let (lookup, missed) = self.land_if_good(load, entry);
+            let (lookup, missed) = self.complete_if_good(load, entry);
             // Here only: asking again under the lease, or while waiting for one, is the same read.
             self.metrics.lookups.inc(lookup);
-            missed.map_or(Looked::Landed, Looked::Missing)
+            missed.map_or(Looked::Completed, Looked::Missing)
         };
         loads.into_iter().zip(entries).map(look).collect()
     }
@@ -173,7 +173,7 @@ impl Catalog {
     }
 
     /// Lands a load with what Redis holds, or returns it when that is not good enough.
-    fn land_if_good(&self, mut load: Load, entry: Option<Entry>) -> (Lookup, Option<Load>) {
+    fn complete_if_good(&self, mut load: Load, entry: Option<Entry>) -> (Lookup, Option<Load>) {
         let Some(entry) = entry else { return (Lookup::RedisMiss, Some(load)) };
         if load.seen.as_ref().is_none_or(|seen| seen.revision() <= entry.revision()) {
             load.seen = Some(entry.clone());
@@ -185,20 +185,20 @@ impl Catalog {
             return (Lookup::RedisStale, Some(load));
         }
         if entry.is_suspect() || !self.is_current(&entry) {
-            return (Lookup::RedisStale, self.land_unproven(load, entry));
+            return (Lookup::RedisStale, self.complete_unproven(load, entry));
         }
-        match self.land(load, entry, ServedBy::Redis) {
+        match self.complete(load, entry, ServedBy::Redis) {
             None => (Lookup::RedisHit, None),
             missed => (Lookup::RedisStale, missed),
         }
     }
 
     /// Lands a load with what may not be current, and is not kept, when Postgres answers nobody's questions.
-    fn land_unproven(&self, load: Load, entry: Entry) -> Option<Load> {
+    fn complete_unproven(&self, load: Load, entry: Entry) -> Option<Load> {
         if load.freshness != Freshness::Cached || !self.feed.is_unreachable() {
             return Some(load);
         }
-        load.pilot.land(Ok(Loaded { entry, from: ServedBy::Redis, unproven: true }));
+        load.leader.complete(Ok(Loaded { entry, from: ServedBy::Redis, unproven: true }));
         None
     }
 
@@ -214,9 +214,9 @@ impl Catalog {
                 self.load_without_lease(sorted.unknown, None),
             );
             again.extend(filled);
-            self.load_without_lease(sorted.impatient, Some(Publish::Read)).await;
+            self.load_without_lease(sorted.needs_postgres, Some(Publish::Read)).await;
             // What nobody is aboard of any more waits for nobody.
-            waiting = sorted.patient.into_iter().filter_map(Load::unless_unwanted).collect();
+            waiting = sorted.waits.into_iter().filter_map(Load::unless_abandoned).collect();
             if waiting.is_empty() {
                 break;
             }
@@ -235,7 +235,7 @@ impl Catalog {
         let asked = self.redis.try_leases(&ids(&loads), caller(&loads)).await;
         let possible = loads.iter().zip(asked).map(|(load, asked)| async {
             let asked = asked.ok()?;
-            Some((self.unless_impossible(load.pilot.id(), asked.entry).await, asked.lease))
+            Some((self.unless_impossible(load.leader.id(), asked.entry).await, asked.lease))
         });
         let possible = join_all(possible).await;
         let (mut sorted, mut needless) = (Sorted::default(), Vec::new());
@@ -244,16 +244,16 @@ impl Catalog {
                 sorted.unknown.push(load);
                 continue;
             };
-            let (_, missed) = self.land_if_good(load, entry);
+            let (_, missed) = self.complete_if_good(load, entry);
             match (missed, lease) {
                 (Some(load), Some(lease)) => {
                     sorted.ours.push(load);
                     sorted.leases.push(lease);
                 }
-                (Some(load), None) if load.pilot.class() == Class::Cached => {
-                    sorted.patient.push(load);
+                (Some(load), None) if load.leader.class() == FreshnessClass::Cached => {
+                    sorted.waits.push(load);
                 }
-                (Some(load), None) => sorted.impatient.push(load),
+                (Some(load), None) => sorted.needs_postgres.push(load),
                 (None, Some(lease)) => needless.push(lease),
                 (None, None) => {}
             }
@@ -287,7 +287,7 @@ impl Catalog {
         let fills = fills.map(|(load, (lease, entry))| async {
             match self.redis.fill(lease, entry, load.caller).await.ok()? {
                 Filled::Older(newer) | Filled::Lost(Some(newer)) => {
-                    let newer = self.unless_impossible(load.pilot.id(), Some(newer)).await;
+                    let newer = self.unless_impossible(load.leader.id(), Some(newer)).await;
                     Some(Filled::Lost(newer))
                 }
                 filled => Some(filled),
@@ -297,14 +297,14 @@ impl Catalog {
         self.pauses.reach(Point::FilledRedis).await;
         let mut again = Vec::new();
         for ((load, entry), filled) in loads.into_iter().zip(entries).zip(filled) {
-            again.extend(self.land_filled(load, entry, filled));
+            again.extend(self.complete_filled(load, entry, filled));
         }
         again
     }
 
     /// Lands what was loaded under a lease. If the lease was broken something was committed since, and
     /// what was read may be old: then it is loaded again.
-    fn land_filled(&self, load: Load, entry: Entry, filled: Option<Filled>) -> Option<Load> {
+    fn complete_filled(&self, load: Load, entry: Entry, filled: Option<Filled>) -> Option<Load> {
         match filled {
             Some(Filled::Older(held)) | Some(Filled::Lost(Some(held)))
                 if held.revision() > entry.revision()
@@ -312,12 +312,12 @@ impl Catalog {
                     && !held.past_hard(Moment::now())
                     && self.is_current(&held) =>
             {
-                self.land(load, held, ServedBy::Redis)
+                self.complete(load, held, ServedBy::Redis)
             }
             Some(Filled::Older(_) | Filled::Lost(_)) => Some(load),
             Some(Filled::Stored) | None if self.is_overdue(&entry) => Some(load),
             // Redis did not answer: the load's floor is what protects memory.
-            Some(Filled::Stored) | None => self.land(load, entry, ServedBy::Postgres),
+            Some(Filled::Stored) | None => self.complete(load, entry, ServedBy::Postgres),
         }
     }
 
@@ -343,27 +343,27 @@ impl Catalog {
             // What was read before the epoch changed must not replace what is in Redis in the new one.
             let publishes = loads.iter().zip(&entries).filter(|(load, _)| load.ticket.is_covered());
             let publishes =
-                publishes.map(|(load, entry)| self.redis.publish(load.pilot.id(), entry, why));
+                publishes.map(|(load, entry)| self.redis.publish(load.leader.id(), entry, why));
             // What Redis did not take is counted there, and found again by the next load.
             let _ = join_all(publishes).await;
         }
         for (load, entry) in loads.into_iter().zip(entries) {
             let (answer, from) = (entry.clone(), ServedBy::Postgres);
             if self.is_overdue(&entry) {
-                load.pilot.land(Ok(Loaded { entry, from, unproven: true }));
-            } else if let Some(load) = self.land(load, entry, from) {
+                load.leader.complete(Ok(Loaded { entry, from, unproven: true }));
+            } else if let Some(load) = self.complete(load, entry, from) {
                 // It was current when it was asked for. Something newer is in memory, or will be.
-                load.pilot.land(Ok(Loaded::proven(answer, from)));
+                load.leader.complete(Ok(Loaded::proven(answer, from)));
             }
         }
     }
 
     /// Keeps `entry` in memory and lands the load with the newest that memory holds, or returns the load
     /// when something newer was committed since it began.
-    fn land(&self, load: Load, entry: Entry, from: ServedBy) -> Option<Load> {
+    fn complete(&self, load: Load, entry: Entry, from: ServedBy) -> Option<Load> {
         match load.ticket.finish(entry) {
             Ok(held) => {
-                load.pilot.land(Ok(Loaded::proven(held.entry.clone(), from)));
+                load.leader.complete(Ok(Loaded::proven(held.entry.clone(), from)));
                 None
             }
             Err(OutOfDate) => Some(load),
@@ -371,18 +371,18 @@ impl Catalog {
     }
 
     pub(super) fn fail(&self, loads: Vec<Load>, error: &Error) {
-        for Load { pilot, seen, .. } in loads {
-            pilot.land(Err(Arc::new(Failed { error: error.clone(), seen })));
+        for Load { leader, seen, .. } in loads {
+            leader.complete(Err(Arc::new(LoadFailure { error: error.clone(), seen })));
         }
     }
 }
 
 impl Load {
-    pub(super) fn unless_unwanted(self) -> Option<Self> {
-        Some(Self { pilot: self.pilot.unless_empty()?, ..self })
+    pub(super) fn unless_abandoned(self) -> Option<Self> {
+        Some(Self { leader: self.leader.unless_abandoned()?, ..self })
     }
 
-    pub(super) fn newest_heard_of(&self) -> Version {
+    pub(super) fn newest_observed(&self) -> Version {
         let seen = self.seen.as_ref().map(|seen| seen.revision().version);
         self.ticket.floor().version.max(seen.unwrap_or_default())
     }
@@ -394,5 +394,5 @@ fn caller(loads: &[Load]) -> Caller {
 }
 
 pub(super) fn ids(loads: &[Load]) -> Vec<ProductId> {
-    loads.iter().map(|load| load.pilot.id()).collect()
+    loads.iter().map(|load| load.leader.id()).collect()
 }

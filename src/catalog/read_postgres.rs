@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::flight::Class;
 use super::load::{Load, ids};
+use super::singleflight::FreshnessClass;
 use super::{Catalog, Error};
 use crate::entry::Entry;
 use crate::metrics::PostgresShare;
@@ -56,21 +56,21 @@ impl Catalog {
         loads: &[Load],
     ) -> Result<Vec<Result<Entry, Error>>, Error> {
         // A product that is gone was gone after every version that was heard of before the read.
-        let floors: Vec<Version> = loads.iter().map(Load::newest_heard_of).collect();
+        let floors: Vec<Version> = loads.iter().map(Load::newest_observed).collect();
         // Boarded together, so wanted together.
         let demand = loads.first().map(|load| Arc::clone(&load.demand)).unwrap_or_default();
-        let share = match loads.first().map(|load| load.pilot.class()) {
-            Some(Class::Strict) => PostgresShare::Latest,
-            Some(Class::Cached) | None => PostgresShare::Loads,
+        let share = match loads.first().map(|load| load.leader.class()) {
+            Some(FreshnessClass::Strict) => PostgresShare::Latest,
+            Some(FreshnessClass::Cached) | None => PostgresShare::Loads,
         };
         let loaded = self.postgres.load(&ids(loads), &demand, share).await?;
         let absent = loads.iter().zip(floors).map(|(load, floor)| {
-            let version = loaded.last_version(load.pilot.id()).max(floor);
+            let version = loaded.last_version(load.leader.id()).max(floor);
             Ok(Entry::tombstone(version, loaded.known_at, self.options.ttl.tombstone()))
         });
         let mut entries: Vec<Result<Entry, Error>> = absent.collect();
         let places: HashMap<_, _> =
-            loads.iter().enumerate().map(|(place, load)| (load.pilot.id(), place)).collect();
+            loads.iter().enumerate().map(|(place, load)| (load.leader.id(), place)).collect();
         for product in &loaded.products {
             self.feed.has_given_out(product.version);
             if let Some(place) = places.get(&product.id) {

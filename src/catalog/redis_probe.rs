@@ -39,7 +39,7 @@ impl Catalog {
         let _one = self.probing.lock().await;
         if self.redis.probe().await {
             // It may have been compared with a node that had lost something.
-            self.hot.void_before(Moment::now());
+            self.hot.distrust_before(Moment::now());
         }
     }
 }

@@ -65,10 +65,12 @@ impl Catalog {
             // Due when it was asked for; meanwhile another request or instance may have done it.
             let due = |id: &ProductId| {
                 let now = Moment::now();
-                self.hot.peek(*id).is_none_or(|held| held.is_void() || held.entry.past_soft(now))
+                self.hot
+                    .peek(*id)
+                    .is_none_or(|held| held.is_invalidated() || held.entry.past_soft(now))
             };
             ids.retain(due);
-            if self.settle(&ids, Freshness::NotDue { percent: 100 }).await.is_err() {
+            if self.load_all(&ids, Freshness::NotDue { percent: 100 }).await.is_err() {
                 tokio::time::sleep(PAUSE_AFTER_FAILURE).await;
             }
             ids.clear();
@@ -91,22 +93,22 @@ impl Catalog {
         }
     }
 
-    /// Loads what memory lacks of the fleet's hottest products, at most `patience` long, and keeps it fresh from then on:
+    /// Loads what memory lacks of the fleet's hottest products, at most `timeout` long, and keeps it fresh from then on:
     /// for an instance that starts, and has read the outbox once. What is loaded before that is not trusted.
-    pub async fn warm(self: &Arc<Self>, patience: Duration) {
+    pub async fn warm(self: &Arc<Self>, timeout: Duration) {
         let warming = async {
             let ranking = self.redis.ranking(self.options.refresh_keys).await.unwrap_or_default();
             let hottest: Vec<ProductId> = ranking.into_iter().map(|(id, _)| id).collect();
             for batch in hottest.chunks(BATCH) {
                 // Whatever the caches may serve is warm enough to begin with.
-                self.settle(batch, Freshness::Cached).await?;
+                self.load_all(batch, Freshness::Cached).await?;
             }
             Ok::<usize, Error>(hottest.len())
         };
-        match tokio::time::timeout(patience, warming).await {
+        match tokio::time::timeout(timeout, warming).await {
             Ok(Ok(products)) => tracing::info!(products, "warm"),
             Ok(Err(error)) => tracing::warn!(%error, "starting without all hot products"),
-            Err(_) => tracing::warn!(?patience, "starting without all hot products: out of time"),
+            Err(_) => tracing::warn!(?timeout, "starting without all hot products: out of time"),
         }
         let catalog = Arc::clone(self);
         self.drain
@@ -120,7 +122,7 @@ impl Catalog {
             |id: &ProductId| self.hot.peek(*id).is_none_or(|held| held.entry.is_due(AHEAD, now));
         let due: Vec<ProductId> = hottest.iter().copied().filter(due).collect();
         for batch in due.chunks(BATCH) {
-            if self.settle(batch, Freshness::NotDue { percent: AHEAD }).await.is_err() {
+            if self.load_all(batch, Freshness::NotDue { percent: AHEAD }).await.is_err() {
                 return;
             }
             self.metrics.refreshed.add((), batch.len() as u64);
@@ -128,13 +130,13 @@ impl Catalog {
     }
 
     /// Has `ids` loaded as fresh as that, and waits for it.
-    async fn settle(
+    async fn load_all(
         self: &Arc<Self>,
         ids: &[ProductId],
         freshness: Freshness,
     ) -> Result<(), Error> {
-        for seat in self.join(ids, freshness, CallContext::BACKGROUND) {
-            match seat.landed().await {
+        for waiter in self.join(ids, freshness, CallContext::BACKGROUND) {
+            match waiter.wait().await {
                 // It concerns that product alone, and was logged where it was read.
                 Ok(_) => {}
                 Err(failed) if matches!(failed.error, Error::Unreadable(_)) => {}

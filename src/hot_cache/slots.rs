@@ -8,9 +8,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
 
-use super::Held;
+use super::HotEntry;
+use super::eviction::EvictionPolicy;
 use super::table::{STRIPES, Table};
-use super::tenants::Tenants;
 use crate::product::ProductId;
 use crate::supervisor::Supervisor;
 
@@ -24,13 +24,13 @@ pub(super) const ENTRY_BYTES: u64 = 250;
 /// The slots, and who decides which.
 #[derive(Debug)]
 pub(super) struct Slots {
-    shelf: Arc<Shelf>,
-    tenants: Tenants,
+    store: Arc<Store>,
+    eviction: EvictionPolicy,
 }
 
 /// Where the slots are. They come and go, and change, under the locks of their stripes; reads take none.
 #[derive(Debug)]
-struct Shelf {
+struct Store {
     table: Table,
     stripes: Box<[Mutex<()>]>,
     /// How many slots there are, and how many there may be.
@@ -39,7 +39,7 @@ struct Shelf {
     bytes: AtomicU64,
 }
 
-impl Shelf {
+impl Store {
     fn new(capacity: u64) -> Self {
         let stripes = (0..STRIPES).map(|_| Mutex::default()).collect();
         let (count, bytes) = (AtomicU64::new(0), AtomicU64::new(0));
@@ -63,53 +63,53 @@ impl Shelf {
 
 impl Slots {
     pub(super) fn new(capacity: u64, supervisor: &Supervisor) -> Self {
-        let shelf = Arc::new(Shelf::new(capacity));
-        let (read, cleared) = (Arc::clone(&shelf), Arc::clone(&shelf));
-        let keys = move |tell: &mut dyn FnMut(ProductId)| read.table.keys(tell);
+        let store = Arc::new(Store::new(capacity));
+        let (read, cleared) = (Arc::clone(&store), Arc::clone(&store));
+        let keys = move |each: &mut dyn FnMut(ProductId)| read.table.keys(each);
         let evict = move |id| cleared.clear(id);
-        Self { shelf, tenants: Tenants::new(capacity, keys, evict, supervisor) }
+        Self { store, eviction: EvictionPolicy::new(capacity, keys, evict, supervisor) }
     }
 
     pub(super) fn stripe(&self, id: ProductId) -> MutexGuard<'_, ()> {
-        self.shelf.stripe(id)
+        self.store.stripe(id)
     }
 
     /// A reader's look: no lock and no count that cores share, but for the sample that mini-moka hears of.
-    pub(super) fn read<T>(&self, id: ProductId, read: impl FnOnce(&Held) -> T) -> Option<T> {
+    pub(super) fn read<T>(&self, id: ProductId, read: impl FnOnce(&HotEntry) -> T) -> Option<T> {
         if fastrand::u8(..SAMPLING) == 0 {
-            self.tenants.note_use(id);
+            self.eviction.record_read(id);
         }
-        self.shelf.table.read(id, read)
+        self.store.table.read(id, read)
     }
 
     /// The same for many, every 16th of which is told to mini-moka.
     pub(super) fn read_all(
         &self,
         ids: &[ProductId],
-        mut read: impl FnMut(ProductId, Option<&Held>),
+        mut read: impl FnMut(ProductId, Option<&HotEntry>),
     ) {
-        let first_told = fastrand::u8(..SAMPLING).into();
-        for id in ids.iter().skip(first_told).step_by(SAMPLING.into()) {
-            self.tenants.note_use(*id);
+        let first_sampled = fastrand::u8(..SAMPLING).into();
+        for id in ids.iter().skip(first_sampled).step_by(SAMPLING.into()) {
+            self.eviction.record_read(*id);
         }
         for id in ids {
-            if self.shelf.table.read(*id, |held| read(*id, Some(held))).is_none() {
+            if self.store.table.read(*id, |held| read(*id, Some(held))).is_none() {
                 read(*id, None);
             }
         }
     }
 
     /// What is held, for those who are no readers.
-    pub(super) fn peek(&self, id: ProductId) -> Option<Held> {
-        self.shelf.table.read(id, Held::clone)
+    pub(super) fn peek(&self, id: ProductId) -> Option<HotEntry> {
+        self.store.table.read(id, HotEntry::clone)
     }
 
     /// Puts `held` into the slot of `id`, which is there. Who calls it holds the lock of its stripe.
-    pub(super) fn replace(&self, id: ProductId, held: Held, _: &MutexGuard<'_, ()>) {
+    pub(super) fn replace(&self, id: ProductId, held: HotEntry, _: &MutexGuard<'_, ()>) {
         let cost = held.cost();
-        if let Some(old) = self.shelf.table.replace(id, held) {
-            self.shelf.bytes.fetch_add(cost, Ordering::Relaxed);
-            self.shelf.bytes.fetch_sub(old.cost(), Ordering::Relaxed);
+        if let Some(old) = self.store.table.replace(id, held) {
+            self.store.bytes.fetch_add(cost, Ordering::Relaxed);
+            self.store.bytes.fetch_sub(old.cost(), Ordering::Relaxed);
         }
     }
 
@@ -117,29 +117,29 @@ impl Slots {
     /// one left. Who calls it holds the lock of its stripe.
     ///
     /// A slot that is there keeps others from being taken for the same id, so mini-moka never sees a key twice.
-    pub(super) fn take(&self, id: ProductId, held: Held, _: &MutexGuard<'_, ()>) -> bool {
-        if self.shelf.count.fetch_add(1, Ordering::Relaxed) >= self.shelf.most {
-            self.shelf.count.fetch_sub(1, Ordering::Relaxed);
+    pub(super) fn insert(&self, id: ProductId, held: HotEntry, _: &MutexGuard<'_, ()>) -> bool {
+        if self.store.count.fetch_add(1, Ordering::Relaxed) >= self.store.most {
+            self.store.count.fetch_sub(1, Ordering::Relaxed);
             return false;
         }
-        self.shelf.bytes.fetch_add(held.cost(), Ordering::Relaxed);
-        self.shelf.table.insert(id, held);
-        self.tenants.note_newcomer(id);
+        self.store.bytes.fetch_add(held.cost(), Ordering::Relaxed);
+        self.store.table.insert(id, held);
+        self.eviction.record_inserted(id);
         true
     }
 
     /// How many there are.
     pub(super) fn len(&self) -> u64 {
-        self.shelf.count.load(Ordering::Relaxed)
+        self.store.count.load(Ordering::Relaxed)
     }
 
-    /// How many mini-moka says there are, when it has decided about all newcomers.
-    pub(super) fn count_tenants(&self) -> u64 {
-        self.tenants.count()
+    /// How many mini-moka says there are, when it has decided about all inserted.
+    pub(super) fn count_admitted(&self) -> u64 {
+        self.eviction.count()
     }
 
     /// What they cost in bytes.
     pub(super) fn bytes(&self) -> u64 {
-        self.shelf.bytes.load(Ordering::Relaxed)
+        self.store.bytes.load(Ordering::Relaxed)
     }
 }

@@ -11,7 +11,7 @@ use ahash::RandomState;
 use arc_swap::ArcSwapAny;
 use triomphe::Arc;
 
-use super::Held;
+use super::HotEntry;
 use crate::product::ProductId;
 
 /// Enough that two cores rarely meet in one; each costs 48 bytes, and has as many chains as the next.
@@ -23,11 +23,11 @@ pub(super) struct Table {
     hasher: RandomState,
 }
 
-type Link = ArcSwapAny<Option<Arc<Node>>>;
+type Link = ArcSwapAny<Option<Arc<ChainNode>>>;
 
-struct Node {
+struct ChainNode {
     id: ProductId,
-    held: Held,
+    held: HotEntry,
     next: Link,
 }
 
@@ -56,7 +56,7 @@ impl Table {
     }
 
     /// Reads what is held of `id`.
-    pub(super) fn read<T>(&self, id: ProductId, read: impl FnOnce(&Held) -> T) -> Option<T> {
+    pub(super) fn read<T>(&self, id: ProductId, read: impl FnOnce(&HotEntry) -> T) -> Option<T> {
         let mut at = self.chain(id).load();
         while let Some(node) = &*at {
             if node.id == id {
@@ -79,18 +79,18 @@ impl Table {
     }
 
     /// Holds something of `id`, of which nothing is held.
-    pub(super) fn insert(&self, id: ProductId, held: Held) {
+    pub(super) fn insert(&self, id: ProductId, held: HotEntry) {
         let chain = self.chain(id);
-        chain.store(Some(Node::before(id, held, chain.load_full())));
+        chain.store(Some(ChainNode::before(id, held, chain.load_full())));
     }
 
     /// Holds something else of `id`, if something is held. Returns what was.
-    pub(super) fn replace(&self, id: ProductId, held: Held) -> Option<Held> {
-        self.exchange(id, |next| Some(Node::before(id, held, next)))
+    pub(super) fn replace(&self, id: ProductId, held: HotEntry) -> Option<HotEntry> {
+        self.exchange(id, |next| Some(ChainNode::before(id, held, next)))
     }
 
     /// Holds nothing of `id`. Returns what was held.
-    pub(super) fn remove(&self, id: ProductId) -> Option<Held> {
+    pub(super) fn remove(&self, id: ProductId) -> Option<HotEntry> {
         self.exchange(id, |next| next)
     }
 
@@ -98,9 +98,9 @@ impl Table {
     fn exchange(
         &self,
         id: ProductId,
-        made: impl FnOnce(Option<Arc<Node>>) -> Option<Arc<Node>>,
-    ) -> Option<Held> {
-        let mut before: Option<Arc<Node>> = None;
+        made: impl FnOnce(Option<Arc<ChainNode>>) -> Option<Arc<ChainNode>>,
+    ) -> Option<HotEntry> {
+        let mut before: Option<Arc<ChainNode>> = None;
         loop {
             let link = before.as_ref().map_or_else(|| self.chain(id), |node| &node.next);
             let node = link.load_full()?;
@@ -113,8 +113,8 @@ impl Table {
     }
 }
 
-impl Node {
-    fn before(id: ProductId, held: Held, next: Option<Arc<Self>>) -> Arc<Self> {
+impl ChainNode {
+    fn before(id: ProductId, held: HotEntry, next: Option<Arc<Self>>) -> Arc<Self> {
         Arc::new(Self { id, held, next: Link::new(next) })
     }
 }
@@ -158,13 +158,13 @@ mod tests {
         ProductId::new(number + 1).expect("positive")
     }
 
-    fn held(version: i64) -> Held {
+    fn held(version: i64) -> HotEntry {
         let ttl = Ttl { soft: Duration::ZERO, hard: Duration::ZERO };
         let entry = Entry::tombstone(Version(version), Moment::now(), ttl);
-        Held { floor: Floor::at(entry.revision()), checked_at: entry.known_at(), entry }
+        HotEntry { floor: Floor::at(entry.revision()), checked_at: entry.known_at(), entry }
     }
 
-    fn version(held: &Held) -> i64 {
+    fn version(held: &HotEntry) -> i64 {
         held.entry.revision().version.0
     }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::Problem;
 use super::records::Records;
-use super::rows::{Columns, Row};
+use super::rows::{Columns, ImportRow};
 
 /// Too low: more system calls. Too high: longer pauses for whatever else runs on the thread.
 const BUFFER_BYTES: usize = 64 * 1024;
@@ -49,7 +49,7 @@ impl CsvFile {
     ///
     /// # Errors
     /// When nothing more can be read.
-    pub(super) fn next_row(&mut self) -> Result<Option<Result<Row, Problem>>, Problem> {
+    pub(super) fn next_row(&mut self) -> Result<Option<Result<ImportRow, Problem>>, Problem> {
         Ok(self.records.next()?.map(|record| self.columns.row(&record)))
     }
 }

@@ -22,7 +22,7 @@ pub(super) struct Columns {
 
 /// A row that can be imported.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Row {
+pub(super) struct ImportRow {
     pub(super) line: u64,
     pub(super) id: Option<ProductId>,
     pub(super) product: NewProduct,
@@ -62,7 +62,7 @@ impl Columns {
     }
 
     /// Reads a row.
-    pub(super) fn row(&self, record: &Record<'_>) -> Result<Row, Problem> {
+    pub(super) fn row(&self, record: &Record<'_>) -> Result<ImportRow, Problem> {
         if record.fields != self.count {
             let reason = format!("has {} fields instead of {}", record.fields, self.count);
             return Err(Problem::at(record.line, reason));
@@ -75,7 +75,7 @@ impl Columns {
             field(record, "price", Some(self.price), |amount| Price::parse(amount, currency))?;
         let description =
             field(record, "description", self.description, |text| text.to_owned().try_into())?;
-        Ok(Row {
+        Ok(ImportRow {
             line: record.line,
             id: field(record, "id", self.id, parse_id)?,
             product: NewProduct { name, price, description },
@@ -111,7 +111,7 @@ mod tests {
     use crate::import::records::Records;
 
     /// The second record of `csv`, read by the columns of the first.
-    fn parse(csv: impl AsRef<[u8]>) -> Result<Row, String> {
+    fn parse(csv: impl AsRef<[u8]>) -> Result<ImportRow, String> {
         let mut records = Records::new(csv.as_ref());
         let header = records.next().unwrap().unwrap();
         let columns = Columns::find(&header).map_err(|problem| problem.in_file("f".as_ref()))?;

@@ -27,7 +27,7 @@ const QUOTED: usize = 120;
 
 /// A place in the source. Records of the `log` crate share callsites, so their target and line belong to it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Place(Option<Identifier>, u64);
+struct Callsite(Option<Identifier>, u64);
 
 #[derive(Debug)]
 struct Kind {
@@ -42,7 +42,7 @@ struct Kind {
 
 /// The kinds of lines so far.
 #[derive(Debug, Default)]
-pub(super) struct Repeats(Mutex<HashMap<Place, Kind>>);
+pub(super) struct Repeats(Mutex<HashMap<Callsite, Kind>>);
 
 /// Leaves lines out of a subscriber's log.
 pub(super) struct RepeatsLayer(Arc<Repeats>);
@@ -52,10 +52,10 @@ impl Repeats {
         RepeatsLayer(Arc::clone(self))
     }
 
-    fn admits(&self, mut place: Place, now: Instant, like: impl FnOnce() -> String) -> bool {
+    fn admits(&self, mut place: Callsite, now: Instant, like: impl FnOnce() -> String) -> bool {
         let mut kinds = self.0.lock();
         if kinds.len() >= MAX_KINDS && !kinds.contains_key(&place) {
-            place = Place(None, 0);
+            place = Callsite(None, 0);
         }
         let kind = kinds.entry(place).or_insert_with(|| Kind::new(now));
         if now.saturating_duration_since(kind.began) >= WINDOW {
@@ -117,7 +117,7 @@ impl<S: Subscriber> Layer<S> for RepeatsLayer {
         if metadata.target() == "log" {
             event.record(&mut record);
         }
-        let place = Place(Some(metadata.callsite()), record.0.finish());
+        let place = Callsite(Some(metadata.callsite()), record.0.finish());
         let like = || {
             let mut quote = Quote(format!("{}: ", metadata.target()));
             event.record(&mut quote);
@@ -219,7 +219,7 @@ mod tests {
     #[test]
     fn a_flood_that_goes_on_is_reported_for_each_window() {
         let repeats = Repeats::default();
-        let (began, place) = (Instant::now(), Place(None, 1));
+        let (began, place) = (Instant::now(), Callsite(None, 1));
         let admitted = |at: Duration| {
             let admits = || repeats.admits(place.clone(), began + at, String::new);
             (0..100).filter(|_| admits()).count()
@@ -245,7 +245,7 @@ mod tests {
     fn made_up_kinds_take_bounded_memory() {
         let repeats = Repeats::default();
         for made_up in 0..10_000 {
-            repeats.admits(Place(None, made_up + 1), Instant::now(), String::new);
+            repeats.admits(Callsite(None, made_up + 1), Instant::now(), String::new);
         }
         assert_eq!(repeats.0.lock().len(), MAX_KINDS + 1);
     }

@@ -21,7 +21,7 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use crate::caller::{CallContext, Caller};
-pub(crate) use demand::{Demand, Waiter, Waiters};
+pub(crate) use demand::{Demand, DemandGuard, DemandGuards};
 
 /// A load without fallback is refused within this time, or not for another load of its caller.
 const TOLD_WITHIN: Duration = Duration::from_millis(50);
@@ -63,7 +63,7 @@ pub(super) enum NoTurn {
 #[derive(Debug, Default)]
 struct Queue {
     running: Vec<Running>,
-    waiting: Vec<Waiting>,
+    waiting: Vec<WaitingLoad>,
     /// How long turns took lately.
     took: Duration,
     /// Start-time fair queueing: the tag of a caller grows by 1 with each turn; the least tag goes next.
@@ -79,7 +79,7 @@ struct Running {
 }
 
 #[derive(Debug)]
-struct Waiting {
+struct WaitingLoad {
     demand: Arc<Demand>,
     since: Instant,
     turn: oneshot::Sender<Turn>,
@@ -149,7 +149,7 @@ impl Budget {
             return Ok(self.begin(&mut queue, demand, false));
         }
         let (turn, receiver) = oneshot::channel();
-        queue.waiting.push(Waiting { demand: Arc::clone(demand), since, turn });
+        queue.waiting.push(WaitingLoad { demand: Arc::clone(demand), since, turn });
         if self.limits.is_steady && self.is_in_vain(&queue) {
             queue.waiting.pop();
         } else if queue.waiting.len() > self.room(&queue) {
@@ -258,7 +258,7 @@ impl Queue {
     }
 
     /// What goes first is greatest.
-    fn order(&self, waiting: &Waiting, overdue: Option<Instant>) -> impl Ord + use<> {
+    fn order(&self, waiting: &WaitingLoad, overdue: Option<Instant>) -> impl Ord + use<> {
         let tag = self.tag(waiting.demand.least(|caller| self.tag(caller)));
         let (without_fallback, waiters, since) = waiting.urgency(overdue);
         (without_fallback, Reverse(tag), waiters, since)
@@ -277,7 +277,7 @@ impl Queue {
         }
         let places = |caller| places.get(&caller).copied().unwrap_or_default();
         let overdue = long_before(TOLD_WITHIN);
-        let keep = |(_, waiting): &(usize, &Waiting)| {
+        let keep = |(_, waiting): &(usize, &WaitingLoad)| {
             let crowd = places(waiting.demand.least(places));
             (Reverse(crowd), waiting.urgency(overdue))
         };
@@ -287,10 +287,10 @@ impl Queue {
     }
 
     /// A load that every caller has left needs no turn, only its place back.
-    fn take_next(&mut self, overtaken: Duration, of_one: usize) -> Option<Waiting> {
+    fn take_next(&mut self, overtaken: Duration, of_one: usize) -> Option<WaitingLoad> {
         self.waiting.retain(|waiting| !waiting.demand.is_unwanted());
         let overdue = long_before(overtaken);
-        let may_run = |waiting: &Waiting| self.may_run(&waiting.demand, of_one);
+        let may_run = |waiting: &WaitingLoad| self.may_run(&waiting.demand, of_one);
         let candidates = self.waiting.iter().enumerate().filter(|(_, waiting)| may_run(waiting));
         let next = candidates.max_by_key(|(_, waiting)| self.order(waiting, overdue));
         let place = next.map(|(place, _)| place)?;
@@ -303,7 +303,7 @@ fn long_before(age: Duration) -> Option<Instant> {
     Instant::now().checked_sub(age)
 }
 
-impl Waiting {
+impl WaitingLoad {
     /// Of those without fallback, the ones from before `overdue` come first, however many wait for the others.
     fn urgency(&self, overdue: Option<Instant>) -> (bool, usize, Reverse<Instant>) {
         let (without_fallback, waiters) = self.demand.urgency();

@@ -11,7 +11,7 @@ use crate::recent_changes::Floors;
 const PACK: usize = 100;
 
 #[derive(FromRow)]
-pub(super) struct Row {
+pub(super) struct ChangeRow {
     pub(super) product_ids: Option<Vec<i64>>,
     pub(super) versions: Option<Vec<i64>>,
     pub(super) deleted: Option<bool>,
@@ -91,7 +91,7 @@ impl Changes {
         self.single.len() + self.packs.iter().map(Vec::len).sum::<usize>()
     }
 
-    pub(super) fn take(&mut self, row: &Row, limit: usize) {
+    pub(super) fn take(&mut self, row: &ChangeRow, limit: usize) {
         let (versions, deleted) =
             (row.versions.as_deref().unwrap_or_default(), row.deleted == Some(true));
         let Some(ids) = &row.product_ids else {

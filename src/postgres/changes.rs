@@ -10,7 +10,7 @@ use futures_util::TryStreamExt;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions, Executor};
 
-use super::change_rows::{Changes, Row};
+use super::change_rows::{ChangeRow, Changes};
 use super::error::read_error;
 use super::snapshot::Snapshot;
 use super::{Error, Postgres, within};
@@ -179,7 +179,7 @@ impl ChangeReader {
         let asked = Moment::now();
         let in_progress = self.seen.in_progress().iter().map(u64::to_string).collect::<Vec<_>>();
         let (mark, token) = self.mark.clone().unzip();
-        let mut rows = sqlx::query_as::<_, Row>(POLL)
+        let mut rows = sqlx::query_as::<_, ChangeRow>(POLL)
             .bind(self.seen.xmax().to_string())
             .bind(in_progress)
             .bind(mark)
@@ -208,7 +208,7 @@ impl ChangeReader {
     fn take_header(
         &mut self,
         changes: &mut Changes,
-        header: Row,
+        header: ChangeRow,
         server: &Server,
         newest_xid: u64,
     ) -> Result<(), Error> {

@@ -33,13 +33,13 @@ pub(super) struct Connections {
     /// How long a caller waits for a connection, or for one to be opened.
     timeout: Duration,
     slots: Arc<Semaphore>,
-    state: Mutex<State>,
+    state: Mutex<PoolState>,
     /// Asks for maintenance at once.
     wake: Notify,
 }
 
 #[derive(Debug)]
-struct State {
+struct PoolState {
     /// The one that was used last is at the end, and used first.
     idle: VecDeque<Idle>,
     /// Idle, in use, and being opened.
@@ -74,7 +74,7 @@ pub(super) struct Connection {
 
 impl Connections {
     pub(super) fn new(session: Session, limit: u32, timeout: Duration) -> Arc<Self> {
-        let state = State {
+        let state = PoolState {
             idle: VecDeque::new(),
             open: 0,
             opening: 0,

@@ -32,7 +32,7 @@ const ANY: &str = "SELECT EXISTS (SELECT FROM public.products)";
 
 /// What a load found.
 #[derive(Debug)]
-pub(crate) struct Loaded {
+pub(crate) struct LoadedRows {
     /// The products that exist and that the API can express.
     pub(crate) products: Vec<Product>,
     /// The products that the API cannot express: the column and the reason.
@@ -45,7 +45,7 @@ pub(crate) struct Loaded {
     pub(crate) known_at: Moment,
 }
 
-impl Loaded {
+impl LoadedRows {
     pub(super) fn new(known_at: Moment) -> Self {
         let (products, broken, deleted, truncated) = Default::default();
         Self { products, broken, deleted, truncated, known_at }
@@ -67,7 +67,7 @@ impl Postgres {
         ids: &[ProductId],
         demand: &Arc<Demand>,
         share: PostgresShare,
-    ) -> Result<Loaded, Error> {
+    ) -> Result<LoadedRows, Error> {
         self.callers.check()?;
         let budget = if share == PostgresShare::Latest { &self.latest } else { &self.loads };
         let turn = budget.turn(demand).await;
@@ -81,7 +81,7 @@ impl Postgres {
     ///
     /// # Errors
     /// [`Error::Unavailable`].
-    pub(crate) async fn load_now(&self, ids: &[ProductId]) -> Result<Loaded, Error> {
+    pub(crate) async fn load_now(&self, ids: &[ProductId]) -> Result<LoadedRows, Error> {
         Box::pin(self.load_on(&self.background, ids)).await
     }
 
@@ -89,8 +89,8 @@ impl Postgres {
         &self,
         connections: &Arc<Connections>,
         ids: &[ProductId],
-    ) -> Result<Loaded, Error> {
-        let mut loaded = Loaded::new(Moment::now());
+    ) -> Result<LoadedRows, Error> {
+        let mut loaded = LoadedRows::new(Moment::now());
         let mut parts = vec![ids];
         while let Some(part) = parts.pop() {
             match self.rows(connections, part).await {
@@ -127,7 +127,7 @@ impl Postgres {
         }
     }
 
-    fn add(&self, loaded: &mut Loaded, row: &PgRow) -> Result<(), Error> {
+    fn add(&self, loaded: &mut LoadedRows, row: &PgRow) -> Result<(), Error> {
         let (id, exists, deleted, truncated) = found(row).map_err(|error| read_error(&error))?;
         loaded.truncated = loaded.truncated.max(Version(truncated.unwrap_or_default()));
         let Some(id) = ProductId::new(id) else { return Ok(()) };
@@ -143,7 +143,7 @@ impl Postgres {
         Ok(())
     }
 
-    fn add_broken(&self, loaded: &mut Loaded, id: ProductId, version: Version, why: String) {
+    fn add_broken(&self, loaded: &mut LoadedRows, id: ProductId, version: Version, why: String) {
         if self.reported.is_news(id, version) {
             tracing::warn!(%id, %version, %why, "a product cannot be expressed by the API, and is left out");
         }

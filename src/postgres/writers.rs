@@ -38,12 +38,12 @@ pub(super) struct WriteTurn {
     pub(super) has_waited: bool,
     share: Option<Turn>,
     _row: Option<Turn>,
-    _place: Option<Place>,
+    _place: Option<QueuePlace>,
 }
 
 /// A write that waits for the writes of its product before it, or has its turn.
 #[derive(Debug)]
-struct Place {
+struct QueuePlace {
     id: ProductId,
     row: Option<Arc<Budget>>,
     rows: Arc<Rows>,
@@ -109,9 +109,9 @@ impl Writers {
         self.share.counts()
     }
 
-    fn place(&self, id: ProductId) -> Place {
+    fn place(&self, id: ProductId) -> QueuePlace {
         let row = Arc::clone(self.rows.lock().entry(id).or_insert_with(one_at_a_time));
-        Place { id, row: Some(row), rows: Arc::clone(&self.rows) }
+        QueuePlace { id, row: Some(row), rows: Arc::clone(&self.rows) }
     }
 }
 
@@ -120,7 +120,7 @@ fn one_at_a_time() -> Arc<Budget> {
     Budget::new(Limits { running: 1, of_one: 1, queued, timeout: None, is_steady: false })
 }
 
-impl Place {
+impl QueuePlace {
     async fn wait(&self, call: CallContext) -> Result<Option<Turn>, Error> {
         let Some(row) = &self.row else { return Ok(None) };
         match row.turn_of(call).await {
@@ -131,7 +131,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for QueuePlace {
     fn drop(&mut self) {
         let mut rows = self.rows.lock();
         self.row = None;

@@ -21,25 +21,25 @@ const AT_ONCE: usize = 512;
 const QUEUED: usize = 16_384;
 
 #[derive(Debug)]
-pub(super) struct Admission {
+pub(super) struct CommandAdmission {
     at_once: usize,
     queued: usize,
     /// How long a command may wait to be sent.
     timeout: Duration,
-    state: Mutex<State>,
+    state: Mutex<AdmissionState>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct AdmissionState {
     in_flight: usize,
     waiting: usize,
-    queues: HashMap<Caller, VecDeque<Waiting>, RandomState>,
+    queues: HashMap<Caller, VecDeque<WaitingCommand>, RandomState>,
     /// The callers that wait, in the order of their turns.
     turns: VecDeque<Caller>,
 }
 
 #[derive(Debug)]
-struct Waiting {
+struct WaitingCommand {
     keys: usize,
     admitted: oneshot::Sender<Admitted>,
 }
@@ -48,10 +48,10 @@ struct Waiting {
 #[derive(Debug)]
 pub(super) struct Admitted {
     keys: usize,
-    admission: Option<Arc<Admission>>,
+    admission: Option<Arc<CommandAdmission>>,
 }
 
-impl Admission {
+impl CommandAdmission {
     pub(super) fn new(timeout: Duration) -> Arc<Self> {
         Self::bounded(AT_ONCE, QUEUED, timeout)
     }
@@ -86,7 +86,7 @@ impl Admission {
         }
         let (admitted, receiver) = oneshot::channel();
         let queue = state.queues.entry(caller).or_default();
-        queue.push_back(Waiting { keys, admitted });
+        queue.push_back(WaitingCommand { keys, admitted });
         if queue.len() == 1 {
             state.turns.push_back(caller);
         }
@@ -112,13 +112,13 @@ impl Admission {
     }
 }
 
-impl State {
+impl AdmissionState {
     /// A command of more keys than there is room for at all goes alone.
     fn has_room(&self, keys: usize, at_once: usize) -> bool {
         self.in_flight == 0 || self.in_flight + keys <= at_once
     }
 
-    fn take_next(&mut self, at_once: usize) -> Option<Waiting> {
+    fn take_next(&mut self, at_once: usize) -> Option<WaitingCommand> {
         let caller = *self.turns.front()?;
         let keys = self.queues.get(&caller)?.front()?.keys;
         if !self.has_room(keys, at_once) {
@@ -171,7 +171,7 @@ mod tests {
 
     #[tokio::test]
     async fn callers_take_turns_however_much_one_of_them_has_to_send() {
-        let admission = Admission::bounded(2, 1_000, MINUTE);
+        let admission = CommandAdmission::bounded(2, 1_000, MINUTE);
         let mut first = Box::pin(admission.admit(caller(1), 2));
         let first = first.as_mut().now_or_never().flatten().expect("room");
         let mut many: Vec<_> = (0..100).map(|_| Box::pin(admission.admit(caller(1), 2))).collect();
@@ -192,7 +192,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_full_queue_drops_what_the_caller_with_the_most_sent_last() {
-        let admission = Admission::bounded(1, 2, MINUTE);
+        let admission = CommandAdmission::bounded(1, 2, MINUTE);
         let _in_flight = admission.admit(caller(1), 1).await.expect("room");
         let mut waiting = [1, 1, 2].map(|number| Box::pin(admission.admit(caller(number), 1)));
         assert!(waiting[0].as_mut().now_or_never().is_none());

@@ -7,14 +7,14 @@ use fred::types::Value;
 
 use super::entry_bytes::millis;
 use super::lease::number;
-use super::node::Command;
+use super::node::NodeCommand;
 use super::{Redis, Unavailable};
 use crate::metrics::RedisOperation;
 
 /// A catalogue of which no instance was here for this long is gone.
 const GONE: Duration = Duration::from_secs(60);
 /// How long the list outlives its last writer.
-const KEPT: Duration = Duration::from_secs(3_600);
+const FORGET_CATALOGUE_AFTER: Duration = Duration::from_secs(3_600);
 
 impl Redis {
     /// Enters this catalogue into the list of those that use the namespace, and looks for others. To be called every few
@@ -27,11 +27,11 @@ impl Redis {
         let ask = async |name, args: Vec<Value>| {
             let mut words = vec![list.clone().into()];
             words.extend(args);
-            let reply = self.nodes.send(&list, Command::new(name, words)).await;
+            let reply = self.nodes.send(&list, NodeCommand::new(name, words)).await;
             self.counted(RedisOperation::Probe, reply)
         };
         ask("HSET", vec![keys.catalogue.clone().into(), entered.into()]).await?;
-        ask("PEXPIRE", vec![number(millis(KEPT))]).await?;
+        ask("PEXPIRE", vec![number(millis(FORGET_CATALOGUE_AFTER))]).await?;
         let listed = ask("HGETALL", Vec::new()).await?;
         let listed: Vec<String> = listed.convert().unwrap_or_default();
         let mut others = Vec::new();

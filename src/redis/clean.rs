@@ -5,7 +5,7 @@ use futures_util::future::join_all;
 
 use super::entry_bytes::head_of;
 use super::lease::number;
-use super::node::Command;
+use super::node::NodeCommand;
 use super::{Redis, Unavailable};
 use crate::metrics::RedisOperation;
 use crate::product::{Change, ProductId, Revision, Version};
@@ -30,7 +30,7 @@ impl Redis {
         if self.nodes.is_cluster() {
             let removed = ids.iter().map(|id| {
                 let (entry, lock) = (keys.entry(*id), keys.lock(*id));
-                let unlink = Command::new("DEL", vec![entry.clone().into(), lock.into()]);
+                let unlink = NodeCommand::new("DEL", vec![entry.clone().into(), lock.into()]);
                 async move { self.nodes.send(&entry, unlink).await }
             });
             let removed = join_all(removed).await.into_iter();
@@ -41,7 +41,7 @@ impl Redis {
         let Some(first) = ids.first() else { return Vec::new() };
         let names: Vec<Value> =
             ids.iter().flat_map(|id| [keys.entry(*id).into(), keys.lock(*id).into()]).collect();
-        let reply = self.nodes.send(&keys.entry(*first), Command::new("DEL", names)).await;
+        let reply = self.nodes.send(&keys.entry(*first), NodeCommand::new("DEL", names)).await;
         vec![self.counted(RedisOperation::Relay, reply).map(drop); ids.len()]
     }
 
@@ -59,7 +59,7 @@ impl Redis {
     /// The mark that an instance of this catalogue has left here last, as it wrote it.
     pub(crate) async fn read_mark(&self) -> Result<Option<String>, Unavailable> {
         let key = self.keys().mark();
-        let reply = self.nodes.send(&key, Command::new("GET", vec![key.clone().into()])).await;
+        let reply = self.nodes.send(&key, NodeCommand::new("GET", vec![key.clone().into()])).await;
         Ok(self.counted(RedisOperation::Relay, reply)?.into_string())
     }
 
@@ -67,7 +67,7 @@ impl Redis {
     pub(crate) async fn leave_mark(&self, mark: &str) -> Result<(), Unavailable> {
         let key = self.keys().mark();
         let args = vec![key.clone().into(), mark.to_owned().into(), "EX".into(), number(MARK_KEPT)];
-        let set = Command::new("SET", args);
+        let set = NodeCommand::new("SET", args);
         let reply = self.nodes.send(&key, set).await;
         self.counted(RedisOperation::Relay, reply).map(drop)
     }

@@ -13,7 +13,7 @@ use fred::types::config::Server;
 use fred::types::{Message, Value};
 use tokio::sync::broadcast::{Receiver, error::RecvError};
 
-use super::node::Command;
+use super::node::NodeCommand;
 use super::nodes::{Nodes, nobody};
 use super::{Redis, Scope, Unavailable};
 use crate::metrics::RedisOperation;
@@ -42,7 +42,7 @@ impl Redis {
     pub(crate) async fn publish_hint(&self, changes: &[Change]) -> Result<(), Unavailable> {
         let packed = if changes.len() > PACKED { Bytes::new() } else { pack(changes) };
         let channel = self.keys().channel();
-        let publish = Command::new("PUBLISH", vec![channel.clone().into(), packed.into()]);
+        let publish = NodeCommand::new("PUBLISH", vec![channel.clone().into(), packed.into()]);
         let reply = self.nodes.send(&channel, publish).await;
         self.counted(RedisOperation::Hint, reply).map(drop)
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::entry_bytes::decode;
-use super::node::Command;
+use super::node::NodeCommand;
 use super::read::wrong_type_as_value;
 use super::{Redis, Unavailable};
 use crate::entry::Entry;
@@ -44,7 +44,7 @@ impl Redis {
     /// Looks at one product.
     pub(crate) async fn inspect(&self, id: ProductId) -> Result<RedisState, Unavailable> {
         let ask = |name, key: Bytes| {
-            let command = Command::new(name, vec![key.clone().into()]);
+            let command = NodeCommand::new(name, vec![key.clone().into()]);
             async move { self.nodes.send(&key, command).await }
         };
         let (entry, token, remaining) = tokio::join!(

@@ -9,7 +9,7 @@ use fred::types::Value;
 use futures_util::future::join_all;
 
 use super::entry_bytes::{encode, millis};
-use super::node::Command;
+use super::node::NodeCommand;
 use super::{Redis, Unavailable};
 use crate::caller::Caller;
 use crate::controls::Protection;
@@ -107,7 +107,7 @@ impl Redis {
         }
         let key = self.keys().lock(lease.id);
         let args = vec![key.clone().into(), lease.token.clone().into()];
-        let _ = self.nodes.send(&key, Command::new("SET", args)).await;
+        let _ = self.nodes.send(&key, NodeCommand::new("SET", args)).await;
     }
 
     /// Extends leases for ever, three times in each of their TTLs; to be raced against the load.

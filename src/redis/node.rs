@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 
 use super::breaker::{Breaker, Outcome};
 use super::probe::{Events, Memory};
-use super::refusal::Refusals;
+use super::refusal::RedisRefusals;
 use super::replication::Replication;
 use super::{RedisOptions, connection_config, reconnect_policy};
 use crate::metrics::{Metrics, RedisDependency};
@@ -23,7 +23,7 @@ use crate::moment::Moment;
 
 /// A command and its arguments.
 #[derive(Clone, Debug)]
-pub(super) struct Command {
+pub(super) struct NodeCommand {
     name: &'static str,
     /// The same, or of a script the script's name.
     label: &'static str,
@@ -45,7 +45,7 @@ pub(super) struct Node {
     pub(super) server: Server,
     pub(super) since: Instant,
     pub(super) breaker: Breaker,
-    pub(super) refusals: Refusals,
+    pub(super) refusals: RedisRefusals,
     pub(super) events: Mutex<Events>,
     pub(super) memory: Mutex<Memory>,
     pub(super) in_cluster: bool,
@@ -60,7 +60,7 @@ pub(super) struct Node {
     late: Duration,
 }
 
-impl Command {
+impl NodeCommand {
     pub(super) fn new(name: &'static str, args: Vec<Value>) -> Self {
         Self { name, label: name, args }
     }
@@ -98,7 +98,7 @@ impl Node {
         // The handles end with the pool.
         drop(pool.connect_pool());
         Ok(Self {
-            refusals: Refusals::new(server.to_string(), in_cluster),
+            refusals: RedisRefusals::new(server.to_string(), in_cluster),
             events,
             memory: Mutex::default(),
             in_cluster,
@@ -158,7 +158,7 @@ impl Node {
     }
 
     /// Sends a command, unless the breaker is open.
-    pub(super) async fn send(&self, command: Command) -> Result<Value, NoReply> {
+    pub(super) async fn send(&self, command: NodeCommand) -> Result<Value, NoReply> {
         if !self.breaker.admits() {
             return Err(NoReply::Refused);
         }
@@ -169,14 +169,14 @@ impl Node {
     }
 
     /// The same, about a slot that is being moved to this server.
-    pub(super) async fn send_asking(&self, command: Command) -> Result<Value, NoReply> {
+    pub(super) async fn send_asking(&self, command: NodeCommand) -> Result<Value, NoReply> {
         if !self.breaker.admits() {
             return Err(NoReply::Refused);
         }
         let pipeline = self.pool.next_connected().pipeline();
-        let asking = Command::new("ASKING", Vec::new());
-        for Command { name, args, .. } in [asking, command] {
-            let command = Command::new(name, Vec::new()).custom();
+        let asking = NodeCommand::new("ASKING", Vec::new());
+        for NodeCommand { name, args, .. } in [asking, command] {
+            let command = NodeCommand::new(name, Vec::new()).custom();
             // A pipeline says of each command that it is queued.
             let queued: Result<Value, Error> = pipeline.custom(command, args).await;
             queued.map_err(NoReply::Failed)?;
@@ -185,9 +185,9 @@ impl Node {
     }
 
     /// Sends a command, whatever the breaker says.
-    pub(super) async fn transmit(&self, command: Command) -> Result<Value, Error> {
+    pub(super) async fn transmit(&self, command: NodeCommand) -> Result<Value, Error> {
         let client = self.pool.next_connected().with_options(&self.command);
-        let (custom, Command { name, label, args }) = (command.custom(), command);
+        let (custom, NodeCommand { name, label, args }) = (command.custom(), command);
         let reply = client.custom(custom, args).await;
         // That INFO is denied is no refusal: Redis is used without it.
         if name != "INFO" {
@@ -206,7 +206,7 @@ impl Node {
         let command = |name, script: &str| {
             let mut words: Vec<Value> = vec![script.into(), 1.into(), key.clone().into()];
             words.extend(args.iter().cloned());
-            Command::new(name, words).labelled("probe")
+            NodeCommand::new(name, words).labelled("probe")
         };
         match self.transmit(command("EVALSHA", script.sha1())).await {
             Err(error) if error.details().starts_with("NOSCRIPT") => {

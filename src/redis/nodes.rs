@@ -21,8 +21,8 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use parking_lot::Mutex;
 
 use super::RedisOptions;
-use super::node::{Command, NoReply, Node};
-use super::refusal::{CONNECT, Refusals, SLOTS as EVERY_SLOT};
+use super::node::{NoReply, Node, NodeCommand};
+use super::refusal::{CONNECT, RedisRefusals, SLOTS as EVERY_SLOT};
 use super::slots::{self, Range, Redirect};
 use crate::metrics::{Metrics, RedisRefusal};
 
@@ -30,7 +30,7 @@ const SLOTS: usize = 16_384;
 /// A map of the cluster is looked at again after this long, though nobody was sent elsewhere.
 const REMAP: Duration = Duration::from_secs(5);
 /// A server without slots that somebody was sent to is kept this long: slots are being moved there.
-const KEPT: Duration = Duration::from_secs(60);
+const KEEP_OLD_NODES: Duration = Duration::from_secs(60);
 
 /// The servers.
 #[derive(Debug)]
@@ -44,7 +44,7 @@ pub(super) struct Nodes {
     mapped: Mutex<Option<Instant>>,
     outdated: AtomicBool,
     /// What the cluster as a whole refuses.
-    refusals: Refusals,
+    refusals: RedisRefusals,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -79,7 +79,7 @@ impl Nodes {
             config,
             options: options.clone(),
             seeds,
-            refusals: Refusals::new(asked.join(","), true),
+            refusals: RedisRefusals::new(asked.join(","), true),
             metrics,
             map: ArcSwap::from_pointee(Map { nodes, slots: Vec::new() }),
             mapped: Mutex::new(None),
@@ -96,7 +96,7 @@ impl Nodes {
     }
 
     /// What each node refuses, and the cluster as a whole.
-    pub(super) fn refusals(&self) -> Vec<impl std::ops::Deref<Target = Refusals>> {
+    pub(super) fn refusals(&self) -> Vec<impl std::ops::Deref<Target = RedisRefusals>> {
         let nodes = self.all().into_iter().map(OfNode::Node);
         nodes.chain([OfNode::Cluster(&self.refusals)]).collect()
     }
@@ -124,7 +124,7 @@ impl Nodes {
     }
 
     /// Sends a command to whoever serves `key`, and follows it once when it is sent elsewhere.
-    pub(super) async fn send(&self, key: &Bytes, command: Command) -> Result<Value, NoReply> {
+    pub(super) async fn send(&self, key: &Bytes, command: NodeCommand) -> Result<Value, NoReply> {
         let node = self.of_key(key).ok_or(NoReply::Refused)?;
         if !self.is_cluster() {
             return node.send(command).await;
@@ -143,7 +143,7 @@ impl Nodes {
         }
     }
 
-    async fn follow(&self, to: Redirect, command: Command) -> Result<Value, NoReply> {
+    async fn follow(&self, to: Redirect, command: NodeCommand) -> Result<Value, NoReply> {
         let known = self.map.load().nodes.iter().find(|node| node.server == to.server).cloned();
         let node = match known {
             Some(node) => node,
@@ -206,7 +206,7 @@ impl Nodes {
         let nodes = self.all();
         let asked = nodes.iter().map(|node| {
             async {
-                let slots = Command::new("CLUSTER", vec!["SLOTS".into()]);
+                let slots = NodeCommand::new("CLUSTER", vec!["SLOTS".into()]);
                 ranges(node.transmit(slots).await?, &node.server)
             }
             .boxed()
@@ -247,7 +247,7 @@ impl Nodes {
         let (adopted, gone): (Vec<_>, Vec<_>) = before
             .into_iter()
             .filter(|node| !is_used(node))
-            .partition(|node| node.since.elapsed() < KEPT && !self.had_slots(node));
+            .partition(|node| node.since.elapsed() < KEEP_OLD_NODES && !self.had_slots(node));
         map.nodes.extend(adopted);
         self.map.store(Arc::new(map));
         *self.mapped.lock() = Some(Instant::now());
@@ -327,13 +327,13 @@ async fn first_ok<T>(asked: Vec<BoxFuture<'_, Result<T, Error>>>) -> Result<T, V
 
 enum OfNode<'a> {
     Node(Arc<Node>),
-    Cluster(&'a Refusals),
+    Cluster(&'a RedisRefusals),
 }
 
 impl std::ops::Deref for OfNode<'_> {
-    type Target = Refusals;
+    type Target = RedisRefusals;
 
-    fn deref(&self) -> &Refusals {
+    fn deref(&self) -> &RedisRefusals {
         match self {
             Self::Node(node) => &node.refusals,
             Self::Cluster(refusals) => refusals,

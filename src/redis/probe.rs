@@ -11,7 +11,7 @@ use fred::types::config::Server;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::TryRecvError;
 
-use super::node::{Command, Node, answered};
+use super::node::{Node, NodeCommand, answered};
 use super::refusal::{CONNECT, SINGLE, WRITE};
 use super::replication::Probed;
 use super::scripts::Scripts;
@@ -112,7 +112,7 @@ impl Node {
         let reconnected = self.take_events();
         self.breaker.probing();
         let began = Instant::now();
-        let get = Command::new("GET", vec![site.replication.clone().into()]);
+        let get = NodeCommand::new("GET", vec![site.replication.clone().into()]);
         let (key, id) = tokio::join!(self.transmit(get), self.read_id());
         let unanswered = match (&key, &id) {
             (Err(error), _) if !answered(&key) => Some(error),
@@ -163,7 +163,7 @@ impl Node {
         }
         let mut why = "INFO has neither master_replid nor run_id".to_owned();
         for (section, name) in [("replication", "master_replid:"), ("server", "run_id:")] {
-            let reply = self.transmit(Command::new("INFO", vec![section.into()])).await;
+            let reply = self.transmit(NodeCommand::new("INFO", vec![section.into()])).await;
             match reply {
                 Err(error) if !answered(&Err(error.clone())) => return Id::Unanswered(error),
                 Err(error) => why = error.details().to_owned(),
@@ -233,7 +233,7 @@ impl Node {
                 let mut args = vec![site.access.clone().into()];
                 args.extend(more.iter().map(|word| Value::from(*word)));
                 // The reply is recorded where it arrives.
-                let _ = self.transmit(Command::new(name, args)).await;
+                let _ = self.transmit(NodeCommand::new(name, args)).await;
             }
         }
         let needs_write = [RedisRefusal::ReadOnlyReplica, RedisRefusal::NoPermission];

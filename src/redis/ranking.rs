@@ -7,7 +7,7 @@ use fred::types::Value;
 use super::breaker::Outcome;
 use super::entry_bytes::millis;
 use super::lease::number;
-use super::node::{Command, NoReply};
+use super::node::{NoReply, NodeCommand};
 use super::{Redis, Unavailable};
 use crate::metrics::RedisOperation;
 use crate::product::ProductId;
@@ -15,7 +15,7 @@ use crate::product::ProductId;
 /// After this long without reads a count has halved.
 pub(crate) const HALF_LIFE: Duration = Duration::from_secs(10);
 /// How many products the ranking keeps.
-const KEPT: u64 = 2_000;
+const RANKED_PRODUCTS: u64 = 2_000;
 
 impl Redis {
     /// Adds what this instance counted since it last did.
@@ -23,8 +23,11 @@ impl Redis {
         &self,
         counts: &[(ProductId, u64)],
     ) -> Result<(), Unavailable> {
-        let mut args =
-            vec![number(millis(HALF_LIFE)), number(KEPT), number(millis(HALF_LIFE * 30))];
+        let mut args = vec![
+            number(millis(HALF_LIFE)),
+            number(RANKED_PRODUCTS),
+            number(millis(HALF_LIFE * 30)),
+        ];
         for (id, count) in counts {
             args.push(number(*count));
             args.push(Value::Integer(id.get()));
@@ -58,7 +61,7 @@ impl Redis {
         }
         let args = vec![ranking.clone().into(), number(0), last.into(), "WITHSCORES".into()];
         let began = Instant::now();
-        let reply = self.nodes.send(&ranking, Command::new("ZREVRANGE", args)).await;
+        let reply = self.nodes.send(&ranking, NodeCommand::new("ZREVRANGE", args)).await;
         self.ranking_breaker.record(Outcome::of(&reply), began);
         let reply = reply.and_then(|value| value.convert().map_err(NoReply::Failed));
         let members: Vec<(i64, f64)> = self.counted(RedisOperation::Ranking, reply)?;

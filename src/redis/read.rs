@@ -4,7 +4,7 @@ use bytes::Bytes;
 use fred::types::Value;
 use futures_util::future::join_all;
 
-use super::node::{Command, NoReply};
+use super::node::{NoReply, NodeCommand};
 use super::{Redis, Unavailable};
 use crate::caller::Caller;
 use crate::entry::Entry;
@@ -43,7 +43,8 @@ impl Redis {
             return vec![Err(Unavailable); ids.len()];
         };
         let keys = ids.iter().map(|id| Value::Bytes(self.keys().entry(*id))).collect();
-        let reply = self.nodes.send(&self.keys().entry(*first), Command::new("MGET", keys)).await;
+        let reply =
+            self.nodes.send(&self.keys().entry(*first), NodeCommand::new("MGET", keys)).await;
         if let Err(NoReply::Failed(error)) = &reply
             && ["NOPERM", "CROSSSLOT"].iter().any(|word| error.details().starts_with(word))
         {
@@ -69,7 +70,7 @@ impl Redis {
     async fn get(&self, id: ProductId, caller: Caller) -> Result<Option<Entry>, Unavailable> {
         let _admitted = self.admit(caller, 1).await?;
         let key = self.keys().entry(id);
-        let get = Command::new("GET", vec![key.clone().into()]);
+        let get = NodeCommand::new("GET", vec![key.clone().into()]);
         let reply = wrong_type_as_value(self.nodes.send(&key, get).await);
         let value = self.counted(RedisOperation::Get, reply)?;
         Ok(self.read_value(id, value).await)

@@ -29,10 +29,10 @@ const UNREACHABLE: Duration = Duration::from_secs(1);
 const SAID: usize = 200;
 /// The refusals of one node, or of a cluster as a whole.
 #[derive(Debug)]
-pub(super) struct Refusals {
+pub(super) struct RedisRefusals {
     server: String,
     in_cluster: bool,
-    standing: Mutex<Vec<Refusal>>,
+    standing: Mutex<Vec<OpenRefusal>>,
     /// How many stand, so that a reply costs no lock while none does.
     count: AtomicUsize,
     failing_since: Mutex<Option<Instant>>,
@@ -41,7 +41,7 @@ pub(super) struct Refusals {
 }
 
 #[derive(Debug)]
-struct Refusal {
+struct OpenRefusal {
     reason: RedisRefusal,
     /// The command that is denied; empty when the reason is about the whole server.
     denied: String,
@@ -53,7 +53,7 @@ struct Refusal {
     succeeded: Option<Instant>,
 }
 
-impl Refusals {
+impl RedisRefusals {
     pub(super) fn new(server: String, in_cluster: bool) -> Self {
         Self {
             server,
@@ -123,7 +123,7 @@ impl Refusals {
         }
         let said = said.chars().take(SAID).collect();
         let since = Instant::now();
-        let refusal = Refusal { reason, denied, label, said, since, succeeded: None };
+        let refusal = OpenRefusal { reason, denied, label, said, since, succeeded: None };
         let (what, cost, remedy) = words(reason);
         tracing::warn!(
             server = self.server,
@@ -163,7 +163,7 @@ impl Refusals {
     }
 
     /// Logs the end. Returns `false`, for `retain`.
-    fn ended(&self, refusal: &Refusal) -> bool {
+    fn ended(&self, refusal: &OpenRefusal) -> bool {
         let lasted = humantime::format_duration(seconds(refusal.since.elapsed()));
         tracing::info!(
             server = self.server, reason = refusal.reason.name(), %lasted,
@@ -188,7 +188,7 @@ impl Refusals {
     /// No connection stands, for whatever reason; a known one is kept.
     pub(super) fn is_unreachable(&self, said: &str) {
         let known = RedisRefusal::Unreachable;
-        let stands = |refusal: &Refusal| refusal.label == CONNECT && refusal.reason != known;
+        let stands = |refusal: &OpenRefusal| refusal.label == CONNECT && refusal.reason != known;
         if !self.standing.lock().iter().any(stands) {
             let last = std::mem::take(&mut *self.last.lock());
             self.begin(known, CONNECT, if last.is_empty() { said } else { &last });
@@ -210,7 +210,7 @@ impl Refusals {
 
     /// A line for each refusal, for the operator.
     pub(super) fn lines(&self) -> Vec<String> {
-        let line = |refusal: &Refusal| {
+        let line = |refusal: &OpenRefusal| {
             let (what, cost, remedy) = words(refusal.reason);
             let lasted = humantime::format_duration(seconds(refusal.since.elapsed()));
             format!(
@@ -236,7 +236,7 @@ mod tests {
 
     #[test]
     fn a_refusal_of_one_command_is_not_ended_by_another() {
-        let refusals = Refusals::new("h:1".to_owned(), false);
+        let refusals = RedisRefusals::new("h:1".to_owned(), false);
         let denied = "NOPERM this user has no permissions to run the 'evalsha' command";
         let denied = Err(Error::new(ErrorKind::Unknown, denied));
         refusals.record("EVALSHA", "fill", &denied);

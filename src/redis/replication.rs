@@ -24,7 +24,7 @@ use crate::moment::Moment;
 use crate::product::ProductId;
 
 /// How long the key outlives its last writer; longer than any entry.
-const KEPT: Duration = Duration::from_secs(30 * 86_400);
+const KEEP_REPLICATION_IDS: Duration = Duration::from_secs(30 * 86_400);
 
 /// What is known of the age of a node's data.
 #[derive(Clone, Debug, Default)]
@@ -85,7 +85,7 @@ impl Node {
 
     async fn store(&self, id: &str, since: Moment, site: &Site<'_>) -> Result<Value, Error> {
         let since = since.wall().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let args = vec![id.into(), number(millis(since)), number(millis(KEPT))];
+        let args = vec![id.into(), number(millis(since)), number(millis(KEEP_REPLICATION_IDS))];
         self.run(&site.scripts.replication, site.replication.clone(), args).await
     }
 

@@ -5,7 +5,7 @@ use fred::types::scripts::Script;
 use fred::types::{FromValue, Value};
 
 use super::Redis;
-use super::node::{Command, NoReply};
+use super::node::{NoReply, NodeCommand};
 use crate::product::ProductId;
 
 /// Every script of the protocol.
@@ -78,7 +78,7 @@ impl Redis {
             let mut words = vec![script.to_owned().into(), count];
             words.extend(keys.iter().cloned().map(Value::Bytes));
             words.extend(args.iter().cloned());
-            Command::new(name, words).labelled(label)
+            NodeCommand::new(name, words).labelled(label)
         };
         let reply = self.nodes.send(&keys[0], command("EVALSHA", script.sha1())).await;
         let reply = match reply {
@@ -103,7 +103,7 @@ impl Redis {
         let (entry, lock) = (self.keys().entry(id), self.keys().lock(id));
         match self.run(script, vec![entry.clone(), lock.clone()], args.clone()).await {
             Err(NoReply::Failed(error)) if error.details().starts_with("TRYAGAIN") => {
-                let broken = Command::new("DEL", vec![lock.clone().into()]);
+                let broken = NodeCommand::new("DEL", vec![lock.clone().into()]);
                 self.nodes.send(&lock, broken).await?;
                 self.run(script, vec![entry], args).await
             }

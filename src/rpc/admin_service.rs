@@ -67,7 +67,7 @@ fn memory(explanation: &Explanation) -> MemoryCopy {
             SlotState::Fresh => SlotStateMessage::Fresh,
             SlotState::PastSoftTtl => SlotStateMessage::PastSoftTtl,
             SlotState::PastHardTtl => SlotStateMessage::PastHardTtl,
-            SlotState::Void => SlotStateMessage::Void,
+            SlotState::Invalidated => SlotStateMessage::Invalidated,
             SlotState::Untrusted => SlotStateMessage::Untrusted,
         }
         .into(),

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bytes::Bytes;
 use tonic::Status;
 
-use super::connection::Connection;
+use super::connection::ClientConnection;
 use super::status;
 use crate::metrics::{Metrics, Shed};
 
@@ -32,7 +32,7 @@ pub(super) struct Allowance {
 pub(super) struct Share {
     held: AtomicUsize,
     all: Arc<Allowance>,
-    connection: Arc<Connection>,
+    connection: Arc<ClientConnection>,
 }
 
 /// Part of a share; until dropped.
@@ -56,7 +56,7 @@ impl Allowance {
     }
 
     /// The share of another connection.
-    pub(super) fn share(self: &Arc<Self>, connection: &Arc<Connection>) -> Arc<Share> {
+    pub(super) fn share(self: &Arc<Self>, connection: &Arc<ClientConnection>) -> Arc<Share> {
         let (held, connection) = (AtomicUsize::new(0), Arc::clone(connection));
         Arc::new(Share { held, all: Arc::clone(self), connection })
     }
@@ -115,7 +115,7 @@ impl Room {
     /// `message`, which holds this room for as long as its bytes are referred to: also while they wait in a connection's
     /// buffer, when the call has long ended.
     pub(super) fn holds(self, message: Vec<u8>) -> Bytes {
-        Bytes::from_owner(Held { message, _room: self })
+        Bytes::from_owner(HeldMessage { message, _room: self })
     }
 }
 
@@ -127,12 +127,12 @@ impl Drop for Room {
 }
 
 /// Bytes in their room.
-struct Held {
+struct HeldMessage {
     message: Vec<u8>,
     _room: Room,
 }
 
-impl AsRef<[u8]> for Held {
+impl AsRef<[u8]> for HeldMessage {
     fn as_ref(&self) -> &[u8] {
         &self.message
     }
@@ -153,7 +153,7 @@ mod tests {
     fn share(all: &Arc<Allowance>) -> Arc<Share> {
         let refusals = Refusals::new(&Metrics::new());
         let address = ([127, 0, 0, 1], 1).into();
-        all.share(&Connection::new(address, Caller::BACKGROUND, refusals))
+        all.share(&ClientConnection::new(address, Caller::BACKGROUND, refusals))
     }
 
     fn held(unsent: &Arc<Allowance>) -> usize {

@@ -25,7 +25,7 @@ use super::reloaded::Reloaded;
 use super::status;
 use crate::metrics::{AuthRefusal, Method, Metrics};
 pub use keys::TokenOptions;
-use keys::{Keys, Verified};
+use keys::{TokenKeys, Verified};
 use policy::Needs;
 pub use policy::Scopes;
 
@@ -35,7 +35,7 @@ const REMEMBERED_TOKENS: usize = 32;
 
 /// What all connections share.
 pub(super) struct Authenticator {
-    keys: Option<Reloaded<Keys>>,
+    keys: Option<Reloaded<TokenKeys>>,
     certificate_scopes: Scopes,
     metrics: Arc<Metrics>,
 }
@@ -81,7 +81,7 @@ struct Remembered {
     /// Not the token itself: it would be a secret in memory for as long as the connection stands.
     digest: [u8; 32],
     /// The keys that it was verified with. Others may have revoked it.
-    keys: Arc<Keys>,
+    keys: Arc<TokenKeys>,
     verified: Verified,
 }
 
@@ -139,7 +139,7 @@ impl ConnectionAuth {
         self.certificate.clone().ok_or(AuthRefusal::TokenMissing)
     }
 
-    fn of_token(&self, keys: &Arc<Keys>, token: &[u8]) -> Result<Principal, AuthRefusal> {
+    fn of_token(&self, keys: &Arc<TokenKeys>, token: &[u8]) -> Result<Principal, AuthRefusal> {
         let digest: [u8; 32] =
             digest(&SHA256, token).as_ref().try_into().expect("SHA-256 has 32 bytes");
         let mut remembered = self.remembered.lock();

@@ -19,7 +19,7 @@ use tonic::{Code, Status};
 use tower::{Layer, Service};
 
 use super::Local;
-use super::protocol::{Encoding, Head};
+use super::protocol::{Encoding, RequestHead};
 use super::reply::{Chunk, Reply};
 use super::{protocol, status};
 use crate::metrics::{Method, Metrics};
@@ -128,7 +128,7 @@ where
         metrics.call_started(method);
         let (metrics, began) = (Arc::clone(metrics), Moment::now());
         let observer = Some(Observer { metrics, method, began, code: Code::Cancelled });
-        let Head { is_grpc, encoding, timeout } = Head::of(&request);
+        let RequestHead { is_grpc, encoding, timeout } = RequestHead::of(&request);
         let asked = match timeout {
             Ok(asked) if is_grpc => asked,
             _ => {

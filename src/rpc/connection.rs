@@ -17,7 +17,7 @@ use crate::refusals::Refusals;
 
 /// One connection.
 #[derive(Debug)]
-pub(super) struct Connection {
+pub(super) struct ClientConnection {
     peer: SocketAddr,
     refusals: Arc<Refusals>,
     /// Whose calls they are that say nothing else.
@@ -26,7 +26,7 @@ pub(super) struct Connection {
     pub(super) watching: AtomicUsize,
 }
 
-impl Connection {
+impl ClientConnection {
     pub(super) fn new(peer: SocketAddr, caller: Caller, refusals: Arc<Refusals>) -> Arc<Self> {
         Arc::new(Self { peer, refusals, caller, watching: AtomicUsize::new(0) })
     }
@@ -86,7 +86,7 @@ impl Named {
 /// The caller, the connection and the deadline of a call; from the extensions of its request.
 #[derive(Clone, Debug)]
 pub(super) struct Origin {
-    pub(super) connection: Arc<Connection>,
+    pub(super) connection: Arc<ClientConnection>,
     pub(super) named: Option<Arc<Named>>,
     pub(super) call: CallContext,
 }
@@ -99,7 +99,7 @@ impl Origin {
         origin.ok_or_else(|| status::internal("a call without an origin"))
     }
 
-    /// What the call is told when it failed; see [`Connection::failed`].
+    /// What the call is told when it failed; see [`ClientConnection::failed`].
     pub(super) fn failed(&self, error: &Error, asked: Option<Version>) -> Status {
         self.connection.failed(self.named.as_deref(), error, asked)
     }

@@ -15,13 +15,13 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Interval, MissedTickBehavior};
 use tonic::Status;
 
-use super::connection::Connection;
+use super::connection::ClientConnection;
 use super::{convert, status};
 use crate::catalog::Catalog;
 use crate::drain::Drain;
 use crate::metrics::{Metrics, Shed};
 use crate::proto::{HotKey, Scope, StreamHotKeysRequest, StreamHotKeysResponse};
-use ranking::{Ranking, Snapshot};
+use ranking::{Ranking, RankingSnapshot};
 
 /// Keys of a snapshot when the request does not say.
 const DEFAULT_LIMIT: usize = 20;
@@ -52,9 +52,9 @@ pub(super) struct Watchers {
 
 /// One stream's place among those of its connection and of all.
 #[derive(Debug)]
-struct Place {
+struct WatchPlace {
     _permit: OwnedSemaphorePermit,
-    connection: Arc<Connection>,
+    connection: Arc<ClientConnection>,
 }
 
 struct Watch {
@@ -62,9 +62,9 @@ struct Watch {
     drain: Drain,
     limit: usize,
     ticks: Interval,
-    sent: Option<Arc<Snapshot>>,
+    sent: Option<Arc<RankingSnapshot>>,
     deadline: Option<Instant>,
-    _place: Place,
+    _place: WatchPlace,
 }
 
 impl Watchers {
@@ -96,13 +96,13 @@ impl Watchers {
         &self,
         request: StreamHotKeysRequest,
         deadline: Option<Instant>,
-        connection: &Arc<Connection>,
+        connection: &Arc<ClientConnection>,
     ) -> Result<HotKeysStream, Status> {
         let limit = limit(request.limit)?;
         let interval = interval(request.interval)?;
         let scope = Scope::try_from(request.scope)
             .map_err(|_| status::invalid("scope", "must be SCOPE_INSTANCE or SCOPE_FLEET"))?;
-        let Some(place) = Place::take(&self.free, connection) else {
+        let Some(place) = WatchPlace::take(&self.free, connection) else {
             connection.refused(Shed::Streams);
             return Err(status::too_many_streams());
         };
@@ -118,8 +118,8 @@ impl Watchers {
     }
 }
 
-impl Place {
-    fn take(free: &Arc<Semaphore>, connection: &Arc<Connection>) -> Option<Self> {
+impl WatchPlace {
+    fn take(free: &Arc<Semaphore>, connection: &Arc<ClientConnection>) -> Option<Self> {
         let own = connection.watching.load(Ordering::Relaxed);
         if own > free.available_permits() / PART {
             return None;
@@ -130,7 +130,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for WatchPlace {
     fn drop(&mut self) {
         self.connection.watching.fetch_sub(1, Ordering::Relaxed);
     }
@@ -154,7 +154,7 @@ impl Watch {
 
     /// At the next tick a snapshot that this stream has not sent yet. The first is of now: it counts what the caller read
     /// before.
-    async fn snapshot(&mut self) -> Arc<Snapshot> {
+    async fn snapshot(&mut self) -> Arc<RankingSnapshot> {
         self.ticks.tick().await;
         let now = Instant::now();
         let earliest = self.sent.as_ref().map_or(now, |sent| {
@@ -166,7 +166,7 @@ impl Watch {
     }
 }
 
-fn message(snapshot: &Snapshot, limit: usize) -> StreamHotKeysResponse {
+fn message(snapshot: &RankingSnapshot, limit: usize) -> StreamHotKeysResponse {
     let hottest = snapshot.keys.iter().take(limit);
     let ranked = (1..).zip(hottest).map(|(rank, key)| HotKey {
         product_id: key.id.get(),

@@ -12,7 +12,7 @@ const GRPC: &[u8] = b"application/grpc";
 
 /// What the head of a request says. It is read in one pass: each lookup of a name costs more than that.
 #[derive(Debug)]
-pub(super) struct Head {
+pub(super) struct RequestHead {
     /// Whether it is a POST of a gRPC message. A web page can send other content types to any address without asking (a CORS
     /// preflight), so a server that accepted them would take writes from every page that its users open.
     pub(super) is_grpc: bool,
@@ -20,7 +20,7 @@ pub(super) struct Head {
     pub(super) timeout: Result<Option<Duration>, Malformed>,
 }
 
-impl Head {
+impl RequestHead {
     pub(super) fn of<B>(request: &Request<B>) -> Self {
         let (mut content_type, mut encoding, mut timeout) = (None, None, None);
         for (name, value) in request.headers() {
@@ -117,7 +117,7 @@ mod tests {
     fn only_grpc_is_grpc() {
         let request = |content_type: &str| {
             let request = Request::post("/").header(CONTENT_TYPE, content_type);
-            Head::of(&request.body(()).expect("a request")).is_grpc
+            RequestHead::of(&request.body(()).expect("a request")).is_grpc
         };
         for grpc in ["application/grpc", "application/grpc+proto", "application/grpc;v=1"] {
             assert!(request(grpc), "{grpc}");
@@ -133,9 +133,9 @@ mod tests {
     fn grpc_timeouts_are_read_as_the_protocol_writes_them() {
         let read = |text: &str| {
             let request = Request::post("/").header("grpc-timeout", text);
-            Head::of(&request.body(()).expect("a request")).timeout
+            RequestHead::of(&request.body(()).expect("a request")).timeout
         };
-        assert_eq!(Head::of(&Request::new(())).timeout, Ok(None));
+        assert_eq!(RequestHead::of(&Request::new(())).timeout, Ok(None));
         assert_eq!(read("20m"), Ok(Some(Duration::from_millis(20))));
         assert_eq!(read("99999999H"), Ok(Some(Duration::from_secs(99_999_999 * 3_600))));
         assert_eq!(read("7u"), Ok(Some(Duration::from_micros(7))));

@@ -22,10 +22,10 @@ use tower::{BoxError, Service};
 use super::allowance::Share;
 use super::auth::ConnectionAuth;
 use super::call::{Call, Deadline};
-use super::connection::{Connection, Named, Origin};
+use super::connection::{ClientConnection, Named, Origin};
 use super::protocol::Encoding;
-use super::reply::{Held, Reply, headers};
-use super::shed::Admission;
+use super::reply::{Reply, Retained, headers};
+use super::shed::CallAdmission;
 use super::unary::Receiver;
 use super::{convert, protocol, status};
 use crate::caller::CallContext;
@@ -47,12 +47,12 @@ const INLINE_BATCH: usize = 100;
 
 /// Answers the reads of a connection itself, and leaves every other call to tonic.
 #[derive(Debug)]
-pub(super) struct Calls {
+pub(super) struct Reads {
     pub(super) shared: Arc<Shared>,
-    pub(super) connection: Arc<Connection>,
+    pub(super) connection: Arc<ClientConnection>,
     /// Judges callers; `None` when they are not authenticated.
     pub(super) auth: Option<ConnectionAuth>,
-    pub(super) admission: Admission,
+    pub(super) admission: CallAdmission,
     pub(super) unsent: Arc<Share>,
     pub(super) receiver: Receiver,
     pub(super) streams: Arc<Share>,
@@ -85,7 +85,7 @@ impl Headers {
     }
 }
 
-impl Calls {
+impl Reads {
     /// What is returned is small for a GetProduct, because the layer copies it.
     pub(super) fn call(
         calls: Arc<Self>,
@@ -162,14 +162,14 @@ impl Calls {
             // An instance that is busy must not look dead.
             Method::HealthCheck => None,
             method if method.is_lasting() => Some(self.stream()),
-            _ => Some(self.admission.take().map(Held::Place)),
+            _ => Some(self.admission.take().map(Retained::CallPlace)),
         };
         self.route(Request::from_parts(head, Full::new(frame)), held).await
     }
 
     /// One of the streams that a connection, and all of them, may have.
-    fn stream(&self) -> Result<Held, Status> {
-        self.streams.take(1).map(Held::Stream)
+    fn stream(&self) -> Result<Retained, Status> {
+        self.streams.take(1).map(Retained::Stream)
     }
 
     fn context(&self, named: Option<&Named>, deadline: Deadline) -> CallContext {
@@ -179,7 +179,7 @@ impl Calls {
     async fn route<B>(
         &self,
         request: Request<B>,
-        held: Option<Result<Held, Status>>,
+        held: Option<Result<Retained, Status>>,
     ) -> Result<Response<Reply>, Status>
     where
         B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,

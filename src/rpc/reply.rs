@@ -11,7 +11,7 @@ use tonic::Status;
 use tonic::body::Body;
 
 use super::allowance::Room;
-use super::shed::Place;
+use super::shed::CallPlace;
 use crate::entry::Entry;
 
 /// Bytes on their way to a caller.
@@ -64,7 +64,7 @@ impl Buf for Chunk {
 pub(super) struct Reply {
     content: Content,
     // An answer that is not read takes memory, too.
-    _held: Option<Held>,
+    _held: Option<Retained>,
 }
 
 enum Content {
@@ -77,9 +77,9 @@ enum Content {
 /// What a call holds until its answer is sent.
 #[derive(Debug)]
 #[expect(dead_code, reason = "they give back what they hold when they are dropped")]
-pub(super) enum Held {
+pub(super) enum Retained {
     /// One of the places of unary calls.
-    Place(Place),
+    CallPlace(CallPlace),
     /// One of the streams.
     Stream(Room),
 }
@@ -89,16 +89,16 @@ impl Reply {
     pub(super) fn message(
         message: impl Into<Chunk>,
         headers: HeaderMap,
-        place: Place,
+        place: CallPlace,
     ) -> Response<Self> {
         let content = Content::Message(Some(message.into()));
-        let mut response = Response::new(Self { content, _held: Some(Held::Place(place)) });
+        let mut response = Response::new(Self { content, _held: Some(Retained::CallPlace(place)) });
         *response.headers_mut() = headers;
         response
     }
 
     /// What tonic made.
-    pub(super) fn tonic(body: Body, held: Option<Held>) -> Self {
+    pub(super) fn tonic(body: Body, held: Option<Retained>) -> Self {
         Self { content: Content::Tonic(body), _held: held }
     }
 

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tonic::Status;
 
-use super::connection::Connection;
+use super::connection::ClientConnection;
 use super::status;
 use super::{Local, local};
 use crate::metrics::{Metrics, Shed};
@@ -17,29 +17,29 @@ const MOST: usize = 8;
 
 /// Admits calls of a connection, within the limit of all.
 #[derive(Debug)]
-pub(super) struct Admission {
-    places: Local<Places>,
-    connection: Arc<Connection>,
+pub(super) struct CallAdmission {
+    places: Local<CallPlaces>,
+    connection: Arc<ClientConnection>,
 }
 
 /// How many calls are in flight. A semaphore would take a lock for each, to see whether somebody waits; nobody does.
 #[derive(Debug)]
-pub(super) struct Places {
+pub(super) struct CallPlaces {
     taken: AtomicUsize,
     limit: usize,
 }
 
 /// The place of a call in flight.
 #[derive(Debug)]
-pub(super) struct Place(Local<Places>);
+pub(super) struct CallPlace(Local<CallPlaces>);
 
-impl Drop for Place {
+impl Drop for CallPlace {
     fn drop(&mut self) {
         self.0.taken.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-impl Places {
+impl CallPlaces {
     pub(super) fn new(limit: usize, metrics: &Metrics) -> Arc<Self> {
         let places = Arc::new(Self { taken: AtomicUsize::new(0), limit });
         let help = "Unary calls in flight.";
@@ -50,8 +50,8 @@ impl Places {
     }
 }
 
-impl Admission {
-    pub(super) fn new(places: &Arc<Places>, connection: &Arc<Connection>) -> Self {
+impl CallAdmission {
+    pub(super) fn new(places: &Arc<CallPlaces>, connection: &Arc<ClientConnection>) -> Self {
         Self { places: local(places), connection: Arc::clone(connection) }
     }
 
@@ -60,11 +60,11 @@ impl Admission {
     ///
     /// # Errors
     /// RESOURCE_EXHAUSTED, at once.
-    pub(super) fn take(&self) -> Result<Place, Status> {
+    pub(super) fn take(&self) -> Result<CallPlace, Status> {
         // Each place of the connection refers to it.
         let own = Arc::strong_count(&self.places) - 1;
         // The place gives itself back, also when there was none.
-        let place = Place(Arc::clone(&self.places));
+        let place = CallPlace(Arc::clone(&self.places));
         let free =
             self.places.limit.saturating_sub(self.places.taken.fetch_add(1, Ordering::Relaxed));
         if free > 0 && (free >= self.places.limit.div_ceil(2) || own <= free / MOST) {
@@ -82,16 +82,17 @@ mod tests {
     use crate::refusals::Refusals;
 
     /// As many places as a connection gets, and has streams for.
-    fn fill(places: &Arc<Places>, streams: usize) -> Vec<Place> {
+    fn fill(places: &Arc<CallPlaces>, streams: usize) -> Vec<CallPlace> {
         let refusals = Refusals::new(&Metrics::new());
-        let connection = Connection::new(([127, 0, 0, 1], 1).into(), Caller::BACKGROUND, refusals);
-        let admission = Admission::new(places, &connection);
+        let connection =
+            ClientConnection::new(([127, 0, 0, 1], 1).into(), Caller::BACKGROUND, refusals);
+        let admission = CallAdmission::new(places, &connection);
         std::iter::from_fn(|| admission.take().ok()).take(streams).collect()
     }
 
     #[test]
     fn connections_leave_places_to_the_next() {
-        let places = Places::new(1_000, &Metrics::new());
+        let places = CallPlaces::new(1_000, &Metrics::new());
         let held: Vec<_> = (0..20).map(|_| fill(&places, 100)).collect();
         let counts: Vec<usize> = held.iter().map(Vec::len).collect();
         assert_eq!(counts[..8], [100, 100, 100, 100, 100, 56, 50, 44]);
@@ -102,7 +103,7 @@ mod tests {
 
     #[test]
     fn one_place_is_enough_for_one_call() {
-        let places = Places::new(1, &Metrics::new());
+        let places = CallPlaces::new(1, &Metrics::new());
         assert_eq!(fill(&places, 100).len(), 1);
     }
 }

@@ -167,7 +167,11 @@ fn disagreement() {
     };
     let agreed = |explained, truth| agrees(&explained, truth, false);
     assert_eq!(agreed(explained(2, SlotState::Fresh, 2), Some(2)), Ok(()));
-    assert_eq!(agreed(explained(1, SlotState::Void, 2), Some(2)), Ok(()), "it is not served");
+    assert_eq!(
+        agreed(explained(1, SlotState::Invalidated, 2), Some(2)),
+        Ok(()),
+        "it is not served"
+    );
     let mut restored = explained(2, SlotState::Fresh, 1);
     assert_eq!(agrees(&restored, Some(2), true), Ok(()), "Redis has gone back; it is not served");
     restored.redis.as_mut().unwrap().usable = true;

@@ -311,7 +311,7 @@ async fn wrong_hint(stack: Stack) {
     .await;
     eventually("memory is invalid", || async {
         let held = node.hot.peek(ProductId::new(id).unwrap());
-        held.is_some_and(|held| held.is_void())
+        held.is_some_and(|held| held.is_invalidated())
     })
     .await;
     eventually("memory serves it again", || async {

@@ -75,7 +75,7 @@ async fn void(stack: Stack) {
     node.hot.invalidate(Change { id: ProductId::new(id).unwrap(), revision });
     let explained = explain(&node, id).await;
     let memory = explained.memory.as_ref().unwrap();
-    assert_eq!(memory.state(), SlotState::Void);
+    assert_eq!(memory.state(), SlotState::Invalidated);
     assert_eq!(memory.floor_version, version + 1);
     assert_eq!(memory.copy.unwrap().version, version);
     assert_eq!(explained.served_from(), Tier::Redis);

@@ -177,7 +177,7 @@ async fn late_own_write(stack: Stack) {
         let writer = next(&mut offered).await;
         let held = node.hot.peek(ProductId::new(id).unwrap()).unwrap();
         let revision = held.entry.revision().version.0;
-        assert!(held.is_void() || revision == newest, "{held:?}");
+        assert!(held.is_invalidated() || revision == newest, "{held:?}");
         node.pauses.release(Point::OfferedToMemory);
         node.pauses.release(Point::ReadRedis);
         drop((writer, load));

@@ -70,7 +70,7 @@ fn too_large() {
     let bytes = hot.bytes();
     assert!(bytes > 1_000, "{bytes}");
     hot.begin_load(grows).offer(product(2, 1_001));
-    assert!(hot.peek(grows).unwrap().is_void(), "what it was is not served");
+    assert!(hot.peek(grows).unwrap().is_invalidated(), "what it was is not served");
     assert_eq!(hot.bytes(), bytes, "what it is takes no memory");
 }
 
@@ -84,7 +84,7 @@ fn soak(operations: i64) {
         }
     });
     fill_up(&hot);
-    let (count, live) = (hot.count_tenants(), hot.len());
+    let (count, live) = (hot.count_admitted(), hot.len());
     assert_eq!(live, count, "live entries and the count");
     assert_eq!(live, CAPACITY, "capacity");
 }
@@ -112,7 +112,7 @@ fn operate(hot: &Arc<HotCache>, thread: i64, operations: i64) {
 
 /// More ids than fit, until there is no room left.
 fn fill_up(hot: &Arc<HotCache>) {
-    let settled = || hot.count_tenants() == CAPACITY && hot.len() == CAPACITY;
+    let settled = || hot.count_admitted() == CAPACITY && hot.len() == CAPACITY;
     let began = Instant::now();
     while !settled() && began.elapsed() < HANG {
         for number in 1..=IDS {
@@ -136,7 +136,7 @@ fn bounded() {
             });
         }
     });
-    assert_eq!(hot.count_tenants(), CAPACITY);
+    assert_eq!(hot.count_admitted(), CAPACITY);
     assert_eq!(hot.len(), CAPACITY);
 }
 
@@ -150,7 +150,7 @@ fn admission() {
         }
         if number % 1_000 == 0 {
             // Now everything has been seen to.
-            let _ = hot.count_tenants();
+            let _ = hot.count_admitted();
         }
     };
     let kept = |ids: Range<i64>| ids.filter(|number| hot.peek(id(*number)).is_some()).count();

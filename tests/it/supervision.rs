@@ -251,25 +251,25 @@ fn holds(hot: &HotCache, number: u64) -> bool {
 fn eviction() {
     let (hot, supervisor, metrics) = hot_tier();
     (1..=CAPACITY).for_each(|number| load(&hot, number));
-    assert_eq!(hot.count_tenants(), CAPACITY);
+    assert_eq!(hot.count_admitted(), CAPACITY);
     for panics in 1..=3 {
         supervisor.faults().inject(BackgroundTask::EvictionPolicy, Fault::Panic, 1);
         // It waits for the restart, and does not hang.
-        let _ = hot.count_tenants();
+        let _ = hot.count_admitted();
         assert_eq!(metrics.task_restarts.get(BackgroundTask::EvictionPolicy), panics);
-        assert_eq!(hot.count_tenants(), CAPACITY, "the policy was told again of what is held");
+        assert_eq!(hot.count_admitted(), CAPACITY, "the policy was told again of what is held");
         let kept = (1..=CAPACITY).filter(|number| holds(&hot, *number)).count();
         assert_eq!(kept as u64, CAPACITY, "and nothing was lost");
     }
     // Many that pass by, while the thread panics again: what comes is decided about, and nothing is held for ever.
     supervisor.faults().inject(BackgroundTask::EvictionPolicy, Fault::Panic, 1);
     (1..=20 * CAPACITY).for_each(|number| load(&hot, number));
-    assert_eq!(hot.count_tenants(), CAPACITY);
+    assert_eq!(hot.count_admitted(), CAPACITY);
     assert_eq!(hot.len(), CAPACITY, "the surplus is evicted");
     // What is read often comes in.
     let new = 100 * CAPACITY;
     let began = std::time::Instant::now();
-    while !(holds(&hot, new) && hot.count_tenants() == CAPACITY && holds(&hot, new)) {
+    while !(holds(&hot, new) && hot.count_admitted() == CAPACITY && holds(&hot, new)) {
         assert!(began.elapsed() < HANG, "new products are admitted");
         load(&hot, new);
         for _ in 0..100 {
@@ -285,7 +285,7 @@ fn no_eviction() {
     supervisor.faults().inject(BackgroundTask::EvictionPolicy, Fault::Panic, usize::MAX);
     // It waits for one restart after the other.
     let asking = Arc::clone(&hot);
-    let asked = std::thread::spawn(move || asking.count_tenants());
+    let asked = std::thread::spawn(move || asking.count_admitted());
     let began = std::time::Instant::now();
     while metrics.task_restarts.get(BackgroundTask::EvictionPolicy) < RESTARTS as u64 {
         assert!(began.elapsed() < HANG);
@@ -298,7 +298,7 @@ fn no_eviction() {
         assert!(began.elapsed() < HANG, "a question that waited is answered");
         std::thread::yield_now();
     }
-    assert_eq!(hot.count_tenants(), 0, "and so is one that comes later");
+    assert_eq!(hot.count_admitted(), 0, "and so is one that comes later");
     (1..=10 * CAPACITY).for_each(|number| load(&hot, number));
     assert_eq!(hot.len(), CAPACITY + CANDIDATES, "full, and no more than that");
 }

@@ -34,7 +34,7 @@ struct Wanted {
 
 /// A call that waits for a load; until dropped. A batch waits once, however many of its products are in the load.
 #[derive(Debug)]
-pub(crate) struct Waiter {
+pub(crate) struct DemandGuard {
     demand: Arc<Demand>,
     caller: Caller,
     without_fallback: bool,
@@ -42,11 +42,11 @@ pub(crate) struct Waiter {
 
 /// The loads that one call waits for.
 #[derive(Debug)]
-pub(crate) struct Waiters {
+pub(crate) struct DemandGuards {
     call: CallContext,
     without_fallback: bool,
     /// By the address of the demand, which each waiter keeps.
-    known: HashMap<usize, Arc<Waiter>, RandomState>,
+    known: HashMap<usize, Arc<DemandGuard>, RandomState>,
 }
 
 impl Default for Demand {
@@ -62,7 +62,7 @@ impl Demand {
     }
 
     /// One more call waits.
-    pub(crate) fn wait(self: &Arc<Self>, call: CallContext, without_fallback: bool) -> Waiter {
+    pub(crate) fn wait(self: &Arc<Self>, call: CallContext, without_fallback: bool) -> DemandGuard {
         let mut wanted = self.wanted.lock();
         wanted.waiters += 1;
         wanted.without_fallback += usize::from(without_fallback);
@@ -75,7 +75,7 @@ impl Demand {
             None => {}
         }
         drop(wanted);
-        Waiter { demand: Arc::clone(self), caller, without_fallback }
+        DemandGuard { demand: Arc::clone(self), caller, without_fallback }
     }
 
     /// Whether every caller has left.
@@ -111,7 +111,7 @@ impl Demand {
     }
 }
 
-impl Drop for Waiter {
+impl Drop for DemandGuard {
     fn drop(&mut self) {
         let mut wanted = self.demand.wanted.lock();
         wanted.waiters -= 1;
@@ -127,14 +127,14 @@ impl Drop for Waiter {
     }
 }
 
-impl Waiters {
+impl DemandGuards {
     /// Of one call, which has or has not something stale for all that it asks for.
     pub(crate) fn new(call: CallContext, without_fallback: bool) -> Self {
         Self { call, without_fallback, known: HashMap::default() }
     }
 
     /// The call's waiter for loads of this demand.
-    pub(crate) fn of(&mut self, demand: &Arc<Demand>) -> Arc<Waiter> {
+    pub(crate) fn of(&mut self, demand: &Arc<Demand>) -> Arc<DemandGuard> {
         let wait = || Arc::new(demand.wait(self.call, self.without_fallback));
         Arc::clone(self.known.entry(Arc::as_ptr(demand).addr()).or_insert_with(wait))
     }

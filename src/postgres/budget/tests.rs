@@ -13,11 +13,15 @@ fn call(connection: u64) -> CallContext {
     CallContext { caller: Caller::of_connection(connection), deadline: None }
 }
 
-fn wanted_by(callers: usize, without_fallback: bool) -> (Arc<Demand>, Vec<Waiter>) {
+fn wanted_by(callers: usize, without_fallback: bool) -> (Arc<Demand>, Vec<DemandGuard>) {
     wanted_for(Duration::ZERO, callers, without_fallback)
 }
 
-fn wanted_for(age: Duration, calls: usize, without_fallback: bool) -> (Arc<Demand>, Vec<Waiter>) {
+fn wanted_for(
+    age: Duration,
+    calls: usize,
+    without_fallback: bool,
+) -> (Arc<Demand>, Vec<DemandGuard>) {
     let since = Instant::now().checked_sub(age).expect("the clock began before");
     let demand = Arc::new(Demand::since(since));
     let waiters = (0..calls).map(|_| demand.wait(call(1), without_fallback)).collect();
@@ -25,7 +29,7 @@ fn wanted_for(age: Duration, calls: usize, without_fallback: bool) -> (Arc<Deman
 }
 
 /// A load that one call waits for.
-fn wanted_in(call: CallContext) -> (Arc<Demand>, Waiter) {
+fn wanted_in(call: CallContext) -> (Arc<Demand>, DemandGuard) {
     let demand = Arc::default();
     let waiter = Demand::wait(&demand, call, true);
     (demand, waiter)
@@ -221,7 +225,7 @@ fn a_load_that_several_callers_wait_for_has_the_rank_of_the_one_that_has_had_lea
 #[test]
 fn a_batch_waits_once_for_what_is_loaded_together() {
     let (demand, _alone) = wanted_in(call(1));
-    let mut batch = Waiters::new(call(2), true);
+    let mut batch = DemandGuards::new(call(2), true);
     let seats: Vec<_> = (0..1_000).map(|_| batch.of(&demand)).collect();
     drop(batch);
     assert_eq!(demand.urgency(), (true, 2));

@@ -31,7 +31,7 @@ pub struct TokenOptions {
 
 /// The keys that tokens are verified with.
 #[derive(Debug)]
-pub(super) struct Keys {
+pub(super) struct TokenKeys {
     keys: Vec<Key>,
     leeway: Duration,
 }
@@ -69,7 +69,7 @@ enum OneOrMany {
 impl TokenOptions {
     /// # Errors
     /// One sentence for the operator: why the file cannot be used.
-    pub(super) fn make(&self, contents: &[Vec<u8>]) -> Result<Keys, String> {
+    pub(super) fn make(&self, contents: &[Vec<u8>]) -> Result<TokenKeys, String> {
         let file = &self.jwks_file;
         let unusable = |why: String| {
             format!(
@@ -82,7 +82,7 @@ impl TokenOptions {
         let keys: Vec<Key> = set.keys.iter().filter_map(|key| self.key(key)).collect();
         match keys.len() {
             0 => Err(unusable("it holds no key that can verify a token".to_owned())),
-            1..=MOST_KEYS => Ok(Keys { keys, leeway: self.leeway }),
+            1..=MOST_KEYS => Ok(TokenKeys { keys, leeway: self.leeway }),
             many => Err(unusable(format!("it holds {many} keys, and {MOST_KEYS} are the most"))),
         }
     }
@@ -124,7 +124,7 @@ impl TokenOptions {
     }
 }
 
-impl Keys {
+impl TokenKeys {
     /// # Errors
     /// Why the token is not accepted. What it claims is looked at only when its signature is valid.
     pub(super) fn verify(&self, token: &[u8]) -> Result<Verified, AuthRefusal> {
@@ -189,7 +189,7 @@ mod tests {
     use super::*;
 
     /// The public key of RFC 7517, appendix A.1.
-    fn keys(more: &str) -> Result<Keys, String> {
+    fn keys(more: &str) -> Result<TokenKeys, String> {
         let set = format!(
             r#"{{"keys":[{{"kty":"EC","crv":"P-256",{more}
             "x":"MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4",

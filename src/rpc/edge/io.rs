@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 /// each connection that has them, and no less time.
 const TOGETHER: usize = 64 * 1024;
 /// What a connection takes for more than this it gives back when it has written less.
-const KEPT: usize = 16 * 1024;
+const RETAINED_BUFFER: usize = 16 * 1024;
 
 /// A socket that gathers what is written, and says when its peer begins to speak.
 ///
@@ -87,7 +87,7 @@ impl<S: AsyncWrite + Unpin> Socket<S> {
                 sent => self.sent += sent,
             }
         }
-        if self.gathered.len() < KEPT && self.gathered.capacity() > KEPT {
+        if self.gathered.len() < RETAINED_BUFFER && self.gathered.capacity() > RETAINED_BUFFER {
             self.gathered = Vec::new();
         }
         self.gathered.clear();

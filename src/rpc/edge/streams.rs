@@ -52,19 +52,19 @@ impl<S> Answers for S where
 
 /// Where a call goes on that has to wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
+enum StreamState {
     /// In its connection's task: there is next to nothing left to do.
-    Connection,
+    ClientConnection,
     /// In a task of its own, where it delays nobody.
     Task,
     /// The same, and it may last as long as it likes.
     LastingTask,
 }
 
-impl Place {
+impl StreamState {
     fn of(method: Method) -> Self {
         match method {
-            Method::GetProduct => Self::Connection,
+            Method::GetProduct => Self::ClientConnection,
             method if method.is_lasting() => Self::LastingTask,
             _ => Self::Task,
         }
@@ -81,8 +81,11 @@ pub(super) fn driven<S>(
     drain: Drain,
     clock: TurnClock,
 ) -> (Calls<S>, Inline, Driver) {
-    let accepting =
-        Arc::new(Mutex::new(Accepting { place: Place::Task, calls: Vec::new(), accepted: 0 }));
+    let accepting = Arc::new(Mutex::new(Accepting {
+        place: StreamState::Task,
+        calls: Vec::new(),
+        accepted: 0,
+    }));
     let calls = Calls { service: RefCell::new(service), accepting: Arc::clone(&accepting) };
     let inline = Inline(Arc::clone(&accepting));
     let (waiting, busy) = (FuturesUnordered::new(), Arc::default());
@@ -104,7 +107,7 @@ impl<S: Answers> hyper::service::Service<Request<Incoming>> for Calls<S> {
 
     fn call(&self, request: Request<Incoming>) -> S::Future {
         let arrival = Arrival::new(request);
-        self.accepting.lock().place = Place::of(arrival.method);
+        self.accepting.lock().place = StreamState::of(arrival.method);
         self.service.borrow_mut().call(arrival)
     }
 }
@@ -117,7 +120,7 @@ pub(super) struct Inline(Arc<Mutex<Accepting>>);
 /// task alone uses it.
 #[derive(Debug)]
 struct Accepting {
-    place: Place,
+    place: StreamState,
     calls: Vec<Accepted>,
     /// How many there have been.
     accepted: u64,
@@ -169,7 +172,7 @@ type Call = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 struct Accepted {
     call: Call,
-    place: Place,
+    place: StreamState,
 }
 
 /// A panic ends its own call, as it would in a task of its own, and not the connection.
@@ -178,7 +181,7 @@ type Waiting = CatchUnwind<AssertUnwindSafe<Timeout<Call>>>;
 /// A turn of a connection's task. h2 wakes the task that it runs in whenever a call has taken its request; the scheduler
 /// would take that for a reason to run it once more, and to wake another core to help.
 #[derive(Debug, Default)]
-struct Turn {
+struct AcceptTurn {
     task: AtomicWaker,
     state: AtomicU8,
 }
@@ -214,7 +217,7 @@ impl Driver {
         mut connection: Pin<&mut C>,
         outgoing: &Outgoing<impl AsyncWrite + Unpin>,
     ) -> C::Output {
-        let (mut running, turn) = (Vec::new(), Arc::<Turn>::default());
+        let (mut running, turn) = (Vec::new(), Arc::<AcceptTurn>::default());
         let waker = Waker::from(Arc::clone(&turn));
         poll_fn(|task| {
             turn.task.register(task.waker());
@@ -253,7 +256,7 @@ impl Driver {
         }
     }
 
-    fn wait(&mut self, call: Call, place: Place) {
+    fn wait(&mut self, call: Call, place: StreamState) {
         let busy = Arc::clone(&self.busy);
         let call: Call = Box::pin(async move {
             let _busy = busy;
@@ -263,11 +266,11 @@ impl Driver {
         // nothing but the end of this future would free it.
         let limited = |call| tokio::time::timeout(self.longest * 2, call);
         match place {
-            Place::Connection => {
+            StreamState::ClientConnection => {
                 self.waiting.push(AssertUnwindSafe(limited(call)).catch_unwind());
             }
-            Place::Task => drop(self.drain.spawn(limited(call))),
-            Place::LastingTask => drop(self.drain.spawn(call)),
+            StreamState::Task => drop(self.drain.spawn(limited(call))),
+            StreamState::LastingTask => drop(self.drain.spawn(call)),
         }
     }
 
@@ -289,7 +292,7 @@ impl Drop for Driver {
     }
 }
 
-impl Wake for Turn {
+impl Wake for AcceptTurn {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }
@@ -301,7 +304,7 @@ impl Wake for Turn {
     }
 }
 
-impl Turn {
+impl AcceptTurn {
     /// Whoever woke the task before this is served by what follows.
     fn begin(&self) {
         self.state.store(UNDER_WAY, Ordering::Release);

@@ -19,10 +19,10 @@ use tower::ServiceBuilder;
 use super::*;
 use crate::caller::Caller;
 use crate::rpc::call::{Call, CallLayer};
-use crate::rpc::connection::Connection;
+use crate::rpc::connection::ClientConnection;
 use crate::rpc::local;
 use crate::rpc::reply::{Reply, headers};
-use crate::rpc::shed::{Admission, Places};
+use crate::rpc::shed::{CallAdmission, CallPlaces};
 
 /// Counts what would be system calls.
 struct Counting {
@@ -100,8 +100,8 @@ async fn served(
 fn answers(bytes: usize) -> impl Answers {
     let metrics = Metrics::new();
     let address = ([127, 0, 0, 1], 1).into();
-    let connection = Connection::new(address, Caller::BACKGROUND, Refusals::new(&metrics));
-    let admission = Admission::new(&Places::new(1_000, &metrics), &connection);
+    let connection = ClientConnection::new(address, Caller::BACKGROUND, Refusals::new(&metrics));
+    let admission = CallAdmission::new(&CallPlaces::new(1_000, &metrics), &connection);
     let layer = CallLayer { metrics: local(&metrics), longest: OPTIONS.max_call_time };
     ServiceBuilder::new().layer(layer).service_fn(move |call: Call<Incoming>| {
         let place = admission.take().expect("free");

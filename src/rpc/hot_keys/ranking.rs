@@ -22,7 +22,7 @@ type Compute = Box<dyn Fn() -> BoxFuture<'static, Vec<HotKey>> + Send + Sync>;
 
 /// The hottest products at one moment.
 #[derive(Debug)]
-pub(super) struct Snapshot {
+pub(super) struct RankingSnapshot {
     /// When its computation began: it counts every read that ended before.
     pub(super) began: Instant,
     pub(super) time: SystemTime,
@@ -33,13 +33,13 @@ pub(super) struct Snapshot {
 pub(super) struct Ranking {
     compute: Compute,
     drain: Drain,
-    latest: watch::Sender<Option<Arc<Snapshot>>>,
+    latest: watch::Sender<Option<Arc<RankingSnapshot>>>,
     /// Held while `latest` is replaced, so that no computation begins for what has just been computed.
-    state: Mutex<State>,
+    state: Mutex<RankingState>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct RankingState {
     running: bool,
     began: Option<Instant>,
 }
@@ -47,7 +47,7 @@ struct State {
 /// A computation. When it is dropped, also by a panic, the next may begin.
 struct Run {
     ranking: Arc<Ranking>,
-    computed: Option<Arc<Snapshot>>,
+    computed: Option<Arc<RankingSnapshot>>,
 }
 
 impl Ranking {
@@ -60,7 +60,7 @@ impl Ranking {
     }
 
     /// The newest snapshot, as soon as there is one whose computation began at `earliest` or later.
-    pub(super) async fn since(self: &Arc<Self>, earliest: Instant) -> Arc<Snapshot> {
+    pub(super) async fn since(self: &Arc<Self>, earliest: Instant) -> Arc<RankingSnapshot> {
         let mut latest = self.latest.subscribe();
         loop {
             if let Some(snapshot) = recent(&latest.borrow_and_update(), earliest) {
@@ -86,7 +86,10 @@ impl Ranking {
     }
 }
 
-fn recent(latest: &Option<Arc<Snapshot>>, earliest: Instant) -> Option<Arc<Snapshot>> {
+fn recent(
+    latest: &Option<Arc<RankingSnapshot>>,
+    earliest: Instant,
+) -> Option<Arc<RankingSnapshot>> {
     latest.as_ref().filter(|snapshot| snapshot.began >= earliest).cloned()
 }
 
@@ -96,7 +99,7 @@ impl Run {
         let began = Instant::now();
         self.ranking.state.lock().began = Some(began);
         let keys = (self.ranking.compute)().await;
-        self.computed = Some(Arc::new(Snapshot { began, time: SystemTime::now(), keys }));
+        self.computed = Some(Arc::new(RankingSnapshot { began, time: SystemTime::now(), keys }));
     }
 }
 
