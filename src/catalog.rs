@@ -1,8 +1,9 @@
-//! Reading and writing products: where every decision of both paths is made.
+//! Reading and writing products.
 //!
-//! A read goes memory, Redis, Postgres (`load.rs`); of many readers of one product one loads
-//! (`flight.rs`). A write goes to Postgres, and once it is committed nothing can turn it into a failure
-//! (`write.rs`). Every change is read from the outbox (`change_feed.rs`), and memory is kept warm (`refresh.rs`).
+//! A read is answered by memory, else by Redis, else by Postgres (`load.rs`). Whether a copy may answer is decided in
+//! `verdict.rs`. Concurrent reads of one product share one load (`singleflight.rs`). A write goes to Postgres, and
+//! cannot fail after its commit (`write.rs`). Changes are read from the outbox (`change_feed.rs`); entries are refreshed
+//! before they expire (`refresh.rs`).
 
 mod change_feed;
 mod chunks;
@@ -14,6 +15,7 @@ mod read_postgres;
 mod redis_probe;
 mod refresh;
 mod singleflight;
+mod verdict;
 mod write;
 
 use std::sync::Arc;
@@ -40,55 +42,44 @@ use crate::recent_changes::RecentChanges;
 use crate::redis::Redis;
 use change_feed::ChangeFeed;
 pub use error::Error;
-pub use explain::{Explanation, SlotState};
+pub use explain::Explanation;
 use load::Load;
 use refresh::RefreshQueue;
 use singleflight::{FreshnessClass, Singleflight, Waiter};
+pub use verdict::Verdict;
 
-/// A caller who asks for more than the flight it joined can promise boards the next one, this often.
+/// Loads that one read joins before it fails. It joins another when the result is less fresh than it asks for.
 const MAX_JOINS: usize = 16;
 
-/// How long things are kept and waited for.
 #[derive(Clone, Copy, Debug)]
 pub struct CatalogOptions {
-    /// How long entries may be used.
     pub ttl: TtlPolicy,
-    /// How often the outbox is read.
+    /// Between two polls of the outbox.
     pub poll_interval: Duration,
-    /// For how long a copy is trusted after it was compared with Postgres, while the outbox cannot be read.
+    /// For how long after its last comparison with Postgres an entry answers while the outbox is unreachable.
     pub trust: Duration,
-    /// How long to wait for another instance's load before asking Postgres without its lease.
+    /// For how long a load waits for another instance's lease before it reads Postgres without one.
     pub lease_wait: Duration,
-    /// How often the fleet's hottest products are looked at, to refresh them ahead of their soft TTL.
+    /// Between two refreshes of the fleet's hottest products.
     pub refresh_interval: Duration,
-    /// How many of them are kept warm.
+    /// How many of the fleet's hottest products are refreshed before they expire.
     pub refresh_keys: usize,
 }
 
-/// The parts that a catalogue is made of.
 #[derive(Debug)]
 pub struct Parts {
-    /// The hot tier.
     pub hot: Arc<HotCache>,
-    /// Which products changed lately.
     pub recent: Arc<RecentChanges>,
-    /// What is read most.
     pub hot_keys: Arc<HotKeys>,
-    /// The Redis tier.
     pub redis: Arc<Redis>,
-    /// The truth.
     pub postgres: Arc<Postgres>,
-    /// Reads the changes; its connection is opened before those of callers, which take all that a role may have.
+    /// Its connection is opened before those of callers, which may take all that the role is allowed.
     pub change_reader: ChangeReader,
-    /// Told when no instance relays.
+    /// Notified when a poll finds that no instance runs the relay.
     pub relay_vacancy: Arc<Notify>,
-    /// What is counted.
     pub metrics: Arc<Metrics>,
-    /// The life of this instance.
     pub drain: Drain,
-    /// Where tests may hold it.
     pub pauses: PausePoints,
-    /// What tests may turn off.
     pub controls: Controls,
 }
 
@@ -109,42 +100,41 @@ pub struct Catalog {
     change_reader: Mutex<Option<ChangeReader>>,
     relay_vacancy: Arc<Notify>,
     singleflight: Arc<Singleflight>,
-    /// Loads that are about to look into Redis.
+    /// Loads that the next command to Redis reads.
     starting: Mutex<Vec<Vec<Load>>>,
     refresh_queue: RefreshQueue,
     options: CatalogOptions,
-    /// One probe at a time.
+    /// Held by the one probe of Redis at a time.
     probing: tokio::sync::Mutex<()>,
 }
 
-/// What a load brought.
+/// The result of a load.
 #[derive(Clone, Debug)]
 struct Loaded {
     entry: Entry,
     from: ServedBy,
-    /// Whether nobody could say that it is current.
-    unproven: bool,
+    /// Whether the entry could not be confirmed, so that it is served marked stale and not kept.
+    unconfirmed: bool,
 }
 
 impl Loaded {
-    fn proven(entry: Entry, from: ServedBy) -> Self {
-        Self { entry, from, unproven: false }
+    fn confirmed(entry: Entry, from: ServedBy) -> Self {
+        Self { entry, from, unconfirmed: false }
     }
 }
 
 /// The answer to a read.
 #[derive(Clone, Debug)]
 pub struct Answer {
-    /// The product, or the knowledge that there is none.
+    /// A product, or a tombstone: the product does not exist.
     pub entry: Entry,
-    /// The tier that gave it.
     pub from: ServedBy,
-    /// Whether it is past its time.
+    /// Whether the entry is past its soft TTL, or could not be confirmed.
     pub stale: bool,
 }
 
 impl Catalog {
-    /// A catalogue of these parts, which follows the changes in Postgres and refreshes what is due.
+    /// Starts the change feed, the refresher and the probe of Redis with it.
     #[must_use]
     pub fn start(parts: Parts, options: CatalogOptions) -> Arc<Self> {
         let Parts {
@@ -188,40 +178,43 @@ impl Catalog {
         catalog
     }
 
-    /// What memory may answer; the read is counted. Past the soft TTL it answers, and the refresher is told. What it may not answer
-    /// is for [`get_cold`](Self::get_cold).
+    /// Reads memory. An entry past its soft TTL answers and is queued for a refresh. `None`: see
+    /// [`get_cold`](Self::get_cold).
     #[must_use]
     pub fn get_hot(&self, id: ProductId, freshness: &Freshness) -> Option<Answer> {
         self.hot_keys.record(id);
         let now = Moment::now();
-        let (lookup, entry) = self.look(id, freshness, now);
+        let (lookup, answer) = self.look_up(id, freshness, now);
         self.metrics.lookups.inc(lookup);
-        entry.map(|entry| self.answer(id, entry, ServedBy::Hot, now))
+        if answer.is_some() {
+            self.metrics.reads.inc(ServedBy::Hot);
+        }
+        answer
     }
 
-    /// Reads a product that memory may not answer for.
+    /// Loads a product for which [`get_hot`](Self::get_hot) had no answer. A product that does not exist is a tombstone,
+    /// not an error.
     ///
     /// # Errors
-    /// [`Error::VersionNotReached`], [`Error::Unavailable`], [`Error::OverBudget`]. A product that does not
-    /// exist is an answer: a tombstone.
+    /// [`Error::VersionNotReached`], [`Error::Unavailable`], [`Error::OverBudget`].
     pub async fn get_cold(
         self: &Arc<Self>,
         id: ProductId,
         freshness: Freshness,
         call: CallContext,
     ) -> Result<Answer, Error> {
-        if let Some(answer) = self.unproven(id, freshness) {
+        if let Some(answer) = self.unconfirmed(id, freshness) {
             return Ok(answer);
         }
         let waiter = self.join(&[id], freshness, call).pop().expect("one waiter for each id");
         self.wait_for(id, waiter, freshness, call).await
     }
 
-    /// Reads several products, one answer for each, in the order of `ids`, which must not repeat. `None` is a product that the
+    /// Reads several products: one answer for each, in the order of `ids`, which must not repeat. `None` is a row that the
     /// API cannot express.
     ///
     /// # Errors
-    /// As those of [`get_cold`](Self::get_cold): one product that cannot be loaded fails them all.
+    /// Those of [`get_cold`](Self::get_cold): one product that cannot be loaded fails the call.
     pub async fn get_many(
         self: &Arc<Self>,
         ids: &[ProductId],
@@ -231,7 +224,7 @@ impl Catalog {
         self.hot_keys.record_all(ids);
         let mut answers = self.get_all_hot(ids, &freshness);
         for (id, answer) in ids.iter().zip(&mut answers).filter(|(_, answer)| answer.is_none()) {
-            *answer = self.unproven(*id, freshness);
+            *answer = self.unconfirmed(*id, freshness);
         }
         let missing: Vec<ProductId> = ids
             .iter()
@@ -250,13 +243,13 @@ impl Catalog {
                 Err(error) => Err(error),
             }
         });
-        // The first that fails fails them all, and the others are waited for no longer.
-        let mut arrived = try_join_all(loads).await?.into_iter();
-        let mut next = || arrived.next().expect("one arrival for each missing id");
+        // The first failure fails the call; the other loads go on without this waiter.
+        let mut loaded = try_join_all(loads).await?.into_iter();
+        let mut next = || loaded.next().expect("one result for each missing id");
         Ok(answers.into_iter().map(|answer| answer.or_else(&mut next)).collect())
     }
 
-    /// Bytes of those products that memory holds, however fresh.
+    /// Encoded bytes of those products that memory holds, fresh or not.
     #[must_use]
     pub fn held_bytes(&self, ids: &[ProductId]) -> usize {
         let mut bytes = 0;
@@ -264,13 +257,13 @@ impl Catalog {
         bytes
     }
 
-    /// What this instance is asked for most.
+    /// The products that callers of this instance read most.
     #[must_use]
     pub fn hot_keys(&self, limit: usize) -> Vec<HotKey> {
         self.hot_keys.top(limit)
     }
 
-    /// What the fleet is asked for most; nothing while Redis cannot be asked.
+    /// The products that callers of all instances read most; empty while Redis does not answer.
     pub async fn fleet_hot_keys(&self, limit: usize) -> Vec<HotKey> {
         let ranked = self.redis.ranking(limit).await.unwrap_or_default();
         let window = self.redis.ranking_window().as_secs_f64();
@@ -281,17 +274,16 @@ impl Catalog {
         ranked.into_iter().map(key).collect()
     }
 
-    /// What memory may answer of many, which are counted at once.
+    /// [`get_hot`](Self::get_hot) for many: one update of each counter.
     fn get_all_hot(&self, ids: &[ProductId], freshness: &Freshness) -> Vec<Option<Answer>> {
         let now = Moment::now();
         let (mut hits, mut stale) = (0, 0);
         let mut answers = Vec::with_capacity(ids.len());
         self.hot.read_all(ids, |id, held| {
-            let served = held.filter(|held| self.hot.serves(held, freshness, now));
-            hits += u64::from(served.is_some());
-            stale += u64::from(held.is_some() && served.is_none());
-            let answer = |held: &HotEntry| self.timed(id, held.entry.clone(), ServedBy::Hot, now);
-            answers.push(served.map(answer));
+            let answer = held.and_then(|held| self.answer_hot(id, held, freshness, now));
+            hits += u64::from(answer.is_some());
+            stale += u64::from(held.is_some() && answer.is_none());
+            answers.push(answer);
         });
         self.metrics.reads.add(ServedBy::Hot, hits);
         self.metrics.lookups.add(Lookup::HotHit, hits);
@@ -300,30 +292,41 @@ impl Catalog {
         answers
     }
 
-    fn look(&self, id: ProductId, freshness: &Freshness, now: Moment) -> (Lookup, Option<Entry>) {
-        let serve =
-            |held: &HotEntry| self.hot.serves(held, freshness, now).then(|| held.entry.clone());
-        match self.hot.read(id, serve) {
+    fn look_up(
+        &self,
+        id: ProductId,
+        freshness: &Freshness,
+        now: Moment,
+    ) -> (Lookup, Option<Answer>) {
+        match self.hot.read(id, |held| self.answer_hot(id, held, freshness, now)) {
             None => (Lookup::HotMiss, None),
             Some(None) => (Lookup::HotStale, None),
-            Some(entry) => (Lookup::HotHit, entry),
+            Some(answer) => (Lookup::HotHit, answer),
         }
     }
 
-    fn answer(&self, id: ProductId, entry: Entry, from: ServedBy, now: Moment) -> Answer {
-        self.metrics.reads.inc(from);
-        self.timed(id, entry, from, now)
+    #[inline]
+    fn answer_hot(
+        &self,
+        id: ProductId,
+        held: &HotEntry,
+        freshness: &Freshness,
+        now: Moment,
+    ) -> Option<Answer> {
+        let verdict = self.judge_hot(held, freshness, now);
+        let stale = verdict == Verdict::PastSoftTtl;
+        verdict.answers().then(|| self.answer(id, held.entry.clone(), ServedBy::Hot, stale))
     }
 
-    fn timed(&self, id: ProductId, entry: Entry, from: ServedBy, now: Moment) -> Answer {
-        let stale = entry.past_soft(now);
+    #[inline]
+    fn answer(&self, id: ProductId, entry: Entry, from: ServedBy, stale: bool) -> Answer {
         if stale {
             self.refresh_queue.ask(id);
         }
         Answer { entry, from, stale }
     }
 
-    /// Boards the singleflight of `ids`, and sends off those that nobody had begun.
+    /// Joins the loads in flight of `ids`, and starts those that are not in flight.
     fn join(
         self: &Arc<Self>,
         ids: &[ProductId],
@@ -335,9 +338,9 @@ impl Catalog {
             Freshness::MinVersion { .. } | Freshness::KnownSince(_) => FreshnessClass::Strict,
         };
         let (mut waiters, mut loads) = (Vec::with_capacity(ids.len()), Vec::new());
-        // What is loaded together is wanted together, and by a call that has nothing if it lacks one product.
+        // The loads of one call share one demand: the call fails as a whole if it lacks one product.
         let demand = Arc::default();
-        let without_fallback = ids.iter().any(|id| !self.may_fall_back(*id, freshness));
+        let without_fallback = ids.iter().any(|id| !self.has_fallback(*id, freshness));
         let mut guards = DemandGuards::new(call, without_fallback);
         for id in ids {
             let (waiter, leader) = self.singleflight.join((*id, class), &demand, &mut guards);
@@ -353,7 +356,7 @@ impl Catalog {
         waiters
     }
 
-    /// Waits for the result, and boards again if what came is not fresh enough for this caller.
+    /// Waits for a load, and joins another if the result is not fresh enough for this read.
     async fn wait_for(
         self: &Arc<Self>,
         id: ProductId,
@@ -368,11 +371,13 @@ impl Catalog {
             };
             if freshness.accepts(&loaded.entry) {
                 reached(&loaded.entry, &freshness)?;
-                let Loaded { entry, from, unproven } = loaded;
-                if unproven {
+                let Loaded { entry, from, unconfirmed } = loaded;
+                if unconfirmed {
                     return Ok(self.stale(entry, from));
                 }
-                return Ok(self.answer(id, entry, from, Moment::now()));
+                self.metrics.reads.inc(from);
+                let stale = entry.past_soft(Moment::now());
+                return Ok(self.answer(id, entry, from, stale));
             }
             waiter = self.join(&[id], freshness, call).pop().expect("one waiter for each id");
         }
@@ -380,8 +385,8 @@ impl Catalog {
     }
 }
 
-/// What Postgres said after the caller asked is as new as it gets. If that is older than `min_version`, the
-/// caller has a version that was never committed here.
+/// Refuses a `min_version` that Postgres has not reached after the call arrived: it was never committed in this
+/// database.
 fn reached(entry: &Entry, freshness: &Freshness) -> Result<(), Error> {
     match *freshness {
         Freshness::MinVersion { version, .. }

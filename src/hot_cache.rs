@@ -1,12 +1,12 @@
-//! The hot tier: recently and often read entries in this process' memory.
+//! The hot cache: recently and often read entries in this process' memory.
 //!
-//! mini-moka decides who stays (TinyLFU, `eviction.rs`); what a product is now, is the business of its slot (`slots.rs`,
-//! `table.rs`). mini-moka knows of a key that it was **inserted, when it was absent**, and read; everything else happens
-//! inside the slot. `tests/it/hot_tier.rs` has the soak test that keeps the two in step.
+//! mini-moka decides which keys stay (TinyLFU, `eviction.rs`); a slot holds the entry (`slots.rs`, `table.rs`). mini-moka is
+//! given inserts of absent keys and a sample of reads; replacing and invalidating an entry happens inside the slot.
+//! The soak test of `tests/it/hot_tier.rs` checks that the keys of both stay equal.
 //!
-//! Admission may refuse or evict a slot at any time, so nothing that correctness needs lives only in a slot: what a load brings
-//! back is compared with the recent changes (`recent_changes.rs`) under the stripe lock under which slots change. A change is
-//! first put there and then takes that lock, so a load that finishes before is invalidated, and one that finishes later is rejected.
+//! A slot may be refused or evicted at any time, so correctness depends on nothing that only a slot holds: the result of a load is
+//! compared with the recent changes (`recent_changes.rs`) under the stripe lock under which slots change. A change is
+//! recorded there before it takes that lock, so a load that finishes before is invalidated, and one that finishes after is rejected.
 
 mod eviction;
 mod slots;
@@ -26,20 +26,18 @@ use crate::recent_changes::{Began, RecentChanges};
 use crate::supervisor::Supervisor;
 use slots::Slots;
 
-/// Bounds of the hot tier.
 #[derive(Clone, Copy, Debug)]
 pub struct HotCacheOptions {
-    /// How many entries are kept.
+    /// In entries.
     pub capacity: u64,
-    /// The largest product that is kept, encoded, in bytes.
+    /// The largest encoded product that is kept, in bytes.
     pub largest: usize,
-    /// For how long memory is trusted after it was last compared with Redis or Postgres, without any proof.
+    /// For how long an entry is trusted after it was last compared with Redis or Postgres, without a recent poll.
     pub trust: Duration,
-    /// For how long a poll of the outbox lets memory be trusted.
+    /// For how long all entries are trusted after a poll of the outbox was sent.
     pub lease: Duration,
 }
 
-/// The hot tier of one instance.
 #[derive(Debug)]
 pub struct HotCache {
     slots: Slots,
@@ -50,30 +48,40 @@ pub struct HotCache {
     controls: Controls,
 }
 
-/// What is known of the changes in Postgres.
+/// Which committed changes are applied to memory.
 #[derive(Debug)]
 struct Proof {
-    /// Every change that was committed before this moment is known.
+    /// Every change committed before this moment is applied.
     known_until: AtomicMoment,
-    /// Until when memory is trusted for that.
+    /// Until when all entries are trusted because of that.
     trusted_until: AtomicMoment,
-    /// What was last checked before this moment may be old: some changes were missed.
+    /// Changes were missed: an entry last checked before this moment may be old.
     covered_since: AtomicMoment,
-    /// What was last checked before this moment is of another epoch: its version says nothing.
+    /// An entry last checked before this moment is of another epoch: its version does not compare.
     epoch_since: AtomicMoment,
 }
 
-/// An entry and how well it is known to be the newest.
+/// An entry in a slot, and what is known about newer revisions.
 #[derive(Clone, Debug)]
 pub struct HotEntry {
-    /// The entry.
     pub entry: Entry,
-    /// When it was last compared with Redis or Postgres.
+    /// When the entry was last compared with Redis or Postgres.
     pub checked_at: Moment,
     floor: Floor,
 }
 
-/// A revision in eight bytes; of versions that no sequence of ours reaches, no two differ.
+/// How surely a tier's copy of a product reflects every committed change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trust {
+    /// Every change committed until `max_staleness` ago is applied to it.
+    Confirmed,
+    /// Every change that the outbox told of is applied to it, but the outbox was not read for too long.
+    Unconfirmed,
+    /// A change may have been missed.
+    Suspect,
+}
+
+/// A revision in eight bytes. Versions above 2^62 are all equal; no sequence gets there.
 #[derive(Clone, Copy, Debug)]
 struct Floor(i64);
 
@@ -84,26 +92,26 @@ impl Floor {
 }
 
 impl HotEntry {
-    /// The newest revision that is known of.
+    /// The newest observed revision.
     #[must_use]
     pub fn floor(&self) -> Revision {
         Revision { version: Version(self.floor.0 >> 1), deleted: self.floor.0 & 1 == 1 }
     }
 
-    /// Whether something newer was committed: then it is known to be old, and is never served.
+    /// Whether a newer revision is committed, so that the entry is never served.
     #[must_use]
     pub fn is_invalidated(&self) -> bool {
         self.entry.revision() < self.floor()
     }
 
-    /// What keeping it costs, in bytes.
+    /// In bytes of memory.
     fn cost(&self) -> u64 {
         slots::ENTRY_BYTES + self.entry.frame().len() as u64
     }
 }
 
 impl HotCache {
-    /// An empty hot tier, without an instance.
+    /// For tests and benchmarks: without the supervisor of an instance.
     #[must_use]
     pub fn new(
         options: HotCacheOptions,
@@ -114,7 +122,7 @@ impl HotCache {
         Self::supervised(options, recent, metrics, &supervisor)
     }
 
-    /// An empty hot tier. The supervisor of its instance keeps its eviction policy running.
+    /// `supervisor` restarts the thread of the eviction policy.
     #[must_use]
     pub fn supervised(
         options: HotCacheOptions,
@@ -132,82 +140,70 @@ impl HotCache {
         }
     }
 
-    /// The same, with protections that a test may turn off.
+    /// With protections that a test may turn off.
     #[must_use]
     pub fn with_controls(self, controls: Controls) -> Self {
         Self { controls, ..self }
     }
 
-    /// Reads what memory holds of `id`, whether or not it may be served; counts as a use of it.
+    /// Reads the entry of `id`, served or not. The eviction policy counts it as a read.
     pub fn read<T>(&self, id: ProductId, read: impl FnOnce(&HotEntry) -> T) -> Option<T> {
         self.slots.read(id, read)
     }
 
-    /// The same for many, in their order.
+    /// [`read`](Self::read) for many, in the order of `ids`.
     pub fn read_all(&self, ids: &[ProductId], read: impl FnMut(ProductId, Option<&HotEntry>)) {
         self.slots.read_all(ids, read);
     }
 
-    /// What memory holds of `id`, whether or not it may be served, without using it.
+    /// The entry of `id`, served or not. The eviction policy does not count it as a read.
     #[must_use]
     pub fn peek(&self, id: ProductId) -> Option<HotEntry> {
         self.slots.peek(id)
     }
 
-    /// Whether `held` may be served to a caller who wants it this fresh.
+    /// How surely `held` reflects every committed change.
+    #[inline]
     #[must_use]
-    pub fn serves(&self, held: &HotEntry, freshness: &Freshness, now: Moment) -> bool {
-        // Of whatever freshness: a caller who is content with more than the bound is given no less than it.
-        self.trusts(held, now)
-            && !held.is_invalidated()
-            && !held.entry.past_hard(now)
-            && freshness.accepts(&held.entry)
+    pub fn trust(&self, held: &HotEntry, now: Moment) -> Trust {
+        if held.checked_at < self.proof.covered_since.load() {
+            return Trust::Suspect;
+        }
+        let confirmed =
+            now <= self.proof.trusted_until.load() || now <= held.checked_at + self.options.trust;
+        if confirmed { Trust::Confirmed } else { Trust::Unconfirmed }
     }
 
-    /// Whether no change of this product can have been missed, or not for longer than is allowed.
-    fn trusts(&self, held: &HotEntry, now: Moment) -> bool {
-        self.has_followed(held)
-            && (now <= self.proof.trusted_until.load()
-                || now <= held.checked_at + self.options.trust)
-    }
-
-    /// Whether memory may have missed nothing but what nobody could tell it: what it holds is not known to be current,
-    /// and may be served when nothing better can be had.
-    #[must_use]
-    pub fn has_followed(&self, held: &HotEntry) -> bool {
-        held.checked_at >= self.proof.covered_since.load()
-    }
-
-    /// Every change that was committed before `moment` is known, and what it made old is invalidated.
+    /// Records that every change committed before `moment` is applied.
     pub fn prove(&self, moment: Moment) {
         self.proof.known_until.store(moment);
         self.proof.trusted_until.store(moment + self.options.lease);
     }
 
-    /// Until when every change is known.
+    /// Every change committed before this moment is applied.
     #[must_use]
     pub fn known_until(&self) -> Moment {
         self.proof.known_until.load()
     }
 
-    /// Some changes were missed: what was checked before `moment` is not trusted any more.
+    /// Changes were missed: entries checked before `moment` are suspect.
     pub fn distrust_before(&self, moment: Moment) {
         self.proof.covered_since.advance(moment);
     }
 
-    /// Postgres is another: whatever is held is not trusted any more, and newer than nothing.
+    /// The epoch changed: entries are suspect, and any version of the new epoch replaces them.
     pub fn begin_epoch(&self, moment: Moment) {
         self.proof.epoch_since.store(moment);
         self.distrust_before(moment);
     }
 
-    /// Whether memory is trusted on the proof alone.
+    /// Whether the last poll is recent enough for all entries to be trusted.
     #[must_use]
     pub fn is_proven(&self) -> bool {
         Moment::now() <= self.proof.trusted_until.load()
     }
 
-    /// Takes in that a product changed, which the recent changes say by now. Returns whether memory held something older.
+    /// Invalidates an entry older than `change`, which the recent changes hold already. Returns whether there was one.
     pub fn invalidate(&self, change: Change) -> bool {
         let stripe = self.slots.stripe(change.id);
         let Some(held) = self.slots.peek(change.id) else { return false };
@@ -222,39 +218,37 @@ impl HotCache {
         true
     }
 
-    /// Announces a load of `id`: from now on it hears of every newer revision.
+    /// Begins a load of `id`: changes committed from now on raise its floor.
     #[must_use]
     pub fn begin_load(self: &Arc<Self>, id: ProductId) -> LoadTicket {
         let changes = self.recent.begin(id);
         LoadTicket { hot: Arc::clone(self), id, began: Moment::now(), changes }
     }
 
-    /// How many entries there are.
+    /// In entries.
     #[must_use]
     pub fn len(&self) -> u64 {
         self.slots.len()
     }
 
-    /// Whether there are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// How many entries mini-moka counts, once it has decided about everything that came before: as many as `len` then. It
-    /// waits for that decision, and is meant for tests.
+    /// For tests: waits until the eviction policy has applied all records, and returns its number of keys, which is `len` then.
     #[must_use]
     pub fn count_admitted(&self) -> u64 {
         self.slots.count_admitted()
     }
 
-    /// What the entries cost, in bytes: their encoded size, and what keeping them takes.
+    /// Bytes of memory that the entries take: their encoded size and the overhead of a slot.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.slots.bytes()
     }
 
-    /// Newest wins. Returns what memory holds afterwards, or would if it were not too large and had room.
+    /// The newest revision wins. Returns what memory holds then, or would hold if the entry were not too large and had room.
     fn keep(
         &self,
         id: ProductId,
@@ -272,7 +266,7 @@ impl HotCache {
         held
     }
 
-    /// The same, of what memory holds already.
+    /// [`keep`](Self::keep) for a slot that exists.
     fn replace(
         &self,
         id: ProductId,
@@ -282,7 +276,7 @@ impl HotCache {
         locked: &MutexGuard<'_, ()>,
     ) -> HotEntry {
         let revision = entry.revision();
-        // A floor of a change that was only published may be wrong; `finish` asks those that count.
+        // The floor of a change that was only published may be wrong, so it is not compared here; `finish` compares confirmed floors.
         let same_epoch = held.checked_at >= self.proof.epoch_since.load();
         let is_older = revision < held.entry.revision() && same_epoch;
         if is_older && self.controls.holds(Protection::SlotVersions) {
@@ -298,7 +292,7 @@ impl HotCache {
         let checked_at = if same { checked_at.max(held.checked_at) } else { checked_at };
         let new = HotEntry { entry, checked_at, floor: Floor::at(revision) };
         let kept = match self.is_too_large(&new.entry) {
-            // It has outgrown its slot, which goes on with what is void now.
+            // Too large to keep: the slot keeps the old entry, invalidated.
             true => HotEntry { floor: Floor::at(revision), ..held.clone() },
             false => new.clone(),
         };
@@ -319,7 +313,7 @@ impl Proof {
     }
 }
 
-/// A load in flight, as the hot tier knows it.
+/// A load in flight: remembers which changes were known when it began.
 #[derive(Debug)]
 pub struct LoadTicket {
     hot: Arc<HotCache>,
@@ -328,27 +322,27 @@ pub struct LoadTicket {
     changes: Began,
 }
 
-/// What a load brought is not kept: something newer was committed meanwhile, or may have been.
+/// The result of a load is not kept: a newer revision was committed meanwhile, or may have been.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OutOfDate;
 
 impl LoadTicket {
-    /// The oldest revision that this load may bring back.
+    /// The oldest revision that this load may return.
     #[must_use]
     pub fn floor(&self) -> Revision {
         self.hot.recent.floor_since(self.changes, self.id)
     }
 
-    /// Whether no change since it began can have been forgotten.
+    /// Whether every change since the load began is still among the recent changes.
     #[must_use]
     pub fn is_covered(&self) -> bool {
         self.hot.recent.covers(self.changes)
     }
 
-    /// Takes in a write that was committed since: from now on nothing older is kept, and what memory holds is replaced.
+    /// Applies a write that was committed since: nothing older is kept from now on, and an entry in memory is replaced.
     ///
-    /// It does not populate: a write that was held up after its commit would put back what others have replaced since. For the
-    /// same reason it leaves a slot alone when changes since it began have been forgotten.
+    /// It creates no slot: a write delayed after its commit would bring back a revision that others have replaced. For the same
+    /// reason it leaves a slot as it is when changes since the write began are no longer kept.
     pub fn offer(&self, entry: Entry) {
         if !self.hot.recent.publish(self.id, entry.revision(), true) {
             self.hot.distrust_before(Moment::now());
@@ -362,10 +356,10 @@ impl LoadTicket {
         }
     }
 
-    /// Brings the load's result in. Returns what memory holds then, which may be newer.
+    /// Keeps the result of the load. Returns what memory holds then, which may be newer.
     ///
     /// # Errors
-    /// When the result is below the floor, or the load took longer than changes are kept: then it has to be done again.
+    /// The result is below the floor, or the load took longer than changes are kept: it has to be done again.
     pub fn finish(&self, entry: Entry) -> Result<HotEntry, OutOfDate> {
         let stripe = self.hot.slots.stripe(self.id);
         let current = entry.revision() >= self.floor() && self.is_covered();

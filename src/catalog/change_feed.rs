@@ -1,7 +1,8 @@
-//! Following the changes in Postgres: each poll of the outbox brings every change that was committed since the one before, so a poll
-//! that returned is the proof that memory is current as of the moment at which it was sent.
+//! The change feed: each poll of the outbox returns every change committed since the poll before it. Once they are applied,
+//! memory reflects every change committed before the poll was sent.
 //!
-//! Redis only hurries this: other instances publish what they write, and losing that costs one poll interval.
+//! Hints through Redis only make this faster: other instances publish what they write, and a lost hint costs one poll
+//! interval.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -22,43 +23,42 @@ use crate::product::{Change, ProductId, Revision, Version};
 use crate::recent_changes::{Floors, PollNumber};
 use crate::redis::Hint;
 
-/// Polls that were asked for follow each other no sooner: one poll answers all that asked meanwhile.
+/// The shortest time between two requested polls: one poll serves all requests made meanwhile.
 const SPACING: Duration = Duration::from_millis(5);
-/// Between tries while Postgres does not answer.
+/// After a poll failed.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(100);
-/// The longest wait for a poll that was asked for.
+/// The longest wait for a requested poll.
 const ASKED_POLL: Duration = Duration::from_secs(1);
-/// Changes that are applied before other tasks have a turn.
+/// Changes that are applied between two yields to other tasks.
 const TURN: usize = 1_000;
 
-/// What one instance knows of the changes in Postgres.
+/// The state of the change feed that reads and writes use.
 #[derive(Debug)]
 pub(super) struct ChangeFeed {
-    /// The newest version that is known to have been given out.
+    /// The newest version known to be taken from the sequence.
     ceiling: AtomicI64,
     /// Whether the last poll failed.
     unreachable: AtomicBool,
-    /// What Redis holds from before this moment may be older than a change that is not among the recent ones.
+    /// Entries in Redis known from before this moment may be older than a change that the recent changes lack.
     redis_covered_since: AtomicMoment,
-    /// Since when there are changes that Redis does not reflect.
+    /// When the oldest change that Redis does not reflect was read; `NEVER`: Redis reflects all.
     unrelayed_since: AtomicMoment,
-    asked_for: Notify,
-    /// Told after each poll, also one that failed.
+    poll_requested: Notify,
+    /// Notified after each poll, also after a failed one.
     polled: Notify,
 }
 
-/// The reader's side, which lives as long as the loop.
+/// The state of the polling loop.
 struct Follower {
     catalog: Arc<Catalog>,
     reader: ChangeReader,
-    /// The polls whose changes are kept.
+    /// The polls whose changes the recent changes keep, the oldest first.
     kept: VecDeque<Kept>,
-    /// What was seen when there were more changes than are kept.
+    /// The snapshot of the poll that returned more changes than are kept.
     overflowed_at: Option<Snapshot>,
     epoch: Option<String>,
 }
 
-/// A poll whose changes are kept: which, what it had seen, and when it was sent.
 struct Kept {
     poll: PollNumber,
     seen: Snapshot,
@@ -72,18 +72,18 @@ impl ChangeFeed {
             unreachable: AtomicBool::new(false),
             redis_covered_since: AtomicMoment::new(Moment::NEVER),
             unrelayed_since: AtomicMoment::new(Moment::NEVER),
-            asked_for: Notify::new(),
+            poll_requested: Notify::new(),
             polled: Notify::new(),
         }
     }
 
-    /// Whether Postgres does not answer, so that it is not known what is current.
+    /// Whether the last poll failed.
     pub(super) fn is_unreachable(&self) -> bool {
         self.unreachable.load(Ordering::Relaxed)
     }
 
-    /// Takes in a version that Postgres gave out.
-    pub(super) fn has_given_out(&self, version: Version) {
+    /// Records a version taken from the sequence: no version above the ceiling is possible.
+    pub(super) fn raise_ceiling(&self, version: Version) {
         self.ceiling.fetch_max(version.0, Ordering::Relaxed);
     }
 
@@ -91,7 +91,7 @@ impl ChangeFeed {
         Version(self.ceiling.load(Ordering::Relaxed))
     }
 
-    /// For how long there have been changes that Redis does not reflect; zero when it reflects all.
+    /// The age of the oldest change that Redis does not reflect; zero when Redis reflects all.
     pub(super) fn relay_lag(&self) -> Duration {
         match self.unrelayed_since.load() {
             Moment::NEVER => Duration::ZERO,
@@ -99,9 +99,9 @@ impl ChangeFeed {
         }
     }
 
-    /// A poll soon, instead of at the next interval.
-    pub(super) fn ask_for_poll(&self) {
-        self.asked_for.notify_one();
+    /// Requests a poll before the end of the interval.
+    pub(super) fn request_poll(&self) {
+        self.poll_requested.notify_one();
     }
 }
 
@@ -112,7 +112,7 @@ impl Catalog {
             .spawn_loop(BackgroundTask::ChangeFeed, move || Arc::clone(&catalog).follow_changes());
         let catalog = Arc::clone(self);
         self.drain
-            .spawn_loop(BackgroundTask::ChangeHints, move || Arc::clone(&catalog).take_hints());
+            .spawn_loop(BackgroundTask::ChangeHints, move || Arc::clone(&catalog).receive_hints());
         let help =
             "How long ago every change that was committed by then was surely known, in seconds.";
         self.metrics.seconds("hotshelf.change.feed.lag", help, self, |catalog| {
@@ -126,7 +126,7 @@ impl Catalog {
     }
 
     async fn follow_changes(self: Arc<Self>) -> Result<Infallible, Infallible> {
-        // Started again, it may have read changes that it did not apply.
+        // After a restart of this loop, changes may have been read and not applied.
         self.hot.distrust_before(Moment::now());
         let first = self.change_reader.lock().take();
         let reader = first.unwrap_or_else(|| self.postgres.change_reader());
@@ -145,7 +145,7 @@ impl Catalog {
                 () = tokio::time::sleep(pause) => {}
                 () = async {
                     tokio::time::sleep(SPACING).await;
-                    feed.asked_for.notified().await;
+                    feed.poll_requested.notified().await;
                 } => {}
             }
         }
@@ -153,52 +153,53 @@ impl Catalog {
 
     fn feed_failed(&self, error: &postgres::Error) {
         if !self.feed.unreachable.swap(true, Ordering::Relaxed) {
-            tracing::warn!(%error, "the outbox cannot be read; cached products are served, soon marked stale");
+            tracing::warn!(%error, "the outbox cannot be read; until it can, cached products are served marked stale");
         }
         self.feed.polled.notify_waiters();
     }
 
-    /// What other instances publish.
-    async fn take_hints(self: Arc<Self>) -> Result<Infallible, Infallible> {
+    async fn receive_hints(self: Arc<Self>) -> Result<Infallible, Infallible> {
         let mut hints = self.redis.hints();
         loop {
             match hints.next().await {
                 _ if !self.controls.holds(Protection::Hints) => {}
-                Hint::Changes(changes) => changes.into_iter().for_each(|change| self.hear(change)),
-                Hint::Poll => self.feed.ask_for_poll(),
+                Hint::Changes(changes) => {
+                    changes.into_iter().for_each(|change| self.observe(change))
+                }
+                Hint::Poll => self.feed.request_poll(),
             }
         }
     }
 
-    /// Takes in a change that another instance has published. The next poll confirms it.
-    fn hear(&self, change: Change) {
+    /// Applies a change that another instance has published. The next poll confirms it.
+    fn observe(&self, change: Change) {
         let _kept = self.recent.publish(change.id, change.revision, false);
         self.invalidate(change);
     }
 
     fn invalidate(&self, change: Change) {
         if self.hot.invalidate(change) {
-            // Loaded again before it is asked for: what memory held was worth keeping.
+            // Memory kept it, so it is likely to be read again.
             self.refresh_queue.ask(change.id);
         }
     }
 
-    /// Whether `entry`, which Redis holds, is no older than the recent changes tell.
-    pub(super) fn is_current(&self, entry: &Entry) -> bool {
+    /// Whether every committed change of `entry`, which Redis holds, is in the floor of the recent changes.
+    pub(super) fn is_confirmed(&self, entry: &Entry) -> bool {
         let now = Moment::now();
         let known_at = entry.surely_known_at();
         let followed = self.hot.is_proven() || known_at >= now.before(self.options.trust);
         followed && known_at >= self.feed.redis_covered_since.load()
     }
 
-    /// Whether it takes a poll to tell that `entry` is not impossible.
+    /// Whether only a poll can tell that the version of `entry` was taken from the sequence.
     pub(super) fn may_be_impossible(&self, entry: &Entry) -> bool {
         entry.revision().version > self.feed.ceiling()
             && self.controls.holds(Protection::VersionCeiling)
     }
 
-    /// What Redis holds, unless it claims a version that Postgres has not given out: of a database that was restored, or
-    /// another program's. Such an entry is removed. While Postgres does not answer it counts as missing.
+    /// `entry`, unless its version is above every version that Postgres has given out: then Postgres was restored from a backup,
+    /// or another program wrote the key, and the entry is removed. While Postgres does not answer such an entry is a miss.
     pub(super) async fn unless_impossible(
         &self,
         id: ProductId,
@@ -217,7 +218,7 @@ impl Catalog {
         None
     }
 
-    /// The newest version that Postgres had given out by now: one above it is impossible. `None` when Postgres does not say.
+    /// The newest version given out before this call, as far as it matters for `version`; `None` when Postgres does not answer.
     async fn ceiling_above(&self, version: Version) -> Option<Version> {
         let asked = Moment::now();
         let known = async {
@@ -229,7 +230,7 @@ impl Catalog {
                 if self.feed.is_unreachable() {
                     return None;
                 }
-                self.feed.ask_for_poll();
+                self.feed.request_poll();
                 polled.await;
             }
         };
@@ -238,7 +239,7 @@ impl Catalog {
 }
 
 impl Follower {
-    /// Polls once. Returns how long to wait for the next.
+    /// Polls once. Returns the pause before the next poll.
     async fn poll(&mut self) -> Result<Duration, postgres::Error> {
         let catalog = Arc::clone(&self.catalog);
         let before = self.reader.seen().clone();
@@ -248,7 +249,7 @@ impl Follower {
         if let Some(why) = changes.went_back
             && catalog.controls.holds(Protection::Epoch)
         {
-            // Of several instances that find it out, one raises the epoch.
+            // Several instances may find it; one of them raises the epoch.
             if self.reader.raise_epoch(&changes.epoch).await? {
                 tracing::error!(why, "PostgreSQL has gone back; all caches start empty");
                 catalog.metrics.epochs_raised.inc(());
@@ -274,7 +275,7 @@ impl Follower {
             }
         }
         if before == Snapshot::empty() {
-            // What was committed and pruned before the first poll arrived is not in it.
+            // The first poll lacks what was committed and pruned before it was answered.
             catalog.hot.distrust_before(Moment::now());
         }
         self.apply(number, &mut changes).await;
@@ -288,7 +289,7 @@ impl Follower {
         Ok(catalog.options.poll_interval.mul_f64(rand::random_range(0.8..1.2)))
     }
 
-    /// Nothing that is held comes from this PostgreSQL.
+    /// Drops everything that was read in another epoch.
     fn start_over(&mut self) {
         self.catalog.recent.reset();
         self.catalog.hot.begin_epoch(Moment::now());
@@ -304,12 +305,12 @@ impl Follower {
             self.epoch = Some(changes.epoch.clone());
         }
         self.catalog.redis.set_scope(&changes.scope, &changes.catalogue);
-        self.catalog.feed.has_given_out(changes.ceiling);
+        self.catalog.feed.raise_ceiling(changes.ceiling);
     }
 
-    /// Whether something was pruned that this instance has not read: it slept for longer than rows are kept.
+    /// Whether a row was pruned that this instance has not read: it was suspended for longer than rows are kept.
     fn has_missed(&self, before: &Snapshot, changes: &Changes) -> bool {
-        // A marker of the future is of before a crash that lost it; the relay repairs it.
+        // A marker ahead of the snapshot is from before a crash that lost commits; the relay repairs it.
         let pruned = changes.pruned.is_subset_of(&changes.snapshot)
             && !changes.pruned.is_subset_of(before)
             && *before != Snapshot::empty();
@@ -346,14 +347,14 @@ impl Follower {
         self.drop_pruned(number, changes);
     }
 
-    /// There are more changes than are kept: any copy from before may be old.
+    /// More changes than are kept: every copy from before may be old.
     fn overflow(&mut self, number: PollNumber, changes: &Changes) {
         tracing::warn!(
             limit = self.catalog.recent.capacity(),
             "more changes than MAX_RECENT_CHANGES at once; what the caches hold is compared anew"
         );
-        // First what Redis holds: a load that finds no floor any more must not trust that. Memory last: what is kept until the
-        // floors are gone may be old.
+        // Redis first: a load that finds no floor must not trust an entry there. Memory last: an entry kept before the floors
+        // are dropped may be old.
         self.catalog.feed.redis_covered_since.store(Moment::now());
         self.catalog.recent.overflow(number);
         self.catalog.hot.distrust_before(Moment::now());
@@ -361,7 +362,7 @@ impl Follower {
         self.kept.clear();
     }
 
-    /// What was pruned is applied to Redis, and no load is as old.
+    /// Drops the changes whose rows are pruned: Redis reflects them, and every load that began before them has ended.
     fn drop_pruned(&mut self, number: PollNumber, changes: &Changes) {
         if self.overflowed_at.take_if(|seen| seen.is_subset_of(&changes.relayed)).is_some() {
             self.catalog.recent.overflow_ends(number);
@@ -382,7 +383,7 @@ impl Follower {
     }
 }
 
-/// The newest of each product.
+/// The newest revision of each changed product.
 async fn floors(changes: &mut Changes) -> Floors {
     let mut floors = std::mem::take(&mut changes.single);
     for pack in std::mem::take(&mut changes.packs) {

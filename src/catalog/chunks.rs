@@ -1,10 +1,10 @@
-//! How the loads of a batch go: a large one holds no more than a small one.
+//! Batches in chunks, so that a large batch holds no more resources than a small one.
 
 use super::load::Load;
 use crate::redis::CHUNK;
 
-/// One chunk after the other, each with a turn of its own for all that it needs: a large batch holds no more leases,
-/// commands in flight and places than a small one. Loads that every caller has left end.
+/// Runs `each` on one chunk after another. A large batch holds no more leases, commands in flight and connections than a
+/// small one. Loads without a waiter end before their chunk.
 pub(super) async fn in_chunks<F: Future<Output = ()>>(
     loads: Vec<Load>,
     each: impl Fn(Vec<Load>) -> F,

@@ -1,4 +1,4 @@
-//! What callers are told.
+//! Errors of reads and writes, as far as a caller can act on them.
 
 use crate::metrics::PostgresShare;
 use crate::postgres::{self, Refused};
@@ -7,28 +7,20 @@ use crate::product::Version;
 /// Why a read or a write failed. There is no variant for Redis, which is never the caller's error.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
-    /// No such product.
     #[error("no such product")]
     NotFound,
-    /// The product has another version than the caller expected.
     #[error("the product is at version {current}")]
-    VersionMismatch {
-        /// The version it has.
-        current: Version,
-    },
-    /// Postgres itself has not reached the version that the caller asks for.
+    VersionMismatch { current: Version },
+    /// Postgres was read after the call arrived, and holds an older version than `min_version`.
     #[error("the product is only at version {current}")]
-    VersionNotReached {
-        /// The version it has.
-        current: Version,
-    },
-    /// Postgres cannot be reached, and nothing cached may be served.
+    VersionNotReached { current: Version },
+    /// Postgres does not answer, and no cached entry may be served.
     #[error("the database is not available: {0}")]
     Unavailable(String),
-    /// This share of the connections to Postgres has as much in flight and waiting as it may. Nothing was changed.
+    /// This share of the connections to Postgres is in use and its queue is full. Nothing was changed.
     #[error("the database budget is exhausted ({0:?})")]
     OverBudget(PostgresShare),
-    /// Too many writes of the product wait for each other. Nothing was changed.
+    /// The queue of writes of this product is full. Nothing was changed.
     #[error("too many writes of the product wait for each other")]
     ProductBusy,
     /// The connection broke during a write, which may have been committed.
@@ -40,10 +32,10 @@ pub enum Error {
     /// A constraint or a trigger that this program does not know refused the write. Nothing was changed.
     #[error("the database refused the write: {0}")]
     Refused(Refused),
-    /// The product is there, and the API cannot express it: the column and the reason.
+    /// The row exists, and the API cannot express it: the column and the reason.
     #[error("the product cannot be expressed: {0}")]
     Unreadable(String),
-    /// A fault of ours.
+    /// A bug.
     #[error("internal: {0}")]
     Internal(String),
 }

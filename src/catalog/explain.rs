@@ -1,11 +1,12 @@
-//! What each tier holds of a product, and which one a read would be answered from: for the operator who is
-//! asked "why do I see the old price?".
+//! What each tier holds of a product, and from which tier a read would be answered: for the operator who asks
+//! why an old price is seen.
 
 use std::time::Duration;
 
+use super::verdict::Verdict;
 use super::{Catalog, Error};
 use crate::caller::CallContext;
-use crate::entry::{Entry, Freshness};
+use crate::entry::Freshness;
 use crate::hot_cache::HotEntry;
 use crate::metrics::ServedBy;
 use crate::moment::Moment;
@@ -13,118 +14,108 @@ use crate::postgres::RowState;
 use crate::product::{ProductId, Revision};
 use crate::redis::RedisState;
 
-/// Everything that is known of one product here.
+/// What this instance can find out about one product. The tiers are read one after the other, not at one instant.
 #[derive(Debug)]
 pub struct Explanation {
-    /// What memory holds.
-    pub memory: Option<HotEntry>,
-    /// Whether memory may be served.
-    pub slot: SlotState,
-    /// Whether a load is in flight.
+    /// What memory holds, and the verdict on it for a plain read.
+    pub memory: Option<(HotEntry, Verdict)>,
     pub load_in_flight: bool,
-    /// What Redis holds; `None` when it does not answer.
+    /// `None` when Redis does not answer.
     pub redis: Option<RedisState>,
-    /// What Postgres holds; `None` when it does not answer.
+    /// The verdict on the entry in Redis, if it holds one, for a plain read.
+    pub redis_verdict: Option<Verdict>,
+    /// `None` when Postgres does not answer.
     pub postgres: Option<RowState>,
-    /// How long ago every change that was committed by then was surely known.
+    /// The age of the newest poll of the outbox.
     pub feed_lag: Duration,
-    /// For how long there have been changes that Redis does not reflect.
+    /// The age of the oldest change that Redis does not reflect.
     pub relay_lag: Duration,
-    /// The newest revision that the recent changes tell of this product.
+    /// The newest revision of this product among the recent changes.
     pub floor: Revision,
-    /// Whether that is so recent that memory is trusted.
+    /// Whether the newest poll is recent enough for memory to be trusted without checking its entries' age.
     pub lease_valid: bool,
-    /// Where a plain read would be answered from, and why.
-    pub verdict: (ServedBy, &'static str),
-}
-
-/// Whether memory may be served, and if not, why.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SlotState {
-    /// Nothing is held.
-    Empty,
-    /// Served.
-    Fresh,
-    /// Served, and refreshed in the background.
-    PastSoftTtl,
-    /// Gone.
-    PastHardTtl,
-    /// Known to be old.
-    Invalidated,
-    /// Not known to be current.
-    Untrusted,
+    /// The tier that a plain read would be answered from, and why.
+    pub served_from: (ServedBy, &'static str),
 }
 
 impl Catalog {
-    /// Looks at every tier, changes nothing, and counts as no read.
+    /// Reads every tier of this instance, changes nothing, and is not counted as a read.
     ///
     /// # Errors
-    /// [`Error::OverBudget`]: a tier that does not answer is part of the explanation.
+    /// [`Error::OverBudget`]. A tier that does not answer is part of the explanation.
     pub async fn explain(&self, id: ProductId, call: CallContext) -> Result<Explanation, Error> {
         let turn = self.postgres.operator_turn(call).await?;
         let (redis, postgres) =
             tokio::join!(self.redis.inspect(id), self.postgres.inspect(id, &turn));
-        let (redis, postgres) = (redis.ok().map(|redis| self.judge(id, redis)), postgres.ok());
-        let memory = self.hot.peek(id);
-        let slot = self.slot_state(memory.as_ref());
+        let (redis, postgres) = (redis.ok(), postgres.ok());
+        let (plain, floor) = (Freshness::Cached, self.recent.floor(id));
+        let memory = self.hot.peek(id).map(|held| {
+            let verdict = self.judge_hot(&held, &plain, Moment::now());
+            (held, verdict)
+        });
+        let redis_verdict = redis
+            .as_ref()
+            .and_then(|redis| redis.entry.as_ref())
+            .map(|entry| self.judge_redis(entry, &plain, floor));
+        let leased = redis.as_ref().map(|redis| redis.lease.is_some());
+        let memory_verdict = memory.as_ref().map(|(_, verdict)| *verdict);
+        let unreachable = self.feed.is_unreachable();
         Ok(Explanation {
-            verdict: verdict(slot, redis.as_ref()),
-            slot,
+            served_from: served_from(memory_verdict, redis_verdict, leased, unreachable),
             memory,
             load_in_flight: self.singleflight.is_in_flight(id),
             redis,
+            redis_verdict,
             postgres,
             feed_lag: self.hot.known_until().elapsed().min(self.began.elapsed()),
             relay_lag: self.feed.relay_lag(),
-            floor: self.recent.floor(id),
+            floor,
             lease_valid: self.hot.is_proven(),
         })
     }
-
-    fn judge(&self, id: ProductId, redis: RedisState) -> RedisState {
-        let floor = self.recent.floor(id);
-        let judge = |entry: Entry| {
-            let current = self.is_current(&entry) && entry.revision() >= floor;
-            if current { entry } else { entry.suspect() }
-        };
-        RedisState { entry: redis.entry.map(judge), ..redis }
-    }
-
-    fn slot_state(&self, held: Option<&HotEntry>) -> SlotState {
-        let now = Moment::now();
-        match held {
-            None => SlotState::Empty,
-            Some(held) if held.is_invalidated() => SlotState::Invalidated,
-            Some(held) if held.entry.past_hard(now) => SlotState::PastHardTtl,
-            Some(held) if !self.hot.serves(held, &Freshness::Cached, now) => SlotState::Untrusted,
-            Some(held) if held.entry.past_soft(now) => SlotState::PastSoftTtl,
-            Some(_) => SlotState::Fresh,
-        }
-    }
 }
 
-fn verdict(slot: SlotState, redis: Option<&RedisState>) -> (ServedBy, &'static str) {
-    match (slot, redis) {
-        (SlotState::Fresh, _) => (ServedBy::Hot, "memory holds it, and no change was missed"),
-        (SlotState::PastSoftTtl, _) => {
+/// `leased`: whether a lease is held, or `None` when Redis does not answer.
+fn served_from(
+    memory: Option<Verdict>,
+    redis: Option<Verdict>,
+    leased: Option<bool>,
+    outbox_unreachable: bool,
+) -> (ServedBy, &'static str) {
+    let stale = |verdict| outbox_unreachable && verdict == Some(Verdict::Unconfirmed);
+    match (memory, redis) {
+        (Some(Verdict::Fresh), _) => {
+            (ServedBy::Hot, "memory holds it, and every committed change is applied to it")
+        }
+        (Some(Verdict::PastSoftTtl), _) => {
             (ServedBy::Hot, "memory holds it; past its soft TTL it is refreshed in the background")
         }
-        (_, None) => (ServedBy::Postgres, "memory may not be served, and Redis does not answer"),
-        (SlotState::Invalidated, Some(redis)) if redis.serves() => (
-            ServedBy::Redis,
-            "memory is void, because something newer was committed; Redis holds it",
+        (memory, _) if stale(memory) => (
+            ServedBy::Hot,
+            "memory holds it; it is served marked stale, because the outbox cannot be read",
         ),
-        (SlotState::Untrusted, Some(redis)) if redis.serves() => (
+        _ if leased.is_none() => {
+            (ServedBy::Postgres, "memory may not be served, and Redis does not answer")
+        }
+        (Some(Verdict::Invalidated), Some(redis)) if redis.answers() => (
+            ServedBy::Redis,
+            "memory is invalidated, because a newer revision was committed; Redis holds it",
+        ),
+        (Some(Verdict::Unconfirmed | Verdict::Suspect), Some(redis)) if redis.answers() => (
             ServedBy::Redis,
             "memory may have missed a change, and is compared with Redis, which holds it",
         ),
-        (_, Some(redis)) if redis.serves() => {
+        (_, Some(redis)) if redis.answers() => {
             (ServedBy::Redis, "memory does not hold it, and Redis does")
         }
-        (_, Some(redis)) if redis.lease.is_some() => {
+        (_, redis) if stale(redis) => (
+            ServedBy::Redis,
+            "Redis holds it; it is served marked stale, because the outbox cannot be read",
+        ),
+        _ if leased == Some(true) => {
             (ServedBy::Postgres, "no cache holds it; a load that holds the lease is reading it")
         }
-        (_, Some(redis)) if redis.entry.is_some() => {
+        (_, Some(_)) => {
             (ServedBy::Postgres, "what the caches hold may be old, and is compared with PostgreSQL")
         }
         _ => (ServedBy::Postgres, "no cache holds it"),

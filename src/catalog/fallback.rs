@@ -1,62 +1,79 @@
-//! What is served, marked stale, when nothing better can be had.
+//! Stale answers: what is served when the outbox is unreachable or a load has failed.
 
 use super::singleflight::LoadFailure;
+use super::verdict::{Verdict, judge};
 use super::{Answer, Catalog, Error};
 use crate::entry::{Entry, Freshness};
-use crate::hot_cache::HotEntry;
+use crate::hot_cache::{HotEntry, Trust};
 use crate::metrics::ServedBy;
 use crate::moment::Moment;
 use crate::product::{ProductId, Revision};
 
 impl Catalog {
-    /// Whether there is something stale for a caller when the load fails; the refresher is in no need of anything.
-    pub(super) fn may_fall_back(&self, id: ProductId, freshness: Freshness) -> bool {
-        let usable =
-            |held: &HotEntry| !held.is_invalidated() && !held.entry.past_hard(Moment::now());
+    /// The verdict on what memory holds. Its floor is in the entry, so no read takes the lock of the recent changes.
+    #[inline]
+    pub(super) fn judge_hot(&self, held: &HotEntry, freshness: &Freshness, now: Moment) -> Verdict {
+        judge(&held.entry, freshness, held.floor(), self.hot.trust(held, now), now)
+    }
+
+    /// The verdict on what Redis holds. `floor` is the load's.
+    pub(super) fn judge_redis(
+        &self,
+        entry: &Entry,
+        freshness: &Freshness,
+        floor: Revision,
+    ) -> Verdict {
+        let confirmed = !entry.is_suspect() && self.is_confirmed(entry);
+        let trust = if confirmed { Trust::Confirmed } else { Trust::Unconfirmed };
+        judge(entry, freshness, floor, trust, Moment::now())
+    }
+
+    /// Whether a caller would get a stale answer if its load failed. The refresher needs none.
+    pub(super) fn has_fallback(&self, id: ProductId, freshness: Freshness) -> bool {
+        let usable = |held| self.judge_hot(&held, &freshness, Moment::now()).answers_failed_load();
         match freshness {
-            Freshness::Cached => self.hot.peek(id).is_some_and(|held| usable(&held)),
+            Freshness::Cached => self.hot.peek(id).is_some_and(usable),
             Freshness::NotDue { .. } => true,
             Freshness::MinVersion { .. } | Freshness::KnownSince(_) => false,
         }
     }
 
-    /// What memory holds, while Postgres answers nobody's questions: to wait for it would only be slower.
-    pub(super) fn unproven(&self, id: ProductId, freshness: Freshness) -> Option<Answer> {
-        if freshness != Freshness::Cached || !self.feed.is_unreachable() {
+    /// What memory holds, while the outbox is unreachable: a load would most likely fail too, and only later.
+    pub(super) fn unconfirmed(&self, id: ProductId, freshness: Freshness) -> Option<Answer> {
+        if !self.feed.is_unreachable() {
             return None;
         }
         let held = self.hot.peek(id)?;
-        let usable = self.hot.has_followed(&held)
-            && !held.is_invalidated()
-            && !held.entry.past_hard(Moment::now());
-        usable.then(|| self.stale(held.entry.clone(), ServedBy::Hot))
+        let verdict = self.judge_hot(&held, &freshness, Moment::now());
+        (verdict == Verdict::Unconfirmed).then(|| self.stale(held.entry, ServedBy::Hot))
     }
 
-    /// With Postgres down or at its limit, what a cache still holds is better than nothing, if the caller did not
-    /// ask for more and it is within `stale_if_error`.
+    /// The newest copy that a cache holds, if `failed` is an outage or overload and the caller accepts a stale answer.
     pub(super) fn stale_or(
         &self,
         id: ProductId,
         freshness: Freshness,
         failed: &LoadFailure,
     ) -> Result<Answer, Error> {
-        let excusable = matches!(failed.error, Error::Unavailable(_) | Error::OverBudget(_));
-        let held = self.hot.peek(id);
-        let invalidated = held.as_ref().map_or(Revision::NONE, |held| held.floor());
-        let floor = self.recent.floor(id).max(invalidated);
-        let in_memory = held.map(|held| (held.entry.clone(), ServedBy::Hot));
-        let in_redis = failed.seen.clone().map(|entry| (entry, ServedBy::Redis));
-        let usable = |(entry, _): &(Entry, ServedBy)| {
-            entry.revision() >= floor && !entry.past_hard(Moment::now())
-        };
-        // Of two that are as new, the one from Redis may have been confirmed since.
-        let newest = in_memory.into_iter().chain(in_redis).filter(usable);
-        match newest.max_by_key(|(entry, _)| entry.revision()) {
-            Some((entry, from)) if excusable && freshness == Freshness::Cached => {
-                Ok(self.stale(entry, from))
-            }
-            _ => Err(failed.error.clone()),
+        let outage = matches!(failed.error, Error::Unavailable(_) | Error::OverBudget(_));
+        if !outage || freshness != Freshness::Cached {
+            return Err(failed.error.clone());
         }
+        let held = self.hot.peek(id);
+        let invalidated = held.as_ref().map_or(Revision::NONE, HotEntry::floor);
+        let floor = self.recent.floor(id).max(invalidated);
+        let in_memory = held.map(|held| (held.entry, ServedBy::Hot));
+        let in_redis = failed.seen.clone().map(|entry| (entry, ServedBy::Redis));
+        let now = Moment::now();
+        let usable = |(entry, _): &(Entry, ServedBy)| {
+            judge(entry, &freshness, floor, Trust::Suspect, now).answers_failed_load()
+        };
+        // Of two copies of one revision Redis' is taken: another instance may have confirmed it since.
+        let newest = in_memory.into_iter().chain(in_redis).filter(usable);
+        newest
+            .max_by_key(|(entry, _)| entry.revision())
+            .map(|(entry, from)| self.stale(entry, from))
+            .ok_or_else(|| failed.error.clone())
     }
 
     pub(super) fn stale(&self, entry: Entry, from: ServedBy) -> Answer {

@@ -1,5 +1,5 @@
-//! One load: Redis, and on a miss, under a lease, Postgres. For one product and for a thousand it is the
-//! same code, and a product is wait as soon as it is known.
+//! Loads: read Redis, and on a miss, under a lease, Postgres. One product and a thousand take the same path, and each
+//! load completes as soon as its result is known.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,6 +9,7 @@ use futures_util::future::join_all;
 use super::chunks::in_chunks;
 use super::read_postgres::Readable;
 use super::singleflight::{FreshnessClass, Leader, LoadFailure};
+use super::verdict::Verdict;
 use super::{Catalog, Error, Loaded};
 use crate::caller::Caller;
 use crate::entry::{Entry, Freshness};
@@ -20,59 +21,61 @@ use crate::postgres::Demand;
 use crate::product::{ProductId, Version};
 use crate::redis::{CHUNK, Filled, Lease, Publish};
 
-/// A load that comes back older than what was committed meanwhile is done again this often; then the answer
-/// is given, and not kept.
+/// Attempts of a load whose result is older than a change committed meanwhile. The last result answers the read, and is
+/// not kept.
 const MAX_ROUNDS: usize = 3;
-/// The bound of P3 without a fault. Where `max_staleness` is less, a load may still take this long.
+/// The staleness bound without a fault (P3). With a smaller `max_staleness` a load may still take this long.
 const OLDEST_ANSWER: Duration = Duration::from_secs(1);
-/// Loads of one call that look into Redis together with those of other calls.
+/// A call with at most this many loads shares its command to Redis with other calls.
 const TOGETHER: usize = 16;
 
-/// A product on its way in.
+/// One product being loaded: from its id to the entry that completes it.
 #[derive(Debug)]
 pub(super) struct Load {
     pub(super) leader: Leader,
     pub(super) ticket: LoadTicket,
     pub(super) freshness: Freshness,
-    /// Whose call began it.
+    /// The caller that started it, whose share of Redis it uses.
     caller: Caller,
     pub(super) demand: Arc<Demand>,
-    /// The newest that Redis was seen to hold.
+    /// The newest entry read from Redis, which a stale answer may use if the load fails.
     pub(super) seen: Option<Entry>,
 }
 
-/// What the first look into Redis came to.
-enum Looked {
+/// The first read of Redis for one load.
+enum FirstRead {
     Completed,
-    /// It lacks it, or what it holds is not good enough.
-    Missing(Load),
-    /// It did not say.
-    Unknown(Load),
+    /// No entry, or one that may not answer.
+    Miss(Load),
+    /// Redis failed or did not answer in time.
+    Unavailable(Load),
 }
 
-/// What is missing, and what is unknown.
-fn sorted(looked: impl Iterator<Item = Looked>) -> (Vec<Load>, Vec<Load>) {
-    let mut sorted = (Vec::new(), Vec::new());
-    looked.for_each(|looked| match looked {
-        Looked::Completed => {}
-        Looked::Missing(load) => sorted.0.push(load),
-        Looked::Unknown(load) => sorted.1.push(load),
-    });
-    sorted
+/// The loads of misses, and those for which Redis is unavailable.
+fn split(reads: impl Iterator<Item = FirstRead>) -> (Vec<Load>, Vec<Load>) {
+    let (mut misses, mut unavailable) = (Vec::new(), Vec::new());
+    for read in reads {
+        match read {
+            FirstRead::Completed => {}
+            FirstRead::Miss(load) => misses.push(load),
+            FirstRead::Unavailable(load) => unavailable.push(load),
+        }
+    }
+    (misses, unavailable)
 }
 
-/// Loads by what is to be done with them.
+/// Loads by what they do after asking for their leases.
 #[derive(Default)]
-struct Sorted {
-    /// We hold their leases.
-    ours: Vec<Load>,
+struct Asked {
+    /// Hold the leases in `leases`, in the same order.
+    leading: Vec<Load>,
     leases: Vec<Lease>,
-    /// Another instance loads them, and its fill will do.
-    waits: Vec<Load>,
-    /// Another instance loads them, and its fill may be too old.
-    needs_postgres: Vec<Load>,
-    /// Redis did not say.
-    unknown: Vec<Load>,
+    /// Wait for the instance that holds the lease to fill Redis.
+    waiting: Vec<Load>,
+    /// Read Postgres without a lease: the fill of another instance may be older than the read asks for.
+    strict: Vec<Load>,
+    /// Redis did not answer.
+    unavailable: Vec<Load>,
 }
 
 impl Catalog {
@@ -87,11 +90,11 @@ impl Catalog {
         Load { leader, ticket, freshness, caller, demand: Arc::clone(demand), seen: None }
     }
 
-    /// Lands every one of `loads`, detached: no caller's deadline bounds a load that others wait for.
+    /// Starts `loads` as tasks of their own: no caller's deadline bounds a load that other callers wait for.
     ///
-    /// Loads that begin in the same turn of the scheduler look into Redis together, because a command costs more than a key
-    /// of it. Not in a cluster, where the keys have nodes of their own, and one that hangs would hold up all. Not a large batch,
-    /// and no more than one command has keys: a lone read would wait for it.
+    /// Loads that start in one turn of the scheduler share a command to Redis, which costs more than a further key in it. Except:
+    /// in a cluster, where the keys are on different nodes and one slow node would delay all; those of a large batch; and
+    /// what exceeds one command, because a single read would wait for the rest.
     pub(super) fn start_loads(self: &Arc<Self>, loads: Vec<Load>) {
         let catalog = Arc::clone(self);
         let mut starting = self.starting.lock();
@@ -104,7 +107,7 @@ impl Catalog {
         starting.push(loads);
         if starting.len() == 1 {
             drop(self.drain.spawn(async move {
-                // Where several calls of a connection wait, those of others will. A lone one would only wait longer.
+                // If several calls of one connection start loads, those of others are about to. A single one would only be delayed.
                 if catalog.starting.lock().len() > 1 {
                     tokio::task::yield_now().await;
                 }
@@ -114,109 +117,105 @@ impl Catalog {
         }
     }
 
-    /// From here on each goes its own way: what one has to wait for does not concern the others.
+    /// Shares the first read of Redis only. After it each call's loads are a task: none waits for another's.
     async fn load_together(self: &Arc<Self>, starting: Vec<Vec<Load>>) {
         let sizes: Vec<usize> = starting.iter().map(Vec::len).collect();
-        let looked = self.look_into_redis(starting.into_iter().flatten().collect()).await;
-        let mut looked = looked.into_iter();
+        let reads = self.read_redis(starting.into_iter().flatten().collect()).await;
+        let mut reads = reads.into_iter();
         for size in sizes {
-            let (missing, unknown) = sorted(looked.by_ref().take(size));
-            if !missing.is_empty() || !unknown.is_empty() {
+            let (misses, unavailable) = split(reads.by_ref().take(size));
+            if !misses.is_empty() || !unavailable.is_empty() {
                 let catalog = Arc::clone(self);
-                drop(self.drain.spawn(async move { catalog.load_rest(missing, unknown).await }));
+                drop(self.drain.spawn(async move { catalog.load_rest(misses, unavailable).await }));
             }
         }
     }
 
     async fn load(&self, loads: Vec<Load>) {
-        let (missing, unknown) = sorted(self.look_into_redis(loads).await.into_iter());
-        self.load_rest(missing, unknown).await;
+        let (misses, unavailable) = split(self.read_redis(loads).await.into_iter());
+        self.load_rest(misses, unavailable).await;
     }
 
-    async fn load_rest(&self, missing: Vec<Load>, unknown: Vec<Load>) {
-        let missing = in_chunks(missing, |chunk| self.load_missing(chunk));
-        let unknown = in_chunks(unknown, |chunk| self.load_without_lease(chunk, None));
-        tokio::join!(missing, unknown);
+    async fn load_rest(&self, misses: Vec<Load>, unavailable: Vec<Load>) {
+        let misses = in_chunks(misses, |chunk| self.load_misses(chunk));
+        let unavailable = in_chunks(unavailable, |chunk| self.load_without_lease(chunk, None));
+        tokio::join!(misses, unavailable);
     }
 
-    /// Lands what Redis holds fresh enough.
-    async fn look_into_redis(&self, loads: Vec<Load>) -> Vec<Looked> {
+    /// Reads Redis, and completes the loads whose entries may answer.
+    async fn read_redis(&self, loads: Vec<Load>) -> Vec<FirstRead> {
         let entries = self.redis.get_many(&ids(&loads), caller(&loads)).await;
         self.pauses.reach(Point::ReadRedis).await;
-        let look = |(load, entry): (Load, Result<Option<Entry>, _>)| {
+        let read = |(load, entry): (Load, Result<Option<Entry>, _>)| {
             let Ok(entry) = entry else {
                 self.metrics.lookups.inc(Lookup::RedisError);
-                return Looked::Unknown(load);
+                return FirstRead::Unavailable(load);
             };
             if entry.as_ref().is_some_and(|entry| self.may_be_impossible(entry)) {
-                // Looked into where no other caller waits for it.
+                // Checked by a poll of the outbox, where no other call's load waits for it.
                 self.metrics.lookups.inc(Lookup::RedisStale);
-                return Looked::Missing(load);
+                return FirstRead::Miss(load);
             }
-            let (lookup, missed) = self.complete_if_good(load, entry);
-            // Here only: asking again under the lease, or while waiting for one, is the same read.
+            let (lookup, missed) = self.complete_if_answers(load, entry);
+            // Counted here only: reading again under the lease, or while waiting for one, is part of the same lookup.
             self.metrics.lookups.inc(lookup);
-            missed.map_or(Looked::Completed, Looked::Missing)
+            missed.map_or(FirstRead::Completed, FirstRead::Miss)
         };
-        loads.into_iter().zip(entries).map(look).collect()
+        loads.into_iter().zip(entries).map(read).collect()
     }
 
-    async fn load_missing(&self, mut missing: Vec<Load>) {
+    async fn load_misses(&self, mut misses: Vec<Load>) {
         for _ in 0..MAX_ROUNDS {
-            if missing.is_empty() {
+            if misses.is_empty() {
                 return;
             }
-            // Boxed, so that what Redis answers does not carry the way to Postgres with it.
-            missing = Box::pin(self.load_under_leases(missing)).await;
+            // Boxed, so that the future of a Redis hit does not include the state of a read of Postgres.
+            misses = Box::pin(self.load_under_leases(misses)).await;
         }
-        self.load_without_lease(missing, None).await;
+        self.load_without_lease(misses, None).await;
     }
 
-    /// Lands a load with what Redis holds, or returns it when that is not good enough.
-    fn complete_if_good(&self, mut load: Load, entry: Option<Entry>) -> (Lookup, Option<Load>) {
+    /// Completes a load with the entry in Redis, or returns it when that entry may not answer.
+    fn complete_if_answers(&self, mut load: Load, entry: Option<Entry>) -> (Lookup, Option<Load>) {
         let Some(entry) = entry else { return (Lookup::RedisMiss, Some(load)) };
         if load.seen.as_ref().is_none_or(|seen| seen.revision() <= entry.revision()) {
             load.seen = Some(entry.clone());
         }
-        let good = !entry.past_hard(Moment::now())
-            && load.freshness.accepts(&entry)
-            && entry.revision() >= load.ticket.floor();
-        if !good {
-            return (Lookup::RedisStale, Some(load));
-        }
-        if entry.is_suspect() || !self.is_current(&entry) {
-            return (Lookup::RedisStale, self.complete_unproven(load, entry));
-        }
-        match self.complete(load, entry, ServedBy::Redis) {
-            None => (Lookup::RedisHit, None),
-            missed => (Lookup::RedisStale, missed),
-        }
+        let missed = match self.judge_redis(&entry, &load.freshness, load.ticket.floor()) {
+            Verdict::Fresh | Verdict::PastSoftTtl => {
+                match self.complete(load, entry, ServedBy::Redis) {
+                    None => return (Lookup::RedisHit, None),
+                    missed => missed,
+                }
+            }
+            Verdict::Unconfirmed if self.feed.is_unreachable() => {
+                load.leader.complete(Ok(Loaded {
+                    entry,
+                    from: ServedBy::Redis,
+                    unconfirmed: true,
+                }));
+                None
+            }
+            _ => Some(load),
+        };
+        (Lookup::RedisStale, missed)
     }
 
-    /// Lands a load with what may not be current, and is not kept, when Postgres answers nobody's questions.
-    fn complete_unproven(&self, load: Load, entry: Entry) -> Option<Load> {
-        if load.freshness != Freshness::Cached || !self.feed.is_unreachable() {
-            return Some(load);
-        }
-        load.leader.complete(Ok(Loaded { entry, from: ServedBy::Redis, unproven: true }));
-        None
-    }
-
-    /// Loads what we get the lease for, waits for what others load, and returns what has to be loaded again.
+    /// Leads the loads whose leases it gets, waits for those that other instances lead, and returns the loads whose results
+    /// are out of date.
     async fn load_under_leases(&self, loads: Vec<Load>) -> Vec<Load> {
         let waiting_since = Instant::now();
         let mut waiting = loads;
         let mut again = Vec::new();
         for attempt in 0.. {
-            let sorted = self.ask_for_leases(waiting).await;
+            let asked = self.ask_for_leases(waiting).await;
             let (filled, ()) = tokio::join!(
-                self.load_and_fill(sorted.ours, sorted.leases),
-                self.load_without_lease(sorted.unknown, None),
+                self.load_and_fill(asked.leading, asked.leases),
+                self.load_without_lease(asked.unavailable, None),
             );
             again.extend(filled);
-            self.load_without_lease(sorted.needs_postgres, Some(Publish::Read)).await;
-            // What nobody is aboard of any more waits for nobody.
-            waiting = sorted.waits.into_iter().filter_map(Load::unless_abandoned).collect();
+            self.load_without_lease(asked.strict, Some(Publish::Read)).await;
+            waiting = asked.waiting.into_iter().filter_map(Load::unless_abandoned).collect();
             if waiting.is_empty() {
                 break;
             }
@@ -230,39 +229,39 @@ impl Catalog {
         again
     }
 
-    /// Asks for the leases of `loads`, lands what is in Redis by now, and sorts the rest by what is to be done.
-    async fn ask_for_leases(&self, loads: Vec<Load>) -> Sorted {
-        let asked = self.redis.try_leases(&ids(&loads), caller(&loads)).await;
-        let possible = loads.iter().zip(asked).map(|(load, asked)| async {
-            let asked = asked.ok()?;
-            Some((self.unless_impossible(load.leader.id(), asked.entry).await, asked.lease))
+    /// Asks for the leases of `loads`, and completes those that Redis has an answer for meanwhile.
+    async fn ask_for_leases(&self, loads: Vec<Load>) -> Asked {
+        let replies = self.redis.try_leases(&ids(&loads), caller(&loads)).await;
+        let replies = loads.iter().zip(replies).map(|(load, reply)| async {
+            let reply = reply.ok()?;
+            Some((self.unless_impossible(load.leader.id(), reply.entry).await, reply.lease))
         });
-        let possible = join_all(possible).await;
-        let (mut sorted, mut needless) = (Sorted::default(), Vec::new());
-        for (load, asked) in loads.into_iter().zip(possible) {
-            let Some((entry, lease)) = asked else {
-                sorted.unknown.push(load);
+        let replies = join_all(replies).await;
+        let (mut asked, mut needless) = (Asked::default(), Vec::new());
+        for (load, reply) in loads.into_iter().zip(replies) {
+            let Some((entry, lease)) = reply else {
+                asked.unavailable.push(load);
                 continue;
             };
-            let (_, missed) = self.complete_if_good(load, entry);
+            let (_, missed) = self.complete_if_answers(load, entry);
             match (missed, lease) {
                 (Some(load), Some(lease)) => {
-                    sorted.ours.push(load);
-                    sorted.leases.push(lease);
+                    asked.leading.push(load);
+                    asked.leases.push(lease);
                 }
                 (Some(load), None) if load.leader.class() == FreshnessClass::Cached => {
-                    sorted.waits.push(load);
+                    asked.waiting.push(load);
                 }
-                (Some(load), None) => sorted.needs_postgres.push(load),
+                (Some(load), None) => asked.strict.push(load),
                 (None, Some(lease)) => needless.push(lease),
                 (None, None) => {}
             }
         }
         self.redis.release(&needless).await;
-        sorted
+        asked
     }
 
-    /// Reads Postgres under leases, fills Redis, and returns what has to be loaded again.
+    /// Reads Postgres under leases, fills Redis, and returns the loads whose results are out of date.
     async fn load_and_fill(&self, loads: Vec<Load>, leases: Vec<Lease>) -> Vec<Load> {
         if loads.is_empty() {
             return Vec::new();
@@ -302,33 +301,31 @@ impl Catalog {
         again
     }
 
-    /// Lands what was loaded under a lease. If the lease was broken something was committed since, and
-    /// what was read may be old: then it is loaded again.
+    /// Completes a load with what was read under its lease. If the lease was broken, a change was committed since, and the
+    /// load is done again unless Redis holds that newer revision.
     fn complete_filled(&self, load: Load, entry: Entry, filled: Option<Filled>) -> Option<Load> {
         match filled {
-            Some(Filled::Older(held)) | Some(Filled::Lost(Some(held)))
+            Some(Filled::Older(held) | Filled::Lost(Some(held)))
                 if held.revision() > entry.revision()
-                    && !held.is_suspect()
-                    && !held.past_hard(Moment::now())
-                    && self.is_current(&held) =>
+                    && self.judge_redis(&held, &Freshness::Cached, entry.revision()).answers() =>
             {
                 self.complete(load, held, ServedBy::Redis)
             }
             Some(Filled::Older(_) | Filled::Lost(_)) => Some(load),
             Some(Filled::Stored) | None if self.is_overdue(&entry) => Some(load),
-            // Redis did not answer: the load's floor is what protects memory.
+            // Redis did not answer: the load's floor keeps memory from taking an older revision.
             Some(Filled::Stored) | None => self.complete(load, entry, ServedBy::Postgres),
         }
     }
 
-    /// Whether what Postgres returned is older than an answer may be, and the change feed has not advanced since: this process
-    /// or Postgres stood still.
+    /// Whether what Postgres returned is older than the staleness bound, with no poll of the outbox since: this process or
+    /// Postgres was suspended.
     fn is_overdue(&self, entry: &Entry) -> bool {
         let oldest = Moment::now().before(self.options.trust.max(OLDEST_ANSWER));
         entry.known_at() < oldest && self.hot.known_until() < oldest
     }
 
-    /// Reads Postgres without a lease and so without filling Redis; at most what is older there is replaced.
+    /// Reads Postgres without a lease. That may not fill Redis; with `publish` it replaces an older entry there.
     async fn load_without_lease(&self, loads: Vec<Load>, publish: Option<Publish>) {
         if loads.is_empty() {
             return;
@@ -340,30 +337,30 @@ impl Catalog {
         let without = vec![(); loads.len()];
         let Readable { loads, entries, .. } = self.readable(loads, without, entries);
         if let Some(why) = publish {
-            // What was read before the epoch changed must not replace what is in Redis in the new one.
+            // A read from before a change of the epoch must not replace an entry of the new one.
             let publishes = loads.iter().zip(&entries).filter(|(load, _)| load.ticket.is_covered());
             let publishes =
                 publishes.map(|(load, entry)| self.redis.publish(load.leader.id(), entry, why));
-            // What Redis did not take is counted there, and found again by the next load.
+            // A failure is counted there; the next load reads Postgres again.
             let _ = join_all(publishes).await;
         }
         for (load, entry) in loads.into_iter().zip(entries) {
             let (answer, from) = (entry.clone(), ServedBy::Postgres);
             if self.is_overdue(&entry) {
-                load.leader.complete(Ok(Loaded { entry, from, unproven: true }));
+                load.leader.complete(Ok(Loaded { entry, from, unconfirmed: true }));
             } else if let Some(load) = self.complete(load, entry, from) {
-                // It was current when it was asked for. Something newer is in memory, or will be.
-                load.leader.complete(Ok(Loaded::proven(answer, from)));
+                // Postgres held it after the read began, so it answers. A newer revision is in memory, or will be.
+                load.leader.complete(Ok(Loaded::confirmed(answer, from)));
             }
         }
     }
 
-    /// Keeps `entry` in memory and lands the load with the newest that memory holds, or returns the load
-    /// when something newer was committed since it began.
+    /// Keeps `entry` in memory and completes the load with the newest entry that memory holds then, or returns the load
+    /// when a newer revision was committed since it began.
     fn complete(&self, load: Load, entry: Entry, from: ServedBy) -> Option<Load> {
         match load.ticket.finish(entry) {
             Ok(held) => {
-                load.leader.complete(Ok(Loaded::proven(held.entry.clone(), from)));
+                load.leader.complete(Ok(Loaded::confirmed(held.entry.clone(), from)));
                 None
             }
             Err(OutOfDate) => Some(load),
@@ -388,7 +385,7 @@ impl Load {
     }
 }
 
-/// Whose share of Redis these take. Where several calls look together it is that of the first: they are few.
+/// The caller whose share of Redis a command uses: of loads that share it, the first one's, because they are few.
 fn caller(loads: &[Load]) -> Caller {
     loads.first().map_or(Caller::BACKGROUND, |load| load.caller)
 }

@@ -1,4 +1,4 @@
-//! What loads ask of Postgres.
+//! Loads read Postgres: rows become entries, absent products tombstones.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,18 +10,18 @@ use crate::entry::Entry;
 use crate::metrics::PostgresShare;
 use crate::product::Version;
 
-/// What was read, without the products that cannot be served.
+/// The loads that can be completed. Those of rows that the API cannot express have failed.
 pub(super) struct Readable<T> {
     pub(super) loads: Vec<Load>,
-    /// What goes with each load: its lease, where it has one.
+    /// Belongs to each load: its lease, if it has one.
     pub(super) with: Vec<T>,
     pub(super) entries: Vec<Entry>,
-    /// What went with the loads that failed.
+    /// Belongs to the loads that failed.
     pub(super) failed: Vec<T>,
 }
 
 impl Catalog {
-    /// Fails the loads of products that cannot be served, and returns the others.
+    /// Fails the loads of rows that the API cannot express, and returns the others.
     pub(super) fn readable<T>(
         &self,
         loads: Vec<Load>,
@@ -50,14 +50,14 @@ impl Catalog {
         readable
     }
 
-    /// Reads Postgres; one entry for each load, a tombstone for a product that is not there.
+    /// Reads Postgres: one entry for each load, a tombstone for a product that does not exist.
     pub(super) async fn read_postgres(
         &self,
         loads: &[Load],
     ) -> Result<Vec<Result<Entry, Error>>, Error> {
-        // A product that is gone was gone after every version that was heard of before the read.
+        // An absent product was deleted after every version that was observed before the read.
         let floors: Vec<Version> = loads.iter().map(Load::newest_observed).collect();
-        // Boarded together, so wanted together.
+        // Loads of one call share one demand.
         let demand = loads.first().map(|load| Arc::clone(&load.demand)).unwrap_or_default();
         let share = match loads.first().map(|load| load.leader.class()) {
             Some(FreshnessClass::Strict) => PostgresShare::Latest,
@@ -72,7 +72,7 @@ impl Catalog {
         let places: HashMap<_, _> =
             loads.iter().enumerate().map(|(place, load)| (load.leader.id(), place)).collect();
         for product in &loaded.products {
-            self.feed.has_given_out(product.version);
+            self.feed.raise_ceiling(product.version);
             if let Some(place) = places.get(&product.id) {
                 let ttl = self.options.ttl.product();
                 entries[*place] = Ok(Entry::live(product, loaded.known_at, ttl));

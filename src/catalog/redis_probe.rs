@@ -1,4 +1,4 @@
-//! Probing Redis: which node serves what, which ones answer, what they refuse, and whether their data may be old.
+//! The probe of Redis: which node serves which slots, which nodes answer, what they refuse, and whether they lost data.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -8,11 +8,11 @@ use super::Catalog;
 use crate::metrics::BackgroundTask;
 use crate::moment::Moment;
 
-/// How often. Too high: Redis is used again later after a fault, and what it lost is noticed later. Too low:
-/// needless commands.
+/// Between two probes. Too high: Redis is used again later after a fault, and lost data is found later. Too low: needless
+/// commands.
 const INTERVAL: Duration = Duration::from_millis(250);
-/// How often other catalogues in the namespace are looked for.
-const MEET: Duration = Duration::from_secs(5);
+/// Between two searches for other catalogues in the namespace.
+const MEET_INTERVAL: Duration = Duration::from_secs(5);
 
 impl Catalog {
     pub(super) fn start_probing_redis(self: &Arc<Self>) {
@@ -25,7 +25,7 @@ impl Catalog {
         let mut met: Option<Instant> = None;
         loop {
             self.probe_redis().await;
-            if met.is_none_or(|met| met.elapsed() >= MEET)
+            if met.is_none_or(|met| met.elapsed() >= MEET_INTERVAL)
                 && self.redis.meet_catalogues().await.is_ok()
             {
                 met = Some(Instant::now());
@@ -38,7 +38,7 @@ impl Catalog {
     pub async fn probe_redis(&self) {
         let _one = self.probing.lock().await;
         if self.redis.probe().await {
-            // It may have been compared with a node that had lost something.
+            // Memory may have been compared with an entry of a node that had lost newer ones.
             self.hot.distrust_before(Moment::now());
         }
     }

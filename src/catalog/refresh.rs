@@ -1,5 +1,5 @@
-//! Refreshing in the background: what a read found past its soft TTL, and ahead of it what the fleet reads
-//! most. Both are loads like any other, under the lease, so the fleet does each once.
+//! Background refreshes: of entries that a read found past their soft TTL, and, before they expire, of the fleet's hottest
+//! products. A refresh is a load like any other, under a lease, so one instance of the fleet does it.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -14,16 +14,15 @@ use crate::metrics::{BackgroundTask, Metrics, RefreshRequest};
 use crate::moment::Moment;
 use crate::product::ProductId;
 
-/// Refreshes that may wait. What does not fit is dropped: the next read of that product asks again.
+/// Queued refreshes. More are dropped: the next read of that product queues it again.
 const QUEUE: usize = 1_024;
 /// Products that are loaded together.
 const BATCH: usize = 100;
-/// A hot product is refreshed once this part of its soft TTL has passed, in percent.
+/// Percent of its soft TTL after which a hot product is refreshed.
 const AHEAD: u32 = 80;
-/// With Redis or Postgres in trouble, the refresher waits this long between tries.
+/// After a refresh failed.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(500);
 
-/// Where reads ask for a refresh.
 #[derive(Debug)]
 pub(super) struct RefreshQueue {
     requests: mpsc::Sender<ProductId>,
@@ -62,7 +61,7 @@ impl Catalog {
         while requests.recv_many(&mut ids, BATCH).await > 0 {
             ids.sort_unstable();
             ids.dedup();
-            // Due when it was asked for; meanwhile another request or instance may have done it.
+            // Another request or instance may have refreshed it since it was queued.
             let due = |id: &ProductId| {
                 let now = Moment::now();
                 self.hot
@@ -84,7 +83,7 @@ impl Catalog {
         loop {
             tick.tick().await;
             let counts = self.hot_keys.take_new_counts();
-            // Both are tried again at the next tick; failures are counted where they happen.
+            // Failures are counted by the Redis client; the next tick tries again.
             let _ = self.redis.add_to_ranking(&counts).await;
             if let Ok(ranking) = self.redis.ranking(self.options.refresh_keys).await {
                 let hottest: Vec<ProductId> = ranking.into_iter().map(|(id, _)| id).collect();
@@ -93,20 +92,19 @@ impl Catalog {
         }
     }
 
-    /// Loads what memory lacks of the fleet's hottest products, at most `timeout` long, and keeps it fresh from then on:
-    /// for an instance that starts, and has read the outbox once. What is loaded before that is not trusted.
+    /// Loads the fleet's hottest products into memory, for at most `timeout`, and refreshes them from then on. Called after the
+    /// first poll of the outbox: an entry loaded before it is not trusted.
     pub async fn warm(self: &Arc<Self>, timeout: Duration) {
         let warming = async {
             let ranking = self.redis.ranking(self.options.refresh_keys).await.unwrap_or_default();
             let hottest: Vec<ProductId> = ranking.into_iter().map(|(id, _)| id).collect();
             for batch in hottest.chunks(BATCH) {
-                // Whatever the caches may serve is warm enough to begin with.
                 self.load_all(batch, Freshness::Cached).await?;
             }
             Ok::<usize, Error>(hottest.len())
         };
         match tokio::time::timeout(timeout, warming).await {
-            Ok(Ok(products)) => tracing::info!(products, "warm"),
+            Ok(Ok(products)) => tracing::info!(products, "loaded the hottest products"),
             Ok(Err(error)) => tracing::warn!(%error, "starting without all hot products"),
             Err(_) => tracing::warn!(?timeout, "starting without all hot products: out of time"),
         }
@@ -115,7 +113,7 @@ impl Catalog {
             .spawn_loop(BackgroundTask::RefreshAhead, move || Arc::clone(&catalog).refresh_ahead());
     }
 
-    /// Brings the hottest products into memory, and refreshes those that are nearly due.
+    /// Loads those of the hottest products that memory lacks or that are nearly due.
     async fn keep_warm(self: &Arc<Self>, hottest: &[ProductId]) {
         let now = Moment::now();
         let due =
@@ -129,7 +127,7 @@ impl Catalog {
         }
     }
 
-    /// Has `ids` loaded as fresh as that, and waits for it.
+    /// Loads `ids` and waits for all of them.
     async fn load_all(
         self: &Arc<Self>,
         ids: &[ProductId],
@@ -137,7 +135,7 @@ impl Catalog {
     ) -> Result<(), Error> {
         for waiter in self.join(ids, freshness, CallContext::BACKGROUND) {
             match waiter.wait().await {
-                // It concerns that product alone, and was logged where it was read.
+                // A row that cannot be expressed does not stop the refresh of others; the read has logged it.
                 Ok(_) => {}
                 Err(failed) if matches!(failed.error, Error::Unreadable(_)) => {}
                 Err(failed) => return Err(failed.error.clone()),

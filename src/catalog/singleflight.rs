@@ -1,6 +1,7 @@
-//! Singleflight: of many readers that need the same product loaded, one leads and the others join.
+//! Singleflight: concurrent reads of one product share one load.
 //!
-//! The leader of a flight is no reader but a detached task, so a caller that hangs up strands nobody.
+//! The leader is a detached task and not one of the callers, so a call that is cancelled ends no load that others wait
+//! for.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as MapEntry;
@@ -17,21 +18,19 @@ use crate::product::ProductId;
 
 const STRIPES: usize = 64;
 
-/// What a load came to, for everybody who waits for it.
 pub(super) type LoadResult = Result<Loaded, Arc<LoadFailure>>;
 
-/// How a flight ended, for those aboard.
+/// The result of a load, once there is one.
 #[derive(Debug, Default)]
 struct SharedResult {
     result: Mutex<Option<LoadResult>>,
     completed: Notify,
 }
 
-/// Why a load failed.
 #[derive(Debug)]
 pub(super) struct LoadFailure {
     pub(super) error: Error,
-    /// What Redis was seen to hold: not good enough for this load, but perhaps better than nothing.
+    /// The newest entry read from Redis: no answer to this load, but perhaps a stale one.
     pub(super) seen: Option<Entry>,
 }
 
@@ -43,24 +42,23 @@ pub(super) struct Singleflight {
     stripes: Box<[Mutex<Stripe>]>,
 }
 
-/// What those aboard are content with. Whoever takes what the caches hold does not board with those who ask Postgres:
-/// that may take long, or be refused, while Redis has what is good enough.
+/// Loads of different classes are not shared: a read of Postgres may be slow or refused while Redis has what a cached read
+/// accepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum FreshnessClass {
-    /// What the caches may serve.
+    /// For reads that accept what the caches may serve.
     Cached,
-    /// Nothing but what they ask for.
+    /// For reads that ask for a version or for the latest revision.
     Strict,
 }
 
-/// A load in flight, and how much it is wanted.
 #[derive(Debug)]
 struct InFlight {
     result: Arc<SharedResult>,
     demand: Arc<Demand>,
 }
 
-/// The duty to land a flight. Dropped without result, those who wait are completed that it failed.
+/// The duty to complete one load. Dropped before that, it completes with an error.
 #[derive(Debug)]
 pub(super) struct Leader {
     singleflight: Arc<Singleflight>,
@@ -69,7 +67,7 @@ pub(super) struct Leader {
     result: Arc<SharedResult>,
 }
 
-/// A waiter in a flight.
+/// One call that waits for a load. The load is abandoned when its last waiter is dropped.
 #[derive(Debug)]
 pub(super) struct Waiter {
     result: Arc<SharedResult>,
@@ -81,8 +79,7 @@ impl Singleflight {
         Arc::new(Self { stripes: (0..STRIPES).map(|_| Mutex::default()).collect() })
     }
 
-    /// Joins the flight of `id`, or begins one, which is wanted as `demand` says: then the leader has to be put to
-    /// work.
+    /// Joins the load of `id` in flight, or starts one with `demand`: then the caller has to run the returned leader.
     pub(super) fn join(
         self: &Arc<Self>,
         (id, class): (ProductId, FreshnessClass),
@@ -92,13 +89,13 @@ impl Singleflight {
         let mut waiter =
             |result, demand: &Arc<Demand>| Waiter { result, _demand: guards.of(demand) };
         match self.stripe(id).lock().entry((id, class)) {
-            MapEntry::Occupied(flight) => {
-                let InFlight { result, demand } = flight.get();
+            MapEntry::Occupied(in_flight) => {
+                let InFlight { result, demand } = in_flight.get();
                 (waiter(Arc::clone(result), demand), None)
             }
-            MapEntry::Vacant(free) => {
+            MapEntry::Vacant(vacant) => {
                 let result = Arc::default();
-                free.insert(InFlight { result: Arc::clone(&result), demand: Arc::clone(demand) });
+                vacant.insert(InFlight { result: Arc::clone(&result), demand: Arc::clone(demand) });
                 let leader = Leader {
                     singleflight: Arc::clone(self),
                     id,
@@ -111,10 +108,9 @@ impl Singleflight {
     }
 
     pub(super) fn is_in_flight(&self, id: ProductId) -> bool {
-        let singleflight = self.stripe(id).lock();
-        [FreshnessClass::Cached, FreshnessClass::Strict]
-            .iter()
-            .any(|class| singleflight.contains_key(&(id, *class)))
+        let stripe = self.stripe(id).lock();
+        let classes = [FreshnessClass::Cached, FreshnessClass::Strict];
+        classes.iter().any(|class| stripe.contains_key(&(id, *class)))
     }
 
     fn stripe(&self, id: ProductId) -> &Mutex<Stripe> {
@@ -131,40 +127,39 @@ impl Leader {
         self.class
     }
 
-    /// Gives everybody aboard the outcome. Whoever comes later begins a new flight.
-    pub(super) fn complete(self, outcome: LoadResult) {
+    /// Gives the result to all waiters. A read that comes later starts a new load.
+    pub(super) fn complete(self, result: LoadResult) {
         self.singleflight.stripe(self.id).lock().remove(&(self.id, self.class));
-        self.result.publish(outcome);
+        self.result.publish(result);
     }
 
-    /// Ends the flight if nobody is aboard any more; whoever comes later begins a new one. Boarding takes the same lock,
-    /// so nobody does in between.
+    /// Ends the load if it has no waiter. Joining takes the same lock, so no waiter can join between the check and the end.
     pub(super) fn unless_abandoned(self) -> Option<Self> {
-        let mut singleflight = self.singleflight.stripe(self.id).lock();
-        let flight = (self.id, self.class);
-        if !singleflight.get(&flight)?.demand.is_unwanted() {
-            drop(singleflight);
+        let mut stripe = self.singleflight.stripe(self.id).lock();
+        let key = (self.id, self.class);
+        if !stripe.get(&key)?.demand.is_unwanted() {
+            drop(stripe);
             return Some(self);
         }
-        singleflight.remove(&flight);
-        // Or dropping the leader would end the next flight, which may begin as soon as the lock is free.
+        stripe.remove(&key);
+        // Without a result, dropping the leader would remove the next load of this product, which may start once the lock is free.
         self.result.publish(lost());
         None
     }
 }
 
 impl SharedResult {
-    fn publish(&self, outcome: LoadResult) {
-        *self.result.lock() = Some(outcome);
+    fn publish(&self, result: LoadResult) {
+        *self.result.lock() = Some(result);
         self.completed.notify_waiters();
     }
 
-    fn result(&self) -> Option<LoadResult> {
+    fn get(&self) -> Option<LoadResult> {
         self.result.lock().clone()
     }
 }
 
-/// What those aboard are completed when nobody lands a flight.
+/// The result of a load whose leader was dropped.
 fn lost() -> LoadResult {
     let error = Error::Internal("a load ended without a result".to_owned());
     Err(Arc::new(LoadFailure { error, seen: None }))
@@ -172,7 +167,7 @@ fn lost() -> LoadResult {
 
 impl Drop for Leader {
     fn drop(&mut self) {
-        if self.result.result().is_none() {
+        if self.result.get().is_none() {
             self.singleflight.stripe(self.id).lock().remove(&(self.id, self.class));
             self.result.publish(lost());
         }
@@ -180,15 +175,14 @@ impl Drop for Leader {
 }
 
 impl Waiter {
-    /// Waits for the result.
     pub(super) async fn wait(self) -> LoadResult {
-        // From here on it hears of the result; before, it sees how it went.
+        // Registered before the check: a completion between the two is not missed.
         let completed = self.result.completed.notified();
-        if let Some(outcome) = self.result.result() {
-            return outcome;
+        if let Some(result) = self.result.get() {
+            return result;
         }
         completed.await;
-        self.result.result().unwrap_or_else(lost)
+        self.result.get().unwrap_or_else(lost)
     }
 }
 
@@ -214,113 +208,112 @@ mod tests {
         DemandGuards::new(CallContext::BACKGROUND, true)
     }
 
-    fn result(flight: i64) -> LoadResult {
+    fn result(number: i64) -> LoadResult {
         let ttl = Ttl { soft: Duration::ZERO, hard: Duration::ZERO };
-        let entry = Entry::tombstone(Version(flight), Moment::now(), ttl);
-        Ok(Loaded::proven(entry, ServedBy::Postgres))
+        let entry = Entry::tombstone(Version(number), Moment::now(), ttl);
+        Ok(Loaded::confirmed(entry, ServedBy::Postgres))
     }
 
-    /// Whether the waiter's flight has ended with its own result, or with the failure of a lost leader.
-    fn ended_as(waiter: Waiter, flight: i64, wait: bool) -> bool {
+    /// Whether the load has completed with its own result, or, if its leader was dropped, with an error.
+    fn ended_as(waiter: Waiter, number: i64, completed: bool) -> bool {
         match waiter.wait().now_or_never() {
-            Some(Ok(loaded)) => wait && loaded.entry.revision().version == Version(flight),
-            Some(Err(error)) => !wait && matches!(error.error, Error::Internal(_)),
+            Some(Ok(loaded)) => completed && loaded.entry.revision().version == Version(number),
+            Some(Err(error)) => !completed && matches!(error.error, Error::Internal(_)),
             None => false,
         }
     }
 
-    /// One flight for each product at a time; all aboard learn how their own flight ended, and nobody waits
-    /// for a flight that has ended, however joins, landings and lost leaders follow each other.
-    fn fly(seed: u64) {
+    /// A product has one load at a time, all its waiters get that load's result, and none waits for a completed load, in any
+    /// order of joins, completions and dropped leaders.
+    fn join_and_complete(seed: u64) {
         let singleflight = Singleflight::new();
         let mut random = StdRng::seed_from_u64(seed);
-        let mut flying: [Option<(i64, Leader)>; IDS] = Default::default();
+        let mut in_flight: [Option<(i64, Leader)>; IDS] = Default::default();
         let mut waiters: [Vec<Waiter>; IDS] = Default::default();
-        for flight in 0..10_000 {
+        for load in 0..10_000 {
             let at = random.random_range(0..IDS);
             // Two ids in one stripe.
             let id = ProductId::new(1 + (at as i64) * (STRIPES as i64 / 2)).expect("positive");
             if random.random_range(0..3) > 0 {
                 let (waiter, leader) =
                     singleflight.join((id, FreshnessClass::Cached), &Arc::default(), &mut guards());
-                assert_eq!(leader.is_none(), flying[at].is_some(), "seed {seed:#x}, {flight}");
+                assert_eq!(leader.is_none(), in_flight[at].is_some(), "seed {seed:#x}, {load}");
                 waiters[at].push(waiter);
-                flying[at] = flying[at].take().or(leader.map(|leader| (flight, leader)));
-            } else if let Some((number, leader)) = flying[at].take() {
-                let wait = random.random();
-                if wait {
+                in_flight[at] = in_flight[at].take().or(leader.map(|leader| (load, leader)));
+            } else if let Some((number, leader)) = in_flight[at].take() {
+                let completed = random.random();
+                if completed {
                     leader.complete(result(number));
                 } else {
                     drop(leader);
                 }
                 for waiter in waiters[at].drain(..) {
-                    assert!(ended_as(waiter, number, wait), "seed {seed:#x}, flight {number}");
+                    assert!(ended_as(waiter, number, completed), "seed {seed:#x}, load {number}");
                 }
             }
         }
-        drop(flying);
+        drop(in_flight);
         let left: usize = singleflight.stripes.iter().map(|stripe| stripe.lock().len()).sum();
-        assert_eq!(left, 0, "seed {seed:#x}: singleflight without leaders");
+        assert_eq!(left, 0, "seed {seed:#x}: loads without leaders");
     }
 
     #[test]
-    fn everybody_aboard_learns_how_the_flight_ended() {
-        fly(0x5EED);
-        fly(rand::random());
+    fn each_waiter_gets_the_result_of_its_own_load() {
+        join_and_complete(0x5EED);
+        join_and_complete(rand::random());
     }
 
-    fn arrives(waiter: Waiter) -> bool {
+    fn completes(waiter: Waiter) -> bool {
         let runtime = tokio::runtime::Builder::new_current_thread().build();
         runtime.expect("a runtime").block_on(waiter.wait()).is_ok()
     }
 
-    /// Whoever boards a flight while its leader gives it up because it is empty is in that one or in the next, and learns
-    /// how it ended.
+    /// A call that joins while the leader abandons the load joins that load or the next one, and gets its result.
     #[test]
-    fn nobody_is_stranded_in_a_flight_that_is_given_up() {
-        let (singleflight, given_up) = (Singleflight::new(), AtomicUsize::new(0));
+    fn a_waiter_that_joins_while_a_load_is_abandoned_gets_a_result() {
+        let (singleflight, abandoned) = (Singleflight::new(), AtomicUsize::new(0));
         let id = ProductId::new(1).expect("positive");
-        let board = || {
+        let join = || {
             let (waiter, leader) =
                 singleflight.join((id, FreshnessClass::Cached), &Arc::default(), &mut guards());
-            // Boarded, and gone again.
+            // A waiter that is dropped at once abandons its load.
             if rand::random() {
                 drop(waiter);
                 return leader.map(|leader| (None, leader));
             }
             match leader {
                 Some(leader) => return Some((Some(waiter), leader)),
-                None => assert!(arrives(waiter)),
+                None => assert!(completes(waiter)),
             }
             None
         };
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
-                    for flight in 0..50_000 {
-                        let Some((waiter, leader)) = board() else { continue };
+                    for load in 0..50_000 {
+                        let Some((waiter, leader)) = join() else { continue };
                         match leader.unless_abandoned() {
-                            Some(leader) => leader.complete(result(flight)),
-                            None => drop(given_up.fetch_add(1, Ordering::Relaxed)),
+                            Some(leader) => leader.complete(result(load)),
+                            None => drop(abandoned.fetch_add(1, Ordering::Relaxed)),
                         }
-                        assert!(waiter.is_none_or(arrives));
+                        assert!(waiter.is_none_or(completes));
                     }
                 });
             }
         });
-        assert!(given_up.into_inner() > 0);
+        assert!(abandoned.into_inner() > 0);
         assert!(!singleflight.is_in_flight(id));
     }
 
-    /// What a result leaves behind is no business of the flight after it, which may begin at any moment.
+    /// Completing a load does not remove the next one, which may start at any moment.
     #[test]
-    fn there_is_never_a_second_pilot_in_the_air() {
-        let (singleflight, flying) = (Singleflight::new(), AtomicBool::new(false));
+    fn a_product_has_one_leader_at_a_time() {
+        let (singleflight, in_flight) = (Singleflight::new(), AtomicBool::new(false));
         let id = ProductId::new(1).expect("positive");
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
-                    for flight in 0..50_000 {
+                    for load in 0..50_000 {
                         let (_, Some(leader)) = singleflight.join(
                             (id, FreshnessClass::Cached),
                             &Arc::default(),
@@ -328,10 +321,10 @@ mod tests {
                         ) else {
                             continue;
                         };
-                        assert!(!flying.swap(true, Ordering::SeqCst), "two leaders");
+                        assert!(!in_flight.swap(true, Ordering::SeqCst), "two leaders");
                         std::hint::spin_loop();
-                        flying.store(false, Ordering::SeqCst);
-                        leader.complete(result(flight));
+                        in_flight.store(false, Ordering::SeqCst);
+                        leader.complete(result(load));
                     }
                 });
             }

@@ -1,4 +1,4 @@
-//! Writing: one statement in Postgres, and once it is committed nothing can turn it into a failure.
+//! Writes: one statement in Postgres. After its commit a write cannot fail.
 
 use std::sync::Arc;
 
@@ -12,8 +12,8 @@ use crate::product::{Change, NewProduct, Patch, Product, ProductId, Version};
 use crate::redis::Publish;
 
 impl Catalog {
-    /// Changes a product. A write that could not begin before its caller's deadline, or waits for another transaction's
-    /// then, is not made; one that is under way goes on, and the caller does not hear how it ended.
+    /// Changes a product. At the caller's deadline a write that has not begun, or that waits for another transaction's row
+    /// lock, is given up; one that is being executed goes on, and its outcome is not reported.
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::VersionMismatch`]; [`Error::OverBudget`], [`Error::ProductBusy`], [`Error::Unavailable`] when nothing was changed,
@@ -47,7 +47,7 @@ impl Catalog {
         self.detached(async move {
             let known_at = Moment::now();
             let product = catalog.postgres.create(&product, call).await?;
-            // An id of its own: nothing is held of it that could be newer.
+            // The id is new: no tier holds a newer revision.
             let ticket = catalog.hot.begin_load(product.id);
             Ok(catalog.publish_product(&product, known_at, &ticket).await)
         })
@@ -86,20 +86,20 @@ impl Catalog {
         entry
     }
 
-    /// Makes a committed write known. Nothing here can fail it: what Redis did not take, and what a crash cuts
-    /// off, is in the outbox, and the relay does it. `ticket` is from before the statement.
+    /// Publishes a committed write to memory, Redis and the other instances. A failure here fails nothing: the outbox has the
+    /// change, and the relay applies it. `ticket` is from before the statement.
     async fn publish(&self, id: ProductId, entry: &Entry, ticket: &LoadTicket) {
-        self.feed.has_given_out(entry.revision().version);
+        self.feed.raise_ceiling(entry.revision().version);
         self.pauses.reach(Point::Committed).await;
         ticket.offer(entry.clone());
         self.pauses.reach(Point::OfferedToMemory).await;
         if !ticket.is_covered() {
-            // It took longer than changes are kept, or Postgres is another by now: the relay knows better.
+            // The statement took longer than changes are kept, or the epoch changed: a newer revision may be in Redis.
             return;
         }
         let published = self.redis.publish(id, entry, Publish::Written).await;
         self.pauses.reach(Point::Published).await;
-        // Redis first, so that an instance that hears of the change finds it there.
+        // Redis before the hint: an instance that receives the hint finds the entry in Redis.
         let hinted = match published {
             Ok(()) => self.redis.publish_hint(&[Change { id, revision: entry.revision() }]).await,
             Err(unavailable) => Err(unavailable),
@@ -109,13 +109,13 @@ impl Catalog {
         }
     }
 
-    /// Runs a write to its end, whether or not its caller stays.
+    /// Runs a write to its end, also when its call is cancelled.
     async fn detached<T: Send + 'static>(
         &self,
         write: impl Future<Output = Result<T, Error>> + Send + 'static,
     ) -> Result<T, Error> {
         let outcome = self.drain.spawn(write).await;
-        // It may have been committed before it panicked.
+        // The statement may have been committed before the panic.
         outcome.unwrap_or_else(|panic| {
             tracing::error!(%panic, "a write ended early");
             Err(Error::OutcomeUnknown("the write ended early".to_owned()))

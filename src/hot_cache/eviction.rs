@@ -1,10 +1,11 @@
-//! Who stays in memory: mini-moka decides (TinyLFU: Einziger, Friedman, Manes, ACM TOS 2017), on a thread of its own.
+//! The eviction policy: mini-moka decides which keys stay in memory (TinyLFU: Einziger, Friedman, Manes, ACM TOS 2017), on
+//! a thread of its own.
 //!
-//! Its cache for one thread takes less than two thirds of the memory of its concurrent one, and has none of that one's
-//! faults. Whoever reads or loads only leaves a note; what follows from it happens within [`MAINTENANCE_INTERVAL`].
+//! mini-moka's single-threaded cache takes less than two thirds of the memory of its concurrent cache, and has none of its
+//! bugs. Reads and inserts only put a record into the mailbox, which the thread applies within [`MAINTENANCE_INTERVAL`].
 //!
-//! When the thread panics it is restarted with an empty policy, which is told again of every key of the table. Until then
-//! the table takes some more keys (`slots.rs`) and then no more; reads and loads do not wait for the thread.
+//! A thread that panics is restarted with an empty policy, into which all keys of the table are inserted again. Until then the
+//! table takes a bounded number of further keys (`slots.rs`); reads and loads do not wait for the thread.
 
 use std::cell::RefCell;
 use std::iter;
@@ -24,38 +25,37 @@ use crate::metrics::BackgroundTask;
 use crate::product::ProductId;
 use crate::supervisor::{Runs, Supervisor, panic_message};
 
-/// Notes of reads that may wait; more are lost, which makes the sample smaller.
+/// Records of reads in the mailbox. More are dropped, which makes the sample smaller.
 const SAMPLED_READS: usize = 1_024;
-/// So many notes are worth waking the thread for.
+/// Records for which the thread is woken before its interval ends.
 const WAKE_AT: usize = 256;
-/// For how long notes are collected, unless there are many. What came meanwhile is read from memory at least for
-/// that long, admitted or not.
+/// The longest time for which records are collected. An inserted key is readable for that long, admitted or not.
 const MAINTENANCE_INTERVAL: Duration = Duration::from_millis(20);
 
-/// Those who have a slot. Dropping this ends the thread.
+/// The keys that have a slot. Dropping this ends the thread.
 #[derive(Debug)]
 pub(super) struct EvictionPolicy {
     mailbox: Arc<Mailbox>,
     thread: Option<JoinHandle<()>>,
 }
 
-/// Where notes are left for the thread.
+/// Records for the thread.
 #[derive(Debug)]
 struct Mailbox {
     reads: ArrayQueue<ProductId>,
     inserted: SegQueue<ProductId>,
     count_requests: Mutex<Vec<mpsc::Sender<u64>>>,
-    /// Whether the thread sleeps until it is woken; else it looks here soon.
+    /// Whether the thread sleeps until it is woken. Else it reads the mailbox within the interval.
     asleep: AtomicBool,
     closed: AtomicBool,
 }
 
-/// The key of a slot. mini-moka has no listener for evictions; dropping this is one.
+/// The key of a slot. mini-moka has no eviction listener: a key reports its eviction when it is dropped.
 #[derive(PartialEq, Eq, Hash)]
 struct Key(ProductId);
 
 thread_local! {
-    /// Whom mini-moka has dropped, on its thread.
+    /// Keys that mini-moka has dropped on this thread.
     static EVICTED: RefCell<Vec<ProductId>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -65,19 +65,19 @@ impl Drop for Key {
     }
 }
 
-/// The table, as the policy sees it.
+/// What the policy needs of the table.
 struct Callbacks<K, E> {
     capacity: u64,
-    /// Calls its argument with every key that is held.
+    /// Calls its argument with every key of the table.
     keys: K,
-    /// Removes a key.
+    /// Removes a key from the table.
     evict: E,
 }
 
 type Policy = Cache<Key, (), RandomState>;
 
 impl EvictionPolicy {
-    /// No key yet. `evict` is called for each key that has to go, `keys` to list those that the table holds.
+    /// Starts the thread. It calls `evict` with each key that it evicts, and `keys` after a restart.
     pub(super) fn new(
         capacity: u64,
         keys: impl Fn(&mut dyn FnMut(ProductId)) + Send + 'static,
@@ -101,17 +101,16 @@ impl EvictionPolicy {
         Self { mailbox, thread: Some(thread) }
     }
 
-    /// Takes note that `id` was read.
     pub(super) fn record_read(&self, id: ProductId) {
-        // With no room left it is as if it had not been in the sample.
+        // A full mailbox drops the record: the read is not in the sample.
         let _ = self.mailbox.reads.push(id);
-        // Awake, the thread comes by itself, and is not to be kept busy with a sample.
+        // Awake, the thread reads the mailbox anyway; reads must not keep it busy.
         if self.mailbox.reads.len() >= WAKE_AT && self.mailbox.asleep.load(Ordering::Relaxed) {
             self.wake();
         }
     }
 
-    /// Takes note that `id` has a slot now.
+    /// `id` has a slot now.
     pub(super) fn record_inserted(&self, id: ProductId) {
         self.mailbox.inserted.push(id);
         let many = self.mailbox.inserted.len() >= WAKE_AT;
@@ -120,7 +119,7 @@ impl EvictionPolicy {
         }
     }
 
-    /// How many keys the policy holds once it has seen to every note that was left before; 0 after the thread has ended.
+    /// The number of keys once all records left before are applied; 0 after the thread has ended.
     pub(super) fn count(&self) -> u64 {
         loop {
             let (answer, count) = mpsc::channel();
@@ -132,7 +131,7 @@ impl EvictionPolicy {
                 count_requests.push(answer);
             }
             self.wake();
-            // Without an answer the thread has panicked, and is asked again after its restart.
+            // No answer: the thread panicked. It is asked again after its restart.
             if let Ok(count) = count.recv() {
                 return count;
             }
@@ -150,25 +149,24 @@ impl Drop for EvictionPolicy {
     fn drop(&mut self) {
         self.mailbox.closed.store(true, Ordering::SeqCst);
         self.wake();
-        // If it panicked, that has been reported.
+        // A panic has been logged by the supervisor.
         let _ = self.thread.take().map(JoinHandle::join);
     }
 }
 
 impl Mailbox {
-    /// Serves until the cache is dropped, or until restarts are given up: then nothing is admitted or evicted any more, and
-    /// the instance stops.
+    /// Runs until the cache is dropped, or until the supervisor gives up restarting it, which stops the instance.
     fn run_supervised(
         &self,
         callbacks: &Callbacks<impl Fn(&mut dyn FnMut(ProductId)), impl Fn(ProductId)>,
         mut runs: Runs,
     ) {
         let mut restarted = false;
-        // Each run has a policy of its own: none is used after a panic.
+        // Each run has a policy of its own, so none is used after a panic.
         while let Err(panic) =
             catch_unwind(AssertUnwindSafe(|| self.serve(callbacks, &runs, restarted)))
         {
-            // The keys of the policy that was dropped; the table still holds them.
+            // Dropping the old policy has recorded all its keys as evicted; the table still holds them.
             EVICTED.take();
             let Some(pause) = runs.ended(&panic_message(&*panic)) else { return self.close() };
             self.pause(pause);
@@ -190,18 +188,18 @@ impl Mailbox {
         }
         while !self.closed.load(Ordering::SeqCst) {
             runs.strike();
-            // Those who asked before all this is done are told after it.
+            // Requests made before this point are answered after all earlier records are applied.
             let count_requests = mem::take(&mut *self.count_requests.lock());
             let applied = self.apply_records(&mut policy, &callbacks.evict);
             for answer in count_requests {
-                // Who asked may have gone.
+                // The requester may have been dropped.
                 let _ = answer.send(policy.entry_count());
             }
             self.rest(applied);
         }
     }
 
-    /// Returns whether there was a note. Sees to no more than there are, however fast others come.
+    /// Returns whether there was a record. Applies no more than there are at the start, however fast others come.
     fn apply_records(&self, policy: &mut Policy, evict: &impl Fn(ProductId)) -> bool {
         let mut applied = false;
         for id in iter::from_fn(|| self.reads.pop()).take(self.reads.len()) {
@@ -215,7 +213,6 @@ impl Mailbox {
         applied
     }
 
-    /// The pause before a restart.
     fn pause(&self, pause: Duration) {
         let until = Instant::now() + pause;
         while !self.closed.load(Ordering::SeqCst) {
@@ -224,19 +221,19 @@ impl Mailbox {
         }
     }
 
-    /// Answers no more count_requests.
+    /// Refuses further count requests.
     fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
         self.count_requests.lock().clear();
     }
 
-    /// Until there may be something to do.
+    /// Sleeps until there may be a record.
     fn rest(&self, busy: bool) {
         if busy {
             return thread::park_timeout(MAINTENANCE_INTERVAL);
         }
         self.asleep.store(true, Ordering::SeqCst);
-        // What was applied before that woke nobody.
+        // A record inserted before `asleep` was set did not wake this thread.
         if self.inserted.is_empty() {
             thread::park();
         }
@@ -244,8 +241,8 @@ impl Mailbox {
     }
 }
 
-/// Inserts a key, and evicts what the policy drops for it. After a restart a key may be in a note, and in the table as well:
-/// mini-moka would drop the second of both, which reads as an eviction.
+/// Inserts a key, and evicts what the policy drops for it. After a restart a key may be both in the table and in the mailbox:
+/// mini-moka would drop the second, which would count as an eviction.
 fn insert(policy: &mut Policy, id: ProductId, evict: &impl Fn(ProductId)) {
     if policy.contains_key(&*ManuallyDrop::new(Key(id))) {
         return;

@@ -1,7 +1,7 @@
-//! Which slots there are: a table answers reads, and mini-moka decides who stays.
+//! The slots: a table answers reads, and the eviction policy decides which slots stay.
 //!
-//! mini-moka's lookup costs ten times the table's, so reads go to the table, and mini-moka is told of a sample of
-//! them. It has a tenant for each slot; when it drops one, the slot goes.
+//! A lookup in mini-moka costs ten times one in the table, so reads go to the table, and a sample of them is recorded for
+//! mini-moka. It has a key for each slot; when it evicts the key, the slot is removed.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,26 +14,25 @@ use super::table::{STRIPES, Table};
 use crate::product::ProductId;
 use crate::supervisor::Supervisor;
 
-/// mini-moka hears of one lookup in this many, hits and misses alike, so that their frequencies compare.
+/// One lookup in this many is recorded, hits and misses alike, so that their frequencies compare.
 const SAMPLING: u8 = 16;
-/// So many may wait for mini-moka's decision while there is no room for more than it keeps.
+/// Slots above the capacity, for keys that the policy has not decided about.
 const CANDIDATES: u64 = 1_024;
-/// What an entry costs besides its encoded product, more than half of it mini-moka's (`tests/memory.rs`).
+/// Bytes of an entry besides its encoded product, more than half of them mini-moka's (measured by `tests/memory.rs`).
 pub(super) const ENTRY_BYTES: u64 = 250;
 
-/// The slots, and who decides which.
 #[derive(Debug)]
 pub(super) struct Slots {
     store: Arc<Store>,
     eviction: EvictionPolicy,
 }
 
-/// Where the slots are. They come and go, and change, under the locks of their stripes; reads take none.
+/// A slot is inserted, changed and removed under the lock of its stripe; reads take no lock.
 #[derive(Debug)]
 struct Store {
     table: Table,
     stripes: Box<[Mutex<()>]>,
-    /// How many slots there are, and how many there may be.
+    /// In slots; `most` is the bound.
     count: AtomicU64,
     most: u64,
     bytes: AtomicU64,
@@ -51,7 +50,6 @@ impl Store {
         self.stripes[self.table.stripe(id)].lock()
     }
 
-    /// Nothing is held of `id` any more.
     fn clear(&self, id: ProductId) {
         let _locked = self.stripe(id);
         if let Some(held) = self.table.remove(id) {
@@ -74,7 +72,7 @@ impl Slots {
         self.store.stripe(id)
     }
 
-    /// A reader's look: no lock and no count that cores share, but for the sample that mini-moka hears of.
+    /// Takes no lock, and writes to no cache line that cores share, except for the sampled reads.
     pub(super) fn read<T>(&self, id: ProductId, read: impl FnOnce(&HotEntry) -> T) -> Option<T> {
         if fastrand::u8(..SAMPLING) == 0 {
             self.eviction.record_read(id);
@@ -82,7 +80,7 @@ impl Slots {
         self.store.table.read(id, read)
     }
 
-    /// The same for many, every 16th of which is told to mini-moka.
+    /// [`read`](Self::read) for many; every 16th is recorded.
     pub(super) fn read_all(
         &self,
         ids: &[ProductId],
@@ -99,12 +97,12 @@ impl Slots {
         }
     }
 
-    /// What is held, for those who are no readers.
+    /// Without recording a read.
     pub(super) fn peek(&self, id: ProductId) -> Option<HotEntry> {
         self.store.table.read(id, HotEntry::clone)
     }
 
-    /// Puts `held` into the slot of `id`, which is there. Who calls it holds the lock of its stripe.
+    /// Replaces the entry of `id`, which has a slot. The caller holds the lock of its stripe.
     pub(super) fn replace(&self, id: ProductId, held: HotEntry, _: &MutexGuard<'_, ()>) {
         let cost = held.cost();
         if let Some(old) = self.store.table.replace(id, held) {
@@ -113,10 +111,8 @@ impl Slots {
         }
     }
 
-    /// Takes a slot for `id`, which has none, until mini-moka has decided whether it keeps it. Returns whether there was
-    /// one left. Who calls it holds the lock of its stripe.
-    ///
-    /// A slot that is there keeps others from being taken for the same id, so mini-moka never sees a key twice.
+    /// Inserts a slot for `id`, which has none; the policy decides later whether it stays. Returns whether there was room. The
+    /// caller holds the lock of its stripe, and has seen that there is no slot: so mini-moka is never given a key twice.
     pub(super) fn insert(&self, id: ProductId, held: HotEntry, _: &MutexGuard<'_, ()>) -> bool {
         if self.store.count.fetch_add(1, Ordering::Relaxed) >= self.store.most {
             self.store.count.fetch_sub(1, Ordering::Relaxed);
@@ -128,17 +124,15 @@ impl Slots {
         true
     }
 
-    /// How many there are.
     pub(super) fn len(&self) -> u64 {
         self.store.count.load(Ordering::Relaxed)
     }
 
-    /// How many mini-moka says there are, when it has decided about all inserted.
+    /// The policy's number of keys, once it has decided about all inserted ones.
     pub(super) fn count_admitted(&self) -> u64 {
         self.eviction.count()
     }
 
-    /// What they cost in bytes.
     pub(super) fn bytes(&self) -> u64 {
         self.store.bytes.load(Ordering::Relaxed)
     }

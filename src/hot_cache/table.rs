@@ -1,8 +1,7 @@
-//! What memory holds of each product: a table of chains that is read without a lock, and without a count that cores share.
+//! A hash table with chains, read without a lock and without writing to a cache line that cores share.
 //!
-//! Its size is known beforehand, so it never grows. A chain is a list of immutable nodes: whoever changes one puts another
-//! in its place. A reader who still stands on the old one goes on from there, and sees what he would have seen a moment
-//! ago.
+//! Its size is fixed. A chain is a list of immutable nodes; a change replaces a node. A reader that has already loaded the
+//! old node goes on from it, and reads what it would have read a moment earlier.
 
 use std::fmt::{self, Debug, Formatter};
 use std::mem;
@@ -14,10 +13,10 @@ use triomphe::Arc;
 use super::HotEntry;
 use crate::product::ProductId;
 
-/// Enough that two cores rarely meet in one; each costs 48 bytes, and has as many chains as the next.
+/// Enough that two cores rarely contend for one. Each takes 48 bytes; all have the same number of chains.
 pub(super) const STRIPES: usize = 256;
 
-/// The chains. Each is changed under the lock of its stripe.
+/// A chain is changed under the lock of its stripe.
 pub(super) struct Table {
     chains: Box<[Link]>,
     hasher: RandomState,
@@ -32,14 +31,14 @@ struct ChainNode {
 }
 
 impl Table {
-    /// A table with about one chain for each of so many products.
+    /// With about one chain for each of `products`.
     pub(super) fn new(products: usize) -> Self {
         let chains = products.next_multiple_of(STRIPES).max(STRIPES);
         let chains = (0..chains).map(|_| Link::new(None)).collect();
         Self { chains, hasher: RandomState::new() }
     }
 
-    /// The number of the chain of `id`: whoever does not know the hasher's keys cannot make one long.
+    /// The chain of `id`. The hasher's keys are random, so a caller cannot choose ids of one chain.
     fn number(&self, id: ProductId) -> usize {
         // Lemire, "Fast Random Integer Generation in an Interval", ACM TOMACS 2019: no division.
         let hash = u128::from(self.hasher.hash_one(id));
@@ -50,12 +49,10 @@ impl Table {
         &self.chains[self.number(id)]
     }
 
-    /// Which of the stripes the chain of `id` is in.
     pub(super) fn stripe(&self, id: ProductId) -> usize {
         self.number(id) / (self.chains.len() / STRIPES)
     }
 
-    /// Reads what is held of `id`.
     pub(super) fn read<T>(&self, id: ProductId, read: impl FnOnce(&HotEntry) -> T) -> Option<T> {
         let mut at = self.chain(id).load();
         while let Some(node) = &*at {
@@ -67,34 +64,33 @@ impl Table {
         None
     }
 
-    /// Tells the id of everything that is held: of all that is there before and after, and perhaps of what comes meanwhile.
-    pub(super) fn keys(&self, tell: &mut dyn FnMut(ProductId)) {
+    /// Calls `each` with every key that is there before and after, and perhaps with keys inserted meanwhile.
+    pub(super) fn keys(&self, each: &mut dyn FnMut(ProductId)) {
         for chain in &self.chains {
             let mut at = chain.load_full();
             while let Some(node) = at {
                 at = node.next.load_full();
-                tell(node.id);
+                each(node.id);
             }
         }
     }
 
-    /// Holds something of `id`, of which nothing is held.
+    /// `id` has no node yet.
     pub(super) fn insert(&self, id: ProductId, held: HotEntry) {
         let chain = self.chain(id);
         chain.store(Some(ChainNode::before(id, held, chain.load_full())));
     }
 
-    /// Holds something else of `id`, if something is held. Returns what was.
+    /// Returns the old entry; does nothing if there is none.
     pub(super) fn replace(&self, id: ProductId, held: HotEntry) -> Option<HotEntry> {
         self.exchange(id, |next| Some(ChainNode::before(id, held, next)))
     }
 
-    /// Holds nothing of `id`. Returns what was held.
     pub(super) fn remove(&self, id: ProductId) -> Option<HotEntry> {
         self.exchange(id, |next| next)
     }
 
-    /// Puts what `made` makes of the rest of the chain where the node of `id` is and its rest was.
+    /// Replaces the node of `id` and the rest of its chain by `made(rest)`.
     fn exchange(
         &self,
         id: ProductId,
@@ -122,7 +118,7 @@ impl ChainNode {
 impl Drop for Table {
     fn drop(&mut self) {
         for chain in mem::take(&mut self.chains) {
-            // To drop a link waits for readers on any thread, one after the other; there are many that hold nothing.
+            // Dropping a link waits for readers on any thread, which adds up over many empty chains.
             if chain.load().is_none() {
                 mem::forget(chain);
             }
@@ -151,7 +147,7 @@ mod tests {
     use crate::moment::Moment;
     use crate::product::Version;
 
-    /// Some in each chain, if there are four for each.
+    /// Four for each chain.
     const PRODUCTS: i64 = 4 * STRIPES as i64;
 
     fn id(number: i64) -> ProductId {
@@ -169,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn it_does_as_a_map_does() {
+    fn it_behaves_like_a_map() {
         let (table, mut map) = (Table::new(1), HashMap::new());
         let mut random = rand::rng();
         for n in 0..200_000 {
@@ -189,9 +185,9 @@ mod tests {
     }
 
     #[test]
-    fn what_stays_is_found_whatever_becomes_of_its_neighbours() {
+    fn a_key_is_found_while_other_keys_of_its_chain_come_and_go() {
         let (table, done) = (Table::new(1), AtomicBool::new(false));
-        // Those with odd numbers come and go and change; those with even ones only change.
+        // Odd keys are inserted, replaced and removed; even keys are only replaced.
         (0..PRODUCTS).for_each(|number| table.insert(id(number), held(number)));
         thread::scope(|scope| {
             for _ in 0..2 {

@@ -75,6 +75,8 @@ const SLICES_OF_STATEMENT: f64 = 0.4;
 const LOCK_SLICE: Duration = Duration::from_millis(100);
 /// What is left of the caller's time when it is told that the row is locked.
 const TO_TELL: (f64, Duration) = (0.1, Duration::from_millis(100));
+/// Tries of a write whose row other transactions create or change between the statement and the search for the reason.
+const MOST_MISSES: usize = 10;
 /// How often CreateProduct looks for an id that is free.
 const MOST_IDS: usize = 10;
 
@@ -92,22 +94,17 @@ impl Postgres {
         call: CallContext,
     ) -> Result<Product, Error> {
         let mut write = self.begin_write(Some(id), call).await?;
-        let row = write
-            .run(|lock_timeout| {
-                sqlx::query(UPDATE)
-                    .bind(id.get())
-                    .bind(expected.map(|version| version.0))
-                    .bind(patch.name.as_ref().map(|name| name.as_str()))
-                    .bind(patch.price.map(Price::hundredths))
-                    .bind(patch.price.map(|price| price.currency().code().to_owned()))
-                    .bind(patch.description.as_ref().map(|text| text.as_str()))
-                    .bind(lock_timeout)
-            })
-            .await?;
-        match row {
-            Some(row) => written(&row),
-            None => Err(write.why_untouched(id, expected).await),
-        }
+        let statement = |lock_timeout| {
+            sqlx::query(UPDATE)
+                .bind(id.get())
+                .bind(expected.map(|version| version.0))
+                .bind(patch.name.as_ref().map(|name| name.as_str()))
+                .bind(patch.price.map(Price::hundredths))
+                .bind(patch.price.map(|price| price.currency().code().to_owned()))
+                .bind(patch.description.as_ref().map(|text| text.as_str()))
+                .bind(lock_timeout)
+        };
+        written(&write.run_on(id, expected, statement).await?)
     }
 
     /// Creates a product; Postgres assigns its id.
@@ -153,18 +150,14 @@ impl Postgres {
         call: CallContext,
     ) -> Result<Version, Error> {
         let mut write = self.begin_write(Some(id), call).await?;
-        let deleted = write
-            .run(|lock_timeout| {
-                sqlx::query(DELETE)
-                    .bind(id.get())
-                    .bind(expected.map(|version| version.0))
-                    .bind(lock_timeout)
-            })
-            .await?;
-        match deleted {
-            Some(row) => Ok(Version(row.try_get(0).unwrap_or_default())),
-            None => Err(write.why_untouched(id, expected).await),
-        }
+        let statement = |lock_timeout| {
+            sqlx::query(DELETE)
+                .bind(id.get())
+                .bind(expected.map(|version| version.0))
+                .bind(lock_timeout)
+        };
+        let deleted = write.run_on(id, expected, statement).await?;
+        Ok(Version(deleted.try_get(0).unwrap_or_default()))
     }
 
     async fn begin_write(
@@ -257,32 +250,50 @@ impl Write<'_> {
         }
     }
 
-    /// A write that touched no row changed nothing; this only finds the reason.
-    async fn why_untouched(&mut self, id: ProductId, expected: Option<Version>) -> Error {
+    /// Runs a statement on the row of `id`, and returns what it returned. Again, if it found no such row and there is one
+    /// afterwards: another transaction has created the product, or given it the expected version, in between.
+    async fn run_on<'q>(
+        &mut self,
+        id: ProductId,
+        expected: Option<Version>,
+        statement: impl Fn(String) -> Statement<'q>,
+    ) -> Result<PgRow, Error> {
+        for _ in 0..MOST_MISSES {
+            if let Some(row) = self.run(&statement).await? {
+                return Ok(row);
+            }
+            if let Some(why) = self.why_untouched(id, expected).await? {
+                return Err(why);
+            }
+        }
+        Err(Error::ProductBusy)
+    }
+
+    /// Why a write touched no row; `None` when it would now.
+    async fn why_untouched(
+        &mut self,
+        id: ProductId,
+        expected: Option<Version>,
+    ) -> Result<Option<Error>, Error> {
         let mut attempts = self.attempts(Kind::Read);
         let rows = loop {
-            let connection = match self.connection().await {
-                Ok(connection) => connection,
-                Err(error) => return error,
-            };
+            let connection = self.connection().await?;
             let outcome = attempts.in_time(select(connection, &[id])).await;
-            match attempts.settle(connection, outcome).await {
-                Ok(Some(rows)) => break rows,
-                Ok(None) => {}
-                Err(error) => return error,
+            if let Some(rows) = attempts.settle(connection, outcome).await? {
+                break rows;
             }
         };
         let Some(row) = rows.first().filter(|row| row.try_get(1).unwrap_or(false)) else {
-            return Error::NotFound;
+            return Ok(Some(Error::NotFound));
         };
         let current = rows::version(row, PRODUCT);
-        match rows::decode(id, row, PRODUCT) {
+        Ok(match rows::decode(id, row, PRODUCT) {
             _ if expected.is_some_and(|expected| expected != current) => {
-                Error::VersionMismatch { current }
+                Some(Error::VersionMismatch { current })
             }
-            Err(why) => Error::Unreadable(why),
-            Ok(_) => Error::Unavailable("the product was changed at the same time".to_owned()),
-        }
+            Err(why) => Some(Error::Unreadable(why)),
+            Ok(_) => None,
+        })
     }
 
     /// Moves the sequence of the ids to one that is free.

@@ -10,7 +10,6 @@ use super::read::wrong_type_as_value;
 use super::{Redis, Unavailable};
 use crate::entry::Entry;
 use crate::metrics::RedisOperation;
-use crate::moment::Moment;
 use crate::product::ProductId;
 
 /// What Redis holds of one product.
@@ -29,15 +28,6 @@ pub struct LeaseState {
     pub token: Bytes,
     /// How long ago it was taken or last renewed.
     pub age: Duration,
-}
-
-impl RedisState {
-    /// Whether a plain read would be answered with this.
-    #[must_use]
-    pub fn serves(&self) -> bool {
-        let usable = |entry: &Entry| !entry.is_suspect() && !entry.past_hard(Moment::now());
-        self.entry.as_ref().is_some_and(usable)
-    }
 }
 
 impl Redis {

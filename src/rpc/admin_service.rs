@@ -7,14 +7,14 @@ use tonic::{Request, Response, Status};
 
 use super::connection::Origin;
 use super::convert;
-use crate::catalog::{Catalog, Explanation, SlotState};
+use crate::catalog::{Catalog, Explanation, Verdict};
 use crate::entry::Entry;
 use crate::metrics::ServedBy;
 use crate::product::ProductId;
 use crate::proto::admin::AdminService;
 use crate::proto::{
     CachedCopy, ChangeStream, ExplainProductRequest, ExplainProductResponse, MemoryCopy,
-    PostgresRow, RedisCopy, SlotState as SlotStateMessage, Tier,
+    PostgresRow, RedisCopy, SlotState, Tier,
 };
 
 /// `hotshelf.v1.AdminService`.
@@ -38,7 +38,7 @@ impl AdminService for Admin {
 }
 
 fn message(id: ProductId, explanation: &Explanation) -> ExplainProductResponse {
-    let (tier, reason) = explanation.verdict;
+    let (tier, reason) = explanation.served_from;
     ExplainProductResponse {
         id: id.get(),
         memory: Some(memory(explanation)),
@@ -60,17 +60,19 @@ fn message(id: ProductId, explanation: &Explanation) -> ExplainProductResponse {
 }
 
 fn memory(explanation: &Explanation) -> MemoryCopy {
-    let held = explanation.memory.as_ref();
-    MemoryCopy {
-        state: match explanation.slot {
-            SlotState::Empty => SlotStateMessage::Empty,
-            SlotState::Fresh => SlotStateMessage::Fresh,
-            SlotState::PastSoftTtl => SlotStateMessage::PastSoftTtl,
-            SlotState::PastHardTtl => SlotStateMessage::PastHardTtl,
-            SlotState::Invalidated => SlotStateMessage::Invalidated,
-            SlotState::Untrusted => SlotStateMessage::Untrusted,
+    let held = explanation.memory.as_ref().map(|(held, _)| held);
+    let state = match explanation.memory.as_ref().map(|(_, verdict)| verdict) {
+        None => SlotState::Empty,
+        Some(Verdict::Fresh) => SlotState::Fresh,
+        Some(Verdict::PastSoftTtl) => SlotState::PastSoftTtl,
+        Some(Verdict::PastHardTtl) => SlotState::PastHardTtl,
+        Some(Verdict::Invalidated) => SlotState::Invalidated,
+        Some(Verdict::Unconfirmed | Verdict::Suspect | Verdict::NotFreshEnough) => {
+            SlotState::Untrusted
         }
-        .into(),
+    };
+    MemoryCopy {
+        state: state.into(),
         copy: held.map(|held| copy(&held.entry)),
         checked_age: held.and_then(|held| duration(held.checked_at.elapsed())),
         floor_version: held.map_or(0, |held| held.floor().version.0),
@@ -84,7 +86,7 @@ fn redis(explanation: &Explanation) -> RedisCopy {
     RedisCopy {
         reachable: true,
         copy: state.entry.as_ref().map(copy),
-        usable: state.serves(),
+        usable: explanation.redis_verdict.is_some_and(Verdict::answers),
         leased: state.lease.is_some(),
         lease_token: state.lease.as_ref().map(|lease| token(&lease.token)).unwrap_or_default(),
         lease_age: state.lease.as_ref().and_then(|lease| duration(lease.age)),

@@ -79,7 +79,7 @@ async fn void(stack: Stack) {
     assert_eq!(memory.floor_version, version + 1);
     assert_eq!(memory.copy.unwrap().version, version);
     assert_eq!(explained.served_from(), Tier::Redis);
-    assert!(explained.reason.contains("void"), "{}", explained.reason);
+    assert!(explained.reason.contains("invalidated"), "{}", explained.reason);
 }
 
 async fn no_traces(stack: Stack) {

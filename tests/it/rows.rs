@@ -18,6 +18,10 @@ pub fn register(suite: &mut Suite<'_>) {
     suite.single("rows::in_sql_ascii_text_that_is_not_utf_8_fails_its_product_alone", sql_ascii);
     suite.single("rows::in_an_encoding_of_one_byte_the_rest_is_converted", one_byte);
     suite.single("rows::prices_and_times_up_to_the_bounds_are_served_exactly", bounds);
+    suite.single(
+        "rows::an_update_of_a_product_that_is_created_meanwhile_is_made",
+        created_meanwhile,
+    );
 }
 
 /// The constraints are dropped and the types are widened, so that SQL can write anything.
@@ -201,4 +205,29 @@ async fn bounds(stack: Stack) {
         let renamed = node.client.clone().update_product(request).await.expect(change).into_inner();
         assert_eq!(renamed.price, Some(price), "{change}");
     }
+}
+
+/// A trigger creates the product after the snapshot of the first UPDATE, which therefore finds no row.
+async fn created_meanwhile(stack: Stack) {
+    run(
+        &stack.sql,
+        "CREATE FUNCTION create_meanwhile() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+         INSERT INTO public.products (id, name, price, currency) VALUES (900, 'old', 1, 'USD') ON CONFLICT DO NOTHING; \
+         RETURN NULL; END $$",
+    )
+    .await;
+    run(
+        &stack.sql,
+        "CREATE TRIGGER create_meanwhile BEFORE UPDATE ON products FOR EACH STATEMENT \
+         EXECUTE FUNCTION create_meanwhile()",
+    )
+    .await;
+    let node = stack.node().await;
+    let request = UpdateProductRequest {
+        product: Some(Product { id: 900, name: "new".to_owned(), ..Product::default() }),
+        update_mask: Some(FieldMask { paths: vec!["name".to_owned()] }),
+        ..UpdateProductRequest::default()
+    };
+    let updated = node.client.clone().update_product(request).await.unwrap().into_inner();
+    assert_eq!(updated.name, "new");
 }
