@@ -38,7 +38,7 @@ impl ClientConnection {
 
     /// It was refused something.
     pub(super) fn refused(&self, reason: Shed) {
-        self.refusals.note(self.peer, None, reason);
+        self.refusals.record(self.peer, None, reason);
     }
 
     /// What a call is told that failed. `asked` is the version that it asked for.
@@ -49,7 +49,7 @@ impl ClientConnection {
         asked: Option<Version>,
     ) -> Status {
         let name = named.map(|named| &*named.name);
-        let refused = |reason| self.refusals.note(self.peer, name, reason);
+        let refused = |reason| self.refusals.record(self.peer, name, reason);
         match error {
             Error::OverBudget(PostgresShare::Loads) => refused(Shed::Loads),
             Error::OverBudget(PostgresShare::Latest) => refused(Shed::Latest),

@@ -127,7 +127,7 @@ impl Edge {
         service: &Arc<impl Fn(Peer) -> S + Send + Sync + 'static>,
     ) {
         let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
-            self.refusals.note(address, None, Shed::Connections);
+            self.refusals.record(address, None, Shed::Connections);
             return;
         };
         // Without it a lone stream waits for delayed acknowledgements. A socket that refuses is closing.
