@@ -197,7 +197,7 @@ fn limit(asked: i32) -> Result<usize, Status> {
 
 fn interval(asked: Option<prost_types::Duration>) -> Result<Duration, Status> {
     let Some(asked) = asked else { return Ok(DEFAULT_INTERVAL) };
-    let interval = convert::positive_duration("interval", asked)?;
+    let interval = convert::non_negative_duration("interval", asked)?;
     if !(MIN_INTERVAL..=MAX_INTERVAL).contains(&interval) {
         return Err(status::invalid("interval", "must be 0.1s to 3600s"));
     }
