@@ -30,7 +30,7 @@ impl Caller {
 /// The caller of a read or a write, and its deadline.
 #[derive(Clone, Copy, Debug)]
 pub struct CallContext {
-    /// The caller whose share the call uses.
+    /// The call is accounted to this caller.
     pub caller: Caller,
     /// The caller discards an answer that comes later. `None`: it waits without limit.
     pub deadline: Option<Instant>,

@@ -62,7 +62,7 @@ impl Refusals {
         let reason = reason.name();
         tracing::warn!(
             reason, %peer, caller, refused,
-            "refused to stay within limits; /callers on the admin port lists the callers refused most"
+            "refused to stay within limits; /callers on the admin port lists the most refused"
         );
     }
 

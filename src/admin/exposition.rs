@@ -30,7 +30,7 @@ impl Exposition {
         Self { metrics, latest: Mutex::default() }
     }
 
-    /// Returns a text whose computation began after this call, so that it counts everything that happened before the scrape.
+    /// Returns a text that was computed after this call began, so that it counts everything that happened before the scrape.
     pub(super) async fn text(&self) -> Result<Bytes, String> {
         let requested = Instant::now();
         loop {

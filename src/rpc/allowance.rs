@@ -1,7 +1,7 @@
 //! Bounds what all connections together hold of one resource: bytes of batch responses that are not sent yet, bytes of
 //! incomplete requests, or open streams.
 //!
-//! A connection whose share is large compared with what is free gets no more, so that a few connections cannot take all of it.
+//! A connection that holds more than an eighth of what is free gets no more, so that a few connections cannot take all of it.
 //!
 //! The response of a batch is a copy of its products and takes memory until the client has read it. The response of GetProduct
 //! is not counted: its bytes belong to the cache.

@@ -44,18 +44,18 @@ pub(super) fn ids(ids: &[i64]) -> Result<Vec<ProductId>, Status> {
 }
 
 /// Size of the largest response to a batch that the caller accepts.
-pub(super) fn max_response_bytes(asked: i32) -> Result<usize, Status> {
+pub(super) fn max_response_bytes(requested: i32) -> Result<usize, Status> {
     /// The default limit of gRPC clients.
     const DEFAULT: usize = 4 << 20;
-    match usize::try_from(asked) {
+    match usize::try_from(requested) {
         Ok(0) => Ok(DEFAULT),
         Ok(bytes) => Ok(bytes),
         Err(_) => Err(invalid("max_response_bytes", "must be 0 or more")),
     }
 }
 
-pub(super) fn freshness(asked: Option<RequestedFreshness>) -> Result<Freshness, Status> {
-    match asked {
+pub(super) fn freshness(requested: Option<RequestedFreshness>) -> Result<Freshness, Status> {
+    match requested {
         None | Some(RequestedFreshness::Latest(false)) => Ok(Freshness::Cached),
         Some(RequestedFreshness::Latest(true)) => Ok(Freshness::KnownSince(Moment::now())),
         Some(RequestedFreshness::MaxStaleness(duration)) => known_since(duration),

@@ -56,7 +56,7 @@ pub struct EdgeOptions {
     /// A connection is closed when a ping is not answered, or when the TLS handshake or the HTTP/2 preface has not come, within
     /// this time.
     pub keepalive_timeout: Duration,
-    /// Bounds the deadlines of unary calls. A call whose response the client does not read is dropped after twice this time.
+    /// Bounds the deadlines of unary calls. A call with an unread response is dropped after twice this time.
     pub max_call_time: Duration,
     /// A connection is closed gracefully at this age, jittered by a tenth. `None`: no limit.
     pub max_age: Option<Duration>,

@@ -57,7 +57,7 @@ impl CallAdmission {
     }
 
     /// Takes a place for a call. Above half of the limit a connection gets only an eighth of the free places (see
-    /// [`FREE_DIVISOR`]), so that calls that hang, or whose responses are not read, leave places for other connections.
+    /// [`FREE_DIVISOR`]), so that calls that hang, or that wait for a slow reader, leave places for other connections.
     ///
     /// # Errors
     /// RESOURCE_EXHAUSTED, without waiting.

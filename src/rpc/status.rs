@@ -50,7 +50,7 @@ pub(super) fn of_error(error: &Error, expected: Option<Version>) -> Status {
         Error::OutcomeUnknown(why) => {
             tracing::warn!(
                 %why,
-                "the connection to PostgreSQL broke during a write, which may have been committed; the call fails"
+                "the connection to PostgreSQL broke during a write, which may be committed"
             );
             let message = "the connection to the database broke during the write, which may have been committed; read before writing again";
             retry(Code::Unavailable, message, "WRITE_OUTCOME_UNKNOWN")
@@ -129,7 +129,7 @@ pub(super) fn with_details(response: Response<Body>) -> Response<Body> {
     }
 }
 
-/// A request that cannot be decoded, or whose head violates the gRPC protocol.
+/// A request that cannot be decoded, or a head that violates the gRPC protocol.
 pub(super) fn malformed(why: &str) -> Status {
     let message = format!("the request cannot be read: {why}");
     status(Code::InvalidArgument, message, "MALFORMED_REQUEST", HashMap::new())
@@ -229,10 +229,10 @@ pub(super) fn unauthorized(refusal: AuthRefusal, scope: Option<&'static str>) ->
     status(Code::Unauthenticated, message, reason, HashMap::new())
 }
 
-fn versions(current: Version, name: &str, asked: Option<Version>) -> HashMap<String, String> {
+fn versions(current: Version, name: &str, requested: Option<Version>) -> HashMap<String, String> {
     let mut metadata = HashMap::from([("current_version".to_owned(), current.to_string())]);
-    if let Some(asked) = asked {
-        metadata.insert(name.to_owned(), asked.to_string());
+    if let Some(requested) = requested {
+        metadata.insert(name.to_owned(), requested.to_string());
     }
     metadata
 }

@@ -41,7 +41,7 @@ struct Socket<S> {
     write_error: Option<io::Error>,
 }
 
-/// Length of the client's connection preface (RFC 9113, 3.4). h2 closes a connection whose first bytes are not the preface.
+/// Length of the client's connection preface (RFC 9113, 3.4). h2 closes a connection that begins with other bytes.
 const PREFACE_BYTES: usize = 24;
 
 /// Counts the bytes received until the preface is complete.

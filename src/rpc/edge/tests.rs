@@ -59,7 +59,7 @@ impl AsyncWrite for Counting {
     }
 }
 
-/// A socket whose writes fail.
+/// A socket that fails every write.
 struct Unwritable(DuplexStream);
 
 impl AsyncRead for Unwritable {
