@@ -316,7 +316,7 @@ impl TurnWaker {
         self.state.store(RUNNING, Ordering::Release);
     }
 
-    /// Ends the turn, unless there was a wake during it. After it has ended wakes are passed to tokio.
+    /// Ends the turn, unless there was a wake during it. Returns whether it has ended; from then on wakes are passed to tokio.
     fn ends(&self) -> bool {
         let ended = self.state.compare_exchange(RUNNING, IDLE, Ordering::AcqRel, Ordering::Relaxed);
         ended.is_ok()
