@@ -1,4 +1,4 @@
-//! The admin port: `/metrics` for Prometheus, `/livez` and `/readyz` for whoever runs the instance.
+//! The admin port: `/metrics` for Prometheus, `/livez` and `/readyz` for the orchestrator, `/callers` for the operator.
 
 mod connections;
 mod exposition;
@@ -23,38 +23,35 @@ use crate::supervisor::Supervisor;
 use connections::AdminConnections;
 use exposition::Exposition;
 
-/// Out of file descriptors, say: accepting again at once would only spin.
+/// Accept fails when file descriptors run out, for example; without a pause the loop would spin.
 const PAUSE_AFTER_FAILED_ACCEPT: Duration = Duration::from_millis(50);
 
-/// Why an instance does not want calls now, if it does not; and what it has to do without.
+/// Why this instance is not ready for calls, if it is not, and notes on what is degraded.
 #[derive(Clone)]
 pub struct Readiness {
     reason: Arc<ArcSwapOption<String>>,
     notes: Arc<ArcSwapOption<Notes>>,
 }
 
-/// Lines for the operator.
+/// Makes lines for the operator.
 type Notes = Box<dyn Fn() -> Vec<String> + Send + Sync>;
 
 impl Readiness {
-    /// Not ready, and why.
     #[must_use]
     pub fn not_yet(reason: &str) -> Self {
         let reason = Arc::new(ArcSwapOption::from_pointee(reason.to_owned()));
         Self { reason, notes: Arc::default() }
     }
 
-    /// Ready from now on.
     pub fn set_ready(&self) {
         self.reason.store(None);
     }
 
-    /// Not ready from now on, and why.
     pub fn set_not_ready(&self, reason: &str) {
         self.reason.store(Some(Arc::new(reason.to_owned())));
     }
 
-    /// What `part` lacks is told in further lines. It does not keep `part` alive.
+    /// Adds the lines of `notes` to `/readyz`, whether ready or not. Holds `part` weakly, so that it does not outlive its owner.
     pub fn set_notes<T: Send + Sync + 'static>(
         &self,
         part: &Arc<T>,
@@ -77,16 +74,15 @@ impl fmt::Debug for Readiness {
     }
 }
 
-/// What the admin port answers from.
 #[derive(Debug)]
-struct Port {
+struct AdminPort {
     exposition: Exposition,
     readiness: Readiness,
     supervisor: Supervisor,
     refusals: Arc<Refusals>,
 }
 
-/// Serves the admin port until the drain has finished, so that it can be watched.
+/// Serves the admin port until the drain has finished, so that the drain can be observed.
 pub fn serve(
     listener: TcpListener,
     metrics: Arc<Metrics>,
@@ -95,14 +91,17 @@ pub fn serve(
     drain: &Drain,
 ) {
     let supervisor = drain.supervisor().clone();
-    let port = Port { exposition: Exposition::new(metrics), readiness, supervisor, refusals };
+    let port = AdminPort { exposition: Exposition::new(metrics), readiness, supervisor, refusals };
     let (port, listener) = (Arc::new(port), Arc::new(listener));
     drain.spawn_loop(BackgroundTask::AdminPort, move || {
         accept(Arc::clone(&port), Arc::clone(&listener))
     });
 }
 
-async fn accept(port: Arc<Port>, listener: Arc<TcpListener>) -> Result<Infallible, Infallible> {
+async fn accept(
+    port: Arc<AdminPort>,
+    listener: Arc<TcpListener>,
+) -> Result<Infallible, Infallible> {
     let mut connections = AdminConnections::default();
     loop {
         tokio::select! {
@@ -110,7 +109,10 @@ async fn accept(port: Arc<Port>, listener: Arc<TcpListener>) -> Result<Infallibl
             accepted = listener.accept() => match accepted {
                 Ok((socket, _)) => connections.serve(Arc::clone(&port), socket).await,
                 Err(error) => {
-                    tracing::warn!(%error, "a connection to the admin port could not be accepted");
+                    tracing::warn!(
+                        %error,
+                        "a connection to the admin port could not be accepted; trying again"
+                    );
                     tokio::time::sleep(PAUSE_AFTER_FAILED_ACCEPT).await;
                 }
             },
@@ -118,7 +120,7 @@ async fn accept(port: Arc<Port>, listener: Arc<TcpListener>) -> Result<Infallibl
     }
 }
 
-impl Port {
+impl AdminPort {
     async fn answer(
         &self,
         request: Request<Incoming>,
@@ -128,8 +130,7 @@ impl Port {
         }
         Ok(match request.uri().path() {
             "/metrics" => self.metrics().await,
-            // Answering at all is being alive. It must not depend on Redis or Postgres: restarting this
-            // process would mend neither.
+            // Must not depend on Redis or Postgres: a restart of this process would repair neither.
             "/livez" => plain(StatusCode::OK, "alive\n"),
             "/readyz" => self.readyz(),
             "/callers" => plain(StatusCode::OK, self.refusals.most_refused()),
@@ -139,12 +140,12 @@ impl Port {
 
     async fn metrics(&self) -> Response<Full<Bytes>> {
         match self.exposition.text().await {
-            Ok(text) => text_of(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text),
-            Err(why) => plain(StatusCode::INTERNAL_SERVER_ERROR, why + "\n"),
+            Ok(text) => response(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text),
+            Err(error) => plain(StatusCode::INTERNAL_SERVER_ERROR, error + "\n"),
         }
     }
 
-    /// One line for each reason not to be ready, and then for what it has to do without.
+    /// One line for each reason not to be ready, followed by the notes on what is degraded.
     fn readyz(&self) -> Response<Full<Bytes>> {
         let mut reasons: Vec<String> =
             self.readiness.reason.load().as_deref().cloned().into_iter().collect();
@@ -161,12 +162,12 @@ impl Port {
 }
 
 fn plain(status: StatusCode, text: impl Into<Bytes>) -> Response<Full<Bytes>> {
-    text_of(status, "text/plain; charset=utf-8", text.into())
+    response(status, "text/plain; charset=utf-8", text.into())
 }
 
-fn text_of(status: StatusCode, kind: &'static str, text: Bytes) -> Response<Full<Bytes>> {
+fn response(status: StatusCode, content_type: &'static str, text: Bytes) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(text));
     *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
 }

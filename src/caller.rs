@@ -1,42 +1,42 @@
-//! The caller that work is done for. The shares of PostgreSQL and of Redis are fair by caller.
+//! The caller that work is done for. Capacity of PostgreSQL and Redis is divided fairly between callers.
 
 use std::time::Instant;
 
-/// The bit that no number of a connection has.
-const OF_IDENTITY: u64 = 1 << 63;
+/// Set for identities and never reached by connection numbers, so the two cannot collide.
+const IDENTITY_BIT: u64 = 1 << 63;
 
-/// A client, as far as it can be told from others: by the identity that it has shown, else by its connection.
+/// A client, identified by its authenticated identity if it has one, else by its connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Caller(u64);
 
 impl Caller {
-    /// This instance itself: refreshes, probes.
+    /// Work of this instance itself: refreshes, probes.
     pub const BACKGROUND: Self = Self(0);
 
-    /// The client of a connection; connections are numbered from 1.
+    /// Connections are numbered from 1; 0 is [`Self::BACKGROUND`].
     #[must_use]
     pub fn of_connection(number: u64) -> Self {
         Self(number)
     }
 
-    /// An authenticated caller, on any connection. `digest` is a cryptographic one: no identity can be found that takes the
-    /// shares of another.
+    /// An authenticated caller, on any connection. `digest` has to come from a cryptographic hash; otherwise a client could
+    /// choose a name that collides with another caller's and use up its share.
     #[must_use]
     pub fn of_identity(digest: u64) -> Self {
-        Self(digest | OF_IDENTITY)
+        Self(digest | IDENTITY_BIT)
     }
 }
 
-/// The caller of a read or a write, and until when it waits for the answer; `None`: for ever.
+/// The caller of a read or a write, and its deadline.
 #[derive(Clone, Copy, Debug)]
 pub struct CallContext {
-    /// Whose share the call takes.
+    /// The call is accounted to this caller.
     pub caller: Caller,
-    /// After this moment the answer is of no use to it.
+    /// The caller discards an answer that comes later. `None`: it waits without limit.
     pub deadline: Option<Instant>,
 }
 
 impl CallContext {
-    /// What this instance does by itself.
+    /// Work of this instance itself; it has no deadline.
     pub const BACKGROUND: Self = Self { caller: Caller::BACKGROUND, deadline: None };
 }

@@ -1,4 +1,6 @@
-//! Announces the end, tracks what still runs, and waits for it with a limit. The only place that spawns.
+//! Graceful shutdown: announces it, tracks running work, and waits for that work with a limit.
+//!
+//! The only module that spawns tasks, so that no task escapes the drain.
 
 use std::convert::Infallible;
 use std::fmt::Display;
@@ -13,7 +15,7 @@ use tokio_util::task::TaskTracker;
 use crate::metrics::{BackgroundTask, Metrics};
 use crate::supervisor::Supervisor;
 
-/// The life of one instance. Clones are the same life.
+/// The shutdown state and the tasks of one instance; clones share them.
 #[derive(Clone, Debug)]
 pub struct Drain {
     announced: CancellationToken,
@@ -24,7 +26,6 @@ pub struct Drain {
 }
 
 impl Drain {
-    /// The life of an instance that begins now.
     #[must_use]
     pub fn new(metrics: Arc<Metrics>) -> Self {
         Self {
@@ -36,35 +37,32 @@ impl Drain {
         }
     }
 
-    /// What keeps the background tasks running.
     #[must_use]
     pub fn supervisor(&self) -> &Supervisor {
         &self.supervisor
     }
 
-    /// Announces the end: no new calls, streams end.
+    /// Starts the shutdown: the accept loops stop and streams end.
     pub fn announce(&self) {
         self.announced.cancel();
     }
 
-    /// Resolves when the end has been announced.
     pub async fn announced(&self) {
         self.announced.cancelled().await;
     }
 
-    /// Whether the end has been announced.
     #[must_use]
     pub fn is_announced(&self) -> bool {
         self.announced.is_cancelled()
     }
 
-    /// Resolves when the grace is over, and whatever still runs should stop.
+    /// Resolves when all calls have ended or the grace period is over; what still runs has to stop then.
     pub async fn ended(&self) {
         self.ended.cancelled().await;
     }
 
-    /// Runs work that callers wait for: connections, loads, writes. Drain waits for it, and a caller that goes
-    /// away does not end it.
+    /// Runs work that callers wait for: connections, loads, writes. [`Self::finish`] waits for it. Dropping the handle
+    /// does not cancel it, so a load or a write continues when its caller disconnects.
     #[expect(clippy::disallowed_methods, reason = "the one place that spawns")]
     pub fn spawn<F>(&self, work: F) -> JoinHandle<F::Output>
     where
@@ -73,9 +71,9 @@ impl Drain {
         tokio::spawn(self.calls.track_future(work))
     }
 
-    /// Runs the loop that `work` makes until the calls have ended. A loop ends only by failing: then `work` makes another.
+    /// Runs a background loop until [`Self::ended`]. A loop returns or panics only on failure; then `work` makes another.
     ///
-    /// What a loop has to keep from one run to the next (listeners, receivers) belongs to `work`, which lends it out.
+    /// State that has to survive a restart (listeners, receivers) belongs to `work`, which lends it to each run.
     pub fn spawn_loop<F, E>(
         &self,
         task: BackgroundTask,
@@ -87,7 +85,8 @@ impl Drain {
         self.supervise(&self.background, &self.ended, task, work);
     }
 
-    /// The same for a loop that accepts calls: it runs until the end is announced, and drain waits for what it accepted.
+    /// Runs a loop that accepts calls until [`Self::announced`]. What it accepted is spawned with [`Self::spawn`], and drain
+    /// waits for that.
     pub fn spawn_accept_loop<F, E>(
         &self,
         task: BackgroundTask,
@@ -119,15 +118,15 @@ impl Drain {
         }));
     }
 
-    /// Ends everything where it is, without waiting.
+    /// Announces the shutdown and stops the loops at once, without waiting for calls.
     #[cfg(feature = "test-hooks")]
     pub fn abandon(&self) {
         self.announce();
         self.ended.cancel();
     }
 
-    /// Waits until the calls have ended, at most `grace`, then ends the loops. Returns whether all calls
-    /// ended by themselves.
+    /// Announces the shutdown, waits at most `grace` for the calls to end, then stops the loops. Returns false when calls
+    /// still ran after `grace`.
     pub async fn finish(&self, grace: Duration) -> bool {
         self.announce();
         self.calls.close();
@@ -139,7 +138,7 @@ impl Drain {
     }
 }
 
-/// For parts that are made without an instance: their restarts are counted in metrics of their own.
+/// For parts that are built without an instance, as in unit tests; restarts are counted in separate metrics.
 impl Default for Drain {
     fn default() -> Self {
         Self::new(Metrics::new())

@@ -1,8 +1,9 @@
-//! The log: lines to standard error that neither a reader which does not read nor a caller which provokes warnings can
-//! turn against the service.
+//! The log, written to standard error. It does not block the service:
 //!
-//! A thread of its own writes the lines. The queue to it is bounded; lines that do not fit are dropped and counted.
-//! Lines of one kind are limited (`repeats.rs`).
+//! - A dedicated thread writes the lines. Its queue is bounded, so a full pipe does not block callers; lines that do not fit
+//!   are dropped and counted.
+//! - Lines from one place in the source are rate-limited (`repeats.rs`), so a client that provokes warnings cannot fill the
+//!   disk.
 
 mod repeats;
 
@@ -20,28 +21,29 @@ use tracing_subscriber::util::SubscriberInitExt;
 use crate::metrics::Metrics;
 use repeats::Repeats;
 
-/// Lines that wait to be written, of a few hundred bytes each. Too high: memory while the log is not read. Too low: a
-/// reader that pauses loses lines.
+/// Queued lines, of a few hundred bytes each. Too high: memory while standard error is not read. Too low: a short pause of
+/// the reader loses lines.
 const QUEUED_LINES: usize = 8_192;
-/// Between two looks at what was left out or dropped.
-const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// How often suppressed and dropped lines are reported.
+const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The process' log. Dropping it writes out what is queued, and waits a second for a reader at most.
+/// The log of the process. Dropping it flushes the queue, and waits at most one second for standard error to take the lines.
 #[derive(Debug)]
 pub struct Log {
     repeats: Arc<Repeats>,
     writer: NonBlocking,
-    _written_out: WorkerGuard,
+    /// Flushes the queue on drop.
+    _worker: WorkerGuard,
 }
 
 impl Log {
-    /// From now on all events that `filter` lets pass, and panics, are written to standard error.
+    /// Starts to log panics, and the events that pass `filter`.
     ///
     /// # Panics
-    /// When there is a log already.
+    /// When the process has a global subscriber already.
     #[must_use]
     pub fn start(filter: EnvFilter, colours: bool) -> Self {
-        let (writer, written_out) = NonBlockingBuilder::default()
+        let (writer, worker) = NonBlockingBuilder::default()
             .lossy(true)
             .buffered_lines_limit(QUEUED_LINES)
             .thread_name("log")
@@ -50,33 +52,33 @@ impl Log {
         let lines = tracing_subscriber::fmt::layer().with_ansi(colours).with_writer(writer.clone());
         tracing_subscriber::registry().with(filter).with(lines).with(repeats.layer()).init();
         log_panics();
-        Self { repeats, writer, _written_out: written_out }
+        Self { repeats, writer, _worker: worker }
     }
 
-    /// Writes a line of the program itself, behind the events so far.
+    /// Writes a plain line, after all events so far.
     pub fn say(&self, line: &str) {
-        // In one piece: each write is a line of the queue.
+        // One write, because each write is one line of the queue.
         let line = format!("hotshelf: {line}\n");
-        // The queue takes it or drops it.
+        // Never fails: the queue takes the line or drops it.
         let _ = self.writer.clone().write_all(line.as_bytes());
     }
 
-    /// Reports what was left out, until it is dropped.
+    /// Reports suppressed lines; runs until it is dropped.
     pub async fn keep_reporting(&self) -> Infallible {
         loop {
-            tokio::time::sleep(LOOK_INTERVAL).await;
+            tokio::time::sleep(REPORT_INTERVAL).await;
             self.repeats.report(Instant::now());
         }
     }
 
-    /// Counts the lines that were dropped because the queue was full, until it is dropped.
+    /// Counts the lines that were dropped because the queue was full; runs until it is dropped.
     pub async fn keep_counting(&self, metrics: &Metrics) -> Infallible {
-        let (dropped, mut counted) = (self.writer.error_counter(), 0);
+        let (counter, mut counted) = (self.writer.error_counter(), 0);
         loop {
-            let now = dropped.dropped_lines();
-            metrics.log_lines_dropped.add((), (now - counted) as u64);
-            counted = now;
-            tokio::time::sleep(LOOK_INTERVAL).await;
+            let dropped = counter.dropped_lines();
+            metrics.log_lines_dropped.add((), (dropped - counted) as u64);
+            counted = dropped;
+            tokio::time::sleep(REPORT_INTERVAL).await;
         }
     }
 }
@@ -87,7 +89,7 @@ impl Drop for Log {
     }
 }
 
-/// The standard hook writes to standard error itself, and blocks while the pipe is full.
+/// Replaces the standard hook, which writes to standard error itself and blocks while the pipe is full.
 fn log_panics() {
     std::panic::set_hook(Box::new(|panic| {
         let message = panic.payload_as_str().unwrap_or("without a message");

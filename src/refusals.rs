@@ -1,5 +1,5 @@
-//! Callers that were refused to stay within limits: a line of the log for each reason from time to time, and the addresses
-//! or names that were refused most, for `/callers`. No metric has them as labels: clients would add series without bound.
+//! Reports callers that were refused because a limit was reached: one rate-limited log line for each reason, and the most
+//! refused addresses or names on `/callers`. They are not metric labels, because clients could create series without bound.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -10,29 +10,30 @@ use parking_lot::Mutex;
 
 use crate::metrics::{Metrics, Shed};
 
-/// Between two lines for one reason. Too high: an operator hears late of it. Too low: log under overload.
+/// Minimum time between two log lines for one reason. Too high: the operator sees an overload late. Too low: overload fills
+/// the log.
 const LINE_INTERVAL: Duration = Duration::from_secs(10);
-/// Callers are counted for so long, and shown for as long again.
+/// Length of a counting window. `/callers` shows the current window and the one before it.
 const WINDOW: Duration = Duration::from_secs(60);
-/// Callers that are counted; one more takes the place and the count of the least (the Space-Saving algorithm: Metwally et
-/// al., ICDT 2005), so that those that are refused most are among them.
+/// Callers counted at once. A further caller replaces the one with the lowest count and takes over that count (Space-Saving:
+/// Metwally et al., ICDT 2005), so the most refused callers are always among those counted.
 const MAX_CALLERS: usize = 256;
-/// Callers that are shown.
+/// Callers listed on `/callers`.
 const SHOWN: usize = 10;
 
 /// The refusals of one instance.
 #[derive(Debug)]
 pub struct Refusals {
     metrics: Arc<Metrics>,
-    lines: [Mutex<Line>; Shed::COUNT],
+    log: [Mutex<LogLimit>; Shed::COUNT],
     callers: Mutex<Callers>,
 }
 
-/// What the log says of one reason.
+/// Limits the log lines for one reason.
 #[derive(Debug, Default)]
-struct Line {
+struct LogLimit {
     last: Option<Instant>,
-    /// Refused since then.
+    /// Refused since `last`.
     refused: u64,
 }
 
@@ -44,28 +45,29 @@ struct Callers {
 }
 
 impl Refusals {
-    /// Of an instance with these metrics.
     #[must_use]
     pub fn new(metrics: &Arc<Metrics>) -> Arc<Self> {
-        let (lines, callers) = (Default::default(), Mutex::default());
-        Arc::new(Self { metrics: Arc::clone(metrics), lines, callers })
+        let (log, callers) = (Default::default(), Mutex::default());
+        Arc::new(Self { metrics: Arc::clone(metrics), log, callers })
     }
 
-    /// `peer` was refused a call, a stream or the connection itself; `name` is what the caller is known by, if it is.
-    pub fn note(&self, peer: SocketAddr, name: Option<&str>, reason: Shed) {
+    /// Records that `peer` was refused a call, a stream or the connection itself. `name` is the caller's identity, if known;
+    /// otherwise it is counted by address.
+    pub fn record(&self, peer: SocketAddr, name: Option<&str>, reason: Shed) {
         self.metrics.shed.inc(reason);
         let now = Instant::now();
         let caller = name.map_or_else(|| peer.ip().to_canonical().to_string(), str::to_owned);
         self.callers.lock().count(&caller, now);
-        let Some(refused) = self.lines[reason as usize].lock().count(now) else { return };
+        let Some(refused) = self.log[reason as usize].lock().count(now) else { return };
         let reason = reason.name();
         tracing::warn!(
             reason, %peer, caller, refused,
-            "refused to stay within limits; /callers on the admin port has those that were refused most"
+            "refused to stay within limits; /callers on the admin port lists the most refused"
         );
     }
 
-    /// A line for each of the callers that were refused most in the last one to two minutes: how often, and which.
+    /// The callers refused most in the last one to two minutes, one line each: the count and the caller. Names are escaped,
+    /// because clients choose them.
     #[must_use]
     pub fn most_refused(&self) -> String {
         let ranked = self.callers.lock().ranked(Instant::now());
@@ -77,8 +79,8 @@ impl Refusals {
     }
 }
 
-impl Line {
-    /// How many were refused since the last line, when it is time for another.
+impl LogLimit {
+    /// Counts a refusal. Returns how many there were since the last line when another line is due.
     fn count(&mut self, now: Instant) -> Option<u64> {
         self.refused += 1;
         if self.last.is_some_and(|last| now.saturating_duration_since(last) < LINE_INTERVAL) {
@@ -91,7 +93,7 @@ impl Line {
 
 impl Callers {
     fn count(&mut self, caller: &str, now: Instant) {
-        self.turn(now);
+        self.rotate(now);
         if let Some(count) = self.current.get_mut(caller) {
             *count += 1;
             return;
@@ -109,8 +111,8 @@ impl Callers {
         self.current.insert(caller.to_owned(), count + 1);
     }
 
-    /// Forgets what is over.
-    fn turn(&mut self, now: Instant) {
+    /// Drops counts of windows that are over.
+    fn rotate(&mut self, now: Instant) {
         let age = now.saturating_duration_since(*self.began.get_or_insert(now));
         if age >= WINDOW {
             self.previous = std::mem::take(&mut self.current);
@@ -122,7 +124,7 @@ impl Callers {
     }
 
     fn ranked(&mut self, now: Instant) -> Vec<(String, u64)> {
-        self.turn(now);
+        self.rotate(now);
         let mut counts = self.current.clone();
         for (caller, count) in &self.previous {
             *counts.entry(caller.clone()).or_default() += count;
@@ -142,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn the_most_refused_are_known_among_any_number() {
+    fn the_most_refused_caller_is_found_among_any_number() {
         let (mut callers, now) = (Callers::default(), Instant::now());
         for number in 0..100_000 {
             callers.count(&caller(1_000 + number), now);
@@ -155,20 +157,20 @@ mod tests {
     }
 
     #[test]
-    fn callers_that_are_not_refused_any_more_are_forgotten() {
+    fn counts_are_dropped_after_two_windows() {
         let (mut callers, now) = (Callers::default(), Instant::now());
-        callers.count("shop", now);
-        assert_eq!(callers.ranked(now + WINDOW), [("shop".to_owned(), 1)]);
+        callers.count("storefront", now);
+        assert_eq!(callers.ranked(now + WINDOW), [("storefront".to_owned(), 1)]);
         assert_eq!(callers.ranked(now + 2 * WINDOW), []);
-        callers.count("shop", now + 2 * WINDOW);
+        callers.count("storefront", now + 2 * WINDOW);
         assert_eq!(callers.ranked(now + 5 * WINDOW), []);
     }
 
     #[test]
-    fn one_line_in_an_interval_says_how_many_there_were() {
-        let (mut line, now) = (Line::default(), Instant::now());
-        assert_eq!(line.count(now), Some(1));
-        assert_eq!((0..100).find_map(|_| line.count(now + LINE_INTERVAL / 2)), None);
-        assert_eq!(line.count(now + LINE_INTERVAL), Some(101));
+    fn one_line_in_an_interval_has_the_count_since_the_last_line() {
+        let (mut log, now) = (LogLimit::default(), Instant::now());
+        assert_eq!(log.count(now), Some(1));
+        assert_eq!((0..100).find_map(|_| log.count(now + LINE_INTERVAL / 2)), None);
+        assert_eq!(log.count(now + LINE_INTERVAL), Some(101));
     }
 }

@@ -1,4 +1,5 @@
-//! The edge: gRPC in, domain types onward, statuses out. With `app` the only place that knows tonic.
+//! The gRPC server: requests become domain types, results become responses and statuses. Only this module and `app` use
+//! tonic.
 
 mod admin_service;
 mod allowance;
@@ -50,47 +51,44 @@ use service::Products;
 use shed::{CallAdmission, CallPlaces};
 use unary::Receiver;
 
-/// Limits of calls.
 #[derive(Clone, Copy, Debug)]
 pub struct RpcOptions {
-    /// Limits of connections.
     pub edge: EdgeOptions,
-    /// Unary calls at once; more are refused.
+    /// Unary calls in flight; more are refused.
     pub max_calls: usize,
-    /// Bytes of batches that wait to be sent; more are refused.
+    /// Bytes of batch responses that are not sent yet; more are refused.
     pub max_unsent_bytes: usize,
-    /// Bytes of requests that are not complete; more are refused.
+    /// Bytes of requests that are not received completely; more are refused.
     pub max_incomplete_request_bytes: usize,
-    /// Streams of all services at once; more are refused.
+    /// Open streams of all services; more are refused.
     pub max_streams: usize,
-    /// Largest request.
+    /// Size of the largest request message.
     pub max_request_bytes: usize,
-    /// Streams of hot keys at once; more are refused.
+    /// Open streams of hot keys; more are refused.
     pub max_watchers: usize,
-    /// What is offered at all.
     pub switches: Switches,
 }
 
-/// What is offered at all.
+/// Optional parts of the API.
 #[derive(Clone, Copy, Debug)]
 pub struct Switches {
-    /// Products are not written.
+    /// Refuses create, update and delete.
     pub read_only: bool,
-    /// `hotshelf.v1.AdminService` is served.
+    /// Serves `hotshelf.v1.AdminService`.
     pub admin_service: bool,
-    /// Reflection is served.
+    /// Serves gRPC server reflection.
     pub reflection: bool,
 }
 
-/// A part that all connections share, counted for one of them. Every call counts references up and down, and cores that
-/// do that to the same number wait for each other.
-type Local<T> = Arc<Arc<T>>;
+/// A part that all connections share, behind a reference count for each connection. Every call clones and drops it; with one
+/// count for all connections the cores would contend for its cache line.
+type PerConnection<T> = Arc<Arc<T>>;
 
-fn local<T>(part: &Arc<T>) -> Local<T> {
+fn per_connection<T>(part: &Arc<T>) -> PerConnection<T> {
     Arc::new(Arc::clone(part))
 }
 
-/// What the health service says.
+/// The status that the health service reports.
 #[derive(Clone)]
 pub struct Health(HealthReporter);
 
@@ -103,7 +101,6 @@ impl std::fmt::Debug for Health {
 impl Health {
     const SERVICES: [&str; 2] = ["", "hotshelf.v1.ProductService"];
 
-    /// Tells health checks whether this instance wants calls.
     pub async fn set(&self, serving: bool) {
         let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
         for service in Self::SERVICES {
@@ -111,7 +108,7 @@ impl Health {
         }
     }
 
-    /// Ends the streams of those who watch, who would hold up the drain.
+    /// Ends all Watch streams, which would otherwise last as long as their clients and delay the drain.
     pub async fn end_watches(&mut self) {
         for service in Self::SERVICES {
             self.0.clear_service_status(service).await;
@@ -119,7 +116,7 @@ impl Health {
     }
 }
 
-/// Serves `catalog` on `listener` until the drain begins. Health says NOT_SERVING until it is told otherwise.
+/// Serves `catalog` on `listener` until the drain begins. Health is NOT_SERVING until [`Health::set`].
 pub async fn serve(
     listener: TcpListener,
     catalog: Arc<Catalog>,
@@ -132,21 +129,21 @@ pub async fn serve(
     let reporter = HealthReporter::new();
     let health = Health(reporter.clone());
     health.set(false).await;
-    let others = routes(Arc::clone(&catalog), reporter, &options, drain, metrics);
+    let routes = routes(Arc::clone(&catalog), reporter, &options, drain, metrics);
     let max_request_bytes = options.max_request_bytes;
-    let longest = options.edge.max_call_time;
+    let max_call_time = options.edge.max_call_time;
     let (headers, caller_metadata) = (Headers::new(), identity.caller_metadata());
-    let shared = Arc::new(Shared { catalog, others, longest, headers, caller_metadata });
+    let shared = Arc::new(Shared { catalog, routes, max_call_time, headers, caller_metadata });
     let places = CallPlaces::new(options.max_calls, metrics);
     let [unsent, incomplete, streams] = allowances(&options, metrics);
     identity.keep_reloading(drain);
-    let (observed, noted) = (Arc::clone(metrics), Arc::clone(refusals));
-    let (proofs, connections) = (Arc::clone(&identity), AtomicU64::new(0));
+    let (call_metrics, call_refusals) = (Arc::clone(metrics), Arc::clone(refusals));
+    let (call_identity, connections) = (Arc::clone(&identity), AtomicU64::new(0));
     let service = move |peer: Peer| {
         let caller = Caller::of_connection(connections.fetch_add(1, Ordering::Relaxed) + 1);
-        let auth = proofs.of_connection(&peer);
-        let connection = ClientConnection::new(peer.address, caller, Arc::clone(&noted));
-        let calls = Arc::new(Reads {
+        let auth = call_identity.of_connection(&peer);
+        let connection = ClientConnection::new(peer.address, caller, Arc::clone(&call_refusals));
+        let reads = Arc::new(Reads {
             shared: Arc::clone(&shared),
             auth,
             admission: CallAdmission::new(&places, &connection),
@@ -156,8 +153,8 @@ pub async fn serve(
             connection,
         });
         ServiceBuilder::new()
-            .layer(CallLayer { metrics: local(&observed), longest })
-            .service_fn(move |call| Reads::call(Arc::clone(&calls), call))
+            .layer(CallLayer { metrics: per_connection(&call_metrics), max_call_time })
+            .service_fn(move |call| Reads::call(Arc::clone(&reads), call))
     };
     let edge = Arc::new(Edge::new(
         options.edge,
@@ -194,9 +191,10 @@ fn routes(
         routes = routes.add_service(admin);
     }
     if reflection {
-        // A symbol's name. A stream keeps what it has of a message until that is complete.
+        // A request holds one symbol's name. The limit is small because tonic buffers incomplete messages of a stream
+        // outside of the allowance for requests.
         const MAX_REFLECTION_BYTES: usize = 4_096;
-        const VALID: &str = "build.rs made the descriptors";
+        const VALID: &str = "build.rs generates valid descriptors";
         let [v1, v1alpha] = ["v1", "v1alpha"].map(|version| described(admin_service, version));
         let (v1, v1alpha) = (v1.build_v1().expect(VALID), v1alpha.build_v1alpha().expect(VALID));
         routes = routes
@@ -206,7 +204,7 @@ fn routes(
     routes.prepare()
 }
 
-/// What connections may hold, of each kind: unsent bytes, bytes of requests that are not complete, streams.
+/// The allowances that all connections share: unsent bytes, bytes of incomplete requests, streams.
 fn allowances(options: &RpcOptions, metrics: &Metrics) -> [Arc<Allowance>; 3] {
     let new = |limit, kind, gauge, help| Allowance::new(limit, kind, (gauge, help), metrics);
     [
@@ -231,7 +229,7 @@ fn allowances(options: &RpcOptions, metrics: &Metrics) -> [Arc<Allowance>; 3] {
     ]
 }
 
-/// What reflection lists: the services that are served.
+/// Reflection lists only the services that are served.
 fn described(admin_service: bool, version: &str) -> tonic_reflection::server::Builder<'static> {
     let mut builder = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(DESCRIPTORS)

@@ -1,5 +1,5 @@
-//! Keeps background tasks running: restarts what ends, by error or panic, with backoff; counts it, and says on
-//! `/readyz` what is down. An instance that cannot keep a task running has to be replaced: it stops.
+//! Keeps background tasks running: a task that ends, by error or panic, is restarted with backoff, counted, and listed on
+//! `/readyz` while it is down. An instance that cannot keep a task running stops, so that it is replaced.
 
 mod faults;
 
@@ -17,31 +17,31 @@ use tokio_util::sync::CancellationToken;
 use crate::metrics::{BackgroundTask, Metrics};
 pub use faults::{Fault, Faults};
 
-/// The pause before the first restart; each further one takes twice as long, jittered. Too low: a task that fails at
-/// once keeps a core busy. Too high: what the task does is not done for longer.
+/// Pause before the first restart; it doubles with each further one, jittered. Too low: a task that fails at once keeps a
+/// core busy. Too high: the task's work stands still for longer.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
-/// A task that ran for this long is in order again: its restarts are counted from zero.
+/// After a run of this length the count of restarts starts again at zero.
 const STEADY: Duration = Duration::from_secs(60);
-/// Restarts in a row of a task that never ran for [`STEADY`]; after them, about three seconds, the instance stops. Too
-/// high: an instance serves without its task for longer. Too low: a passing fault costs an instance.
+/// Restarts in a row, without a run of [`STEADY`], after which the instance stops: about three seconds. Too high: an instance
+/// serves without its task for longer. Too low: a passing fault stops an instance.
 const MAX_RESTARTS: u32 = 5;
 
-/// The background tasks of one instance. Clones are the same.
+/// The background tasks of one instance; clones share them.
 #[derive(Clone, Debug)]
 pub struct Supervisor(Arc<TaskState>);
 
 #[derive(Debug)]
 struct TaskState {
-    /// Why each task is down, if it is, by its index.
+    /// Why each task is down, if it is; indexed by [`BackgroundTask`].
     down: Mutex<[Option<String>; BackgroundTask::COUNT]>,
-    /// Why the instance has to stop; set before `failed` is cancelled.
+    /// Why the instance has to stop. Set before `failed` is cancelled, so that [`Supervisor::failed`] finds it.
     failure: Mutex<Option<String>>,
     failed: CancellationToken,
     metrics: Arc<Metrics>,
     faults: Faults,
 }
 
-/// The runs of one task, one after the other.
+/// The successive runs of one task.
 #[derive(Debug)]
 pub(crate) struct Runs {
     task: BackgroundTask,
@@ -51,7 +51,6 @@ pub(crate) struct Runs {
 }
 
 impl Supervisor {
-    /// No task runs yet.
     #[must_use]
     pub fn new(metrics: Arc<Metrics>) -> Self {
         Self(Arc::new(TaskState {
@@ -63,30 +62,29 @@ impl Supervisor {
         }))
     }
 
-    /// One sentence for each task that is down.
+    /// One sentence for each task that is down, for the operator.
     #[must_use]
     pub fn down(&self) -> Vec<String> {
         self.0.down.lock().iter().flatten().cloned().collect()
     }
 
-    /// Resolves when a task cannot be kept running, with a sentence that says which and why.
+    /// Resolves when a task cannot be kept running. Returns one sentence for the operator: which task, and why.
     pub async fn failed(&self) -> String {
         self.0.failed.cancelled().await;
         self.0.failure.lock().clone().unwrap_or_default()
     }
 
-    /// Where tests make tasks fail.
     #[must_use]
     pub fn faults(&self) -> &Faults {
         &self.0.faults
     }
 
-    /// The first run of `task` begins.
+    /// Starts the first run of `task`.
     pub(crate) fn begin(&self, task: BackgroundTask) -> Runs {
         Runs { task, supervisor: self.clone(), began: Instant::now(), restarts: 0 }
     }
 
-    /// Runs what `work` makes, and runs it again when it ends. Returns when that is given up.
+    /// Runs the future that `work` makes, and the next one when it ends. Returns after [`MAX_RESTARTS`] restarts in a row.
     pub(crate) async fn keep_running<F, E>(&self, task: BackgroundTask, work: impl Fn() -> F)
     where
         F: Future<Output = Result<Infallible, E>>,
@@ -96,7 +94,7 @@ impl Supervisor {
         loop {
             let run = async {
                 tokio::select! {
-                    // First, so that a run that is to fail does nothing before.
+                    // An injected fault first, so that a run that is to fail does nothing before.
                     biased;
                     reason = self.0.faults.strike(task) => reason,
                     ended = async { work().await } => match ended {
@@ -120,11 +118,11 @@ impl Supervisor {
 }
 
 impl Runs {
-    /// The run has ended, for this reason. Returns the pause before the next run; `None` when there is to be none, and
-    /// the instance stops.
+    /// Records that the run has ended. Returns the pause before the next run, or `None` after the last restart: then the
+    /// instance stops.
     pub(crate) fn ended(&mut self, reason: &str) -> Option<Duration> {
         let task = self.task.name();
-        // A panic's message may have several lines; the log and `/readyz` have one for each event.
+        // A panic message may have several lines; the log and `/readyz` need one.
         let reason = reason.split_whitespace().collect::<Vec<_>>().join(" ");
         if self.began.elapsed() >= STEADY {
             self.restarts = 0;
@@ -146,14 +144,14 @@ impl Runs {
         Some(pause)
     }
 
-    /// The next run begins.
+    /// Records that the next run starts.
     pub(crate) fn restarted(&mut self) {
         self.began = Instant::now();
         self.supervisor.0.metrics.task_restarts.inc(self.task);
         self.set_down(None);
     }
 
-    /// Makes the task fail, when a test says so.
+    /// Panics when a test has injected a fault for this task.
     pub(crate) fn strike(&self) {
         self.supervisor.0.faults.strike_now(self.task);
     }
@@ -163,7 +161,7 @@ impl Runs {
     }
 }
 
-/// What a panic said.
+/// The message of a panic.
 pub(crate) fn panic_message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().copied();
     let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));

@@ -1,5 +1,5 @@
-//! The connections of the admin port: bounded, each for one request. When there are as many as there may be, the oldest
-//! gives way to a new one: connections that say nothing cannot keep out a probe, which sends its request at once.
+//! The connections of the admin port: bounded, each for one request. At the bound the oldest connection is closed for a new
+//! one, so that idle connections cannot keep out a health probe, which sends its request at once.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,29 +14,29 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
-use super::Port;
+use super::AdminPort;
 
-/// Open connections. Too high: file descriptors and memory. Too low: a slow scraper gives way under a flood.
+/// Open connections. Too high: file descriptors and memory. Too low: a flood closes the connection of a slow scraper.
 const MAX_CONNECTIONS: usize = 64;
-/// For the request's head to arrive.
+/// For the head of the request to arrive.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
-/// For the whole connection: a peer that does not read its answer is gone then.
-const LONGEST: Duration = Duration::from_secs(30);
+/// For the whole connection, so that a peer that does not read its response cannot keep it open.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
 const MAX_HEAD_BYTES: usize = 16 * 1024;
 const MAX_HEADERS: usize = 64;
 
-/// The connections that are served. They are polled with the loop that accepts them, and end with it.
+/// The connections being served. The accept loop polls them, and they are closed when it ends.
 #[derive(Default)]
 pub(super) struct AdminConnections {
     serving: FuturesUnordered<BoxFuture<'static, u64>>,
-    /// By the order in which they came: what ends each early.
+    /// Closes a connection early; keyed by the number of the connection, so the oldest is first.
     displaced: BTreeMap<u64, Arc<Notify>>,
     accepted: u64,
 }
 
 impl AdminConnections {
-    /// Serves one more. When there are too many, the oldest is closed first.
-    pub(super) async fn serve(&mut self, port: Arc<Port>, socket: TcpStream) {
+    /// Serves one more connection; at the bound it closes the oldest first.
+    pub(super) async fn serve(&mut self, port: Arc<AdminPort>, socket: TcpStream) {
         while self.serving.len() >= MAX_CONNECTIONS {
             if let Some((_, oldest)) = self.displaced.pop_first() {
                 oldest.notify_one();
@@ -49,13 +49,13 @@ impl AdminConnections {
         self.serving.push(Box::pin(async move {
             tokio::select! {
                 () = displaced.notified() => {}
-                _ = tokio::time::timeout(LONGEST, connection(port, socket)) => {}
+                _ = tokio::time::timeout(CONNECTION_TIMEOUT, connection(port, socket)) => {}
             }
             number
         }));
     }
 
-    /// Serves until one has ended; at once when there is none.
+    /// Polls the connections until one has ended. Returns `None` at once when there is none.
     pub(super) async fn ended(&mut self) -> Option<()> {
         let number = self.serving.next().await?;
         self.displaced.remove(&number);
@@ -63,7 +63,7 @@ impl AdminConnections {
     }
 }
 
-async fn connection(port: Arc<Port>, socket: TcpStream) {
+async fn connection(port: Arc<AdminPort>, socket: TcpStream) {
     let service = service_fn(move |request| {
         let port = Arc::clone(&port);
         async move { port.answer(request).await }
@@ -77,6 +77,6 @@ async fn connection(port: Arc<Port>, socket: TcpStream) {
         .serve_connection(TokioIo::new(socket), service)
         .await;
     if let Err(error) = served {
-        tracing::debug!(%error, "a connection to the admin port broke");
+        tracing::debug!(%error, "a connection to the admin port failed and was closed");
     }
 }

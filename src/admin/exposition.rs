@@ -1,5 +1,5 @@
-//! The text of `/metrics`. Scrapes that come together share one computation, and computations are bounded in time: many
-//! scrapers do not cost the callers of the service their processors.
+//! The text of `/metrics`. Concurrent scrapes share one computation, and computations are spaced, so that many scrapers cannot
+//! take the CPU from calls.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,8 +9,8 @@ use parking_lot::Mutex;
 
 use crate::metrics::Metrics;
 
-/// Computations begin at least this far apart; one takes about 2 ms. Too low: scrapers take more of a core. Too high: a
-/// scrape takes longer.
+/// Minimum time between the starts of two computations; one takes about 2 ms. Too low: scrapers take more of a core. Too
+/// high: a scrape takes longer.
 const SPACING: Duration = Duration::from_millis(20);
 
 #[derive(Debug)]
@@ -30,15 +30,15 @@ impl Exposition {
         Self { metrics, latest: Mutex::default() }
     }
 
-    /// A text whose computation began after this was called, so that it counts everything that the scraper knows of.
+    /// Returns a text that was computed after this call began, so that it counts everything that happened before the scrape.
     pub(super) async fn text(&self) -> Result<Bytes, String> {
-        let asked = Instant::now();
+        let requested = Instant::now();
         loop {
             let pause = {
                 let mut latest = self.latest.lock();
                 let began = latest.as_ref().map(|latest| latest.began);
                 match (&*latest, began.map_or(SPACING, |began| began.elapsed())) {
-                    (Some(latest), _) if latest.began >= asked => return latest.text.clone(),
+                    (Some(latest), _) if latest.began >= requested => return latest.text.clone(),
                     (_, since) if since >= SPACING => {
                         let began = Instant::now();
                         let text = self.metrics.exposition().map(Bytes::from);
@@ -62,7 +62,7 @@ mod tests {
     use crate::metrics::Shed;
 
     #[tokio::test]
-    async fn scrapes_that_come_together_share_a_text_of_now() {
+    async fn concurrent_scrapes_share_one_computation() {
         let metrics = Metrics::new();
         let exposition = Exposition::new(Arc::clone(&metrics));
         exposition.text().await.expect("a text");

@@ -1,7 +1,7 @@
-//! Limits the lines of one kind, so that a caller that provokes a warning with each packet does not fill the disk.
+//! Limits repeated log lines, so that a client that provokes a warning with each packet cannot fill the disk.
 //!
-//! A kind is the place in the source that logs. The text does not count: it may hold what a caller chose. What an operator
-//! asked for by RUST_LOG, debug and trace, is not limited.
+//! Lines are counted by callsite. The text is not part of the key, because clients can choose parts of it. Debug and trace
+//! lines, which an operator enables with RUST_LOG, are not limited.
 
 use std::collections::HashMap;
 use std::fmt::{Debug, Write};
@@ -16,35 +16,36 @@ use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 
-/// Lines of one kind in one window. Too high: more log under attack. Too low: parts of a real story are left out, such as
-/// the restarts of a background task.
-const LINES: u32 = 20;
+/// Lines of one callsite in one window. Too high: more log under attack. Too low: lines of a real incident are suppressed,
+/// such as the restarts of a background task.
+const MAX_LINES: u32 = 20;
 const WINDOW: Duration = Duration::from_secs(10);
-/// There are as many kinds as places that log. More would be made up; they count as one.
-const MAX_KINDS: usize = 1_024;
-/// As much of a line as a report quotes.
-const QUOTED: usize = 120;
+/// Bounds the memory. The program has fewer callsites; further ones share one counter.
+const MAX_CALLSITES: usize = 1_024;
+/// A report quotes at most this many bytes of a line.
+const MAX_QUOTE: usize = 120;
 
-/// A place in the source. Records of the `log` crate share callsites, so their target and line belong to it.
+/// A place in the source. All records of the `log` crate share a few callsites, so the hash of their target and line is part
+/// of it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Callsite(Option<Identifier>, u64);
 
 #[derive(Debug)]
-struct Kind {
+struct Window {
     began: Instant,
     lines: u32,
-    left_out: u64,
-    /// Left out in windows that are over, and not reported yet.
-    due: u64,
-    /// The first line of the window.
-    like: String,
+    suppressed: u64,
+    /// Suppressed in earlier windows and not reported yet.
+    unreported: u64,
+    /// Quotes the first line of the window.
+    example: String,
 }
 
-/// The kinds of lines so far.
+/// The current window of each callsite.
 #[derive(Debug, Default)]
-pub(super) struct Repeats(Mutex<HashMap<Callsite, Kind>>);
+pub(super) struct Repeats(Mutex<HashMap<Callsite, Window>>);
 
-/// Leaves lines out of a subscriber's log.
+/// Suppresses the lines of a subscriber that are above the limit.
 pub(super) struct RepeatsLayer(Arc<Repeats>);
 
 impl Repeats {
@@ -52,64 +53,64 @@ impl Repeats {
         RepeatsLayer(Arc::clone(self))
     }
 
-    fn admits(&self, mut place: Callsite, now: Instant, like: impl FnOnce() -> String) -> bool {
-        let mut kinds = self.0.lock();
-        if kinds.len() >= MAX_KINDS && !kinds.contains_key(&place) {
-            place = Callsite(None, 0);
+    fn admits(&self, mut site: Callsite, now: Instant, quote: impl FnOnce() -> String) -> bool {
+        let mut windows = self.0.lock();
+        if windows.len() >= MAX_CALLSITES && !windows.contains_key(&site) {
+            site = Callsite(None, 0);
         }
-        let kind = kinds.entry(place).or_insert_with(|| Kind::new(now));
-        if now.saturating_duration_since(kind.began) >= WINDOW {
-            kind.due += std::mem::take(&mut kind.left_out);
-            (kind.began, kind.lines) = (now, 0);
+        let window = windows.entry(site).or_insert_with(|| Window::new(now));
+        if now.saturating_duration_since(window.began) >= WINDOW {
+            window.unreported += std::mem::take(&mut window.suppressed);
+            (window.began, window.lines) = (now, 0);
         }
-        kind.lines = kind.lines.saturating_add(1);
-        match kind.lines {
-            1 => kind.like = like(),
-            2..=LINES => {}
+        window.lines = window.lines.saturating_add(1);
+        match window.lines {
+            1 => window.example = quote(),
+            2..=MAX_LINES => {}
             _ => {
-                kind.left_out += 1;
+                window.suppressed += 1;
                 return false;
             }
         }
         true
     }
 
-    /// One line for each kind of which lines were left out in a window that is over.
+    /// Logs one line for each callsite that had lines suppressed in a window that is over.
     pub(super) fn report(&self, now: Instant) {
-        self.report_if(|kind| now.saturating_duration_since(kind.began) >= WINDOW);
+        self.report_if(|window| now.saturating_duration_since(window.began) >= WINDOW);
     }
 
-    /// The same, also for windows that are not over: nothing is logged after this.
+    /// Also reports windows that are not over; called when nothing more will be logged.
     pub(super) fn report_all(&self) {
         self.report_if(|_| true);
     }
 
-    fn report_if(&self, over: impl Fn(&Kind) -> bool) {
-        let due = |kind: &mut Kind| {
-            if over(kind) {
-                kind.due += std::mem::take(&mut kind.left_out);
+    fn report_if(&self, over: impl Fn(&Window) -> bool) {
+        let report = |window: &mut Window| {
+            if over(window) {
+                window.unreported += std::mem::take(&mut window.suppressed);
             }
-            let lines = std::mem::take(&mut kind.due);
-            (lines > 0).then(|| (lines, kind.like.clone()))
+            let lines = std::mem::take(&mut window.unreported);
+            (lines > 0).then(|| (lines, window.example.clone()))
         };
-        // Not under the lock: a report is an event, too.
-        let reports: Vec<_> = self.0.lock().values_mut().filter_map(due).collect();
+        // Collected first, so that nothing is logged under the lock.
+        let reports: Vec<_> = self.0.lock().values_mut().filter_map(report).collect();
         for (lines, like) in reports {
-            tracing::warn!(lines, like, "lines of one kind were left out of the log");
+            tracing::warn!(lines, like, "repeated lines were left out of the log");
         }
     }
 }
 
-impl Kind {
+impl Window {
     fn new(began: Instant) -> Self {
-        Self { began, lines: 0, left_out: 0, due: 0, like: String::new() }
+        Self { began, lines: 0, suppressed: 0, unreported: 0, example: String::new() }
     }
 }
 
 impl<S: Subscriber> Layer<S> for RepeatsLayer {
     fn event_enabled(&self, event: &Event<'_>, _: Context<'_, S>) -> bool {
         let metadata = event.metadata();
-        // Reports are one for each kind and window.
+        // The reports below are limited to one for each callsite and window.
         if *metadata.level() > Level::INFO || metadata.target() == module_path!() {
             return true;
         }
@@ -117,17 +118,17 @@ impl<S: Subscriber> Layer<S> for RepeatsLayer {
         if metadata.target() == "log" {
             event.record(&mut record);
         }
-        let place = Callsite(Some(metadata.callsite()), record.0.finish());
-        let like = || {
+        let site = Callsite(Some(metadata.callsite()), record.0.finish());
+        let quote = || {
             let mut quote = Quote(format!("{}: ", metadata.target()));
             event.record(&mut quote);
             quote.0
         };
-        self.0.admits(place, Instant::now(), like)
+        self.0.admits(site, Instant::now(), quote)
     }
 }
 
-/// Where a record of the `log` crate comes from.
+/// Hashes the target and the line of a record of the `log` crate.
 #[derive(Default)]
 struct LogRecord(DefaultHasher);
 
@@ -147,15 +148,15 @@ impl Visit for LogRecord {
     }
 }
 
-/// The beginning of a line's message.
+/// The beginning of an event's message.
 struct Quote(String);
 
 impl Visit for Quote {
     fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
         if field.name() == "message" {
-            // A String takes all that is written to it.
+            // Writing to a String never fails.
             let _ = write!(self.0, "{value:?}");
-            self.0.truncate(self.0.floor_char_boundary(QUOTED));
+            self.0.truncate(self.0.floor_char_boundary(MAX_QUOTE));
         }
     }
 }
@@ -188,7 +189,7 @@ mod tests {
         }
     }
 
-    /// What `work` logs, with all levels on.
+    /// The lines that `work` logs, with all levels on.
     fn logged(work: impl FnOnce(&Repeats)) -> Written {
         let (written, repeats) = (Written::default(), Arc::new(Repeats::default()));
         let writer = written.clone();
@@ -200,39 +201,39 @@ mod tests {
     }
 
     #[test]
-    fn lines_of_one_kind_are_limited_and_counted_whatever_they_say() {
+    fn lines_of_one_callsite_are_limited_and_counted_whatever_their_text() {
         let written = logged(|repeats| {
             for attempt in 0..10_000 {
-                tracing::warn!("a packet of {attempt} that was not asked for");
+                tracing::warn!("an unexpected packet: {attempt}");
             }
             tracing::warn!("something else");
             repeats.report(Instant::now());
             assert_eq!(repeats.0.lock().len(), 2);
             repeats.report(Instant::now() + WINDOW);
         });
-        assert_eq!(written.lines_with("that was not asked for"), 20 + 1);
+        assert_eq!(written.lines_with("an unexpected packet"), 20 + 1);
         assert_eq!(written.lines_with("something else"), 1);
-        let report = "left out of the log lines=9980 like=\"hotshelf::logging::repeats::tests: a packet of 0";
+        let report = "left out of the log lines=9980 like=\"hotshelf::logging::repeats::tests: an unexpected packet: 0";
         assert_eq!(written.lines_with(report), 1);
     }
 
     #[test]
-    fn a_flood_that_goes_on_is_reported_for_each_window() {
+    fn a_lasting_flood_is_reported_for_each_window() {
         let repeats = Repeats::default();
-        let (began, place) = (Instant::now(), Callsite(None, 1));
+        let (began, site) = (Instant::now(), Callsite(None, 1));
         let admitted = |at: Duration| {
-            let admits = || repeats.admits(place.clone(), began + at, String::new);
+            let admits = || repeats.admits(site.clone(), began + at, String::new);
             (0..100).filter(|_| admits()).count()
         };
         assert_eq!(admitted(Duration::ZERO), 20);
         assert_eq!(admitted(WINDOW / 2), 0);
         assert_eq!(admitted(WINDOW), 20);
-        let due = repeats.0.lock()[&place].due;
-        assert_eq!(due, 180);
+        let unreported = repeats.0.lock()[&site].unreported;
+        assert_eq!(unreported, 180);
     }
 
     #[test]
-    fn what_an_operator_asked_for_is_not_limited() {
+    fn debug_lines_are_not_limited() {
         let written = logged(|_| {
             for _ in 0..100 {
                 tracing::debug!("a detail");
@@ -242,11 +243,11 @@ mod tests {
     }
 
     #[test]
-    fn made_up_kinds_take_bounded_memory() {
+    fn any_number_of_callsites_takes_bounded_memory() {
         let repeats = Repeats::default();
-        for made_up in 0..10_000 {
-            repeats.admits(Callsite(None, made_up + 1), Instant::now(), String::new);
+        for number in 0..10_000 {
+            repeats.admits(Callsite(None, number + 1), Instant::now(), String::new);
         }
-        assert_eq!(repeats.0.lock().len(), MAX_KINDS + 1);
+        assert_eq!(repeats.0.lock().len(), MAX_CALLSITES + 1);
     }
 }

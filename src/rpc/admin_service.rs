@@ -1,4 +1,4 @@
-//! The operator's service: an explanation becomes a message.
+//! `hotshelf.v1.AdminService`: ExplainProduct for operators, and the conversion of its response.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +17,6 @@ use crate::proto::{
     PostgresRow, RedisCopy, SlotState, Tier,
 };
 
-/// `hotshelf.v1.AdminService`.
 #[derive(Debug)]
 pub(super) struct Admin {
     pub(super) catalog: Arc<Catalog>,
@@ -82,13 +81,13 @@ fn memory(explanation: &Explanation) -> MemoryCopy {
 
 fn redis(explanation: &Explanation) -> RedisCopy {
     let Some(state) = &explanation.redis else { return RedisCopy::default() };
-    let token = |token: &[u8]| token.iter().map(|byte| format!("{byte:02x}")).collect();
+    let hex = |token: &[u8]| token.iter().map(|byte| format!("{byte:02x}")).collect();
     RedisCopy {
         reachable: true,
         copy: state.entry.as_ref().map(copy),
         usable: explanation.redis_verdict.is_some_and(Verdict::answers),
         leased: state.lease.is_some(),
-        lease_token: state.lease.as_ref().map(|lease| token(&lease.token)).unwrap_or_default(),
+        lease_token: state.lease.as_ref().map(|lease| hex(&lease.token)).unwrap_or_default(),
         lease_age: state.lease.as_ref().and_then(|lease| duration(lease.age)),
     }
 }
@@ -122,8 +121,8 @@ fn duration(duration: Duration) -> Option<prost_types::Duration> {
 /// `a - b`, which may be negative.
 fn difference(a: Duration, b: Duration) -> Option<prost_types::Duration> {
     match a.checked_sub(b) {
-        Some(rest) => duration(rest),
+        Some(difference) => duration(difference),
         None => duration(b - a)
-            .map(|past| prost_types::Duration { seconds: -past.seconds, nanos: -past.nanos }),
+            .map(|by| prost_types::Duration { seconds: -by.seconds, nanos: -by.nanos }),
     }
 }

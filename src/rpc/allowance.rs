@@ -1,10 +1,10 @@
-//! What callers may make the process hold, of one kind: bytes of answers that wait to be sent, bytes of requests that are not
-//! complete, streams. How much a connection may hold, and how much all of them.
+//! Bounds what all connections together hold of one resource: bytes of batch responses that are not sent yet, bytes of
+//! incomplete requests, or open streams.
 //!
-//! A connection that holds much already, of what is left, gets no more: so a few cannot take it all from the others.
+//! A connection that holds more than an eighth of what is free gets no more, so that a few connections cannot take all of it.
 //!
-//! A batch is a copy of its products, which lives until its caller reads it. The answer of GetProduct is no copy: its bytes
-//! are the cache's own.
+//! The response of a batch is a copy of its products and takes memory until the client has read it. The response of GetProduct
+//! is not counted: its bytes belong to the cache.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,10 +16,10 @@ use super::connection::ClientConnection;
 use super::status;
 use crate::metrics::{Metrics, Shed};
 
-/// A connection that holds more than this part of what is free gets no more.
-const MOST: usize = 8;
+/// A connection that holds more than a `FREE_DIVISOR`th of what is free gets no more.
+const FREE_DIVISOR: usize = 8;
 
-/// What all connections hold.
+/// One resource, and what all connections hold of it.
 #[derive(Debug)]
 pub(super) struct Allowance {
     held: AtomicUsize,
@@ -27,7 +27,7 @@ pub(super) struct Allowance {
     kind: Shed,
 }
 
-/// What one connection holds.
+/// What one connection holds of an allowance.
 #[derive(Debug)]
 pub(super) struct Share {
     held: AtomicUsize,
@@ -35,15 +35,15 @@ pub(super) struct Share {
     connection: Arc<ClientConnection>,
 }
 
-/// Part of a share; until dropped.
+/// An amount that is held until it is dropped.
 #[derive(Debug)]
-pub(super) struct Room {
+pub(super) struct Reservation {
     amount: usize,
     share: Arc<Share>,
 }
 
 impl Allowance {
-    /// `kind` is how refusals are counted; the gauge says what is held.
+    /// Refusals are counted as `kind`; the gauge shows the amount that is held.
     pub(super) fn new(
         limit: usize,
         kind: Shed,
@@ -55,7 +55,7 @@ impl Allowance {
         all
     }
 
-    /// The share of another connection.
+    /// The share of a new connection.
     pub(super) fn share(self: &Arc<Self>, connection: &Arc<ClientConnection>) -> Arc<Share> {
         let (held, connection) = (AtomicUsize::new(0), Arc::clone(connection));
         Arc::new(Share { held, all: Arc::clone(self), connection })
@@ -72,20 +72,20 @@ impl Allowance {
 }
 
 impl Share {
-    /// Room for so much.
+    /// Reserves `amount`.
     ///
     /// # Errors
-    /// RESOURCE_EXHAUSTED, at once.
-    pub(super) fn take(self: &Arc<Self>, amount: usize) -> Result<Room, Status> {
+    /// RESOURCE_EXHAUSTED, without waiting.
+    pub(super) fn take(self: &Arc<Self>, amount: usize) -> Result<Reservation, Status> {
         self.hold(amount)?;
-        Ok(Room { amount, share: Arc::clone(self) })
+        Ok(Reservation { amount, share: Arc::clone(self) })
     }
 
     fn hold(&self, amount: usize) -> Result<(), Status> {
         let own = self.held.fetch_add(amount, Ordering::Relaxed);
         let hold = |held: usize| {
             let free = self.all.limit - held;
-            (amount <= free && own <= free / MOST).then(|| held + amount)
+            (amount <= free && own <= free / FREE_DIVISOR).then(|| held + amount)
         };
         match self.all.held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, hold) {
             Ok(_) => Ok(()),
@@ -98,11 +98,11 @@ impl Share {
     }
 }
 
-impl Room {
-    /// Becomes as large as this, if it is smaller.
+impl Reservation {
+    /// Grows to `amount`, if it is smaller.
     ///
     /// # Errors
-    /// As [`Share::take`]; it stays as it is then.
+    /// As [`Share::take`]; the reservation is unchanged then.
     pub(super) fn grow_to(&mut self, amount: usize) -> Result<(), Status> {
         let more = amount.saturating_sub(self.amount);
         if more > 0 {
@@ -112,24 +112,23 @@ impl Room {
         Ok(())
     }
 
-    /// `message`, which holds this room for as long as its bytes are referred to: also while they wait in a connection's
-    /// buffer, when the call has long ended.
-    pub(super) fn holds(self, message: Vec<u8>) -> Bytes {
-        Bytes::from_owner(HeldMessage { message, _room: self })
+    /// Makes `message` hold this reservation until the last reference to its bytes is dropped. They may wait in the
+    /// connection's buffer long after the call has ended.
+    pub(super) fn attach(self, message: Vec<u8>) -> Bytes {
+        Bytes::from_owner(HeldMessage { message, _reserved: self })
     }
 }
 
-impl Drop for Room {
+impl Drop for Reservation {
     fn drop(&mut self) {
         self.share.all.held.fetch_sub(self.amount, Ordering::Relaxed);
         self.share.held.fetch_sub(self.amount, Ordering::Relaxed);
     }
 }
 
-/// Bytes in their room.
 struct HeldMessage {
     message: Vec<u8>,
-    _room: Room,
+    _reserved: Reservation,
 }
 
 impl AsRef<[u8]> for HeldMessage {
@@ -160,17 +159,17 @@ mod tests {
         unsent.held.load(Ordering::Relaxed)
     }
 
-    /// As many answers as there is room for.
+    /// As many responses as the share admits.
     fn fill(share: &Arc<Share>, bytes: usize) -> Vec<Bytes> {
-        let answer = |room: Room| room.holds(vec![0; bytes]);
-        std::iter::from_fn(|| share.take(bytes).ok().map(answer)).collect()
+        let response = |reserved: Reservation| reserved.attach(vec![0; bytes]);
+        std::iter::from_fn(|| share.take(bytes).ok().map(response)).collect()
     }
 
     #[test]
-    fn a_connection_that_does_not_read_leaves_room_for_the_next() {
+    fn a_connection_that_does_not_read_leaves_bytes_for_others() {
         let unsent = unsent();
         let first = fill(&share(&unsent), 10);
-        assert_eq!(first.len(), 12, "a ninth, and what passes it");
+        assert_eq!(first.len(), 12, "a ninth of the limit, and the one that exceeds it");
         let greedy: Vec<_> = (0..9).map(|_| fill(&share(&unsent), 10)).collect();
         assert!(held(&unsent) < LIMIT * 3 / 4);
         assert!(share(&unsent).take(LIMIT / 4).is_ok(), "a connection that holds nothing");
@@ -179,29 +178,29 @@ mod tests {
     }
 
     #[test]
-    fn room_is_given_back_with_the_last_reference_to_the_bytes() {
+    fn bytes_are_released_with_their_last_reference() {
         let unsent = unsent();
         let share = share(&unsent);
-        let answer = share.take(600).expect("free").holds(vec![7; 600]);
-        let rest = answer.slice(500..);
-        drop(answer);
+        let response = share.take(600).expect("free").attach(vec![7; 600]);
+        let rest = response.slice(500..);
+        drop(response);
         assert!(share.take(600).is_err());
         assert_eq!(held(&unsent), 600);
         drop(rest);
-        assert!(share.take(LIMIT).is_ok(), "alone, one answer may be as large as all");
+        assert!(share.take(LIMIT).is_ok(), "one response may take the whole allowance");
         assert_eq!((held(&unsent), share.held.load(Ordering::Relaxed)), (0, 0));
     }
 
     #[test]
-    fn the_bound_holds_however_many_take_at_once() {
+    fn concurrent_reservations_never_exceed_the_limit() {
         let unsent = unsent();
         std::thread::scope(|scope| {
             for share in [share(&unsent), share(&unsent), share(&unsent)] {
                 scope.spawn(move || {
                     for _ in 0..20_000 {
-                        let room = share.take(300);
+                        let reserved = share.take(300);
                         assert!(held(&share.all) <= LIMIT);
-                        drop(room);
+                        drop(reserved);
                     }
                 });
             }
@@ -210,15 +209,15 @@ mod tests {
     }
 
     #[test]
-    fn room_that_may_not_grow_stays_as_it_is() {
+    fn a_refused_growth_leaves_the_reservation_unchanged() {
         let unsent = unsent();
         let share = share(&unsent);
-        let mut room = share.take(100).expect("free");
-        room.grow_to(50).expect("it is that large");
-        room.grow_to(400).expect("free");
-        assert!(room.grow_to(700).is_err(), "it holds more than an eighth of what is free");
+        let mut reserved = share.take(100).expect("free");
+        reserved.grow_to(50).expect("it is larger already");
+        reserved.grow_to(400).expect("free");
+        assert!(reserved.grow_to(700).is_err(), "it holds more than an eighth of what is free");
         assert_eq!(held(&unsent), 400);
-        drop(room);
+        drop(reserved);
         assert_eq!(held(&unsent), 0);
     }
 }

@@ -1,7 +1,8 @@
-//! Who calls, and what they may do: a bearer token, or the certificate of the connection, against the policy of the method.
+//! Authentication and authorization: the caller is identified by a bearer token or by the certificate of its connection, and
+//! its scopes are checked against the policy of the method.
 //!
-//! A call is judged before its request is read. When callers are not authenticated a connection has no [`ConnectionAuth`], and
-//! its calls pay for one look at that.
+//! A call is checked before its request is read. When authentication is off a connection has no [`ConnectionAuth`], which costs
+//! a call one branch.
 
 mod keys;
 mod policy;
@@ -29,11 +30,11 @@ use keys::{TokenKeys, Verified};
 use policy::Needs;
 pub use policy::Scopes;
 
-/// Verified tokens that a connection remembers. Too high: memory of connections that forward many. Too low: those verify
-/// signatures again.
-const REMEMBERED_TOKENS: usize = 32;
+/// Verified tokens cached by a connection. Too high: memory for connections that forward many tokens. Too low: signatures of
+/// such connections are verified again and again.
+const MAX_CACHED_TOKENS: usize = 32;
 
-/// What all connections share.
+/// The part of authentication that all connections share.
 pub(super) struct Authenticator {
     keys: Option<Reloaded<TokenKeys>>,
     certificate_scopes: Scopes,
@@ -42,7 +43,7 @@ pub(super) struct Authenticator {
 
 impl Authenticator {
     /// # Errors
-    /// One sentence for the operator, when the file of keys cannot be used.
+    /// One sentence for the operator: why the file of keys cannot be used.
     pub(super) async fn load(
         options: &IdentityOptions,
         metrics: Arc<Metrics>,
@@ -58,37 +59,37 @@ impl Authenticator {
         Ok(Self { keys, certificate_scopes: options.certificate_scopes, metrics })
     }
 
-    /// Reads the keys again.
-    pub(super) async fn look(&self, at_once: bool) {
+    /// Reloads the keys; see [`Reloaded::poll`].
+    pub(super) async fn poll_keys(&self, force: bool) {
         if let Some(keys) = &self.keys {
-            keys.look(at_once, "the keys of tokens").await;
+            keys.poll(force, "the keys of tokens").await;
         }
     }
 }
 
-/// Judges the calls of one connection.
+/// Authenticates and authorizes the calls of one connection.
 pub(super) struct ConnectionAuth {
     shared: Arc<Authenticator>,
     peer: SocketAddr,
-    /// The caller that the connection's certificate names.
+    /// The caller named by the certificate of the connection.
     certificate: Option<Principal>,
-    /// Locked by the connection's own calls only.
-    remembered: Mutex<VecDeque<Remembered>>,
+    /// The oldest is evicted. Only calls of this connection contend for the lock.
+    cached: Mutex<VecDeque<CachedToken>>,
 }
 
-/// A token whose signature was found to be valid.
-struct Remembered {
-    /// Not the token itself: it would be a secret in memory for as long as the connection stands.
+/// A token with a verified signature.
+struct CachedToken {
+    /// A digest, because the token itself would be a secret in memory for as long as the connection is open.
     digest: [u8; 32],
-    /// The keys that it was verified with. Others may have revoked it.
+    /// The keys that it was verified with. A token is verified again after a reload, which may have revoked its key.
     keys: Arc<TokenKeys>,
     verified: Verified,
 }
 
-/// An authenticated caller, and what it may do.
+/// An authenticated caller and its scopes.
 #[derive(Clone, Debug)]
 pub(super) struct Principal {
-    /// By the subject of the token, or the name in the certificate.
+    /// Named by the subject of the token or by the certificate.
     pub(super) named: Arc<Named>,
     pub(super) scopes: Scopes,
 }
@@ -98,13 +99,13 @@ impl ConnectionAuth {
         let scopes = shared.certificate_scopes;
         let certificate =
             peer.certificate.as_deref().map(Named::new).map(|named| Principal { named, scopes });
-        Self { shared, peer: peer.address, certificate, remembered: Mutex::default() }
+        Self { shared, peer: peer.address, certificate, cached: Mutex::default() }
     }
 
-    /// The caller; `None` when the method is open to all.
+    /// The caller; `None` when the method needs no authentication.
     ///
     /// # Errors
-    /// The status of a call that must not be made.
+    /// UNAUTHENTICATED, or PERMISSION_DENIED when the caller lacks the scope of the method.
     pub(super) fn check(
         &self,
         method: Method,
@@ -122,14 +123,19 @@ impl ConnectionAuth {
             Needs::Scope(scope) if !principal.scopes.contains(scope) => {
                 let (refusal, scope) = (AuthRefusal::ScopeMissing, scope.name());
                 self.shared.metrics.auth_refused.inc(refusal);
-                tracing::info!(peer = %self.peer, identity = &*principal.named.name, scope, "a caller lacks a scope");
+                tracing::info!(
+                    peer = %self.peer,
+                    identity = &*principal.named.name,
+                    scope,
+                    "a caller lacks the scope of the method; the call is refused"
+                );
                 Err(status::unauthorized(refusal, Some(scope)))
             }
             _ => Ok(Some(principal.named)),
         }
     }
 
-    /// A token speaks for the call; without one the certificate does.
+    /// The token identifies the caller; without a token the certificate does.
     fn principal(&self, headers: &HeaderMap) -> Result<Principal, AuthRefusal> {
         if let Some(keys) = &self.shared.keys
             && let Some(token) = bearer(headers)?
@@ -141,37 +147,41 @@ impl ConnectionAuth {
 
     fn of_token(&self, keys: &Arc<TokenKeys>, token: &[u8]) -> Result<Principal, AuthRefusal> {
         let digest: [u8; 32] =
-            digest(&SHA256, token).as_ref().try_into().expect("SHA-256 has 32 bytes");
-        let mut remembered = self.remembered.lock();
-        remembered.retain(|known| Arc::ptr_eq(&known.keys, keys));
-        if let Some(known) = remembered.iter().find(|known| known.digest == digest) {
-            return match known.verified.expires < SystemTime::now() {
+            digest(&SHA256, token).as_ref().try_into().expect("a SHA-256 digest has 32 bytes");
+        let mut cached = self.cached.lock();
+        cached.retain(|token| Arc::ptr_eq(&token.keys, keys));
+        if let Some(token) = cached.iter().find(|token| token.digest == digest) {
+            return match token.verified.expires < SystemTime::now() {
                 true => Err(AuthRefusal::TokenExpired),
-                false => Ok(known.verified.principal.clone()),
+                false => Ok(token.verified.principal.clone()),
             };
         }
         let verified = keys.verify(token)?;
         let principal = verified.principal.clone();
-        if remembered.len() == REMEMBERED_TOKENS {
-            remembered.pop_front();
+        if cached.len() == MAX_CACHED_TOKENS {
+            cached.pop_front();
         }
-        remembered.push_back(Remembered { digest, keys: Arc::clone(keys), verified });
+        cached.push_back(CachedToken { digest, keys: Arc::clone(keys), verified });
         Ok(principal)
     }
 
-    /// The log says it only so often; see `logging/repeats.rs`.
+    /// Counts and logs a refusal. The log line is rate-limited by `logging/repeats.rs`.
     fn refuse(&self, refusal: AuthRefusal) {
         self.shared.metrics.auth_refused.inc(refusal);
-        tracing::info!(peer = %self.peer, reason = refusal.name(), "a call was refused for its authorization");
+        tracing::info!(
+            peer = %self.peer,
+            reason = refusal.name(),
+            "a call is not authenticated and is refused"
+        );
     }
 }
 
-/// The token of a call.
+/// The bearer token of a call, if any.
 fn bearer(headers: &HeaderMap) -> Result<Option<&[u8]>, AuthRefusal> {
     const SCHEME: &[u8] = b"bearer ";
     let mut values = headers.get_all(AUTHORIZATION).iter();
     let Some(value) = values.next() else { return Ok(None) };
-    // With two of them a proxy in front may have looked at the other one.
+    // With two values a proxy in front may have checked the other one.
     if values.next().is_some() {
         return Err(AuthRefusal::TokenMalformed);
     }

@@ -1,8 +1,7 @@
-//! The one layer around every call: what the head of its request says is read once, the call is ended at its deadline, and it is
-//! counted as it begins and ends.
+//! The one tower layer around every call. It reads the head of the request once, ends the call at its deadline, and counts it.
 //!
-//! It is counted when its last part is dropped, so that a call which its caller gave up is counted too, as CANCELLED. A call
-//! that passes its deadline is answered with DEADLINE_EXCEEDED; tonic's own timeout would say CANCELLED.
+//! A call is counted when its future and its body have been dropped, so that a call that the client cancels is counted too, as
+//! CANCELLED. A call that passes its deadline gets DEADLINE_EXCEEDED; tonic's own timeout answers with CANCELLED.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -18,7 +17,7 @@ use tokio::time::Sleep;
 use tonic::{Code, Status};
 use tower::{Layer, Service};
 
-use super::Local;
+use super::PerConnection;
 use super::protocol::{Encoding, RequestHead};
 use super::reply::{Chunk, Reply};
 use super::{protocol, status};
@@ -27,12 +26,12 @@ use crate::moment::Moment;
 
 /// A request, and the method that its path names.
 #[derive(Debug)]
-pub(super) struct Arrival<B> {
+pub(super) struct IncomingCall<B> {
     pub(super) method: Method,
     pub(super) request: Request<B>,
 }
 
-/// The same, and what its head says besides.
+/// A request with its head read.
 #[derive(Debug)]
 pub(super) struct Call<B> {
     pub(super) method: Method,
@@ -41,21 +40,21 @@ pub(super) struct Call<B> {
     pub(super) request: Request<B>,
 }
 
-/// Until when a caller waits: eight bytes, because a call is moved often.
+/// Until when the caller waits. Eight bytes, unlike an `Option<Instant>`, because a call is moved often.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Deadline(Moment);
 
-impl<B> Arrival<B> {
+impl<B> IncomingCall<B> {
     pub(super) fn new(request: Request<B>) -> Self {
         Self { method: Method::of_path(request.uri().path()), request }
     }
 }
 
 impl Deadline {
-    /// Streams may live until their callers have enough of them.
+    /// For streams: they last until their clients end them.
     const NONE: Self = Self(Moment::FOREVER);
 
-    /// On the clock; `None`: never.
+    /// `None` when there is no deadline.
     pub(super) fn instant(self) -> Option<Instant> {
         self.remaining().and_then(|remaining| Instant::now().checked_add(remaining))
     }
@@ -68,9 +67,9 @@ impl Deadline {
 /// Puts [`CallService`] around a service.
 #[derive(Clone, Debug)]
 pub(super) struct CallLayer {
-    pub(super) metrics: Local<Metrics>,
-    /// The longest that any unary call may take.
-    pub(super) longest: Duration,
+    pub(super) metrics: PerConnection<Metrics>,
+    /// Bounds the deadlines of unary calls.
+    pub(super) max_call_time: Duration,
 }
 
 impl<S> Layer<S> for CallLayer {
@@ -81,23 +80,23 @@ impl<S> Layer<S> for CallLayer {
     }
 }
 
-/// Counts calls, and ends them at their deadlines.
 #[derive(Clone, Debug)]
 pub(super) struct CallService<S> {
     inner: S,
     layer: CallLayer,
 }
 
-/// One call; counted when it is dropped.
+/// Counts one call when it is dropped.
 struct Observer {
-    metrics: Local<Metrics>,
+    metrics: PerConnection<Metrics>,
     method: Method,
     began: Moment,
+    /// CANCELLED until the status is known.
     code: Code,
 }
 
 impl Observer {
-    fn note_status(&mut self, headers: &HeaderMap) {
+    fn record_status(&mut self, headers: &HeaderMap) {
         if let Some(status) = headers.get(Status::GRPC_STATUS) {
             self.code = Code::from_bytes(status.as_bytes());
         }
@@ -111,7 +110,7 @@ impl Drop for Observer {
     }
 }
 
-impl<S, B> Service<Arrival<B>> for CallService<S>
+impl<S, B> Service<IncomingCall<B>> for CallService<S>
 where
     S: Service<Call<B>, Response = Response<Reply>, Error = Infallible>,
 {
@@ -123,58 +122,60 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, Arrival { method, request }: Arrival<B>) -> CallFuture<S::Future> {
-        let CallLayer { metrics, longest } = &self.layer;
+    fn call(&mut self, IncomingCall { method, request }: IncomingCall<B>) -> CallFuture<S::Future> {
+        let CallLayer { metrics, max_call_time } = &self.layer;
         metrics.call_started(method);
         let (metrics, began) = (Arc::clone(metrics), Moment::now());
         let observer = Some(Observer { metrics, method, began, code: Code::Cancelled });
         let RequestHead { is_grpc, encoding, timeout } = RequestHead::of(&request);
-        let asked = match timeout {
-            Ok(asked) if is_grpc => asked,
+        let timeout = match timeout {
+            Ok(timeout) if is_grpc => timeout,
             _ => {
                 let response = Some(Box::new(refusal(&request, is_grpc)));
-                return CallFuture { stage: Stage::Refused { response }, observer };
+                return CallFuture { state: CallState::Refused { response }, observer };
             }
         };
-        // Streams end by themselves at their callers' deadlines.
-        let deadline = match (asked, method.is_lasting()) {
+        // `max_call_time` is for unary calls only.
+        let deadline = match (timeout, method.is_lasting()) {
             (None, true) => Deadline::NONE,
-            (Some(asked), true) => Deadline(began + asked),
-            (asked, false) => Deadline(began + asked.map_or(*longest, |asked| asked.min(*longest))),
+            (Some(timeout), true) => Deadline(began + timeout),
+            (timeout, false) => Deadline(
+                began + timeout.map_or(*max_call_time, |timeout| timeout.min(*max_call_time)),
+            ),
         };
         let call = self.inner.call(Call { method, encoding, deadline, request });
-        CallFuture { stage: Stage::Admitted { call, deadline, timer: None }, observer }
+        CallFuture { state: CallState::Admitted { call, deadline, timer: None }, observer }
     }
 }
 
 fn refusal<B>(request: &Request<B>, is_grpc: bool) -> Response<Reply> {
     match is_grpc {
-        true => status::malformed("its grpc-timeout is none").into_http(),
-        // To hyper any CONNECT that is answered with 200 is a tunnel.
+        true => status::malformed("its grpc-timeout is malformed").into_http(),
+        // An HTTP status other than 200, because hyper makes a tunnel of any CONNECT that is answered with 200.
         false => protocol::refusal(request),
     }
 }
 
 pin_project! {
-    /// A call under way.
     pub(super) struct CallFuture<F> {
         #[pin]
-        stage: Stage<F>,
+        state: CallState<F>,
         observer: Option<Observer>,
     }
 }
 
 pin_project! {
-    #[project = StageProjection]
-    enum Stage<F> {
+    #[project = CallStateProjection]
+    enum CallState<F> {
         Admitted {
             #[pin]
             call: F,
             deadline: Deadline,
-            // Made when the call has to wait: most are done by then. Boxed, because a call is moved often.
+            // Set when the first poll returns Pending, because most calls finish at once. Boxed, because a call is
+            // moved often.
             timer: Option<Pin<Box<Sleep>>>,
         },
-        // It is not gRPC, or its deadline cannot be read.
+        // The request is not gRPC, or its grpc-timeout is malformed.
         Refused { response: Option<Box<Response<Reply>>> },
     }
 }
@@ -184,25 +185,25 @@ impl<F: Future<Output = Result<Response<Reply>, Infallible>>> Future for CallFut
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let response = ready!(this.stage.poll_response(cx));
+        let response = ready!(this.state.poll_response(cx));
         let mut observer = this.observer.take();
-        // An error before the first byte has its status in the headers.
+        // A response without a body has its status in the headers ("Trailers-Only").
         if let Some(observer) = &mut observer
             && response.body().is_end_stream()
         {
-            // What is refused with an HTTP status has none: its sender takes it for this.
+            // A refusal with an HTTP status has no grpc-status; gRPC clients report it as UNKNOWN.
             observer.code = Code::Unknown;
-            observer.note_status(response.headers());
+            observer.record_status(response.headers());
         }
         Poll::Ready(Ok(response.map(|reply| CallBody { reply, observer })))
     }
 }
 
-impl<F: Future<Output = Result<Response<Reply>, Infallible>>> Stage<F> {
+impl<F: Future<Output = Result<Response<Reply>, Infallible>>> CallState<F> {
     fn poll_response(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Response<Reply>> {
         let (call, deadline, timer) = match self.project() {
-            StageProjection::Admitted { call, deadline, timer } => (call, deadline, timer),
-            StageProjection::Refused { response } => {
+            CallStateProjection::Admitted { call, deadline, timer } => (call, deadline, timer),
+            CallStateProjection::Refused { response } => {
                 return Poll::Ready(*response.take().unwrap_or_default());
             }
         };
@@ -218,7 +219,7 @@ impl<F: Future<Output = Result<Response<Reply>, Infallible>>> Stage<F> {
     }
 }
 
-/// A response whose trailers say how the call ended.
+/// A response body that passes the status in its trailers to the observer.
 pub(super) struct CallBody {
     reply: Reply,
     observer: Option<Observer>,
@@ -237,7 +238,7 @@ impl HttpBody for CallBody {
         match (&frame, &mut self.observer) {
             (Some(Ok(frame)), Some(observer)) => match frame.trailers_ref() {
                 Some(_) if succeeds => observer.code = Code::Ok,
-                Some(trailers) => observer.note_status(trailers),
+                Some(trailers) => observer.record_status(trailers),
                 None => {}
             },
             (Some(Err(status)), Some(observer)) => observer.code = status.code(),

@@ -1,4 +1,4 @@
-//! The codec of writes, whose answers carry a product: bytes that were encoded when the product was loaded.
+//! The codec of writes. Their responses are products that are encoded already, so they are sent without a second encoding.
 
 use std::marker::PhantomData;
 
@@ -14,7 +14,7 @@ use crate::entry::Entry;
 #[derive(Debug)]
 pub struct Stored(pub Entry);
 
-/// Decodes requests as usual and sends stored bytes as they are.
+/// Decodes requests with prost and sends stored bytes unchanged.
 #[derive(Debug)]
 pub struct StoredCodec<T, U>(PhantomData<(T, U)>);
 
@@ -53,7 +53,7 @@ impl Encoder for StoredEncoder {
     }
 
     fn buffer_settings(&self) -> BufferSettings {
-        // Most products fit; the default of 8 KiB would be allocated for each call.
+        // Most products fit into 512 bytes; the default of 8 KiB would be allocated for each call.
         BufferSettings::new(512, 32 * 1024)
     }
 }

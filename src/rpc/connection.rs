@@ -1,5 +1,5 @@
-//! What a connection has of its own: the address of its peer, the caller whose shares it takes, and how many streams it has
-//! open.
+//! The state of one connection: the address of its peer, the caller that its calls are accounted to, and its open streams of
+//! hot keys.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,14 +15,13 @@ use crate::metrics::{PostgresShare, Shed};
 use crate::product::Version;
 use crate::refusals::Refusals;
 
-/// One connection.
 #[derive(Debug)]
 pub(super) struct ClientConnection {
     peer: SocketAddr,
     refusals: Arc<Refusals>,
-    /// Whose calls they are that say nothing else.
+    /// The caller of calls that name none.
     caller: Caller,
-    /// Its open streams of hot keys.
+    /// Open streams of hot keys.
     pub(super) watching: AtomicUsize,
 }
 
@@ -31,25 +30,25 @@ impl ClientConnection {
         Arc::new(Self { peer, refusals, caller, watching: AtomicUsize::new(0) })
     }
 
-    /// Whose shares a call takes.
+    /// The caller that a call is accounted to.
     pub(super) fn caller(&self, named: Option<&Named>) -> Caller {
         named.map_or(self.caller, |named| named.caller)
     }
 
-    /// It was refused something.
+    /// Records that this connection was refused something.
     pub(super) fn refused(&self, reason: Shed) {
-        self.refusals.note(self.peer, None, reason);
+        self.refusals.record(self.peer, None, reason);
     }
 
-    /// What a call is told that failed. `asked` is the version that it asked for.
+    /// The status of a failed call; records it if it was refused because of a limit. `requested` is the version in the request.
     pub(super) fn failed(
         &self,
         named: Option<&Named>,
         error: &Error,
-        asked: Option<Version>,
+        requested: Option<Version>,
     ) -> Status {
         let name = named.map(|named| &*named.name);
-        let refused = |reason| self.refusals.note(self.peer, name, reason);
+        let refused = |reason| self.refusals.record(self.peer, name, reason);
         match error {
             Error::OverBudget(PostgresShare::Loads) => refused(Shed::Loads),
             Error::OverBudget(PostgresShare::Latest) => refused(Shed::Latest),
@@ -58,17 +57,17 @@ impl ClientConnection {
             Error::ProductBusy => refused(Shed::Product),
             _ => {}
         }
-        status::of_error(error, asked)
+        status::of_error(error, requested)
     }
 }
 
-/// The longest part of a name that is kept, for the log.
-const MAX_NAME: usize = 100;
+/// Characters of a name that are kept for the log.
+const MAX_NAME_CHARS: usize = 100;
 
-/// A caller that is known by name, on whichever connection it calls.
+/// A caller that is known by name. It is the same caller on every connection.
 #[derive(Debug)]
 pub(super) struct Named {
-    /// From its token, its certificate, or the metadata that a proxy sets.
+    /// From a token, a certificate, or the metadata that a proxy sets; truncated.
     pub(super) name: Box<str>,
     pub(super) caller: Caller,
 }
@@ -76,14 +75,15 @@ pub(super) struct Named {
 impl Named {
     pub(super) fn new(name: &str) -> Arc<Self> {
         let digest = digest(&SHA256, name.as_bytes());
-        let (first, _) = digest.as_ref().split_first_chunk().expect("SHA-256 has 32 bytes");
+        let (first, _) =
+            digest.as_ref().split_first_chunk().expect("a SHA-256 digest has 32 bytes");
         let caller = Caller::of_identity(u64::from_be_bytes(*first));
-        let name = name.chars().take(MAX_NAME).collect::<String>().into();
+        let name = name.chars().take(MAX_NAME_CHARS).collect::<String>().into();
         Arc::new(Self { name, caller })
     }
 }
 
-/// The caller, the connection and the deadline of a call; from the extensions of its request.
+/// The connection, the caller and the deadline of a call. `reads.rs` puts it into the extensions of the request.
 #[derive(Clone, Debug)]
 pub(super) struct Origin {
     pub(super) connection: Arc<ClientConnection>,
@@ -93,14 +93,14 @@ pub(super) struct Origin {
 
 impl Origin {
     /// # Errors
-    /// A defect: every request has one.
+    /// INTERNAL when the request has none, which is a defect.
     pub(super) fn of<T>(request: &tonic::Request<T>) -> Result<Self, Status> {
         let origin = request.extensions().get::<Self>().cloned();
-        origin.ok_or_else(|| status::internal("a call without an origin"))
+        origin.ok_or_else(|| status::internal("a request has no origin in its extensions"))
     }
 
-    /// What the call is told when it failed; see [`ClientConnection::failed`].
-    pub(super) fn failed(&self, error: &Error, asked: Option<Version>) -> Status {
-        self.connection.failed(self.named.as_deref(), error, asked)
+    /// See [`ClientConnection::failed`].
+    pub(super) fn failed(&self, error: &Error, requested: Option<Version>) -> Status {
+        self.connection.failed(self.named.as_deref(), error, requested)
     }
 }

@@ -1,4 +1,4 @@
-//! Requests become domain types here, once; whatever breaks a rule is refused by the name of its field.
+//! Converts requests to domain types and refuses invalid values with INVALID_ARGUMENT, which names the field.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -10,19 +10,19 @@ use super::status::invalid;
 use crate::entry::Freshness;
 use crate::moment::Moment;
 use crate::product::{Currency, Description, Name, NewProduct, Patch, Price, ProductId, Version};
-use crate::proto::get_product_request::Freshness as AskedFreshness;
+use crate::proto::get_product_request::Freshness as RequestedFreshness;
 use crate::proto::{CreateProductRequest, Money, Product, UpdateProductRequest};
 
 /// Most ids of a batch.
 pub(super) const MAX_BATCH: usize = 1_000;
-/// The nanos of a hundredth.
+/// The `nanos` of one hundredth of a currency unit.
 const HUNDREDTH: i32 = 10_000_000;
 
 pub(super) fn id(field: &str, id: i64) -> Result<ProductId, Status> {
     ProductId::new(id).ok_or_else(|| invalid(field, "must be 1 or more"))
 }
 
-/// The ids of a batch in the order of the request, duplicates collapsed.
+/// The ids of a batch in the order of the request, without duplicates.
 pub(super) fn ids(ids: &[i64]) -> Result<Vec<ProductId>, Status> {
     if ids.is_empty() || ids.len() > MAX_BATCH {
         return Err(invalid(
@@ -33,7 +33,7 @@ pub(super) fn ids(ids: &[i64]) -> Result<Vec<ProductId>, Status> {
     let mut seen = HashSet::with_capacity_and_hasher(ids.len(), RandomState::new());
     let mut unique = Vec::with_capacity(ids.len());
     for (place, number) in ids.iter().enumerate() {
-        // Only a refusal needs the name of the field.
+        // The field's name is formatted only for an error.
         let id =
             ProductId::new(*number).map_or_else(|| id(&format!("ids[{place}]"), *number), Ok)?;
         if seen.insert(id) {
@@ -43,23 +43,23 @@ pub(super) fn ids(ids: &[i64]) -> Result<Vec<ProductId>, Status> {
     Ok(unique)
 }
 
-/// The largest answer to a batch that the caller takes.
-pub(super) fn max_response_bytes(asked: i32) -> Result<usize, Status> {
-    /// What clients take unless they are told otherwise.
+/// Size of the largest response to a batch that the caller accepts.
+pub(super) fn max_response_bytes(requested: i32) -> Result<usize, Status> {
+    /// The default limit of gRPC clients.
     const DEFAULT: usize = 4 << 20;
-    match usize::try_from(asked) {
+    match usize::try_from(requested) {
         Ok(0) => Ok(DEFAULT),
-        Ok(most) => Ok(most),
+        Ok(bytes) => Ok(bytes),
         Err(_) => Err(invalid("max_response_bytes", "must be 0 or more")),
     }
 }
 
-pub(super) fn freshness(asked: Option<AskedFreshness>) -> Result<Freshness, Status> {
-    match asked {
-        None | Some(AskedFreshness::Latest(false)) => Ok(Freshness::Cached),
-        Some(AskedFreshness::Latest(true)) => Ok(Freshness::KnownSince(Moment::now())),
-        Some(AskedFreshness::MaxStaleness(duration)) => known_since(duration),
-        Some(AskedFreshness::MinVersion(version)) => {
+pub(super) fn freshness(requested: Option<RequestedFreshness>) -> Result<Freshness, Status> {
+    match requested {
+        None | Some(RequestedFreshness::Latest(false)) => Ok(Freshness::Cached),
+        Some(RequestedFreshness::Latest(true)) => Ok(Freshness::KnownSince(Moment::now())),
+        Some(RequestedFreshness::MaxStaleness(duration)) => known_since(duration),
+        Some(RequestedFreshness::MinVersion(version)) => {
             let version = positive("min_version", version)?;
             Ok(Freshness::MinVersion { version, arrived: Moment::now() })
         }
@@ -78,12 +78,11 @@ pub(super) fn batch_freshness(
 }
 
 fn known_since(duration: prost_types::Duration) -> Result<Freshness, Status> {
-    let age = positive_duration("max_staleness", duration)?;
+    let age = non_negative_duration("max_staleness", duration)?;
     Ok(Freshness::KnownSince(Moment::now().before(age)))
 }
 
-/// A duration that is not negative.
-pub(super) fn positive_duration(
+pub(super) fn non_negative_duration(
     field: &str,
     duration: prost_types::Duration,
 ) -> Result<Duration, Status> {
@@ -113,16 +112,16 @@ pub(super) fn new_product(request: CreateProductRequest) -> Result<NewProduct, S
     })
 }
 
-/// What to update, and to what.
+/// The id of the product to update, and the changes: the fields in the mask, or without a mask the populated ones.
 pub(super) fn patch(request: UpdateProductRequest) -> Result<(ProductId, Patch), Status> {
     let product = request.product.ok_or_else(|| invalid("product", "must be given"))?;
     let id = id("product.id", product.id)?;
     let paths = request.update_mask.map(|mask| mask.paths).unwrap_or_default();
-    let wanted = if paths.is_empty() { populated(&product) } else { masked(&paths)? };
+    let fields = if paths.is_empty() { populated(&product) } else { masked(&paths)? };
     let patch = Patch {
-        name: wanted.name.then(|| name(product.name)).transpose()?,
-        price: wanted.price.then(|| price(product.price)).transpose()?,
-        description: wanted.description.then(|| description(product.description)).transpose()?,
+        name: fields.name.then(|| name(product.name)).transpose()?,
+        price: fields.price.then(|| price(product.price)).transpose()?,
+        description: fields.description.then(|| description(product.description)).transpose()?,
     };
     if patch == Patch::default() {
         return Err(invalid(
@@ -140,7 +139,7 @@ struct Fields {
     description: bool,
 }
 
-/// AIP-134: without a mask, the fields that are populated.
+/// Without a mask the populated fields are updated (AIP-134).
 fn populated(product: &Product) -> Fields {
     Fields {
         name: !product.name.is_empty(),
@@ -159,7 +158,7 @@ fn masked(paths: &[String]) -> Result<Fields, Status> {
             "name" => fields.name = true,
             "price" => fields.price = true,
             "description" => fields.description = true,
-            // AIP-203: what only the service sets is ignored.
+            // Output-only fields are ignored (AIP-203).
             "id" | "version" | "create_time" | "update_time" => {}
             "*" => return Err(invalid("update_mask", "\"*\" must stand alone")),
             other => {

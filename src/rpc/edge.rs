@@ -1,4 +1,4 @@
-//! The connections: accepted up to a limit, served by hyper's HTTP/2 server, and closed gracefully when the
+//! The connections of the gRPC port: accepted up to a limit, served by hyper's HTTP/2 server, and closed gracefully when the
 //! drain begins.
 
 mod clock;
@@ -31,55 +31,53 @@ use crate::drain::Drain;
 use crate::metrics::{AuthRefusal, ConnectionEnd, Metrics, Shed};
 use crate::refusals::Refusals;
 use clock::TurnClock;
-use io::gathering;
+use io::buffered;
 use lifetime::Ending;
-use streams::{Answers, Inline};
+use streams::{CallHandler, InlineExecutor};
 pub(super) use tls::ServerTls;
 pub use tls::TlsOptions;
 
-/// Who is at the other end of a connection.
+/// The client end of a connection.
 #[derive(Clone, Debug)]
 pub(super) struct Peer {
     pub(super) address: SocketAddr,
-    /// The name in its certificate, if it has shown one that is valid.
+    /// The name in its certificate, if it has presented a valid one.
     pub(super) certificate: Option<Arc<str>>,
 }
 
-/// Limits of connections.
 #[derive(Clone, Copy, Debug)]
 pub struct EdgeOptions {
-    /// Connections at once; more are closed as they come.
+    /// Open connections; further ones are closed as soon as they are accepted.
     pub max_connections: usize,
-    /// Calls at once on one connection.
+    /// Open streams (calls) on one connection.
     pub max_streams: u32,
-    /// After this long without a sign of life the peer is pinged.
+    /// A connection that has received nothing for this long sends a ping.
     pub keepalive_interval: Duration,
-    /// A peer that does not answer a ping, or does not begin to speak, for this long is gone.
+    /// A connection is closed when a ping is not answered, or when the TLS handshake or the HTTP/2 preface has not come, within
+    /// this time.
     pub keepalive_timeout: Duration,
-    /// The longest that a unary call may take, its answer's way to a slow reader included.
+    /// Bounds the deadlines of unary calls. A call with an unread response is dropped after twice this time.
     pub max_call_time: Duration,
-    /// How long a connection lives, give or take a tenth.
+    /// A connection is closed gracefully at this age, jittered by a tenth. `None`: no limit.
     pub max_age: Option<Duration>,
-    /// After that, how long its calls in flight may take.
+    /// How long the calls in flight may take after that.
     pub age_grace: Duration,
-    /// How long a connection without calls lives.
+    /// A connection without calls is closed gracefully after this time. `None`: no limit.
     pub max_idle: Option<Duration>,
 }
 
-/// Most bytes of a request's headers.
 const MAX_HEADER_BYTES: u32 = 16 * 1024;
-/// How much of requests that nobody has read yet a stream and a connection may hold. A request is below 70 kB.
+/// Flow-control windows: the bytes of unread requests that a stream and a connection may hold. Requests are below 70 kB.
 const STREAM_WINDOW: u32 = 64 * 1024;
 const CONNECTION_WINDOW: u32 = 256 * 1024;
-/// What h2 charges to half of the connection's window for a small request that nobody has read yet; past that it
-/// takes the peer for a flooder, and closes the connection.
-const CHARGE: u32 = 256;
-/// Requests that were taken back before hyper saw them, at least; see [`resets`].
-const LEAST_RESETS: usize = 64;
-/// Out of file descriptors, say: accepting again at once would only spin.
+/// Bytes that h2 charges for an unread small request. When the charges exceed half of the connection's window h2 treats the
+/// peer as a flooder and closes the connection.
+const SMALL_REQUEST_CHARGE: u32 = 256;
+/// Lower bound of [`max_resets`].
+const MIN_RESETS: usize = 64;
+/// Accept fails when file descriptors run out, for example; without a pause the loop would spin.
 const PAUSE_AFTER_FAILED_ACCEPT: Duration = Duration::from_millis(50);
 
-/// Accepts connections.
 pub(super) struct Edge {
     drain: Drain,
     metrics: Arc<Metrics>,
@@ -104,7 +102,7 @@ impl Edge {
         Self { drain, metrics, places, options, identity, refusals }
     }
 
-    pub(super) async fn accept<S: Answers>(
+    pub(super) async fn accept<S: CallHandler>(
         self: Arc<Self>,
         listener: Arc<TcpListener>,
         service: Arc<impl Fn(Peer) -> S + Send + Sync + 'static>,
@@ -113,24 +111,24 @@ impl Edge {
             match listener.accept().await {
                 Ok((socket, address)) => self.admit(socket, address, &service),
                 Err(error) => {
-                    tracing::warn!(%error, "a connection could not be accepted");
+                    tracing::warn!(%error, "a connection could not be accepted; trying again");
                     tokio::time::sleep(PAUSE_AFTER_FAILED_ACCEPT).await;
                 }
             }
         }
     }
 
-    fn admit<S: Answers>(
+    fn admit<S: CallHandler>(
         &self,
         socket: TcpStream,
         address: SocketAddr,
         service: &Arc<impl Fn(Peer) -> S + Send + Sync + 'static>,
     ) {
         let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
-            self.refusals.note(address, None, Shed::Connections);
+            self.refusals.record(address, None, Shed::Connections);
             return;
         };
-        // Without it a lone stream waits for delayed acknowledgements. A socket that refuses is closing.
+        // With Nagle's algorithm a response could wait for a delayed acknowledgement. It fails only on a closed socket.
         let _ = socket.set_nodelay(true);
         let (options, service, drain) = (self.options, Arc::clone(service), self.drain.clone());
         let (tls, metrics) = (self.identity.acceptor(), Arc::clone(&self.metrics));
@@ -145,7 +143,9 @@ impl Edge {
                         let service = service(Peer { address, certificate });
                         serve(socket, options, service, drain, &metrics).await;
                     }
-                    Err(why) => tracing::debug!(why, "a connection did not become one"),
+                    Err(why) => {
+                        tracing::debug!(why, "TLS handshake failed; the connection is closed")
+                    }
                 },
             }
             drop(place);
@@ -160,7 +160,7 @@ async fn handshake(
     metrics: &Metrics,
 ) -> Result<(TlsStream<TcpStream>, Option<Arc<str>>), String> {
     let accepted = tokio::time::timeout(options.keepalive_timeout, tls.accept(socket)).await;
-    let accepted = accepted.map_err(|_| "no handshake in time".to_owned())?;
+    let accepted = accepted.map_err(|_| "timeout".to_owned())?;
     let socket = accepted.map_err(|error| {
         let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
         if let Some(rustls::Error::NoCertificatesPresented | rustls::Error::InvalidCertificate(_)) =
@@ -170,38 +170,38 @@ async fn handshake(
         }
         error.to_string()
     })?;
-    let shown = socket.get_ref().1.peer_certificates().and_then(<[_]>::first);
-    let certificate = shown.and_then(tls::subject);
+    let presented = socket.get_ref().1.peer_certificates().and_then(<[_]>::first);
+    let certificate = presented.and_then(tls::subject);
     Ok((socket, certificate))
 }
 
 async fn serve(
     socket: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     options: EdgeOptions,
-    service: impl Answers,
+    service: impl CallHandler,
     drain: Drain,
     metrics: &Metrics,
 ) {
-    let (io, outgoing) = gathering(socket);
-    let spoke = io.spoke();
-    let longest = options.max_call_time;
+    let (io, outgoing) = buffered(socket);
+    let preface = io.preface();
+    let max_call_time = options.max_call_time;
     let clock = TurnClock::new();
-    let (calls, inline, mut driver) =
-        streams::driven(service, longest, drain.clone(), clock.clone());
+    let (calls, executor, mut driver) =
+        streams::driven(service, max_call_time, drain.clone(), clock.clone());
     let activity = driver.activity();
-    let connection = http2(options, inline, clock).serve_connection(TokioIo::new(io), calls);
+    let connection = http2(options, executor, clock).serve_connection(TokioIo::new(io), calls);
     let mut connection = pin!(connection);
-    let mut endings = woken_once(lifetime::ending(options, &spoke, &activity, &drain));
+    let mut endings = woken_once(lifetime::ending(options, &preface, &activity, &drain));
     let ended = tokio::select! {
         ended = driver.drive(connection.as_mut(), &outgoing) => ended,
         Some(ending) = endings.next() => {
             if let Some(counted) = ending.counted() {
                 metrics.connections_closed.inc(counted);
             }
-            if ending == Ending::Silent {
+            if ending == Ending::NoPreface {
                 return;
             }
-            // GOAWAY: the calls in flight finish, new ones go elsewhere.
+            // Sends GOAWAY: calls in flight finish, and the client opens a new connection for further ones.
             connection.as_mut().graceful_shutdown();
             let mut cut_off = woken_once(lifetime::cut_off(ending, options.age_grace, &drain));
             tokio::select! {
@@ -219,44 +219,48 @@ async fn serve(
         if lifetime::is_flood(&error) {
             metrics.connections_closed.inc(ConnectionEnd::Flood);
         }
-        tracing::debug!(%error, "a connection broke");
+        tracing::debug!(%error, "a connection failed and was closed");
     }
 }
 
-/// The limits are said here also where they are hyper's defaults, which may change.
-fn http2(options: EdgeOptions, inline: Inline, clock: TurnClock) -> http2::Builder<Inline> {
-    let mut http2 = http2::Builder::new(inline);
+/// Sets every limit, also those that equal hyper's defaults, because defaults may change.
+fn http2(
+    options: EdgeOptions,
+    executor: InlineExecutor,
+    clock: TurnClock,
+) -> http2::Builder<InlineExecutor> {
+    let mut http2 = http2::Builder::new(executor);
     http2
         .timer(clock)
-        // No caller of gRPC reads it.
+        // gRPC clients do not read it.
         .auto_date_header(false)
         .max_concurrent_streams(options.max_streams)
         .max_header_list_size(MAX_HEADER_BYTES)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(connection_window(options.max_streams))
-        // Rapid reset, CVE-2023-44487, and its like: past these the connection is closed.
-        .max_pending_accept_reset_streams(resets(options.max_streams))
+        // Against rapid reset (CVE-2023-44487) and similar attacks: above these limits the connection is closed.
+        .max_pending_accept_reset_streams(max_resets(options.max_streams))
         .max_local_error_reset_streams(64)
         .keep_alive_interval(options.keepalive_interval)
         .keep_alive_timeout(options.keepalive_timeout);
     http2
 }
 
-/// Enough for as many calls at once as a connection may have: they come so after any pause.
+/// Large enough that `max_streams` calls sent at once, as after a pause of the client, are not taken for a flood.
 fn connection_window(max_streams: u32) -> u32 {
     const LARGEST: u32 = i32::MAX.cast_unsigned();
-    CONNECTION_WINDOW.max(max_streams.saturating_mul(2 * CHARGE)).min(LARGEST)
+    CONNECTION_WINDOW.max(max_streams.saturating_mul(2 * SMALL_REQUEST_CHARGE)).min(LARGEST)
 }
 
-/// How many requests may be taken back in one turn of a connection, before hyper has seen them. A page that is left cancels
-/// all of its calls at once, as many as its connection may have. Rapid reset needs more than that: without a limit it would
-/// have a stream accepted, and forgotten, for every 30 bytes that it sends.
-fn resets(max_streams: u32) -> usize {
-    LEAST_RESETS.max(max_streams as usize)
+/// The most streams that a client may reset, in one turn of the connection, before hyper has accepted them. A web page that is
+/// closed cancels all its calls at once, up to `max_streams`. A rapid reset attack needs more: without a limit every 30 bytes
+/// that it sends would make the server accept and drop a stream.
+fn max_resets(max_streams: u32) -> usize {
+    MIN_RESETS.max(max_streams as usize)
 }
 
-/// A future that is polled when it has been woken, and not whenever its neighbours are: the drain's is behind
-/// a lock that all connections share.
+/// Polls `future` only when it has been woken, and not each time the task is. Polling the drain's future takes a lock that
+/// all connections share.
 fn woken_once<F: Future>(future: F) -> FuturesUnordered<F> {
     std::iter::once(future).collect()
 }

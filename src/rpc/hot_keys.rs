@@ -1,6 +1,6 @@
-//! StreamHotKeys: a snapshot at once, then one every interval, until the caller, its deadline or the drain
-//! ends it. A snapshot is sent when the connection has room for it, so a slow reader misses some
-//! and delays no other. All streams share one computation of each ranking (`ranking.rs`).
+//! StreamHotKeys: sends a snapshot at once and then one every interval, until the client, its deadline or the drain ends the
+//! stream. A snapshot is sent when the flow-control window of the connection has room for it, so a slow reader misses
+//! snapshots and delays no other stream. All streams share one computation of each ranking (`ranking.rs`).
 
 mod ranking;
 
@@ -23,25 +23,24 @@ use crate::metrics::{Metrics, Shed};
 use crate::proto::{HotKey, Scope, StreamHotKeysRequest, StreamHotKeysResponse};
 use ranking::{Ranking, RankingSnapshot};
 
-/// Keys of a snapshot when the request does not say.
+/// Keys in a snapshot when the request gives no limit.
 const DEFAULT_LIMIT: usize = 20;
-/// Most keys of a snapshot. Rankings are computed with so many, whatever the streams ask for: a limit of its own would be
-/// a computation of its own.
+/// Most keys in a snapshot. Every ranking is computed with this many, whatever limits the streams have, so that streams with
+/// different limits share it.
 const MAX_LIMIT: usize = 1_000;
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(1);
 const MIN_INTERVAL: Duration = Duration::from_millis(100);
 const MAX_INTERVAL: Duration = Duration::from_secs(3_600);
-/// A snapshot that another stream had computed is sent while it is younger than this, and than the stream's interval.
+/// A snapshot that was computed for another stream is reused while it is younger than this and than the stream's interval.
 const MAX_AGE: Duration = DEFAULT_INTERVAL;
-/// A connection that holds more than this part of the streams that are free gets no more: 34 of 100. Too high: few
-/// connections take all. Too low: one dashboard gets few streams.
-const PART: usize = 2;
+/// A connection that holds more than a `FREE_DIVISOR`th of the free streams gets no more: one connection gets 34 of 100. Too
+/// high: one dashboard gets few streams. Too low: few connections take all.
+const FREE_DIVISOR: usize = 2;
 
-/// What the service sends.
 pub(super) type HotKeysStream =
     Pin<Box<dyn Stream<Item = Result<StreamHotKeysResponse, Status>> + Send>>;
 
-/// The streams of all connections, how many there may be, and what they send.
+/// The streams of all connections: their bound, and the rankings that they send.
 #[derive(Debug)]
 pub(super) struct Watchers {
     free: Arc<Semaphore>,
@@ -50,7 +49,7 @@ pub(super) struct Watchers {
     fleet: Arc<Ranking>,
 }
 
-/// One stream's place among those of its connection and of all.
+/// The place of one stream, counted for its connection and for all connections.
 #[derive(Debug)]
 struct WatchPlace {
     _permit: OwnedSemaphorePermit,
@@ -121,7 +120,7 @@ impl Watchers {
 impl WatchPlace {
     fn take(free: &Arc<Semaphore>, connection: &Arc<ClientConnection>) -> Option<Self> {
         let own = connection.watching.load(Ordering::Relaxed);
-        if own > free.available_permits() / PART {
+        if own > free.available_permits() / FREE_DIVISOR {
             return None;
         }
         let permit = Arc::clone(free).try_acquire_owned().ok()?;
@@ -137,11 +136,11 @@ impl Drop for WatchPlace {
 }
 
 impl Watch {
-    /// The next snapshot, or how the stream ends.
+    /// The next snapshot, or the status with which the stream ends.
     async fn next(mut self) -> (Result<StreamHotKeysResponse, Status>, Option<Self>) {
         let (drain, deadline) = (self.drain.clone(), self.deadline);
         let snapshot = tokio::select! {
-            // The drain first, so that a stream which is always due still ends.
+            // The drain first, so that it also ends a stream that always has a snapshot ready.
             biased;
             () = drain.announced() => return (Err(status::draining()), None),
             () = passed(deadline) => return (Err(status::deadline_exceeded()), None),
@@ -152,8 +151,8 @@ impl Watch {
         (Ok(message), Some(self))
     }
 
-    /// At the next tick a snapshot that this stream has not sent yet. The first is of now: it counts what the caller read
-    /// before.
+    /// Waits for the next tick and then for a snapshot that this stream has not sent yet. The first one is computed after the
+    /// stream was opened, so that it counts the caller's own reads before that.
     async fn snapshot(&mut self) -> Arc<RankingSnapshot> {
         self.ticks.tick().await;
         let now = Instant::now();
@@ -184,8 +183,8 @@ async fn passed(deadline: Option<Instant>) {
     }
 }
 
-fn limit(asked: i32) -> Result<usize, Status> {
-    match usize::try_from(asked) {
+fn limit(requested: i32) -> Result<usize, Status> {
+    match usize::try_from(requested) {
         Ok(0) => Ok(DEFAULT_LIMIT),
         Ok(limit) if limit <= MAX_LIMIT => Ok(limit),
         _ => Err(status::invalid(
@@ -195,9 +194,9 @@ fn limit(asked: i32) -> Result<usize, Status> {
     }
 }
 
-fn interval(asked: Option<prost_types::Duration>) -> Result<Duration, Status> {
-    let Some(asked) = asked else { return Ok(DEFAULT_INTERVAL) };
-    let interval = convert::positive_duration("interval", asked)?;
+fn interval(requested: Option<prost_types::Duration>) -> Result<Duration, Status> {
+    let Some(requested) = requested else { return Ok(DEFAULT_INTERVAL) };
+    let interval = convert::non_negative_duration("interval", requested)?;
     if !(MIN_INTERVAL..=MAX_INTERVAL).contains(&interval) {
         return Err(status::invalid("interval", "must be 0.1s to 3600s"));
     }

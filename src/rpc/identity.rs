@@ -1,5 +1,5 @@
-//! What proves who is who: this server's certificate, the authority of its clients' certificates, and the keys of their
-//! tokens. All of it is in files, which are read again when they change and on SIGHUP.
+//! The certificates and keys in force: the server's certificate, the authorities of client certificates, and the keys of
+//! tokens. They are loaded from files, and reloaded when the files change and on SIGHUP.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -17,38 +17,38 @@ use super::reloaded::Reloaded;
 use crate::drain::Drain;
 use crate::metrics::{BackgroundTask, Metrics};
 
-/// Between two looks at the files. Too high: a revoked key is trusted for longer. Too low: needless reads.
+/// How often the files are read. Too high: a revoked key is trusted for longer. Too low: needless reads.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
-/// A certificate that expires sooner is a warning.
+/// A warning is logged when the certificate expires within this time.
 const EXPIRES_SOON: Duration = Duration::from_secs(14 * 24 * 3_600);
-/// Between two warnings.
+/// Between two warnings of the certificate's expiry.
 const WARNING_INTERVAL: Duration = Duration::from_secs(24 * 3_600);
 
-/// How the server and its callers prove who they are.
+/// How the server and its callers are authenticated.
 #[derive(Clone, Debug)]
 pub struct IdentityOptions {
-    /// Without it gRPC is served in plain text.
+    /// `None`: gRPC is served in plain text.
     pub tls: Option<TlsOptions>,
-    /// Without it tokens are not looked at.
+    /// `None`: tokens are ignored.
     pub tokens: Option<TokenOptions>,
-    /// What a caller may do that shows a certificate and no token.
+    /// The scopes of a caller that presents a certificate and no token.
     pub certificate_scopes: Scopes,
-    /// The metadata by which a proxy says who calls.
+    /// The metadata in which a trusted proxy names the caller. It decides fairness only, not scopes.
     pub caller_metadata: Option<String>,
 }
 
-/// What is in force.
+/// The certificates and keys in force.
 pub struct Identity {
     tls: Option<Reloaded<ServerTls>>,
     auth: Option<Arc<Authenticator>>,
     caller_metadata: Option<HeaderName>,
-    asked: Notify,
-    /// When an operator was last warned of the certificate's expiry.
+    reload_requested: Notify,
+    /// When the last warning of the certificate's expiry was logged.
     warned: Mutex<Option<Instant>>,
 }
 
 impl Identity {
-    /// Reads the files.
+    /// Loads the files.
     ///
     /// # Errors
     /// One sentence for the operator: which file cannot be used, and why.
@@ -70,10 +70,10 @@ impl Identity {
             true => Some(Arc::new(Authenticator::load(options, Arc::clone(metrics)).await?)),
         };
         let name = options.caller_metadata.as_ref().map(|name| name.parse()).transpose();
-        let caller_metadata =
-            name.map_err(|_| "CALLER_METADATA is no name of metadata; give another".to_owned())?;
-        let (asked, warned) = (Notify::new(), Mutex::default());
-        let identity = Arc::new(Self { tls, auth, caller_metadata, asked, warned });
+        let caller_metadata = name
+            .map_err(|_| "CALLER_METADATA is not a valid metadata name; use another".to_owned())?;
+        let (reload_requested, warned) = (Notify::new(), Mutex::default());
+        let identity = Arc::new(Self { tls, auth, caller_metadata, reload_requested, warned });
         if identity.tls.is_some() {
             let help = "When the certificate of the gRPC port expires, in seconds since 1970.";
             let name = "hotshelf.tls.certificate.expiry.timestamp";
@@ -83,17 +83,17 @@ impl Identity {
         Ok(identity)
     }
 
-    /// The files are read again now.
+    /// Reloads the files now, for SIGHUP.
     pub fn reload(&self) {
         match self.tls.is_some() || self.auth.is_some() {
-            true => self.asked.notify_one(),
+            true => self.reload_requested.notify_one(),
             false => {
-                tracing::info!("SIGHUP: there are no files of certificates or keys to read again")
+                tracing::info!("SIGHUP: there are no files of certificates or keys to reload")
             }
         }
     }
 
-    /// Tells the operator what every client on the network may do.
+    /// Warns when clients on the network can call without authentication, or can be overheard.
     pub fn warn_if_open(&self, address: SocketAddr) {
         if address.ip().is_loopback() {
             return;
@@ -111,7 +111,7 @@ impl Identity {
         }
     }
 
-    /// Reads the files again when they change, until the drain has finished.
+    /// Starts the task that reloads the files when they change.
     pub(super) fn keep_reloading(self: &Arc<Self>, drain: &Drain) {
         if self.tls.is_none() && self.auth.is_none() {
             return;
@@ -125,40 +125,40 @@ impl Identity {
 
     async fn watch(&self) -> Result<Infallible, Infallible> {
         loop {
-            let at_once = tokio::select! {
-                () = self.asked.notified() => true,
+            let force = tokio::select! {
+                () = self.reload_requested.notified() => true,
                 () = tokio::time::sleep(POLL_INTERVAL) => false,
             };
             if let Some(tls) = &self.tls
-                && tls.look(at_once, "the certificate of the gRPC port").await
+                && tls.poll(force, "the certificate of the gRPC port").await
             {
                 *self.warned.lock() = None;
             }
             if let Some(auth) = &self.auth {
-                auth.look(at_once).await;
+                auth.poll_keys(force).await;
             }
             self.warn_of_expiry();
         }
     }
 
-    /// For the next connection; those that stand keep what they agreed on.
+    /// The acceptor for the next connection. Open connections keep the certificate of their handshake.
     pub(super) fn acceptor(&self) -> Option<TlsAcceptor> {
         let tls = self.tls.as_ref()?.current();
         Some(TlsAcceptor::from(Arc::clone(&tls.config)))
     }
 
-    /// Judges the calls of a connection; `None` when callers are not authenticated.
+    /// `None` when callers are not authenticated.
     pub(super) fn of_connection(&self, peer: &Peer) -> Option<ConnectionAuth> {
         let auth = self.auth.as_ref()?;
         Some(ConnectionAuth::new(Arc::clone(auth), peer))
     }
 
-    /// The metadata by which a proxy says who calls.
+    /// The metadata in which a trusted proxy names the caller.
     pub(super) fn caller_metadata(&self) -> Option<HeaderName> {
         self.caller_metadata.clone()
     }
 
-    /// Since 1970.
+    /// Time since 1970; zero without TLS.
     fn certificate_expiry(&self) -> Duration {
         let expires = self.tls.as_ref().map(|tls| tls.current().expires);
         expires.and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok()).unwrap_or_default()
@@ -167,21 +167,24 @@ impl Identity {
     fn warn_of_expiry(&self) {
         let Some(tls) = &self.tls else { return };
         let expires = tls.current().expires;
-        let left = expires.duration_since(SystemTime::now()).unwrap_or_default();
+        let remaining = expires.duration_since(SystemTime::now()).unwrap_or_default();
         let mut warned = self.warned.lock();
-        let lately = warned.is_some_and(|at| at.elapsed() < WARNING_INTERVAL);
-        if left > EXPIRES_SOON || lately {
+        let warned_recently = warned.is_some_and(|at| at.elapsed() < WARNING_INTERVAL);
+        if remaining > EXPIRES_SOON || warned_recently {
             return;
         }
         *warned = Some(Instant::now());
         let at = humantime::format_rfc3339_seconds(expires);
-        match left.is_zero() {
-            true => {
-                tracing::warn!(%at, "the certificate of the gRPC port has expired: clients refuse it; replace GRPC_TLS_CERT and GRPC_TLS_KEY")
-            }
-            false => {
-                tracing::warn!(%at, days = left.as_secs() / 86_400, "the certificate of the gRPC port expires soon; replace GRPC_TLS_CERT and GRPC_TLS_KEY")
-            }
+        match remaining.is_zero() {
+            true => tracing::warn!(
+                %at,
+                "the certificate of the gRPC port has expired: clients refuse it; replace GRPC_TLS_CERT and GRPC_TLS_KEY"
+            ),
+            false => tracing::warn!(
+                %at,
+                days = remaining.as_secs() / 86_400,
+                "the certificate of the gRPC port expires soon; replace GRPC_TLS_CERT and GRPC_TLS_KEY"
+            ),
         }
     }
 }

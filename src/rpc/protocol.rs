@@ -1,5 +1,5 @@
-//! The rules of gRPC for the head of a request
-//! (<https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>), checked before anything is done.
+//! Reads and checks the head of a request before the call starts
+//! (<https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>).
 
 use std::time::Duration;
 
@@ -10,11 +10,11 @@ use super::reply::Reply;
 
 const GRPC: &[u8] = b"application/grpc";
 
-/// What the head of a request says. It is read in one pass: each lookup of a name costs more than that.
+/// The fields of a request's head. Read in one pass, because each lookup by name costs more than the pass.
 #[derive(Debug)]
 pub(super) struct RequestHead {
-    /// Whether it is a POST of a gRPC message. A web page can send other content types to any address without asking (a CORS
-    /// preflight), so a server that accepted them would take writes from every page that its users open.
+    /// Whether the request is a POST with a gRPC content type. Other content types have to be refused: a web page can send
+    /// some of them to any address without a CORS preflight, so any page could write products through its visitor's browser.
     pub(super) is_grpc: bool,
     pub(super) encoding: Encoding,
     pub(super) timeout: Result<Option<Duration>, Malformed>,
@@ -24,13 +24,13 @@ impl RequestHead {
     pub(super) fn of<B>(request: &Request<B>) -> Self {
         let (mut content_type, mut encoding, mut timeout) = (None, None, None);
         for (name, value) in request.headers() {
-            let said = match name {
+            let field = match name {
                 name if *name == CONTENT_TYPE => &mut content_type,
                 name if *name == GRPC_ENCODING => &mut encoding,
                 name if *name == GRPC_TIMEOUT => &mut timeout,
                 _ => continue,
             };
-            said.get_or_insert(value);
+            field.get_or_insert(value);
         }
         let is_grpc = content_type.is_some_and(is_grpc) && request.method() == Method::POST;
         Self { is_grpc, encoding: encoding_of(encoding), timeout: timeout_of(timeout) }
@@ -45,17 +45,16 @@ fn is_grpc(content_type: &HeaderValue) -> bool {
     }
 }
 
-/// How a request says that its message may be compressed.
+/// The `grpc-encoding` of a request: how its message may be compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Encoding {
-    /// It may not.
     Identity,
     Gzip,
-    /// In a way that is not supported.
+    /// Not supported.
     Other,
 }
 
-// Names that are no strings are not parsed for each call.
+// Constants, because a &str would be parsed at each lookup.
 pub(super) const GRPC_ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
@@ -71,7 +70,7 @@ fn encoding_of(value: Option<&HeaderValue>) -> Encoding {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Malformed;
 
-/// What `grpc-timeout` says, if there is one. To ignore a malformed one would be to wait for longer than the caller does.
+/// The value of `grpc-timeout`, if any. A malformed one is an error, because without it the call could outlast its caller.
 fn timeout_of(value: Option<&HeaderValue>) -> Result<Option<Duration>, Malformed> {
     match value {
         None => Ok(None),
@@ -79,7 +78,7 @@ fn timeout_of(value: Option<&HeaderValue>) -> Result<Option<Duration>, Malformed
     }
 }
 
-/// At most eight digits and a unit.
+/// Parses at most eight digits and a unit.
 fn parse(text: &str) -> Option<Duration> {
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     if digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -97,15 +96,15 @@ fn parse(text: &str) -> Option<Duration> {
     }
 }
 
-/// What a request gets that is none of gRPC: an HTTP status, because its sender does not read gRPC's.
+/// The response to a request that is not gRPC: an HTTP status, because its client does not read `grpc-status`.
 pub(super) fn refusal<B>(request: &Request<B>) -> Response<Reply> {
-    let (status, name, works) = match *request.method() {
+    let (status, name, value) = match *request.method() {
         Method::POST => (StatusCode::UNSUPPORTED_MEDIA_TYPE, ACCEPT, "application/grpc"),
         _ => (StatusCode::METHOD_NOT_ALLOWED, ALLOW, "POST"),
     };
     let mut refusal = Response::new(Reply::default());
     *refusal.status_mut() = status;
-    refusal.headers_mut().insert(name, HeaderValue::from_static(works));
+    refusal.headers_mut().insert(name, HeaderValue::from_static(value));
     refusal
 }
 
@@ -114,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_grpc_is_grpc() {
+    fn only_grpc_content_types_are_accepted() {
         let request = |content_type: &str| {
             let request = Request::post("/").header(CONTENT_TYPE, content_type);
             RequestHead::of(&request.body(()).expect("a request")).is_grpc
@@ -130,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn grpc_timeouts_are_read_as_the_protocol_writes_them() {
+    fn grpc_timeouts_follow_the_protocol() {
         let read = |text: &str| {
             let request = Request::post("/").header("grpc-timeout", text);
             RequestHead::of(&request.body(()).expect("a request")).timeout

@@ -1,4 +1,4 @@
-//! GetProduct and BatchGetProducts: from the bytes of a request to the stored bytes of its answer.
+//! GetProduct and BatchGetProducts, served without tonic: from the bytes of the request to the stored bytes of the response.
 
 use std::convert::Infallible;
 use std::future::ready;
@@ -40,17 +40,17 @@ use crate::proto::{BatchGetProductsRequest, GetProductRequest};
 const PRODUCTS: u32 = 1;
 const NOT_FOUND_IDS: u32 = 2;
 const UNREADABLE_IDS: u32 = 3;
-/// The key and the length of a product in a batch.
+/// Most bytes of the field key and the length in front of a product in a batch.
 const KEY_AND_LENGTH: usize = 6;
-/// A larger batch takes so long that it does not run inline: the calls behind it on its connection would wait.
+/// Ids. A larger batch leaves the task of its connection, where it would delay the calls behind it.
 const INLINE_BATCH: usize = 100;
 
-/// Answers the reads of a connection itself, and leaves every other call to tonic.
+/// The service of one connection: serves reads itself and routes every other call to tonic.
 #[derive(Debug)]
 pub(super) struct Reads {
     pub(super) shared: Arc<Shared>,
     pub(super) connection: Arc<ClientConnection>,
-    /// Judges callers; `None` when they are not authenticated.
+    /// `None` when callers are not authenticated.
     pub(super) auth: Option<ConnectionAuth>,
     pub(super) admission: CallAdmission,
     pub(super) unsent: Arc<Share>,
@@ -58,19 +58,19 @@ pub(super) struct Reads {
     pub(super) streams: Arc<Share>,
 }
 
-/// What the calls of all connections need.
+/// What all connections share.
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) catalog: Arc<Catalog>,
-    pub(super) others: Routes,
-    /// The longest that a request of a stream may take to come: no other deadline ends it.
-    pub(super) longest: Duration,
+    pub(super) routes: Routes,
+    /// Also bounds how long the request of a stream may take to arrive, because streams have no other deadline.
+    pub(super) max_call_time: Duration,
     pub(super) headers: Headers,
-    /// The metadata by which a proxy says who calls.
+    /// The metadata in which a trusted proxy names the caller.
     pub(super) caller_metadata: Option<HeaderName>,
 }
 
-/// The headers of answers, by where those came from and whether they are stale. Made once: a copy costs half as much.
+/// Response headers by tier and staleness. Built once, because a clone costs half as much as building them.
 #[derive(Debug)]
 pub(super) struct Headers([[HeaderMap; 2]; 3]);
 
@@ -86,31 +86,31 @@ impl Headers {
 }
 
 impl Reads {
-    /// What is returned is small for a GetProduct, because the layer copies it.
+    /// The future of a GetProduct is kept small (not boxed, no other methods in it), because the layer moves it.
     pub(super) fn call(
-        calls: Arc<Self>,
+        reads: Arc<Self>,
         call: Call<Incoming>,
     ) -> impl Future<Output = Result<Response<Reply>, Infallible>> {
-        let named = match calls.named(&call) {
+        let named = match reads.named(&call) {
             Ok(named) => named,
             Err(refused) => return Either::Right(ready(Ok(refused.into_http())).boxed()),
         };
         if call.method == Method::GetProduct {
             let Call { encoding, deadline, request, .. } = call;
             let body = request.into_body();
-            let answer = async move { calls.get_product(body, encoding, named, deadline).await };
+            let answer = async move { reads.get_product(body, encoding, named, deadline).await };
             return Either::Left(answer.map(|answer| Ok(answer.unwrap_or_else(Status::into_http))));
         }
-        Either::Right(calls.call_other(call, named).boxed())
+        Either::Right(reads.call_other(call, named).boxed())
     }
 
-    /// The authenticated caller, else the one in the metadata that a proxy sets; `None`: the connection is the caller.
+    /// The authenticated caller, else the one in the metadata that a proxy sets; `None` when the connection is the caller.
     fn named(&self, call: &Call<Incoming>) -> Result<Option<Arc<Named>>, Status> {
         let headers = call.request.headers();
         if let Some(auth) = &self.auth
-            && let Some(shown) = auth.check(call.method, headers)?
+            && let Some(authenticated) = auth.check(call.method, headers)?
         {
-            return Ok(Some(shown));
+            return Ok(Some(authenticated));
         }
         let metadata = self.shared.caller_metadata.as_ref();
         Ok(metadata.and_then(|metadata| named_by_proxy(headers, metadata)))
@@ -127,9 +127,9 @@ impl Reads {
             Method::BatchGetProducts => {
                 self.batch_get_products(request.into_body(), encoding, named, call).await
             }
-            // It streams requests.
+            // Its requests are a stream, so it is not received here.
             Method::Reflection => self.route(request, Some(self.stream())).await,
-            // Nothing is read.
+            // Answered with UNIMPLEMENTED; the request is not read.
             Method::Other => self.route(request, None).await,
             _ => {
                 let connection = Arc::clone(&self.connection);
@@ -140,8 +140,8 @@ impl Reads {
         Ok(answer.unwrap_or_else(Status::into_http))
     }
 
-    /// Leaves a call of one message to tonic when that has come as a whole: what is wrong with it is told as in every
-    /// other method.
+    /// Receives the one message of a call completely, then routes the call to tonic. So limits, errors and compression of
+    /// requests are the same for every method.
     async fn route_complete(
         &self,
         method: Method,
@@ -149,17 +149,17 @@ impl Reads {
         request: Request<Incoming>,
     ) -> Result<Response<Reply>, Status> {
         let (mut head, body) = request.into_parts();
-        // What tonic gets is not compressed.
+        // `frame` is decompressed.
         head.headers.remove(protocol::GRPC_ENCODING);
         let frame = self.receiver.frame(body, encoding, head_bytes(&head));
         let frame = match method.is_lasting() {
-            true => tokio::time::timeout(self.shared.longest, frame)
+            true => tokio::time::timeout(self.shared.max_call_time, frame)
                 .await
                 .unwrap_or_else(|_| Err(status::deadline_exceeded())),
             false => frame.await,
         }?;
         let held = match method {
-            // An instance that is busy must not look dead.
+            // Not limited: a busy instance must not fail its health checks.
             Method::HealthCheck => None,
             method if method.is_lasting() => Some(self.stream()),
             _ => Some(self.admission.take().map(Retained::CallPlace)),
@@ -167,7 +167,7 @@ impl Reads {
         self.route(Request::from_parts(head, Full::new(frame)), held).await
     }
 
-    /// One of the streams that a connection, and all of them, may have.
+    /// Takes one of the streams that this connection, and all connections, may have open.
     fn stream(&self) -> Result<Retained, Status> {
         self.streams.take(1).map(Retained::Stream)
     }
@@ -185,8 +185,8 @@ impl Reads {
         B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
     {
         let held = held.transpose()?;
-        let Ok(response) = self.shared.others.clone().call(request).await;
-        Ok(status::in_our_words(response).map(|body| Reply::tonic(body, held)))
+        let Ok(response) = self.shared.routes.clone().call(request).await;
+        Ok(status::with_details(response).map(|body| Reply::tonic(body, held)))
     }
 
     async fn get_product(
@@ -203,7 +203,7 @@ impl Reads {
         let catalog = &self.shared.catalog;
         let answer = match catalog.get_hot(id, &freshness) {
             Some(answer) => Ok(answer),
-            // Boxed, so that a hot read does not carry the way to Postgres with it.
+            // Boxed, so that the future of a hot read does not contain that of a load.
             None => {
                 let call = self.context(named.as_deref(), deadline);
                 Box::pin(catalog.get_cold(id, freshness, call)).await
@@ -230,10 +230,10 @@ impl Reads {
         let place = self.admission.take()?;
         let ids = convert::ids(&request.ids)?;
         let freshness = convert::batch_freshness(request.max_staleness, request.latest)?;
-        let most = convert::max_response_bytes(request.max_response_bytes)?;
+        let max_bytes = convert::max_response_bytes(request.max_response_bytes)?;
         if ids.len() > INLINE_BATCH {
-            if self.shared.catalog.held_bytes(&ids) > most {
-                return Err(status::response_above(most));
+            if self.shared.catalog.held_bytes(&ids) > max_bytes {
+                return Err(status::response_above(max_bytes));
             }
             tokio::task::yield_now().await;
         }
@@ -241,44 +241,44 @@ impl Reads {
         let answers =
             answers.map_err(|error| self.connection.failed(named.as_deref(), &error, None))?;
         let (from, stale) = farthest(&answers);
-        let bytes = most_bytes(&answers);
-        if bytes - PREFIX > most {
-            return Err(status::response_above(most));
+        let bytes = max_batch_bytes(&answers);
+        if bytes - PREFIX > max_bytes {
+            return Err(status::response_above(max_bytes));
         }
-        let room = self.unsent.take(bytes)?;
-        let message = room.holds(concatenated(&ids, &answers));
+        let reservation = self.unsent.take(bytes)?;
+        let message = reservation.attach(batch_message(&ids, &answers));
         Ok(Reply::message(message, self.shared.headers.of(from, stale), place))
     }
 }
 
-/// The last of a list is what the proxy itself has seen; what is before it its client may have sent.
+/// The name that the proxy has set: the last value of the list. The values before it may come from the client.
 fn named_by_proxy(headers: &HeaderMap, metadata: &HeaderName) -> Option<Arc<Named>> {
     let list = headers.get_all(metadata).iter().next_back()?.to_str().ok()?;
     let name = list.rsplit(',').next().map(str::trim).filter(|name| !name.is_empty())?;
     Some(Named::new(name))
 }
 
-/// What keeping the head of a request takes: its text, and a slot of the map for each field.
+/// Approximate memory of a request's head: its text, and an entry of the header map for each field.
 fn head_bytes(head: &Parts) -> usize {
-    const FIELD: usize = 192;
+    const MAP_ENTRY: usize = 192;
     let field =
-        |(name, value): (&HeaderName, &HeaderValue)| FIELD + name.as_str().len() + value.len();
+        |(name, value): (&HeaderName, &HeaderValue)| MAP_ENTRY + name.as_str().len() + value.len();
     let path = head.uri.path_and_query().map_or(0, |path| path.as_str().len());
     path + head.headers.iter().map(field).sum::<usize>()
 }
 
-/// What the message of a batch takes at most.
-fn most_bytes(answers: &[Option<Answer>]) -> usize {
-    // An absent product's is its id, of ten bytes at most.
+/// Upper bound of the size of a batch's message, its prefix included.
+fn max_batch_bytes(answers: &[Option<Answer>]) -> usize {
+    // An absent product is its id, of ten bytes at most, which fits PREFIX + KEY_AND_LENGTH.
     let frame =
         |answer: &Option<Answer>| answer.as_ref().map_or(0, |answer| answer.entry.frame().len());
     let length = |answer| frame(answer).max(PREFIX) + KEY_AND_LENGTH;
     PREFIX + 2 * KEY_AND_LENGTH + answers.iter().map(length).sum::<usize>()
 }
 
-/// The message of a batch, made of the stored bytes of its products.
-fn concatenated(ids: &[ProductId], answers: &[Option<Answer>]) -> Vec<u8> {
-    let mut message = Vec::with_capacity(most_bytes(answers));
+/// The message of a batch, concatenated from the stored bytes of its products.
+fn batch_message(ids: &[ProductId], answers: &[Option<Answer>]) -> Vec<u8> {
+    let mut message = Vec::with_capacity(max_batch_bytes(answers));
     message.put_bytes(0, PREFIX);
     let (mut absent, mut unreadable) = (Vec::new(), Vec::new());
     for (id, answer) in ids.iter().zip(answers) {
@@ -315,16 +315,16 @@ fn min_version(request: &GetProductRequest) -> Option<Version> {
     }
 }
 
-/// A batch reports the farthest tier that any of its products came from.
+/// The farthest tier that any product of a batch came from, and whether any is stale.
 fn farthest(answers: &[Option<Answer>]) -> (ServedBy, bool) {
-    // That a product is unreadable was found in Postgres.
+    // `None` is a row that could not be converted, which was read from Postgres.
     let from =
         |answer: &Option<Answer>| answer.as_ref().map_or(ServedBy::Postgres, |answer| answer.from);
     let from = answers.iter().map(from).max_by_key(|from| *from as usize);
     (from.unwrap_or(ServedBy::Hot), answers.iter().flatten().any(|answer| answer.stale))
 }
 
-/// RFC 9211.
+/// The value of `cache-status` (RFC 9211).
 fn cache_status(from: ServedBy, stale: bool) -> &'static str {
     match (from, stale) {
         (ServedBy::Hot, false) => "hotshelf; hit; detail=hot",

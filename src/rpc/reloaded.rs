@@ -1,4 +1,4 @@
-//! A value that is made of files, and made again when they change.
+//! A value that is made of files and rebuilt when their contents change.
 
 use std::sync::Arc;
 
@@ -9,25 +9,25 @@ use ring::digest::{Context, SHA256};
 type Make<T> = Box<dyn Fn(&[Vec<u8>]) -> Result<T, String> + Send + Sync>;
 type Fingerprint = [u8; 32];
 
-/// The value, and where it comes from.
 pub(in crate::rpc) struct Reloaded<T> {
-    /// The name of a setting, and the file that it names.
+    /// The names of settings, and the files that they name.
     files: Vec<(&'static str, String)>,
     make: Make<T>,
     current: ArcSwap<T>,
     seen: Mutex<Seen>,
 }
 
-/// What the files held; a digest, so that no second copy of a private key is kept.
+/// Digests of the contents of the files; not the contents, because they may hold a private key.
 struct Seen {
+    /// At the last poll.
     last: Fingerprint,
-    /// What was last made into a value, or refused.
-    judged: Fingerprint,
+    /// The contents that were last made into a value, or refused.
+    tried: Fingerprint,
 }
 
 impl<T> Reloaded<T> {
     /// # Errors
-    /// What `make` says of the contents of the files, or which of them cannot be read.
+    /// The error of `make`, or one sentence: which file cannot be read, and why.
     pub(in crate::rpc) async fn load(
         files: Vec<(&'static str, String)>,
         make: impl Fn(&[Vec<u8>]) -> Result<T, String> + Send + Sync + 'static,
@@ -35,7 +35,7 @@ impl<T> Reloaded<T> {
         let contents = read(&files).await;
         let print = fingerprint(&contents);
         let current = ArcSwap::from_pointee(make(&contents?)?);
-        let seen = Mutex::new(Seen { last: print, judged: print });
+        let seen = Mutex::new(Seen { last: print, tried: print });
         Ok(Self { files, make: Box::new(make), current, seen })
     }
 
@@ -43,28 +43,29 @@ impl<T> Reloaded<T> {
         self.current.load()
     }
 
-    /// Reads the files. When their contents have changed, and are the same as at the look before, the value is made anew: what is
-    /// half written, or one of two files, is not taken. `at_once`: whatever they hold is taken now. What cannot be used is
-    /// said once, and the value stays. Returns whether it was replaced.
-    pub(in crate::rpc) async fn look(&self, at_once: bool, what: &str) -> bool {
+    /// Reads the files and rebuilds the value when their contents have changed and were the same at two polls in a row: so
+    /// half-written files, or one new file of two, are not used. `force` rebuilds it at once, whatever the contents. Contents
+    /// that cannot be used are logged once, and the value stays. Returns whether the value was replaced. `what` names it in
+    /// the log.
+    pub(in crate::rpc) async fn poll(&self, force: bool, what: &str) -> bool {
         let contents = read(&self.files).await;
         let print = fingerprint(&contents);
         {
             let mut seen = self.seen.lock();
-            let settled = std::mem::replace(&mut seen.last, print) == print;
-            if !(at_once || settled && seen.judged != print) {
+            let stable = std::mem::replace(&mut seen.last, print) == print;
+            if !(force || stable && seen.tried != print) {
                 return false;
             }
-            seen.judged = print;
+            seen.tried = print;
         }
         match contents.and_then(|contents| (self.make)(&contents)) {
             Ok(value) => {
                 self.current.store(Arc::new(value));
-                tracing::info!("{what}: the files were read again");
+                tracing::info!("{what}: reloaded from the files");
                 true
             }
             Err(why) => {
-                tracing::error!(%why, "{what}: the files cannot be used, and what was read before stays in force");
+                tracing::error!(%why, "{what}: the files cannot be used; the previous contents stay in force");
                 false
             }
         }
@@ -91,5 +92,5 @@ fn fingerprint(contents: &Result<Vec<Vec<u8>>, String>) -> Fingerprint {
         }),
         Err(why) => context.update(why.as_bytes()),
     }
-    context.finish().as_ref().try_into().expect("SHA-256 has 32 bytes")
+    context.finish().as_ref().try_into().expect("a SHA-256 digest has 32 bytes")
 }

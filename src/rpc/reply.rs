@@ -1,4 +1,4 @@
-//! What goes back to the caller: stored bytes as they are, or whatever tonic made.
+//! Response bodies: the stored bytes of a product without a copy, or the body that tonic made.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -10,20 +10,20 @@ use http_body::{Body as HttpBody, Frame};
 use tonic::Status;
 use tonic::body::Body;
 
-use super::allowance::Room;
+use super::allowance::Reservation;
 use super::shed::CallPlace;
 use crate::entry::Entry;
 
-/// Bytes on their way to a caller.
+/// Bytes of a response.
 #[derive(Debug)]
 pub(super) enum Chunk {
-    /// A stored product's, where they are.
+    /// The frame of a stored product, shared with the cache.
     Stored {
         entry: Entry,
-        /// How many of them have been written.
+        /// How many of its bytes have been written.
         sent: usize,
     },
-    /// Those that were made for the call.
+    /// Bytes that were made for this call.
     Made(Bytes),
 }
 
@@ -63,52 +63,50 @@ impl Buf for Chunk {
 #[derive(Default)]
 pub(super) struct Reply {
     content: Content,
-    // An answer that is not read takes memory, too.
-    _held: Option<Retained>,
+    // Kept until the body is dropped, because a response that is not read takes memory.
+    _retained: Option<Retained>,
 }
 
 enum Content {
-    /// One message with its prefix, until it has been taken; then the trailers of success.
+    /// One message with its prefix; once it is taken, the trailers of success follow.
     Message(Option<Chunk>),
-    /// What tonic made; empty at the end.
+    /// A body made by tonic. An empty one also marks the end of [`Self::Message`].
     Tonic(Body),
 }
 
-/// What a call holds until its answer is sent.
+/// What a call holds until its response is sent.
 #[derive(Debug)]
-#[expect(dead_code, reason = "they give back what they hold when they are dropped")]
+#[expect(dead_code, reason = "held for the release on drop")]
 pub(super) enum Retained {
-    /// One of the places of unary calls.
     CallPlace(CallPlace),
-    /// One of the streams.
-    Stream(Room),
+    Stream(Reservation),
 }
 
 impl Reply {
-    /// The response with one message.
+    /// A response with one message and the status OK.
     pub(super) fn message(
         message: impl Into<Chunk>,
         headers: HeaderMap,
         place: CallPlace,
     ) -> Response<Self> {
         let content = Content::Message(Some(message.into()));
-        let mut response = Response::new(Self { content, _held: Some(Retained::CallPlace(place)) });
+        let mut response =
+            Response::new(Self { content, _retained: Some(Retained::CallPlace(place)) });
         *response.headers_mut() = headers;
         response
     }
 
-    /// What tonic made.
-    pub(super) fn tonic(body: Body, held: Option<Retained>) -> Self {
-        Self { content: Content::Tonic(body), _held: held }
+    pub(super) fn tonic(body: Body, retained: Option<Retained>) -> Self {
+        Self { content: Content::Tonic(body), _retained: retained }
     }
 
-    /// Whether its trailers, if they are what comes next, are those of success.
+    /// Whether the next trailers are those of success.
     pub(super) fn succeeds(&self) -> bool {
         matches!(self.content, Content::Message(_))
     }
 }
 
-/// The headers of a message that came from where `cache_status` says (RFC 9211).
+/// The headers of a response with a message. `cache_status` names the tier that served it (RFC 9211).
 pub(super) fn headers(cache_status: &'static str) -> HeaderMap {
     let mut headers = HeaderMap::with_capacity(2);
     headers.insert(CONTENT_TYPE, tonic::metadata::GRPC_CONTENT_TYPE);

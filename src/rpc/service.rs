@@ -1,4 +1,4 @@
-//! The service but for its reads, which are in `reads.rs`: from request to domain and back.
+//! The writes and the stream of ProductService; `reads.rs` has GetProduct and BatchGetProducts.
 
 use std::sync::Arc;
 
@@ -84,7 +84,7 @@ impl ProductService for Products {
 
 fn written(entry: Entry) -> Result<Response<Stored>, Status> {
     if entry.is_tombstone() {
-        return Err(status::internal("a write left no product"));
+        return Err(status::internal("a write returned a tombstone"));
     }
     Ok(Response::new(Stored(entry)))
 }

@@ -1,6 +1,6 @@
-//! Load shedding: past the limit of calls in flight the next one is refused at once, with a hint when to try
-//! again. A call takes its place when its request is complete: a client that never completes its requests takes none.
-//! Streams have limits of their own, and a health check always passes: an instance that is busy must not look dead.
+//! Load shedding: above the limit of calls in flight a call is refused at once, with `RetryInfo`. A call takes its place when
+//! its request is complete, so that a client that never completes its requests takes none. Streams have limits of their own.
+//! Health checks are not limited, because a busy instance must not fail them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,20 +9,21 @@ use tonic::Status;
 
 use super::connection::ClientConnection;
 use super::status;
-use super::{Local, local};
+use super::{PerConnection, per_connection};
 use crate::metrics::{Metrics, Shed};
 
-/// A connection that has more than this part of what is free gets no more, when half is taken.
-const MOST: usize = 8;
+/// Once half of the places are taken, a connection that has more than a `FREE_DIVISOR`th of the free ones gets no more.
+const FREE_DIVISOR: usize = 8;
 
-/// Admits calls of a connection, within the limit of all.
+/// Admits the calls of one connection.
 #[derive(Debug)]
 pub(super) struct CallAdmission {
-    places: Local<CallPlaces>,
+    places: PerConnection<CallPlaces>,
     connection: Arc<ClientConnection>,
 }
 
-/// How many calls are in flight. A semaphore would take a lock for each, to see whether somebody waits; nobody does.
+/// The unary calls in flight on all connections. Not a semaphore, which takes a lock at each release to look for waiters:
+/// here are none.
 #[derive(Debug)]
 pub(super) struct CallPlaces {
     taken: AtomicUsize,
@@ -31,7 +32,7 @@ pub(super) struct CallPlaces {
 
 /// The place of a call in flight.
 #[derive(Debug)]
-pub(super) struct CallPlace(Local<CallPlaces>);
+pub(super) struct CallPlace(PerConnection<CallPlaces>);
 
 impl Drop for CallPlace {
     fn drop(&mut self) {
@@ -52,22 +53,22 @@ impl CallPlaces {
 
 impl CallAdmission {
     pub(super) fn new(places: &Arc<CallPlaces>, connection: &Arc<ClientConnection>) -> Self {
-        Self { places: local(places), connection: Arc::clone(connection) }
+        Self { places: per_connection(places), connection: Arc::clone(connection) }
     }
 
-    /// A place for a call. When half of the places are taken a connection that has more than an eighth of those that are free gets no
-    /// more: so calls that hang, or whose answers are not read, leave places for the next connection.
+    /// Takes a place for a call. Above half of the limit a connection gets only an eighth of the free places (see
+    /// [`FREE_DIVISOR`]), so that calls that hang, or that wait for a slow reader, leave places for other connections.
     ///
     /// # Errors
-    /// RESOURCE_EXHAUSTED, at once.
+    /// RESOURCE_EXHAUSTED, without waiting.
     pub(super) fn take(&self) -> Result<CallPlace, Status> {
-        // Each place of the connection refers to it.
+        // Every place of this connection holds one reference.
         let own = Arc::strong_count(&self.places) - 1;
-        // The place gives itself back, also when there was none.
+        // Counted before the check, so that dropping the place undoes it when the call is refused.
         let place = CallPlace(Arc::clone(&self.places));
         let free =
             self.places.limit.saturating_sub(self.places.taken.fetch_add(1, Ordering::Relaxed));
-        if free > 0 && (free >= self.places.limit.div_ceil(2) || own <= free / MOST) {
+        if free > 0 && (free >= self.places.limit.div_ceil(2) || own <= free / FREE_DIVISOR) {
             return Ok(place);
         }
         self.connection.refused(Shed::Calls);
@@ -81,7 +82,7 @@ mod tests {
     use crate::caller::Caller;
     use crate::refusals::Refusals;
 
-    /// As many places as a connection gets, and has streams for.
+    /// As many places as one connection gets, at most `streams`.
     fn fill(places: &Arc<CallPlaces>, streams: usize) -> Vec<CallPlace> {
         let refusals = Refusals::new(&Metrics::new());
         let connection =
@@ -91,18 +92,18 @@ mod tests {
     }
 
     #[test]
-    fn connections_leave_places_to_the_next() {
+    fn connections_leave_places_for_others() {
         let places = CallPlaces::new(1_000, &Metrics::new());
         let held: Vec<_> = (0..20).map(|_| fill(&places, 100)).collect();
         let counts: Vec<usize> = held.iter().map(Vec::len).collect();
         assert_eq!(counts[..8], [100, 100, 100, 100, 100, 56, 50, 44]);
         assert!(!fill(&places, 100).is_empty());
         drop(held);
-        assert_eq!(places.taken.load(Ordering::Relaxed), 0, "also those that were refused");
+        assert_eq!(places.taken.load(Ordering::Relaxed), 0, "refused calls are not counted");
     }
 
     #[test]
-    fn one_place_is_enough_for_one_call() {
+    fn a_limit_of_one_admits_one_call() {
         let places = CallPlaces::new(1, &Metrics::new());
         assert_eq!(fill(&places, 100).len(), 1);
     }

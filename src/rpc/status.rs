@@ -1,4 +1,5 @@
-//! The one place where an error becomes a gRPC status: its code, safe words, and `google.rpc` details.
+//! The only place where errors become gRPC statuses: a code, a message that is safe to show, and `google.rpc` details.
+//! Causes that clients must not see are logged here.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -15,61 +16,64 @@ use crate::product::Version;
 
 /// `ErrorInfo.domain` of every error.
 const DOMAIN: &str = "hotshelf";
-/// When a caller may try again what was refused or could not be done.
+/// The `RetryInfo` of every status that may be retried.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
 
-/// The status of a failed read or write. `expected` is what the caller asked for.
+/// The status of a failed read or write. `expected` is the version in the request, if any.
 pub(super) fn of_error(error: &Error, expected: Option<Version>) -> Status {
     match error {
         Error::NotFound => not_found(),
         Error::VersionMismatch { current } => {
             let versions = versions(*current, "expected_version", expected);
-            let words = format!(
+            let message = format!(
                 "the product is at version {current}, not the expected one; read it again and repeat the change"
             );
-            status(Code::Aborted, words, "VERSION_MISMATCH", versions)
+            status(Code::Aborted, message, "VERSION_MISMATCH", versions)
         }
         Error::VersionNotReached { current } => {
             let versions = versions(*current, "min_version", expected);
-            let words = format!(
+            let message = format!(
                 "the product is only at version {current}; min_version was never committed"
             );
-            status(Code::FailedPrecondition, words, "VERSION_NOT_REACHED", versions)
+            status(Code::FailedPrecondition, message, "VERSION_NOT_REACHED", versions)
         }
         Error::Unavailable(why) => {
-            tracing::warn!(%why, "the database is not available");
-            let words = "the database cannot be reached, and nothing cached may be served";
-            retry(Code::Unavailable, words, "DATABASE_UNAVAILABLE")
+            tracing::warn!(%why, "PostgreSQL is unavailable; the call fails");
+            let message = "the database cannot be reached, and nothing cached may be served";
+            retry(Code::Unavailable, message, "DATABASE_UNAVAILABLE")
         }
         Error::OverBudget(share) => over_budget(*share),
         Error::ProductBusy => {
-            let words = "too many writes of the product wait for each other; nothing was changed";
-            retry(Code::Aborted, words, "PRODUCT_BUSY")
+            let message = "too many writes of the product wait for each other; nothing was changed";
+            retry(Code::Aborted, message, "PRODUCT_BUSY")
         }
         Error::OutcomeUnknown(why) => {
-            tracing::warn!(%why, "the outcome of a write is unknown");
-            let words = "the connection to the database broke during the write, which may have been committed; read before writing again";
-            retry(Code::Unavailable, words, "WRITE_OUTCOME_UNKNOWN")
+            tracing::warn!(
+                %why,
+                "the connection to PostgreSQL broke during a write, which may be committed"
+            );
+            let message = "the connection to the database broke during the write, which may have been committed; read before writing again";
+            retry(Code::Unavailable, message, "WRITE_OUTCOME_UNKNOWN")
         }
         Error::Locked => {
-            let words = "another transaction held the row of the product until the deadline; nothing was changed";
-            retry(Code::Aborted, words, "PRODUCT_LOCKED")
+            let message = "another transaction held the row of the product until the deadline; nothing was changed";
+            retry(Code::Aborted, message, "PRODUCT_LOCKED")
         }
         Error::Refused(refused) => refused_by_database(refused),
         Error::Unreadable(why) => {
             let column = why.split(':').next().unwrap_or_default().to_owned();
-            let words = format!(
+            let message = format!(
                 "the row of the product cannot be expressed by the API; {why}; write a value that can"
             );
             let metadata = HashMap::from([("column".to_owned(), column)]);
-            status(Code::FailedPrecondition, words, "PRODUCT_UNREADABLE", metadata)
+            status(Code::FailedPrecondition, message, "PRODUCT_UNREADABLE", metadata)
         }
         Error::Internal(why) => internal(why),
     }
 }
 
 fn over_budget(share: PostgresShare) -> Status {
-    let (words, reason) = match share {
+    let (message, reason) = match share {
         PostgresShare::Loads => {
             ("too many reads are waiting for the database", "DATABASE_BUDGET_EXHAUSTED")
         }
@@ -84,10 +88,10 @@ fn over_budget(share: PostgresShare) -> Status {
             ("too many explanations are being made", "TOO_MANY_EXPLANATIONS")
         }
     };
-    retry(Code::ResourceExhausted, words, reason)
+    retry(Code::ResourceExhausted, message, reason)
 }
 
-/// What constraints and triggers of others refuse, by the constraint's name.
+/// A constraint or a trigger of the database's owner refused the write; the details name the constraint.
 fn refused_by_database(refused: &Refused) -> Status {
     let code = match refused.what {
         Refusal::Duplicate => Code::AlreadyExists,
@@ -96,8 +100,8 @@ fn refused_by_database(refused: &Refused) -> Status {
     };
     let constraint = refused.constraint.iter();
     let metadata = constraint.map(|name| ("constraint".to_owned(), name.clone())).collect();
-    let words = format!("the database refused the write: {refused}");
-    status(code, words, "CONSTRAINT_VIOLATED", metadata)
+    let message = format!("the database refused the write: {refused}");
+    status(code, message, "CONSTRAINT_VIOLATED", metadata)
 }
 
 pub(super) fn not_found() -> Status {
@@ -107,15 +111,15 @@ pub(super) fn not_found() -> Status {
 /// A field that breaks its rules. `field` is its path in the request, such as `product.price.nanos`.
 pub(super) fn invalid(field: impl Into<String>, why: impl Into<String>) -> Status {
     let (field, why) = (field.into(), why.into());
-    let words = format!("{field}: {why}");
+    let message = format!("{field}: {why}");
     let mut details = info("INVALID_FIELD", HashMap::from([("field".to_owned(), field.clone())]));
     details.add_bad_request_violation(field, why);
-    Status::with_error_details(Code::InvalidArgument, words, details)
+    Status::with_error_details(Code::InvalidArgument, message, details)
 }
 
-/// What tonic itself refuses, in the words of our contract: a request over the limit is OUT_OF_RANGE to it, and one that
-/// it cannot decode INTERNAL, without the details that ours have.
-pub(super) fn in_our_words(response: Response<Body>) -> Response<Body> {
+/// Replaces tonic's own errors by the documented ones: tonic answers a request above the limit with OUT_OF_RANGE and one that
+/// it cannot decode with INTERNAL, both without details.
+pub(super) fn with_details(response: Response<Body>) -> Response<Body> {
     match Status::from_header_map(response.headers()) {
         Some(refused) if refused.code() == Code::OutOfRange => request_too_large().into_http(),
         Some(refused) if refused.code() == Code::Internal && refused.details().is_empty() => {
@@ -125,49 +129,48 @@ pub(super) fn in_our_words(response: Response<Body>) -> Response<Body> {
     }
 }
 
-/// A request that is no message, or whose head breaks the rules of gRPC.
+/// A request that cannot be decoded, or a head that violates the gRPC protocol.
 pub(super) fn malformed(why: &str) -> Status {
-    let words = format!("the request cannot be read: {why}");
-    status(Code::InvalidArgument, words, "MALFORMED_REQUEST", HashMap::new())
+    let message = format!("the request cannot be read: {why}");
+    status(Code::InvalidArgument, message, "MALFORMED_REQUEST", HashMap::new())
 }
 
-/// What must not be; `why` is for the log.
+/// A defect of this program. `why` is logged and not sent.
 pub(super) fn internal(why: &str) -> Status {
     tracing::error!(%why, "internal error");
     status(Code::Internal, "internal error", "INTERNAL", HashMap::new())
 }
 
-/// A request that is compressed in a way that is not supported.
 pub(super) fn unknown_encoding() -> Status {
-    let words = "requests may be compressed with gzip only";
-    let mut status = status(Code::Unimplemented, words, "UNKNOWN_ENCODING", HashMap::new());
+    let message = "requests may be compressed with gzip only";
+    let mut status = status(Code::Unimplemented, message, "UNKNOWN_ENCODING", HashMap::new());
     let accepted = MetadataValue::from_static("identity,gzip");
     status.metadata_mut().insert("grpc-accept-encoding", accepted);
     status
 }
 
-/// Without a hint when to try again: the same call always fails.
+/// Has no `RetryInfo`, because the same call always fails.
 pub(super) fn request_too_large() -> Status {
-    let words = "the request is larger than this server accepts";
-    status(Code::ResourceExhausted, words, "REQUEST_TOO_LARGE", HashMap::new())
+    let message = "the request is larger than this server accepts";
+    status(Code::ResourceExhausted, message, "REQUEST_TOO_LARGE", HashMap::new())
 }
 
-/// Without a hint when to try again, too.
+/// Has no `RetryInfo`, because the same call always fails.
 pub(super) fn response_too_large() -> Status {
-    let words = "the products are more bytes than this server answers with; ask for fewer";
-    status(Code::ResourceExhausted, words, "RESPONSE_TOO_LARGE", HashMap::new())
+    let message = "the products exceed the largest response of this server; ask for fewer";
+    status(Code::ResourceExhausted, message, "RESPONSE_TOO_LARGE", HashMap::new())
 }
 
-/// The same of an answer that the caller's client would refuse.
-pub(super) fn response_above(most: usize) -> Status {
-    let words = "the products are more bytes than max_response_bytes, which is 4 MiB unless it is given; ask for fewer, or raise it and the limit of your client";
-    let metadata = HashMap::from([("max_response_bytes".to_owned(), most.to_string())]);
-    status(Code::ResourceExhausted, words, "RESPONSE_TOO_LARGE", metadata)
+/// The response is above the request's `max_response_bytes`; has no `RetryInfo`.
+pub(super) fn response_above(max_bytes: usize) -> Status {
+    let message = "the products exceed max_response_bytes, which is 4 MiB by default; ask for fewer, or raise it and the message limit of your client";
+    let metadata = HashMap::from([("max_response_bytes".to_owned(), max_bytes.to_string())]);
+    status(Code::ResourceExhausted, message, "RESPONSE_TOO_LARGE", metadata)
 }
 
 pub(super) fn deadline_exceeded() -> Status {
-    let words = "the call took longer than its deadline";
-    status(Code::DeadlineExceeded, words, "DEADLINE_EXCEEDED", HashMap::new())
+    let message = "the call took longer than its deadline";
+    status(Code::DeadlineExceeded, message, "DEADLINE_EXCEEDED", HashMap::new())
 }
 
 pub(super) fn too_many_requests() -> Status {
@@ -175,33 +178,33 @@ pub(super) fn too_many_requests() -> Status {
 }
 
 pub(super) fn too_many_unsent_bytes() -> Status {
-    let words = "too many bytes of answers wait to be read, on this connection or in all";
-    retry(Code::ResourceExhausted, words, "TOO_MANY_UNSENT_BYTES")
+    let message = "too many bytes of responses wait to be read, on this connection or on all";
+    retry(Code::ResourceExhausted, message, "TOO_MANY_UNSENT_BYTES")
 }
 
 pub(super) fn too_many_request_bytes() -> Status {
-    let words = "too many requests are not complete, on this connection or on all";
-    retry(Code::ResourceExhausted, words, "TOO_MANY_REQUEST_BYTES")
+    let message = "too many requests are not complete, on this connection or on all";
+    retry(Code::ResourceExhausted, message, "TOO_MANY_REQUEST_BYTES")
 }
 
 pub(super) fn too_many_streams() -> Status {
-    let words = "too many streams are open, on this connection or on all";
-    retry(Code::ResourceExhausted, words, "TOO_MANY_STREAMS")
+    let message = "too many streams are open, on this connection or on all";
+    retry(Code::ResourceExhausted, message, "TOO_MANY_STREAMS")
 }
 
-/// Without a hint when to try again: it is a setting.
+/// Has no `RetryInfo`, because it is a setting.
 pub(super) fn read_only() -> Status {
-    let words = "this instance does not write products (READ_ONLY)";
-    status(Code::FailedPrecondition, words, "READ_ONLY", HashMap::new())
+    let message = "this instance does not write products (READ_ONLY)";
+    status(Code::FailedPrecondition, message, "READ_ONLY", HashMap::new())
 }
 
 pub(super) fn draining() -> Status {
     retry(Code::Unavailable, "this instance is shutting down", "DRAINING")
 }
 
-/// A call that is refused because of who the caller is, or is not known to be. `scope` is what it lacks.
+/// The caller is not authenticated, or lacks `scope`.
 pub(super) fn unauthorized(refusal: AuthRefusal, scope: Option<&'static str>) -> Status {
-    let (reason, words) = match refusal {
+    let (reason, message) = match refusal {
         AuthRefusal::TokenMissing | AuthRefusal::Certificate => (
             "TOKEN_MISSING",
             "the call has no token; send the metadata authorization: Bearer TOKEN",
@@ -218,18 +221,18 @@ pub(super) fn unauthorized(refusal: AuthRefusal, scope: Option<&'static str>) ->
         AuthRefusal::Issuer => ("TOKEN_INVALID", "the token is from another issuer"),
         AuthRefusal::ScopeMissing => {
             let scope = scope.unwrap_or_default();
-            let words = format!("the caller lacks the scope {scope}");
+            let message = format!("the caller lacks the scope {scope}");
             let metadata = HashMap::from([("scope".to_owned(), scope.to_owned())]);
-            return status(Code::PermissionDenied, words, "SCOPE_MISSING", metadata);
+            return status(Code::PermissionDenied, message, "SCOPE_MISSING", metadata);
         }
     };
-    status(Code::Unauthenticated, words, reason, HashMap::new())
+    status(Code::Unauthenticated, message, reason, HashMap::new())
 }
 
-fn versions(current: Version, name: &str, asked: Option<Version>) -> HashMap<String, String> {
+fn versions(current: Version, name: &str, requested: Option<Version>) -> HashMap<String, String> {
     let mut metadata = HashMap::from([("current_version".to_owned(), current.to_string())]);
-    if let Some(asked) = asked {
-        metadata.insert(name.to_owned(), asked.to_string());
+    if let Some(requested) = requested {
+        metadata.insert(name.to_owned(), requested.to_string());
     }
     metadata
 }
@@ -240,15 +243,15 @@ fn info(reason: &str, metadata: HashMap<String, String>) -> ErrorDetails {
 
 fn status(
     code: Code,
-    words: impl Into<String>,
+    message: impl Into<String>,
     reason: &str,
     metadata: HashMap<String, String>,
 ) -> Status {
-    Status::with_error_details(code, words, info(reason, metadata))
+    Status::with_error_details(code, message, info(reason, metadata))
 }
 
-fn retry(code: Code, words: &str, reason: &str) -> Status {
+fn retry(code: Code, message: &str, reason: &str) -> Status {
     let mut details = info(reason, HashMap::new());
     details.set_retry_info(Some(RETRY_AFTER));
-    Status::with_error_details(code, words, details)
+    Status::with_error_details(code, message, details)
 }

@@ -1,5 +1,5 @@
-//! The requests of hot reads, received by hand: tonic's own way allocates buffers, boxes and maps for each call, which
-//! cost more than the read (gRPC over HTTP/2: <https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>).
+//! Receives the request of a unary call without tonic, which allocates buffers, boxes and maps for each call; those cost more
+//! than a hot read. The format is that of <https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>.
 
 use std::future::poll_fn;
 use std::io::Read;
@@ -13,20 +13,20 @@ use http_body::Body;
 use prost::Message;
 use tonic::Status;
 
-use super::allowance::{Room, Share};
+use super::allowance::{Reservation, Share};
 use super::protocol::Encoding;
 use super::status;
 use crate::entry::{PREFIX, prefix};
 
-/// What a request costs that is not complete, besides its bytes: its stream, its call, its timers.
-const COST: usize = 4_096;
+/// Approximate bytes that an incomplete request holds besides its own: stream, call, timers.
+const OVERHEAD: usize = 4_096;
 
-/// Receives the requests of a connection.
+/// Receives the requests of one connection.
 #[derive(Debug)]
 pub(super) struct Receiver {
-    /// The largest message in bytes.
+    /// Size of the largest message in bytes, before and after decompression.
     pub(super) limit: usize,
-    /// What requests that are not complete may hold.
+    /// Bounds the bytes that incomplete requests hold.
     pub(super) share: Arc<Share>,
 }
 
@@ -34,7 +34,8 @@ impl Receiver {
     /// Receives the one message of a unary request.
     ///
     /// # Errors
-    /// RESOURCE_EXHAUSTED past the limits, UNIMPLEMENTED for a compressed one, INVALID_ARGUMENT for what is no message.
+    /// RESOURCE_EXHAUSTED above a limit, UNIMPLEMENTED for an unknown compression, INVALID_ARGUMENT for a malformed message,
+    /// CANCELLED when the request breaks off.
     pub(super) async fn message<M, B>(&self, body: B, encoding: Encoding) -> Result<M, Status>
     where
         M: Message + Default,
@@ -44,10 +45,11 @@ impl Receiver {
         M::decode(&frame[PREFIX..]).map_err(|error| status::malformed(&error.to_string()))
     }
 
-    /// Receives the same, as a frame: behind its prefix. `head` is how many bytes of its head are kept meanwhile.
+    /// Receives the one message as an uncompressed frame, the gRPC prefix included. `head` is the size of the request's head,
+    /// which is held meanwhile.
     ///
     /// # Errors
-    /// As [`Self::message`], but for what only the message's type can tell.
+    /// As [`Self::message`], but the message is not decoded.
     pub(super) async fn frame<B>(
         &self,
         mut body: B,
@@ -57,13 +59,14 @@ impl Receiver {
     where
         B: Body<Data = Bytes, Error: std::fmt::Display> + Unpin,
     {
-        let mut incomplete = Incomplete { share: &self.share, cost: COST + head, room: None };
+        let mut incomplete =
+            Incomplete { share: &self.share, overhead: OVERHEAD + head, reserved: None };
         let first = incomplete.next(&mut body, 0).await?.unwrap_or_default();
-        // Nearly always all of it.
+        // Nearly always the whole request.
         if body.is_end_stream() {
             return checked(first, encoding, self.limit);
         }
-        // Copied: a part would keep all of the buffer that the connection read it into.
+        // Copied, because a slice would keep the whole read buffer of the connection alive.
         let mut received = first.to_vec();
         while received.len() <= self.limit + PREFIX
             && let Some(more) = incomplete.next(&mut body, received.capacity()).await?
@@ -77,14 +80,14 @@ impl Receiver {
 /// A request that is being received.
 struct Incomplete<'a> {
     share: &'a Arc<Share>,
-    /// What it holds besides its bytes.
-    cost: usize,
-    /// Taken when it has to wait: most requests come at once.
-    room: Option<Room>,
+    /// Bytes that it holds besides those received.
+    overhead: usize,
+    /// Taken only when the request has to wait, because most requests arrive in one piece.
+    reserved: Option<Reservation>,
 }
 
 impl Incomplete<'_> {
-    /// The next bytes, when `held` bytes have come; `None` at the end.
+    /// The next bytes, or `None` at the end. While it waits, `held` bytes are reserved.
     async fn next<B>(&mut self, body: &mut B, held: usize) -> Result<Option<Bytes>, Status>
     where
         B: Body<Data = Bytes, Error: std::fmt::Display> + Unpin,
@@ -97,7 +100,7 @@ impl Incomplete<'_> {
             },
         });
         match frame.await? {
-            // Trailers of a request mean nothing, and nothing comes after them.
+            // Trailers of a request have no meaning in gRPC, and end it.
             Some(Ok(frame)) => Ok(frame.into_data().ok()),
             Some(Err(error)) => Err(Status::cancelled(format!("the request broke off: {error}"))),
             None => Ok(None),
@@ -105,18 +108,18 @@ impl Incomplete<'_> {
     }
 
     fn wait(&mut self, held: usize) -> Result<(), Status> {
-        let amount = self.cost + held;
-        match &mut self.room {
-            Some(room) => room.grow_to(amount),
+        let amount = self.overhead + held;
+        match &mut self.reserved {
+            Some(reserved) => reserved.grow_to(amount),
             None => {
-                self.room = Some(self.share.take(amount)?);
+                self.reserved = Some(self.share.take(amount)?);
                 Ok(())
             }
         }
     }
 }
 
-/// A whole request, not compressed.
+/// Checks the prefix of a complete request and decompresses the message.
 fn checked(received: Bytes, encoding: Encoding, limit: usize) -> Result<Bytes, Status> {
     let Some(([compressed, length @ ..], message)) = received.split_first_chunk::<PREFIX>() else {
         return Err(status::malformed("it ended before its message"));
@@ -125,24 +128,26 @@ fn checked(received: Bytes, encoding: Encoding, limit: usize) -> Result<Bytes, S
     match compressed {
         0 | 1 if length > limit => Err(status::request_too_large()),
         0 | 1 if length != message.len() => {
-            Err(status::malformed("its length is not what its prefix says"))
+            Err(status::malformed("its length does not match its prefix"))
         }
         0 => Ok(received),
         1 => match encoding {
             Encoding::Gzip => decompressed(message, limit),
-            Encoding::Identity => Err(status::malformed("it is compressed and names no encoding")),
+            Encoding::Identity => {
+                Err(status::malformed("it is compressed but names no grpc-encoding"))
+            }
             Encoding::Other => Err(status::unknown_encoding()),
         },
         _ => Err(status::malformed("its compression flag is neither 0 nor 1")),
     }
 }
 
-/// No more than one byte past the limit is ever made of a message: a few bytes can become gigabytes.
+/// Decompresses at most one byte more than `limit`, because a few bytes can expand to gigabytes.
 fn decompressed(message: &[u8], limit: usize) -> Result<Bytes, Status> {
     let mut frame = vec![0; PREFIX];
     let mut decoder = GzDecoder::new(message).take(limit as u64 + 1);
     if let Err(error) = decoder.read_to_end(&mut frame) {
-        return Err(status::malformed(&format!("it is no gzip: {error}")));
+        return Err(status::malformed(&format!("it is not valid gzip: {error}")));
     }
     let length = frame.len() - PREFIX;
     if length > limit {

@@ -1,6 +1,6 @@
-//! Makes background tasks fail where a test says so.
+//! Fault injection for background tasks.
 //!
-//! Only with the feature `test-hooks`; without it [`Faults`] is empty, and nothing fails on purpose.
+//! Only with the feature `test-hooks`; without it [`Faults`] is empty and injects nothing.
 
 #[cfg(feature = "test-hooks")]
 use std::collections::HashMap;
@@ -10,16 +10,14 @@ use tokio::sync::watch;
 
 use crate::metrics::BackgroundTask;
 
-/// How a task ends.
+/// How an injected fault ends a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// With an error.
     Error,
-    /// With a panic.
     Panic,
 }
 
-/// The tasks that are to fail, in which way, and how many times.
+/// Faults that are still to be injected: for each task how it fails, and how many times.
 #[derive(Debug, Default)]
 pub struct Faults {
     #[cfg(feature = "test-hooks")]
@@ -28,26 +26,26 @@ pub struct Faults {
 
 #[cfg(feature = "test-hooks")]
 impl Faults {
-    /// Makes `task` fail so many times: at once, and then as soon as it is restarted.
+    /// Makes `task` fail `times` times: at once, and then after each restart.
     pub fn inject(&self, task: BackgroundTask, fault: Fault, times: usize) {
         self.pending.send_modify(|pending| {
             pending.insert(task, (fault, times));
         });
     }
 
-    /// Resolves when `task` is to fail with an error, and panics when it is to panic.
+    /// Resolves when `task` is to fail with an error; panics when it is to panic.
     pub(super) async fn strike(&self, task: BackgroundTask) -> String {
         let mut pending = self.pending.subscribe();
         loop {
             if let Some(fault) = self.take(task) {
                 return raise(fault);
             }
-            // The sender is `self`, and lives.
+            // Never fails: `self` is the sender.
             let _ = pending.changed().await;
         }
     }
 
-    /// Panics when `task` is to fail.
+    /// Panics if a fault is pending for `task`.
     pub(super) fn strike_now(&self, task: BackgroundTask) {
         if let Some(fault) = self.take(task) {
             panic!("{}", raise(fault));
@@ -61,7 +59,7 @@ impl Faults {
                 *times -= 1;
                 taken = Some(*fault);
             }
-            // No other task waits for this.
+            // No waiter is interested in a smaller count.
             false
         });
         taken

@@ -64,7 +64,7 @@ async fn unasked(stack: Stack) {
     command.env("RUST_LOG", "info,h2=warn");
     let asked = Program::start(command).await;
     acknowledge_nothing(asked.port()).await;
-    let left_out = async || asked.log().contains("lines of one kind were left out of the log");
+    let left_out = async || asked.log().contains("repeated lines were left out of the log");
     eventually("it is reported", left_out).await;
     let log = asked.log();
     let lines = log.lines().filter(|line| line.contains("PING ack that we never sent:"));

@@ -1,4 +1,4 @@
-//! The keys of tokens, and what they say of one.
+//! The keys of tokens, read from a JSON Web Key Set, and the verification of tokens with them.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -13,19 +13,19 @@ use serde::Deserialize;
 use super::{Named, Principal, Scopes};
 use crate::metrics::AuthRefusal;
 
-/// Most keys of a file. A token without a key id is tried with each.
-const MOST_KEYS: usize = 32;
+/// Most keys in a file. Bounds the work for a token without a key id, which is verified with each key.
+const MAX_KEYS: usize = 32;
 
-/// Which tokens are accepted.
+/// The tokens that are accepted.
 #[derive(Clone, Debug)]
 pub struct TokenOptions {
-    /// A JSON Web Key Set: the public keys.
+    /// A JSON Web Key Set (RFC 7517) with the public keys.
     pub jwks_file: String,
-    /// What `aud` must have.
+    /// Has to be in the token's `aud`.
     pub audience: String,
-    /// What `iss` must be.
+    /// Has to be the token's `iss`.
     pub issuer: String,
-    /// How far the clocks of this server and the issuer may differ.
+    /// The largest difference between the clocks of this server and the issuer. It is added to `exp` and to `nbf`.
     pub leeway: Duration,
 }
 
@@ -44,10 +44,10 @@ struct Key {
     validation: Validation,
 }
 
-/// What a valid token says.
+/// The claims of a valid token.
 pub(super) struct Verified {
     pub(super) principal: Principal,
-    /// The leeway included.
+    /// Includes the leeway.
     pub(super) expires: SystemTime,
 }
 
@@ -82,19 +82,20 @@ impl TokenOptions {
         let keys: Vec<Key> = set.keys.iter().filter_map(|key| self.key(key)).collect();
         match keys.len() {
             0 => Err(unusable("it holds no key that can verify a token".to_owned())),
-            1..=MOST_KEYS => Ok(TokenKeys { keys, leeway: self.leeway }),
-            many => Err(unusable(format!("it holds {many} keys, and {MOST_KEYS} are the most"))),
+            1..=MAX_KEYS => Ok(TokenKeys { keys, leeway: self.leeway }),
+            many => Err(unusable(format!("it holds {many} keys; at most {MAX_KEYS} are allowed"))),
         }
     }
 
-    /// What is not for verifying is left out, as RFC 7517 asks; so is a shared secret, which would let every service that can
-    /// verify a token make one.
+    /// `None` for keys that are not for verifying signatures, which RFC 7517 requires to ignore. Also `None` for a shared
+    /// secret, because every service that can verify a token with it could issue one, too.
     fn key(&self, key: &Jwk) -> Option<Key> {
         let common = &key.common;
         let for_other_use =
             common.public_key_use.as_ref().is_some_and(|r#use| *r#use != PublicKeyUse::Signature);
         let operations = common.key_operations.as_ref();
-        if for_other_use || operations.is_some_and(|known| !known.contains(&KeyOperations::Verify))
+        if for_other_use
+            || operations.is_some_and(|listed| !listed.contains(&KeyOperations::Verify))
         {
             return None;
         }
@@ -126,16 +127,16 @@ impl TokenOptions {
 
 impl TokenKeys {
     /// # Errors
-    /// Why the token is not accepted. What it claims is looked at only when its signature is valid.
+    /// Why the token is refused. Its claims are checked only when its signature is valid.
     pub(super) fn verify(&self, token: &[u8]) -> Result<Verified, AuthRefusal> {
         let header = decode_header(token).map_err(|_| AuthRefusal::TokenMalformed)?;
-        // RFC 7515, 4.1.11: what must be understood, and is not.
+        // Critical extensions have to be understood, and none is supported (RFC 7515, 4.1.11).
         if header.crit.is_some() {
             return Err(AuthRefusal::TokenMalformed);
         }
-        let named = |key: &&Key| header.kid.is_none() || header.kid == key.id;
+        let candidate = |key: &&Key| header.kid.is_none() || header.kid == key.id;
         let mut refusal = AuthRefusal::UnknownKey;
-        for key in self.keys.iter().filter(named) {
+        for key in self.keys.iter().filter(candidate) {
             if key.algorithm != header.alg {
                 refusal = AuthRefusal::Algorithm;
                 continue;
@@ -161,7 +162,7 @@ impl TokenKeys {
         let identity = Arc::from(claims.sub.unwrap_or_default());
         let seconds = Duration::try_from_secs_f64(claims.exp).unwrap_or(Duration::MAX);
         let expires = SystemTime::UNIX_EPOCH.checked_add(seconds.saturating_add(self.leeway));
-        // Beyond what a clock can say.
+        // An `exp` that the clock cannot represent counts as one hour from now.
         let expires = expires.unwrap_or_else(|| SystemTime::now() + Duration::from_secs(3_600));
         Verified { principal: Principal { named: Named::new(&identity), scopes }, expires }
     }
@@ -196,17 +197,17 @@ mod tests {
             "y":"4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM"}}]}}"#
         );
         let text = |text: &str| text.to_owned();
-        let (jwks_file, audience, issuer) = (text("keys"), text("us"), text("them"));
+        let (jwks_file, audience, issuer) = (text("keys"), text("hotshelf"), text("issuer"));
         TokenOptions { jwks_file, audience, issuer, leeway: Duration::ZERO }.make(&[set.into()])
     }
 
     #[test]
-    fn only_keys_that_are_for_verifying_verify() {
-        for fit in ["", r#""use":"sig","#, r#""key_ops":["verify"],"#, r#""alg":"ES256","#] {
-            keys(fit).unwrap_or_else(|why| panic!("{fit}: {why}"));
+    fn only_keys_for_verifying_are_used() {
+        for usable in ["", r#""use":"sig","#, r#""key_ops":["verify"],"#, r#""alg":"ES256","#] {
+            keys(usable).unwrap_or_else(|why| panic!("{usable}: {why}"));
         }
-        for unfit in [r#""use":"enc","#, r#""key_ops":["encrypt"],"#, r#""alg":"ES384","#] {
-            keys(unfit).expect_err(unfit);
+        for unusable in [r#""use":"enc","#, r#""key_ops":["encrypt"],"#, r#""alg":"ES384","#] {
+            keys(unusable).expect_err(unusable);
         }
     }
 }

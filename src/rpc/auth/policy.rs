@@ -1,24 +1,24 @@
-//! What a caller needs for each method.
+//! The scope that each method requires.
 
 use std::fmt;
 
 use crate::metrics::Method;
 
-/// What a caller may do. None implies another.
+/// A permission. No scope implies another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Scope {
-    /// Reading products, and which are hot.
+    /// Read products and hot keys.
     Read,
-    /// Changing products.
+    /// Create, update and delete products.
     Write,
-    /// The AdminService.
+    /// Call the AdminService.
     Admin,
 }
 
 impl Scope {
     const ALL: [Self; 3] = [Self::Read, Self::Write, Self::Admin];
 
-    /// As tokens write it.
+    /// The name in tokens.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Read => "products.read",
@@ -32,15 +32,15 @@ impl Scope {
     }
 }
 
-/// A set of scopes.
+/// A set of scopes, one bit each.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub struct Scopes(u8);
 
 impl Scopes {
-    /// Reads names that are separated by spaces.
+    /// Parses names separated by spaces.
     ///
     /// # Errors
-    /// Which name is no scope.
+    /// Names the first one that is not a scope.
     pub fn parse(text: &str) -> Result<Self, String> {
         let mut scopes = Self::default();
         for name in text.split_whitespace() {
@@ -53,7 +53,7 @@ impl Scopes {
         Ok(scopes)
     }
 
-    /// Those of a token, which may have others that are for other services.
+    /// The scopes of a token; names that belong to other services are ignored.
     pub(super) fn of_token<'a>(names: impl Iterator<Item = &'a str>) -> Self {
         let mut scopes = Self::default();
         names.flat_map(str::split_whitespace).filter_map(Scope::of_name).for_each(|scope| {
@@ -70,7 +70,6 @@ impl Scopes {
         self.0 & (1 << scope as u8) != 0
     }
 
-    /// Whether there is none.
     #[must_use]
     pub fn is_empty(self) -> bool {
         self.0 == 0
@@ -83,14 +82,14 @@ impl fmt::Debug for Scopes {
     }
 }
 
-/// What a method asks of its caller.
+/// What a method requires of its caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Needs {
-    /// All may call it.
+    /// No authentication.
     Nothing,
     /// An authenticated caller.
     Caller,
-    /// A caller with this scope.
+    /// An authenticated caller with this scope.
     Scope(Scope),
 }
 
@@ -106,9 +105,9 @@ impl Needs {
             Method::ExplainProduct => Self::Scope(Scope::Admin),
             // Load balancers and kubelets have no tokens.
             Method::HealthCheck | Method::HealthWatch => Self::Nothing,
-            // What it tells is in this repository; but its streams cost memory.
+            // Its responses are public, because the protos are; but its streams cost memory.
             Method::Reflection => Self::Caller,
-            // It is answered with UNIMPLEMENTED.
+            // Answered with UNIMPLEMENTED.
             Method::Other => Self::Caller,
         }
     }
@@ -121,10 +120,11 @@ mod tests {
     use prost::Message;
     use prost_types::FileDescriptorSet;
 
-    /// A method that is served and not in the closed list would be called without a scope.
+    /// A method that is missing in [`Method`] would need no scope.
     #[test]
-    fn every_method_of_the_contract_needs_a_scope() {
-        let files = FileDescriptorSet::decode(DESCRIPTORS).expect("build.rs made the descriptors");
+    fn every_method_of_the_protos_needs_a_scope() {
+        let files =
+            FileDescriptorSet::decode(DESCRIPTORS).expect("build.rs generates valid descriptors");
         let mut methods = 0;
         for file in files.file.iter().filter(|file| file.package() == "hotshelf.v1") {
             for service in &file.service {
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn a_scope_is_not_another() {
+    fn no_scope_implies_another() {
         let read = Scopes::parse("products.read").expect("a scope");
         assert!(read.contains(Scope::Read) && !read.contains(Scope::Write));
         let write = Scopes::of_token(["products.write openid", "email"].into_iter());

@@ -1,5 +1,5 @@
-//! Signatures of tokens, verified by ring: the library that TLS uses here, too. jsonwebtoken's own choices are another library
-//! (`aws_lc_rs`) or one with a timing leak in its RSA (`rust_crypto`, RUSTSEC-2023-0071).
+//! Verifies signatures of tokens with ring, the library that TLS uses, too. jsonwebtoken's own backends are a second library
+//! (`aws_lc_rs`), or one with a timing leak in its RSA (`rust_crypto`, RUSTSEC-2023-0071).
 
 use jsonwebtoken::crypto::{CryptoProvider, JwtVerifier, KeyUtils};
 use jsonwebtoken::errors::{Error, ErrorKind};
@@ -9,14 +9,15 @@ use ring::signature::{
     UnparsedPublicKey,
 };
 
-/// jsonwebtoken has one provider for the process, and panics without. Every instance in a process wants the same.
+/// Installs ring as the provider of jsonwebtoken, which has one for the process and panics without. All instances in a process
+/// install the same one.
 pub(super) fn install() {
     const RING: &CryptoProvider = &CryptoProvider {
         signer_factory: |_, _| Err(ErrorKind::InvalidAlgorithm.into()),
         verifier_factory: verifier,
         key_utils: KeyUtils::new_unimplemented(),
     };
-    // An error: it is installed already.
+    // Fails only when it is installed already.
     let _ = RING.install_default();
 }
 

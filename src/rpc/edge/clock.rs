@@ -1,5 +1,5 @@
-//! The clock of a connection's keepalive. For each call hyper asks three times what time it is, and once whether a ping is
-//! due; within a turn of the connection the answers need not change.
+//! The clock of a connection's keepalive. For each call hyper reads the time three times and polls the ping's timer once. Both
+//! are cheap here, because the time stands still within a turn (one poll of the connection by its driver).
 
 use std::future::Future;
 use std::pin::Pin;
@@ -13,28 +13,27 @@ use pin_project_lite::pin_project;
 use tokio::task::coop::unconstrained;
 use tokio::time;
 
-/// Stands still between two ticks.
+/// A clock that advances only at [`Self::tick`].
 #[derive(Clone, Debug)]
 pub(super) struct TurnClock {
-    made: time::Instant,
-    /// How many nanoseconds later it is.
-    later: Arc<AtomicU64>,
+    origin: time::Instant,
+    /// Nanoseconds since `origin`.
+    offset: Arc<AtomicU64>,
 }
 
 impl TurnClock {
-    /// A clock that shows when it was made.
     pub(super) fn new() -> Self {
-        Self { made: time::Instant::now(), later: Arc::default() }
+        Self { origin: time::Instant::now(), offset: Arc::default() }
     }
 
-    /// A turn begins.
+    /// Advances the clock; called when a turn begins.
     pub(super) fn tick(&self) {
-        let later = self.made.elapsed().as_nanos();
-        self.later.store(later.try_into().unwrap_or(u64::MAX), Ordering::Relaxed);
+        let offset = self.origin.elapsed().as_nanos();
+        self.offset.store(offset.try_into().unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
     fn time(&self) -> time::Instant {
-        self.made + Duration::from_nanos(self.later.load(Ordering::Relaxed))
+        self.origin + Duration::from_nanos(self.offset.load(Ordering::Relaxed))
     }
 }
 
@@ -45,7 +44,7 @@ impl Timer for TurnClock {
 
     fn sleep_until(&self, deadline: Instant) -> Pin<Box<dyn Sleep>> {
         let sleep = time::sleep_until(deadline.into());
-        Box::pin(TurnSleep { sleep, clock: self.clone(), wakes: None })
+        Box::pin(TurnSleep { sleep, clock: self.clone(), registered: None })
     }
 
     fn now(&self) -> Instant {
@@ -61,13 +60,13 @@ impl Timer for TurnClock {
 }
 
 pin_project! {
-    /// tokio's, which takes its waker anew at every poll; this one asks it only when the answer may be another.
+    /// tokio's timer registers its waker at every poll; this one polls it only when the result may have changed.
     struct TurnSleep {
         #[pin]
         sleep: time::Sleep,
         clock: TurnClock,
-        // Whom it wakes, once it has been polled.
-        wakes: Option<Waker>,
+        // The waker that `sleep` holds.
+        registered: Option<Waker>,
     }
 }
 
@@ -77,8 +76,8 @@ impl TurnSleep {
     fn reset(self: Pin<&mut Self>, deadline: Instant) {
         let this = self.project();
         this.sleep.reset(deadline.into());
-        // Whether it still knows whom, tokio does not say.
-        *this.wakes = None;
+        // tokio does not document whether a reset keeps the waker.
+        *this.registered = None;
     }
 }
 
@@ -87,13 +86,13 @@ impl Future for TurnSleep {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.project();
-        // It does not end before its deadline, and the turn in which it ends begins after that.
+        // `sleep` cannot end before its deadline. When it does end it wakes the task, which starts a turn after the deadline.
         let waits = this.clock.time() < this.sleep.deadline();
-        if waits && this.wakes.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+        if waits && this.registered.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
             return Poll::Pending;
         }
-        *this.wakes = Some(cx.waker().clone());
-        // Out of budget, it would not take the waker.
+        *this.registered = Some(cx.waker().clone());
+        // Unconstrained, because a task without coop budget would return Pending and not register the waker.
         Pin::new(&mut unconstrained(this.sleep)).poll(cx)
     }
 }
@@ -111,7 +110,7 @@ mod tests {
     const HANG: Duration = Duration::from_secs(30);
 
     #[tokio::test]
-    async fn it_stands_still_within_a_turn() {
+    async fn time_stands_still_within_a_turn() {
         let clock = TurnClock::new();
         let before = clock.now();
         time::sleep(A_WHILE).await;
@@ -121,7 +120,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_has_no_budget_left_is_woken_too() {
+    async fn a_task_without_coop_budget_is_woken() {
         let clock = TurnClock::new();
         let mut sleep = clock.sleep(A_WHILE);
         let slept = poll_fn(|cx| {
@@ -131,6 +130,6 @@ mod tests {
             }
             sleep.as_mut().poll(cx)
         });
-        time::timeout(HANG, slept).await.expect("nobody woke it");
+        time::timeout(HANG, slept).await.expect("woken before the timeout");
     }
 }

@@ -1,4 +1,4 @@
-//! The bytes of a connection, as hyper's HTTP/2 server sees them.
+//! The socket of a connection, with a write buffer that is flushed once per turn.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -10,69 +10,70 @@ use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 
-/// Most bytes that are written together. Too small: more system calls for a large answer. Too large: more memory for
-/// each connection that has them, and no less time.
-const TOGETHER: usize = 64 * 1024;
-/// What a connection takes for more than this it gives back when it has written less.
+/// Size of the write buffer. Too small: more system calls for a large response. Too large: more memory for each connection
+/// that sends one, without a gain in time.
+const MAX_BUFFERED: usize = 64 * 1024;
+/// A larger buffer is freed after a flush of less than this, so that idle connections do not keep it.
 const RETAINED_BUFFER: usize = 16 * 1024;
 
-/// A socket that gathers what is written, and says when its peer begins to speak.
+/// hyper's end of a socket: it buffers writes, and notifies when the client's preface has come.
 ///
-/// When the connection is made h2 asks once whether writes are vectored. If not, it copies frames up to 1 KiB together.
-/// Each larger one it writes and flushes by itself, which would be a system call and a packet for every 16 KiB of an
-/// answer. So a flush does nothing here: whoever drives the connection sends what a turn of it has written.
-pub(super) struct Coalescing<S> {
+/// h2 asks once, when the connection is made, whether writes are vectored. If not, it copies frames of up to 1 KiB together, and
+/// writes and flushes each larger one separately: one system call and one packet for every 16 KiB of a response. So a flush
+/// does nothing here; the driver of the connection calls [`Outgoing::send`] once per turn.
+pub(super) struct BufferedSocket<S> {
     shared: Arc<Mutex<Socket<S>>>,
-    made: AtomicBool,
+    /// Whether h2 has called `is_write_vectored`, which is false only the first time.
+    vectored_asked: AtomicBool,
     preface: Preface,
 }
 
-/// What a connection has written.
+/// The driver's end of a socket: it sends the buffer.
 pub(super) struct Outgoing<S>(Arc<Mutex<Socket<S>>>);
 
-// Never contended: the connection's task alone uses it.
+// Its lock is never contended, because only the task of the connection uses it.
 struct Socket<S> {
     socket: S,
-    gathered: Vec<u8>,
-    /// How much of it has been written.
+    buffer: Vec<u8>,
+    /// How much of `buffer` has been written to the socket.
     sent: usize,
-    /// Why nothing more can be written.
-    broken: Option<io::Error>,
+    /// A failed write, which the next read returns.
+    write_error: Option<io::Error>,
 }
 
-/// The client's first bytes (RFC 9113, 3.4): who has sent that many has begun to speak HTTP/2, or has been
-/// found out not to.
+/// Length of the client's connection preface (RFC 9113, 3.4). h2 closes a connection that begins with other bytes.
 const PREFACE_BYTES: usize = 24;
 
-/// Whether the client's preface has come.
+/// Counts the bytes received until the preface is complete.
 #[derive(Debug, Default)]
 struct Preface {
     read: usize,
-    came: Arc<Notify>,
+    complete: Arc<Notify>,
 }
 
-/// The two ends of what a connection writes: hyper's, and that of whoever drives it.
-pub(super) fn gathering<S>(socket: S) -> (Coalescing<S>, Outgoing<S>) {
-    let socket = Socket { socket, gathered: Vec::new(), sent: 0, broken: None };
+/// Splits a socket into hyper's end and the driver's.
+pub(super) fn buffered<S>(socket: S) -> (BufferedSocket<S>, Outgoing<S>) {
+    let socket = Socket { socket, buffer: Vec::new(), sent: 0, write_error: None };
     let shared = Arc::new(Mutex::new(socket));
     let outgoing = Outgoing(Arc::clone(&shared));
-    (Coalescing { shared, made: AtomicBool::new(false), preface: Preface::default() }, outgoing)
+    let (vectored_asked, preface) = (AtomicBool::new(false), Preface::default());
+    (BufferedSocket { shared, vectored_asked, preface }, outgoing)
 }
 
-impl<S> Coalescing<S> {
-    /// Notified when the peer has begun to speak.
-    pub(super) fn spoke(&self) -> Arc<Notify> {
-        Arc::clone(&self.preface.came)
+impl<S> BufferedSocket<S> {
+    /// Notified once, when as many bytes as a preface has have been received.
+    pub(super) fn preface(&self) -> Arc<Notify> {
+        Arc::clone(&self.preface.complete)
     }
 }
 
 impl<S: AsyncWrite + Unpin> Outgoing<S> {
-    /// Sends what has been written, as far as the socket takes it; it wakes the task of `cx` when it takes more.
+    /// Sends as much of the buffer as the socket takes. The task of `cx` is woken when it takes more.
     pub(super) fn send(&self, cx: &mut Context<'_>) {
         let mut socket = self.0.lock();
         if let Poll::Ready(Err(error)) = socket.poll_send(cx) {
-            // h2 has written it, and waits only to read.
-            socket.broken = Some(error);
+            // For h2 these bytes are written, and it only waits to read: so the next read returns the error.
+            socket.write_error = Some(error);
             cx.waker().wake_by_ref();
         }
     }
@@ -80,52 +81,52 @@ impl<S: AsyncWrite + Unpin> Outgoing<S> {
 
 impl<S: AsyncWrite + Unpin> Socket<S> {
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while self.sent < self.gathered.len() {
-            let unsent = &self.gathered[self.sent..];
+        while self.sent < self.buffer.len() {
+            let unsent = &self.buffer[self.sent..];
             match ready!(Pin::new(&mut self.socket).poll_write(cx, unsent))? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 sent => self.sent += sent,
             }
         }
-        if self.gathered.len() < RETAINED_BUFFER && self.gathered.capacity() > RETAINED_BUFFER {
-            self.gathered = Vec::new();
+        if self.buffer.len() < RETAINED_BUFFER && self.buffer.capacity() > RETAINED_BUFFER {
+            self.buffer = Vec::new();
         }
-        self.gathered.clear();
+        self.buffer.clear();
         self.sent = 0;
-        // TLS has buffers of its own.
+        // A TLS socket has a buffer of its own.
         Pin::new(&mut self.socket).poll_flush(cx)
     }
 
-    /// Takes as much as there is room for, once there is any.
-    fn poll_gather(
+    /// Copies as much of `parts` as fits into the buffer, which it sends first when it is full.
+    fn poll_buffer(
         &mut self,
         cx: &mut Context<'_>,
         parts: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        if self.gathered.len() >= TOGETHER {
+        if self.buffer.len() >= MAX_BUFFERED {
             ready!(self.poll_send(cx))?;
         }
-        let before = self.gathered.len();
+        let before = self.buffer.len();
         for part in parts {
-            let room = TOGETHER - self.gathered.len();
-            self.gathered.extend_from_slice(&part[..part.len().min(room)]);
+            let free = MAX_BUFFERED - self.buffer.len();
+            self.buffer.extend_from_slice(&part[..part.len().min(free)]);
         }
-        Poll::Ready(Ok(self.gathered.len() - before))
+        Poll::Ready(Ok(self.buffer.len() - before))
     }
 }
 
 impl Preface {
-    fn note(&mut self, bytes: usize) {
+    fn count(&mut self, bytes: usize) {
         if self.read < PREFACE_BYTES {
             self.read += bytes;
             if self.read >= PREFACE_BYTES {
-                self.came.notify_one();
+                self.complete.notify_one();
             }
         }
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Coalescing<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for BufferedSocket<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -134,23 +135,23 @@ impl<S: AsyncRead + Unpin> AsyncRead for Coalescing<S> {
         let before = buffer.filled().len();
         {
             let mut socket = self.shared.lock();
-            if let Some(error) = socket.broken.take() {
+            if let Some(error) = socket.write_error.take() {
                 return Poll::Ready(Err(error));
             }
             ready!(Pin::new(&mut socket.socket).poll_read(cx, buffer))?;
         }
-        self.preface.note(buffer.filled().len() - before);
+        self.preface.count(buffer.filled().len() - before);
         Poll::Ready(Ok(()))
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Coalescing<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for BufferedSocket<S> {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.shared.lock().poll_gather(cx, &[IoSlice::new(bytes)])
+        self.shared.lock().poll_buffer(cx, &[IoSlice::new(bytes)])
     }
 
     fn poll_write_vectored(
@@ -158,11 +159,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Coalescing<S> {
         cx: &mut Context<'_>,
         parts: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.shared.lock().poll_gather(cx, parts)
+        self.shared.lock().poll_buffer(cx, parts)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.made.swap(true, Ordering::Relaxed)
+        self.vectored_asked.swap(true, Ordering::Relaxed)
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {

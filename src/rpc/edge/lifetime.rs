@@ -1,4 +1,4 @@
-//! Why and when the server ends a connection.
+//! When and why the server closes a connection.
 
 use std::error::Error;
 use std::future::pending;
@@ -12,52 +12,51 @@ use super::streams::Activity;
 use crate::drain::Drain;
 use crate::metrics::ConnectionEnd;
 
-/// The age varies by so much in both directions, so that connections that were opened together do not end together.
+/// Fraction by which the age varies in both directions, so that connections opened together are not closed together.
 const JITTER: f64 = 0.1;
-/// How often an idle connection is looked at before it ends: it may last a quarter longer.
-const LOOKS: u32 = 4;
+/// Idleness is checked this often within `max_idle`, so an idle connection may stay open a quarter longer.
+const IDLE_CHECKS: u32 = 4;
 
-/// Why a connection is to end.
+/// Why the server closes a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ending {
-    /// The instance shuts down.
     Drain,
-    /// Its peer has not begun to speak HTTP/2.
-    Silent,
-    /// It has lived long enough: its client connects anew, and a balancer of connections decides anew.
+    /// The client has not sent the HTTP/2 preface in time.
+    NoPreface,
+    /// It has reached its maximum age. The client connects again, and a connection-level load balancer can move it.
     Age,
-    /// It has had no calls.
+    /// It has had no calls for `max_idle`.
     Idle,
 }
 
 impl Ending {
-    /// What is counted.
+    /// How it is counted. The drain of an instance is not counted.
     pub(super) fn counted(self) -> Option<ConnectionEnd> {
         match self {
             Self::Drain => None,
-            Self::Silent => Some(ConnectionEnd::Silent),
+            Self::NoPreface => Some(ConnectionEnd::Silent),
             Self::Age => Some(ConnectionEnd::Age),
             Self::Idle => Some(ConnectionEnd::Idle),
         }
     }
 }
 
-/// Resolves when the server is to end a connection.
+/// Resolves when the server has to close the connection.
 pub(super) async fn ending(
     options: EdgeOptions,
-    spoke: &Notify,
+    preface: &Notify,
     activity: &Activity,
     drain: &Drain,
 ) -> Ending {
     tokio::select! {
         () = drain.announced() => Ending::Drain,
-        () = silent(spoke, options.keepalive_timeout) => Ending::Silent,
+        () = no_preface(preface, options.keepalive_timeout) => Ending::NoPreface,
         () = after(options.max_age.map(jittered)) => Ending::Age,
         () = idle(activity, options.max_idle) => Ending::Idle,
     }
 }
 
-/// Resolves when what is still in flight on a connection that ends is to be cut off, with what is counted then.
+/// Resolves when the calls still in flight on a closing connection have to be cut off. Returns how that is counted.
 pub(super) async fn cut_off(
     ending: Ending,
     grace: Duration,
@@ -70,7 +69,7 @@ pub(super) async fn cut_off(
     }
 }
 
-/// Whether h2 ended a connection because its peer flooded it, with requests that it took back, say.
+/// Whether h2 closed the connection because the peer flooded it, for example with reset requests.
 pub(super) fn is_flood(error: &(dyn Error + 'static)) -> bool {
     let h2 = error.downcast_ref::<h2::Error>();
     let flood = h2.is_some_and(|error| {
@@ -90,23 +89,23 @@ fn jittered(age: Duration) -> Duration {
     age.mul_f64(1.0 - JITTER + 2.0 * JITTER * fastrand::f64())
 }
 
-/// Resolves when the peer has not begun to speak in time; keepalive only works from then on.
-async fn silent(spoke: &Notify, limit: Duration) {
-    if timeout(limit, spoke.notified()).await.is_ok() {
+/// Resolves when the preface has not come within `limit`. hyper's keepalive starts only after the preface.
+async fn no_preface(preface: &Notify, limit: Duration) {
+    if timeout(limit, preface.notified()).await.is_ok() {
         pending().await
     }
 }
 
-/// Resolves when there has been no call for so long.
-async fn idle(activity: &Activity, longest: Option<Duration>) {
-    let Some(longest) = longest else { return pending().await };
+/// Resolves when there has been no call for `max_idle`.
+async fn idle(activity: &Activity, max_idle: Option<Duration>) {
+    let Some(max_idle) = max_idle else { return pending().await };
     let (mut since, mut seen) = (Instant::now(), 0);
     loop {
-        sleep(longest / LOOKS).await;
+        sleep(max_idle / IDLE_CHECKS).await;
         let accepted = activity.accepted();
         if activity.is_busy() || accepted != seen {
             (since, seen) = (Instant::now(), accepted);
-        } else if since.elapsed() >= longest {
+        } else if since.elapsed() >= max_idle {
             return;
         }
     }

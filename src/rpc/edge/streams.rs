@@ -1,4 +1,4 @@
-//! Where the calls of a connection run.
+//! Runs the calls of a connection: in the task of the connection, or in tasks of their own.
 
 use std::cell::RefCell;
 use std::convert::Infallible;
@@ -25,12 +25,12 @@ use super::clock::TurnClock;
 use super::io::Outgoing;
 use crate::drain::Drain;
 use crate::metrics::Method;
-use crate::rpc::call::{Arrival, CallBody};
+use crate::rpc::call::{CallBody, IncomingCall};
 
-/// A tower service that answers calls, and is always ready.
-pub(in crate::rpc) trait Answers:
+/// The tower service of a connection. It is always ready; `poll_ready` is not called.
+pub(in crate::rpc) trait CallHandler:
     tower::Service<
-        Arrival<Incoming>,
+        IncomingCall<Incoming>,
         Response = Response<CallBody>,
         Error = Infallible,
         Future: Send,
@@ -39,9 +39,9 @@ pub(in crate::rpc) trait Answers:
 {
 }
 
-impl<S> Answers for S where
+impl<S> CallHandler for S where
     S: tower::Service<
-            Arrival<Incoming>,
+            IncomingCall<Incoming>,
             Response = Response<CallBody>,
             Error = Infallible,
             Future: Send,
@@ -50,179 +50,185 @@ impl<S> Answers for S where
 {
 }
 
-/// Where a call goes on that has to wait.
+/// Where a call continues after its first poll returned Pending.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum StreamState {
-    /// In its connection's task: there is next to nothing left to do.
-    ClientConnection,
-    /// In a task of its own, where it delays nobody.
-    Task,
-    /// The same, and it may last as long as it likes.
-    LastingTask,
+enum Placement {
+    /// In the task of its connection: when it is woken it has next to nothing left to do.
+    ConnectionTask,
+    /// In a task of its own, so that it does not delay the other calls of its connection.
+    OwnTask,
+    /// In a task of its own, without a limit of time.
+    OwnLastingTask,
 }
 
-impl StreamState {
+impl Placement {
     fn of(method: Method) -> Self {
         match method {
-            Method::GetProduct => Self::ClientConnection,
-            method if method.is_lasting() => Self::LastingTask,
-            _ => Self::Task,
+            Method::GetProduct => Self::ConnectionTask,
+            method if method.is_lasting() => Self::OwnLastingTask,
+            _ => Self::OwnTask,
         }
     }
 }
 
-/// The service of one connection, and where its calls run.
+/// Splits a service into hyper's service, hyper's executor, and the driver that runs the calls.
 ///
-/// hyper calls the service, and gives what that returned to the executor at once: so the one can tell the other
-/// where the call belongs.
+/// hyper passes the future that the service returns to the executor at once, before it calls the service again. So the service
+/// can leave the placement of that call for the executor in [`Accepting::next`].
 pub(super) fn driven<S>(
     service: S,
-    longest: Duration,
+    max_call_time: Duration,
     drain: Drain,
     clock: TurnClock,
-) -> (Calls<S>, Inline, Driver) {
+) -> (ConnectionService<S>, InlineExecutor, Driver) {
     let accepting = Arc::new(Mutex::new(Accepting {
-        place: StreamState::Task,
+        next: Placement::OwnTask,
         calls: Vec::new(),
         accepted: 0,
     }));
-    let calls = Calls { service: RefCell::new(service), accepting: Arc::clone(&accepting) };
-    let inline = Inline(Arc::clone(&accepting));
+    let service = RefCell::new(service);
+    let service = ConnectionService { service, accepting: Arc::clone(&accepting) };
+    let executor = InlineExecutor(Arc::clone(&accepting));
     let (waiting, busy) = (FuturesUnordered::new(), Arc::default());
-    (calls, inline, Driver { drain, longest, clock, accepting, waiting, busy })
+    (service, executor, Driver { drain, max_call_time, clock, accepting, waiting, busy })
 }
 
-/// The calls of one connection.
+/// hyper's view of the tower service of one connection.
 #[derive(Debug)]
-pub(super) struct Calls<S> {
-    // hyper would share it, tower would have it cloned for each call, and every reference counted up and down.
+pub(super) struct ConnectionService<S> {
+    // A RefCell, because hyper calls through `&self` and tower needs `&mut`. Cloning the service for each call instead would
+    // update the reference counts in it.
     service: RefCell<S>,
     accepting: Arc<Mutex<Accepting>>,
 }
 
-impl<S: Answers> hyper::service::Service<Request<Incoming>> for Calls<S> {
+impl<S: CallHandler> hyper::service::Service<Request<Incoming>> for ConnectionService<S> {
     type Response = S::Response;
     type Error = Infallible;
     type Future = S::Future;
 
     fn call(&self, request: Request<Incoming>) -> S::Future {
-        let arrival = Arrival::new(request);
-        self.accepting.lock().place = StreamState::of(arrival.method);
-        self.service.borrow_mut().call(arrival)
+        let call = IncomingCall::new(request);
+        self.accepting.lock().next = Placement::of(call.method);
+        self.service.borrow_mut().call(call)
     }
 }
 
-/// Takes the calls of a connection, for its driver.
+/// hyper's executor: it queues the calls of a connection for the driver.
 #[derive(Clone, Debug)]
-pub(super) struct Inline(Arc<Mutex<Accepting>>);
+pub(super) struct InlineExecutor(Arc<Mutex<Accepting>>);
 
-/// What the connection has accepted, and where the next call belongs. Its lock is never contended: the connection's
-/// task alone uses it.
+/// The calls that hyper has accepted. Its lock is never contended, because only the task of the connection uses it.
 #[derive(Debug)]
 struct Accepting {
-    place: StreamState,
-    calls: Vec<Accepted>,
-    /// How many there have been.
+    /// Where the call belongs that is passed to the executor next.
+    next: Placement,
+    /// Calls that the driver has not polled yet.
+    calls: Vec<AcceptedCall>,
+    /// Calls accepted so far.
     accepted: u64,
 }
 
-/// What the calls of a connection do, for its own task to ask.
+/// Tells whether a connection is idle. Used by the task of the connection only.
 #[derive(Clone, Debug)]
 pub(super) struct Activity {
     accepting: Arc<Mutex<Accepting>>,
     busy: Arc<Busy>,
 }
 
-/// Referred to by each call that waits.
+/// Each waiting call holds one reference, so the reference count is the number of waiting calls.
 #[derive(Debug, Default)]
 struct Busy;
 
 impl Activity {
-    /// How many calls there have been.
+    /// Calls accepted so far.
     pub(super) fn accepted(&self) -> u64 {
         self.accepting.lock().accepted
     }
 
-    /// Whether any call is not answered, or its answer not sent.
+    /// Whether any call has no response yet, or its response is not sent yet.
     pub(super) fn is_busy(&self) -> bool {
-        // This, and the driver's.
+        // Two references are those of `self` and the driver.
         Arc::strong_count(&self.busy) > 2
     }
 }
 
-/// Runs calls in their connection's own task, each until it has to wait; then most get tasks of their own.
+/// Polls each call once in the task of its connection. A call that is pending then continues by its [`Placement`].
 ///
-/// A hot read is done by then, and spares the scheduler. A read that waits for a load stays: it has only to be answered,
-/// and those of a connection whose loads land together are answered together. All that came in one read are accepted
-/// before the first of them runs, and what they answer is sent when all of them have run.
+/// A hot read finishes in that poll and costs no task. A read that waits for a load stays in the connection's task: only its
+/// response is left to send, and the responses of loads that complete together are sent together. hyper accepts all calls of
+/// one socket read before the first of them is polled, and their responses are sent when all of them have been polled.
 ///
-/// With its driver, whatever a connection still waited for is gone: each call refers to where the next is accepted, so
-/// there they would keep themselves for ever.
+/// Dropping the driver drops the queued calls: each of them refers to [`Accepting`], which holds them, so that cycle would
+/// leak.
 #[derive(Debug)]
 pub(super) struct Driver {
     drain: Drain,
-    longest: Duration,
+    max_call_time: Duration,
     clock: TurnClock,
     accepting: Arc<Mutex<Accepting>>,
-    waiting: FuturesUnordered<Waiting>,
+    waiting: FuturesUnordered<WaitingCall>,
     busy: Arc<Busy>,
 }
 
-type Call = Pin<Box<dyn Future<Output = ()> + Send>>;
+type BoxedCall = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-struct Accepted {
-    call: Call,
-    place: StreamState,
+struct AcceptedCall {
+    call: BoxedCall,
+    placement: Placement,
 }
 
-/// A panic ends its own call, as it would in a task of its own, and not the connection.
-type Waiting = CatchUnwind<AssertUnwindSafe<Timeout<Call>>>;
+/// A panic ends its own call and not the connection, as in a task of its own.
+type WaitingCall = CatchUnwind<AssertUnwindSafe<Timeout<BoxedCall>>>;
 
-/// A turn of a connection's task. h2 wakes the task that it runs in whenever a call has taken its request; the scheduler
-/// would take that for a reason to run it once more, and to wake another core to help.
+/// The waker that the connection and its calls get. It records a wake during a turn instead of passing it to tokio: h2 wakes
+/// its own task whenever a call has taken its request, and tokio would schedule the task again and wake another worker for it.
 #[derive(Debug, Default)]
-struct AcceptTurn {
+struct TurnWaker {
     task: AtomicWaker,
     state: AtomicU8,
 }
 
-const OVER: u8 = 0;
-const UNDER_WAY: u8 = 1;
+/// No turn is running: a wake is passed to tokio.
+const IDLE: u8 = 0;
+const RUNNING: u8 = 1;
+/// Woken during the turn: another turn follows.
 const WOKEN: u8 = 2;
-/// After so many in a row others get theirs: tokio ends the reads of a task that does not pause.
-const MOST_TURNS: usize = 16;
+/// Turns in a row before the task yields to others. More would be of no use: tokio's coop budget makes the reads of a task
+/// that does not yield return Pending.
+const MAX_TURNS: usize = 16;
 
-impl<F> Executor<F> for Inline
+impl<F> Executor<F> for InlineExecutor
 where
     F: Future<Output = ()> + Send + 'static,
 {
     fn execute(&self, call: F) {
         let call = Box::pin(call);
         let mut accepting = self.0.lock();
-        let place = accepting.place;
+        let placement = accepting.next;
         accepting.accepted += 1;
-        accepting.calls.push(Accepted { call, place });
+        accepting.calls.push(AcceptedCall { call, placement });
     }
 }
 
 impl Driver {
-    /// What its calls do. To be asked for once.
+    /// To be called once, because [`Activity::is_busy`] counts on one activity for each driver.
     pub(super) fn activity(&self) -> Activity {
         Activity { accepting: Arc::clone(&self.accepting), busy: Arc::clone(&self.busy) }
     }
 
-    /// Drives a connection and its calls to the connection's end, and sends what they write.
+    /// Polls a connection and its calls until the connection ends, and sends what they write.
     pub(super) async fn drive<C: Future>(
         &mut self,
         mut connection: Pin<&mut C>,
         outgoing: &Outgoing<impl AsyncWrite + Unpin>,
     ) -> C::Output {
-        let (mut running, turn) = (Vec::new(), Arc::<AcceptTurn>::default());
+        let (mut running, turn) = (Vec::new(), Arc::<TurnWaker>::default());
         let waker = Waker::from(Arc::clone(&turn));
         poll_fn(|task| {
             turn.task.register(task.waker());
             let mut cx = Context::from_waker(&waker);
-            for _ in 0..MOST_TURNS {
+            for _ in 0..MAX_TURNS {
                 turn.begin();
                 self.clock.tick();
                 let polled = connection.as_mut().poll(&mut cx);
@@ -232,7 +238,7 @@ impl Driver {
                 std::mem::swap(&mut running, &mut self.accepting.lock().calls);
                 let ran = !running.is_empty();
                 running.drain(..).for_each(|accepted| self.run(accepted));
-                if self.go_on(&mut cx) || ran {
+                if self.poll_waiting(&mut cx) || ran {
                     continue;
                 }
                 outgoing.send(&mut cx);
@@ -247,35 +253,35 @@ impl Driver {
         .await
     }
 
-    fn run(&mut self, Accepted { mut call, place }: Accepted) {
-        // Whom the waker would wake is not there yet: the next poll registers again.
+    fn run(&mut self, AcceptedCall { mut call, placement }: AcceptedCall) {
+        // A pending call is polled again in its placement, which registers a waker.
         let mut cx = Context::from_waker(Waker::noop());
         let polled = catch_unwind(AssertUnwindSafe(|| call.as_mut().poll(&mut cx)));
         if let Ok(Poll::Pending) = polled {
-            self.wait(call, place);
+            self.place(call, placement);
         }
     }
 
-    fn wait(&mut self, call: Call, place: StreamState) {
+    fn place(&mut self, call: BoxedCall, placement: Placement) {
         let busy = Arc::clone(&self.busy);
-        let call: Call = Box::pin(async move {
+        let call: BoxedCall = Box::pin(async move {
             let _busy = busy;
             call.await;
         });
-        // Twice, because the first is for the answer to be made. A caller that does not read it holds it, and
-        // nothing but the end of this future would free it.
-        let limited = |call| tokio::time::timeout(self.longest * 2, call);
-        match place {
-            StreamState::ClientConnection => {
+        // Once the time to make the response, and once to send it. A client that does not read its response would otherwise
+        // keep it in memory: only dropping this future frees it.
+        let limited = |call| tokio::time::timeout(self.max_call_time * 2, call);
+        match placement {
+            Placement::ConnectionTask => {
                 self.waiting.push(AssertUnwindSafe(limited(call)).catch_unwind());
             }
-            StreamState::Task => drop(self.drain.spawn(limited(call))),
-            StreamState::LastingTask => drop(self.drain.spawn(call)),
+            Placement::OwnTask => drop(self.drain.spawn(limited(call))),
+            Placement::OwnLastingTask => drop(self.drain.spawn(call)),
         }
     }
 
-    /// Goes on with the calls that wait no longer. Returns whether any has ended.
-    fn go_on(&mut self, cx: &mut Context<'_>) -> bool {
+    /// Polls the waiting calls that have been woken. Returns whether any has ended.
+    fn poll_waiting(&mut self, cx: &mut Context<'_>) -> bool {
         let mut any = false;
         while let Poll::Ready(Some(_)) = self.waiting.poll_next_unpin(cx) {
             any = true;
@@ -286,40 +292,39 @@ impl Driver {
 
 impl Drop for Driver {
     fn drop(&mut self) {
-        // Not under the lock: nobody knows what a call does when it is dropped.
-        let accepted = std::mem::take(&mut self.accepting.lock().calls);
-        drop(accepted);
+        // Dropped outside of the lock, because dropping a call may run any code.
+        let calls = std::mem::take(&mut self.accepting.lock().calls);
+        drop(calls);
     }
 }
 
-impl Wake for AcceptTurn {
+impl Wake for TurnWaker {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        if self.state.swap(WOKEN, Ordering::AcqRel) == OVER {
+        if self.state.swap(WOKEN, Ordering::AcqRel) == IDLE {
             self.task.wake();
         }
     }
 }
 
-impl AcceptTurn {
-    /// Whoever woke the task before this is served by what follows.
+impl TurnWaker {
+    /// Wakes before this need no other turn: the turn that starts now serves them.
     fn begin(&self) {
-        self.state.store(UNDER_WAY, Ordering::Release);
+        self.state.store(RUNNING, Ordering::Release);
     }
 
-    /// Whether nobody has woken the task since it began. From here on whoever does wakes it in earnest.
+    /// Ends the turn, unless there was a wake during it. Returns whether it has ended; from then on wakes are passed to tokio.
     fn ends(&self) -> bool {
-        let ended =
-            self.state.compare_exchange(UNDER_WAY, OVER, Ordering::AcqRel, Ordering::Relaxed);
+        let ended = self.state.compare_exchange(RUNNING, IDLE, Ordering::AcqRel, Ordering::Relaxed);
         ended.is_ok()
     }
 }
 
-impl std::fmt::Debug for Accepted {
+impl std::fmt::Debug for AcceptedCall {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Accepted").field("place", &self.place).finish_non_exhaustive()
+        f.debug_struct("AcceptedCall").field("placement", &self.placement).finish_non_exhaustive()
     }
 }

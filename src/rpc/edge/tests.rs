@@ -1,4 +1,4 @@
-//! A connection over a pipe, whose writes are counted.
+//! Tests of one connection over an in-memory pipe.
 
 use std::future::poll_fn;
 use std::io;
@@ -20,11 +20,11 @@ use super::*;
 use crate::caller::Caller;
 use crate::rpc::call::{Call, CallLayer};
 use crate::rpc::connection::ClientConnection;
-use crate::rpc::local;
+use crate::rpc::per_connection;
 use crate::rpc::reply::{Reply, headers};
 use crate::rpc::shed::{CallAdmission, CallPlaces};
 
-/// Counts what would be system calls.
+/// Counts writes, each of which would be a system call.
 struct Counting {
     pipe: DuplexStream,
     writes: Arc<AtomicUsize>,
@@ -59,7 +59,7 @@ impl AsyncWrite for Counting {
     }
 }
 
-/// Takes no bytes.
+/// A socket that fails every write.
 struct Unwritable(DuplexStream);
 
 impl AsyncRead for Unwritable {
@@ -89,35 +89,36 @@ impl AsyncWrite for Unwritable {
 async fn served(
     socket: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     options: EdgeOptions,
-    service: impl Answers,
+    service: impl CallHandler,
     drain: Drain,
     metrics: Arc<Metrics>,
 ) {
     serve(socket, options, service, drain, &metrics).await;
 }
 
-/// Answers with `bytes` bytes, at once or "late", unless it is asked to "panic".
-fn answers(bytes: usize) -> impl Answers {
+/// Responds with `bytes` bytes. A path with "late" makes it wait first; one with "panic" makes it panic.
+fn handler(bytes: usize) -> impl CallHandler {
     let metrics = Metrics::new();
     let address = ([127, 0, 0, 1], 1).into();
     let connection = ClientConnection::new(address, Caller::BACKGROUND, Refusals::new(&metrics));
     let admission = CallAdmission::new(&CallPlaces::new(1_000, &metrics), &connection);
-    let layer = CallLayer { metrics: local(&metrics), longest: OPTIONS.max_call_time };
+    let layer =
+        CallLayer { metrics: per_connection(&metrics), max_call_time: OPTIONS.max_call_time };
     ServiceBuilder::new().layer(layer).service_fn(move |call: Call<Incoming>| {
         let place = admission.take().expect("free");
         async move {
-            let asked = call.request.uri().query().unwrap_or_default().to_owned();
-            if asked.contains("late") {
-                pause_often().await;
+            let query = call.request.uri().query().unwrap_or_default().to_owned();
+            if query.contains("late") {
+                wait_many_turns().await;
             }
-            assert!(!asked.contains("panic"), "as asked");
+            assert!(!query.contains("panic"), "injected");
             Ok(Reply::message(Bytes::from(vec![7; bytes]), headers("test"), place))
         }
     })
 }
 
-/// Waits as often as no turn of a connection goes on by itself, and lets nobody but itself end that.
-async fn pause_often() {
+/// Returns Pending, and wakes itself, more often than the driver polls in one go ([`streams`]: `MAX_TURNS`).
+async fn wait_many_turns() {
     let mut left = 1_000;
     poll_fn(|cx| {
         left -= 1;
@@ -138,17 +139,17 @@ const OPTIONS: EdgeOptions = EdgeOptions {
     max_idle: None,
 };
 
-/// So wide that it takes whatever is written.
+/// Bytes that a pipe takes before a write has to wait: more than any test here writes.
 const WIDE: usize = 1 << 20;
 
-/// Calls each of `paths` at once over a pipe that is so wide; how many bytes each answer had, and the writes that all of
-/// them took.
+/// Calls all `paths` at once over a pipe of `width` bytes. Returns the size of each response, and the number of writes that all
+/// of them took.
 async fn call(width: usize, bytes: usize, paths: &[&str]) -> (Vec<Option<usize>>, usize) {
     let (pipe, client) = tokio::io::duplex(width);
     let writes = Arc::new(AtomicUsize::new(0));
     let socket = Counting { pipe, writes: Arc::clone(&writes) };
     let drain = Drain::default();
-    drop(drain.spawn(served(socket, OPTIONS, answers(bytes), drain.clone(), Metrics::new())));
+    drop(drain.spawn(served(socket, OPTIONS, handler(bytes), drain.clone(), Metrics::new())));
     let (sender, connection) =
         handshake(TokioExecutor::new(), TokioIo::new(client)).await.expect("a connection");
     drop(drain.spawn(connection));
@@ -162,97 +163,97 @@ async fn call(width: usize, bytes: usize, paths: &[&str]) -> (Vec<Option<usize>>
             Some(response.into_body().collect().await.ok()?.to_bytes().len())
         }
     };
-    one("/").await.expect("an answer");
+    one("/").await.expect("a response");
     let before = writes.load(Ordering::Relaxed);
-    let answers = join_all(paths.iter().map(|path| one(path))).await;
-    (answers, writes.load(Ordering::Relaxed) - before)
+    let responses = join_all(paths.iter().map(|path| one(path))).await;
+    (responses, writes.load(Ordering::Relaxed) - before)
 }
 
 #[tokio::test]
-async fn small_answers_that_are_ready_together_leave_together() {
-    let (answers, writes) = call(WIDE, 300, &["/"; 32]).await;
-    assert_eq!(answers, [Some(300); 32]);
-    assert!(writes <= 8, "{writes} writes for 32 answers");
+async fn small_responses_of_one_turn_share_writes() {
+    let (responses, writes) = call(WIDE, 300, &["/"; 32]).await;
+    assert_eq!(responses, [Some(300); 32]);
+    assert!(writes <= 8, "{writes} writes for 32 responses");
 }
 
 #[tokio::test]
-async fn large_answers_that_are_ready_together_leave_together() {
-    let (answers, writes) = call(WIDE, 40_000, &["/"; 8]).await;
-    assert_eq!(answers, [Some(40_000); 8]);
+async fn large_responses_of_one_turn_share_writes() {
+    let (responses, writes) = call(WIDE, 40_000, &["/"; 8]).await;
+    assert_eq!(responses, [Some(40_000); 8]);
     assert!(writes <= 12, "{writes} writes for 24 frames");
 }
 
 #[tokio::test]
-async fn large_answers_arrive_whole_however_little_the_socket_takes() {
+async fn large_responses_are_complete_over_a_narrow_pipe() {
     for width in [1_000, WIDE] {
-        let (answers, _) = call(width, 100_000, &["/"; 8]).await;
-        assert_eq!(answers, [Some(100_000); 8]);
+        let (responses, _) = call(width, 100_000, &["/"; 8]).await;
+        assert_eq!(responses, [Some(100_000); 8]);
     }
 }
 
 #[tokio::test]
-async fn a_connection_that_cannot_be_written_to_ends() {
-    // Its peer neither closes it nor says anything more.
+async fn a_connection_whose_writes_fail_is_closed() {
+    // The peer neither closes the connection nor sends anything more.
     let (socket, mut client) = tokio::io::duplex(WIDE);
     let drain = Drain::default();
     let served =
-        drain.spawn(served(Unwritable(socket), OPTIONS, answers(1), drain.clone(), Metrics::new()));
+        drain.spawn(served(Unwritable(socket), OPTIONS, handler(1), drain.clone(), Metrics::new()));
     client.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.expect("read");
     let ended = tokio::time::timeout(Duration::from_secs(30), served).await;
-    assert!(ended.is_ok(), "it waits for ever to read");
+    assert!(ended.is_ok(), "it waits for a read");
 }
 
-/// One that waits in its connection's task, and one that waits in a task of its own.
+/// One that waits in the task of its connection, and one that waits in a task of its own.
 const METHODS: [&str; 2] =
     ["/hotshelf.v1.ProductService/GetProduct", "/hotshelf.v1.ProductService/BatchGetProducts"];
 
 #[tokio::test]
-async fn calls_that_wait_are_answered() {
+async fn waiting_calls_are_answered() {
     for method in METHODS {
-        let (answers, _) = call(WIDE, 300, &[format!("{method}?late").as_str(); 32]).await;
-        assert_eq!(answers, [Some(300); 32], "{method}");
+        let (responses, _) = call(WIDE, 300, &[format!("{method}?late").as_str(); 32]).await;
+        assert_eq!(responses, [Some(300); 32], "{method}");
     }
 }
 
 #[tokio::test]
-async fn a_call_that_panics_ends_alone() {
+async fn a_panic_ends_only_its_own_call() {
     for method in METHODS {
         for panics in ["panic", "late-panic"] {
-            let [late, panics] = ["late", panics].map(|asked| format!("{method}?{asked}"));
-            let (answers, _) = call(WIDE, 300, &[method, &late, &panics, &late]).await;
-            assert_eq!(answers, [Some(300), Some(300), None, Some(300)], "{panics}");
+            let [late, panics] = ["late", panics].map(|query| format!("{method}?{query}"));
+            let (responses, _) = call(WIDE, 300, &[method, &late, &panics, &late]).await;
+            assert_eq!(responses, [Some(300), Some(300), None, Some(300)], "{panics}");
         }
     }
 }
 
 #[tokio::test]
-async fn a_peer_that_falls_silent_is_pinged_and_given_up() {
+async fn a_silent_peer_is_pinged_and_disconnected() {
     const A_WHILE: Duration = Duration::from_millis(5);
     let options =
         EdgeOptions { keepalive_interval: A_WHILE, keepalive_timeout: A_WHILE, ..OPTIONS };
     let (socket, mut client) = tokio::io::duplex(WIDE);
     let drain = Drain::default();
-    let served = drain.spawn(served(socket, options, answers(1), drain.clone(), Metrics::new()));
-    // The preface, and settings of no bytes.
-    let begins = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".as_slice(), &[0, 0, 0, 4, 0, 0, 0, 0, 0]];
-    client.write_all(&begins.concat()).await.expect("it listens");
+    let served = drain.spawn(served(socket, options, handler(1), drain.clone(), Metrics::new()));
+    // The preface, and an empty SETTINGS frame.
+    let preface = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".as_slice(), &[0, 0, 0, 4, 0, 0, 0, 0, 0]];
+    client.write_all(&preface.concat()).await.expect("the server reads");
     for _ in 0..10 {
-        // A window that grows by one: a sign of life, so the ping is put off.
-        let sign = [0, 0, 4, 8, 0, 0, 0, 0, 0, 0, 0, 0, 1];
-        // On a busy machine it has given up already.
-        let _ = client.write_all(&sign).await;
+        // A WINDOW_UPDATE by one byte: any frame postpones the ping.
+        let window_update = [0, 0, 4, 8, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+        // Fails on a busy machine, where the server may have disconnected already.
+        let _ = client.write_all(&window_update).await;
         tokio::time::sleep(A_WHILE / 5).await;
     }
     let ended = tokio::time::timeout(Duration::from_secs(30), served).await;
-    assert!(ended.is_ok(), "it waits for ever");
-    let mut said = Vec::new();
-    client.read_to_end(&mut said).await.expect("what it said");
-    assert_eq!(frames(&said).filter(|kind| *kind == PING).count(), 1);
+    assert!(ended.is_ok(), "it is not disconnected");
+    let mut sent = Vec::new();
+    client.read_to_end(&mut sent).await.expect("the frames of the server");
+    assert_eq!(frames(&sent).filter(|kind| *kind == PING).count(), 1);
 }
 
 const PING: u8 = 6;
 
-/// The types of some frames (RFC 9113, 4.1).
+/// The types of the frames in `bytes` (RFC 9113, 4.1).
 fn frames(mut bytes: &[u8]) -> impl Iterator<Item = u8> {
     std::iter::from_fn(move || {
         let (head, rest) = bytes.split_first_chunk::<9>()?;

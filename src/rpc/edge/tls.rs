@@ -1,4 +1,4 @@
-//! TLS: a certificate from files, HTTP/2 agreed on by ALPN, and, if an authority is given, certificates of clients.
+//! TLS: the server's certificate from files, HTTP/2 by ALPN, and client certificates if an authority for them is configured.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -12,20 +12,20 @@ use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-/// Where a server's certificate is, and the authority of its clients'.
+/// The PEM files of TLS.
 #[derive(Clone, Debug)]
 pub struct TlsOptions {
-    /// A PEM file: its certificate, then those that lead to one that clients know.
+    /// The server's certificate chain: its own certificate first, then the intermediate ones.
     pub certificate: String,
-    /// A PEM file: its private key.
+    /// The private key of the first certificate.
     pub key: String,
-    /// A PEM file: the authorities whose certificates clients show.
+    /// The authorities that sign client certificates. `None`: client certificates are not requested.
     pub client_ca: Option<String>,
-    /// Whether a client without a certificate may connect; its calls then need tokens.
+    /// Whether clients without a certificate may connect; their calls need tokens.
     pub client_optional: bool,
 }
 
-/// What a handshake needs.
+/// The configuration of handshakes, made of the files.
 pub(in crate::rpc) struct ServerTls {
     pub(in crate::rpc) config: Arc<ServerConfig>,
     /// When the server's own certificate expires.
@@ -33,7 +33,7 @@ pub(in crate::rpc) struct ServerTls {
 }
 
 impl TlsOptions {
-    /// The settings and their files, in the order in which [`Self::make`] takes the contents.
+    /// The settings and their files, in the order of the contents that [`Self::make`] takes.
     pub(in crate::rpc) fn files(&self) -> Vec<(&'static str, String)> {
         let client_ca = self.client_ca.iter().map(|file| ("GRPC_TLS_CLIENT_CA", file.clone()));
         let own = [("GRPC_TLS_CERT", self.certificate.clone()), ("GRPC_TLS_KEY", self.key.clone())];
@@ -44,7 +44,7 @@ impl TlsOptions {
     /// One sentence for the operator: which file cannot be used, and why.
     pub(in crate::rpc) fn make(&self, contents: &[Vec<u8>]) -> Result<ServerTls, String> {
         let [certificate, key, client_ca @ ..] = contents else {
-            return Err("GRPC_TLS_CERT and GRPC_TLS_KEY were not read".to_owned());
+            return Err("GRPC_TLS_CERT and GRPC_TLS_KEY are both needed".to_owned());
         };
         let chain = certificates("GRPC_TLS_CERT", &self.certificate, certificate)?;
         let expires =
@@ -89,7 +89,7 @@ fn unusable(name: &str, file: &str, why: &dyn std::fmt::Display) -> String {
     format!("{name} {file} cannot be used: {why}; give it a PEM file")
 }
 
-/// At least one.
+/// The certificates in a file, at least one.
 fn certificates(
     name: &str,
     file: &str,
@@ -111,12 +111,12 @@ fn parsed<'a>(certificate: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>
 
 fn expiry(certificate: &CertificateDer<'_>) -> Result<SystemTime, String> {
     let seconds = parsed(certificate)?.validity().not_after.timestamp();
-    // Before 1970: it has expired all the same.
+    // A time before 1970 becomes 1970, which is in the past, too.
     Ok(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds.try_into().unwrap_or(0)))
 }
 
-/// Who shows a certificate: the first URI of its subject's alternative names (a SPIFFE id, say), else the first DNS name of
-/// them, else the common name of its subject.
+/// The name of a client: the first URI among the subject alternative names of its certificate (a SPIFFE id, for example), else
+/// the first DNS name among them, else the common name of the subject.
 pub(super) fn subject(certificate: &CertificateDer<'_>) -> Option<Arc<str>> {
     let certificate = parsed(certificate).ok()?;
     let names = certificate.subject_alternative_name().ok().flatten();

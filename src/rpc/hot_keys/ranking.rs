@@ -1,8 +1,8 @@
-//! A ranking that all streams share. It is computed when a stream asks for a newer snapshot than there is, once for all
-//! streams that ask meanwhile, and at most once in [`SPACING`].
+//! A ranking that all streams share. It is computed when a stream needs a newer snapshot than the latest one, once for all
+//! streams that wait for it, and at most once in [`SPACING`].
 //!
-//! The computation is a task of its own. A stream is polled only while its connection has room, so a computation inside
-//! of one would hold up all others when its caller stops reading.
+//! The computation runs in a task of its own. A stream is polled only while its client reads, so a computation inside a stream
+//! would block all other streams when that client stops reading.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -14,8 +14,8 @@ use tokio::sync::watch;
 use crate::catalog::HotKey;
 use crate::drain::Drain;
 
-/// Computations begin at least this far apart, however many streams are opened and closed. Too low: callers cost Redis a
-/// read each. Too high: the first snapshot of a stream comes later.
+/// Minimum time between the starts of two computations, however many streams are opened. Too low: each new stream costs Redis
+/// a read. Too high: the first snapshot of a stream comes later.
 pub(super) const SPACING: Duration = Duration::from_millis(100);
 
 type Compute = Box<dyn Fn() -> BoxFuture<'static, Vec<HotKey>> + Send + Sync>;
@@ -23,18 +23,18 @@ type Compute = Box<dyn Fn() -> BoxFuture<'static, Vec<HotKey>> + Send + Sync>;
 /// The hottest products at one moment.
 #[derive(Debug)]
 pub(super) struct RankingSnapshot {
-    /// When its computation began: it counts every read that ended before.
+    /// When its computation began. It counts every read that ended before.
     pub(super) began: Instant,
     pub(super) time: SystemTime,
     pub(super) keys: Vec<HotKey>,
 }
 
-/// One scope's snapshots.
+/// The latest snapshot of one scope (instance or fleet), and how to compute the next.
 pub(super) struct Ranking {
     compute: Compute,
     drain: Drain,
     latest: watch::Sender<Option<Arc<RankingSnapshot>>>,
-    /// Held while `latest` is replaced, so that no computation begins for what has just been computed.
+    /// Locked while `latest` is replaced, so that no computation starts for a snapshot that has just been computed.
     state: Mutex<RankingState>,
 }
 
@@ -44,8 +44,8 @@ struct RankingState {
     began: Option<Instant>,
 }
 
-/// A computation. When it is dropped, also by a panic, the next may begin.
-struct Run {
+/// One computation. Dropping it, also in a panic, allows the next to begin.
+struct Computation {
     ranking: Arc<Ranking>,
     computed: Option<Arc<RankingSnapshot>>,
 }
@@ -59,7 +59,7 @@ impl Ranking {
         Arc::new(Self { compute: Box::new(compute), drain, latest, state })
     }
 
-    /// The newest snapshot, as soon as there is one whose computation began at `earliest` or later.
+    /// Waits for a snapshot with a computation that began at `earliest` or later.
     pub(super) async fn since(self: &Arc<Self>, earliest: Instant) -> Arc<RankingSnapshot> {
         let mut latest = self.latest.subscribe();
         loop {
@@ -67,7 +67,7 @@ impl Ranking {
                 return snapshot;
             }
             self.begin(earliest);
-            // The sender lives as long as `self`.
+            // Never fails: `self` owns the sender.
             let _ = latest.changed().await;
         }
     }
@@ -79,10 +79,10 @@ impl Ranking {
         }
         state.running = true;
         let since = state.began.map_or(SPACING, |began| began.elapsed());
-        let run = Run { ranking: Arc::clone(self), computed: None };
-        // A runtime that shuts down drops the task at once, and with it the run, which takes the lock.
+        let computation = Computation { ranking: Arc::clone(self), computed: None };
+        // Unlocked first: a runtime that shuts down drops the task inside `spawn`, and dropping the computation takes the lock.
         drop(state);
-        drop(self.drain.spawn(run.after(SPACING.saturating_sub(since))));
+        drop(self.drain.spawn(computation.run_after(SPACING.saturating_sub(since))));
     }
 }
 
@@ -93,8 +93,8 @@ fn recent(
     latest.as_ref().filter(|snapshot| snapshot.began >= earliest).cloned()
 }
 
-impl Run {
-    async fn after(mut self, pause: Duration) {
+impl Computation {
+    async fn run_after(mut self, pause: Duration) {
         tokio::time::sleep(pause).await;
         let began = Instant::now();
         self.ranking.state.lock().began = Some(began);
@@ -103,11 +103,11 @@ impl Run {
     }
 }
 
-impl Drop for Run {
+impl Drop for Computation {
     fn drop(&mut self) {
         let mut state = self.ranking.state.lock();
         state.running = false;
-        // Without a snapshot, too, the streams are woken: one of them begins the next computation.
+        // Wakes the streams also when there is no snapshot (the computation panicked): one of them begins the next one.
         self.ranking.latest.send_modify(|latest| {
             if let Some(computed) = self.computed.take() {
                 *latest = Some(computed);
@@ -131,7 +131,7 @@ mod tests {
 
     use super::*;
 
-    /// Counts its computations; the first `panics` of them panic.
+    /// A ranking and the count of its computations, of which the first `panics` panic.
     fn counted(panics: usize) -> (Arc<Ranking>, Arc<AtomicUsize>) {
         let count = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&count);
@@ -148,14 +148,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn streams_that_ask_together_cost_one_computation() {
+    async fn concurrent_streams_share_one_computation() {
         let (ranking, count) = counted(0);
         let now = Instant::now();
         let snapshots = join_all((0..1_000).map(|_| ranking.since(now))).await;
         assert!(snapshots.iter().all(|snapshot| snapshot.began >= now));
         assert_eq!(count.load(Ordering::Relaxed), 1);
         ranking.since(now).await;
-        assert_eq!(count.load(Ordering::Relaxed), 1, "it is recent enough");
+        assert_eq!(count.load(Ordering::Relaxed), 1, "the latest snapshot is recent enough");
     }
 
     #[tokio::test]
@@ -163,7 +163,7 @@ mod tests {
         let (ranking, count) = counted(0);
         let mut before = ranking.since(Instant::now()).await;
         for _ in 0..3 {
-            // As a stream that has just been opened asks.
+            // What a newly opened stream requests.
             let next = ranking.since(Instant::now()).await;
             assert!(next.began.duration_since(before.began) >= SPACING);
             before = next;
@@ -175,7 +175,7 @@ mod tests {
     async fn a_computation_outlives_the_stream_that_began_it() {
         let (ranking, count) = counted(0);
         let now = Instant::now();
-        assert!(ranking.since(now).now_or_never().is_none(), "it waits");
+        assert!(ranking.since(now).now_or_never().is_none(), "a computation takes a while");
         ranking.since(now).await;
         assert_eq!(count.load(Ordering::Relaxed), 1);
     }
