@@ -29,7 +29,7 @@ pub fn register(suite: &mut Suite<'_>) {
 }
 
 /// Nothing but the feed makes a copy old.
-fn patient(args: &mut ServeArgs) {
+fn long_staleness(args: &mut ServeArgs) {
     args.caching.max_staleness = Duration::from_secs(600);
     args.caching.hot_lease = Duration::from_secs(600);
     args.caching.refresh_keys = 0;
@@ -37,7 +37,7 @@ fn patient(args: &mut ServeArgs) {
 
 /// Changes are pruned as soon as they are relayed.
 fn forgetful(args: &mut ServeArgs) {
-    patient(args);
+    long_staleness(args);
     args.caching.change_retention = Duration::from_millis(100);
 }
 
@@ -216,7 +216,7 @@ async fn late_poll(stack: Stack) {
 async fn prepared(stack: Stack) {
     let [id, other, undone] =
         [stack.insert("old").await, stack.insert("old").await, stack.insert("old").await];
-    let (a, b) = tokio::join!(stack.node_with(patient), stack.node_with(patient));
+    let (a, b) = tokio::join!(stack.node_with(long_staleness), stack.node_with(long_staleness));
     for id in [id, undone] {
         all_serve(&[&a, &b], id, "old").await;
     }
@@ -242,7 +242,7 @@ async fn prepared(stack: Stack) {
 /// A snapshot lists 64 subtransactions of each transaction at most.
 async fn savepoints(stack: Stack) {
     let ids = insert_many(&stack, 150).await;
-    let (a, b) = tokio::join!(stack.node_with(patient), stack.node_with(patient));
+    let (a, b) = tokio::join!(stack.node_with(long_staleness), stack.node_with(long_staleness));
     for node in [&a, &b] {
         for id in &ids {
             node.product(*id).await;
@@ -256,7 +256,7 @@ async fn savepoints(stack: Stack) {
         );
         long.execute(AssertSqlSafe(statements)).await.unwrap();
     }
-    let other = stack.insert_unheard("other").await;
+    let other = stack.insert_unrelayed("other").await;
     all_serve(&[&a, &b], other, "other").await;
     for node in [&a, &b] {
         polls(node, 2).await;
@@ -271,10 +271,10 @@ async fn savepoints(stack: Stack) {
 async fn bulk(stack: Stack) {
     const ROWS: i64 = 20_000;
     insert_many(&stack, ROWS + 200).await;
-    let node = stack.node_with(patient).await;
+    let node = stack.node_with(long_staleness).await;
     let small = stack
         .node_with(|args| {
-            patient(args);
+            long_staleness(args);
             args.caching.max_recent_changes = 1_000;
         })
         .await;
@@ -307,7 +307,7 @@ async fn bulk(stack: Stack) {
             && stack.outbox().await == 0
             && node.metric("hotshelf_recent_changes").await >= ROWS as f64;
     }
-    let late = stack.node_with(patient).await;
+    let late = stack.node_with(long_staleness).await;
     for node in [&node, &small, &late] {
         polls(node, 2).await;
         for product in batch(node, &hot).await {
@@ -334,7 +334,10 @@ async fn served_anyway(stack: &Stack, nodes: [&Node; 2], id: i64) {
 
 async fn redis_killed(world: Private) {
     let id = world.insert("old").await;
-    let (a, b) = tokio::join!(world.impatient_node(patient), world.impatient_node(patient));
+    let (a, b) = tokio::join!(
+        world.node_with_short_timeouts(long_staleness),
+        world.node_with_short_timeouts(long_staleness)
+    );
     all_serve(&[&a, &b], id, "old").await;
     world.redis.kill();
     served_anyway(&world, [&a, &b], id).await;
@@ -342,7 +345,10 @@ async fn redis_killed(world: Private) {
 
 async fn redis_full(world: Private) {
     let id = world.insert("old").await;
-    let (a, b) = tokio::join!(world.impatient_node(patient), world.impatient_node(patient));
+    let (a, b) = tokio::join!(
+        world.node_with_short_timeouts(long_staleness),
+        world.node_with_short_timeouts(long_staleness)
+    );
     all_serve(&[&a, &b], id, "old").await;
     let full = ["CONFIG", "SET", "maxmemory-policy", "noeviction", "maxmemory", "1"];
     world.redis.command(&full).unwrap();
@@ -354,7 +360,7 @@ async fn redis_full(world: Private) {
 
 async fn no_hints(stack: Stack) {
     let id = stack.insert("old").await;
-    let (a, b) = tokio::join!(stack.node_with(patient), stack.node_with(patient));
+    let (a, b) = tokio::join!(stack.node_with(long_staleness), stack.node_with(long_staleness));
     [&a, &b].iter().for_each(|node| node.controls.turn_off(Protection::Hints));
     all_serve(&[&a, &b], id, "old").await;
     served_anyway(&stack, [&a, &b], id).await;
@@ -363,7 +369,7 @@ async fn no_hints(stack: Stack) {
 /// The statement was prepared when the outbox was empty.
 async fn plan(stack: Stack) {
     const ROWS: i64 = 50_000;
-    let node = stack.node_with(patient).await;
+    let node = stack.node_with(long_staleness).await;
     polls(&node, 3).await;
     let grow = "INSERT INTO hotshelf.outbox (product_ids, versions, deleted) \
         SELECT ARRAY[1000000 + n], ARRAY[1::bigint], false FROM generate_series(1::bigint, $1) n";

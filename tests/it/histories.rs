@@ -33,8 +33,10 @@ fn forgetful(args: &mut ServeArgs) {
 /// instance that has never read it.
 async fn restored(world: &Private) -> (Node, i64) {
     let id = world.insert("old").await;
-    let (reader, node) =
-        tokio::join!(world.impatient_node(forgetful), world.impatient_node(forgetful));
+    let (reader, node) = tokio::join!(
+        world.node_with_short_timeouts(forgetful),
+        world.node_with_short_timeouts(forgetful)
+    );
     reader.product(id).await;
     assert!(reader.app.stop().await);
     let old = world.redis_digest(id);
@@ -42,7 +44,7 @@ async fn restored(world: &Private) -> (Node, i64) {
     world.redis.command(&["SAVE"]).unwrap();
     let rename = format!("UPDATE products SET name = 'new' WHERE id = {id}");
     sqlx::query(AssertSqlSafe(rename)).execute(&world.sql).await.unwrap();
-    world.settled().await;
+    world.wait_until_relayed().await;
     assert_ne!(world.redis_digest(id), old, "replaced");
     eventually("the change is pruned", || async { world.kept_changes().await == 0 }).await;
     world.redis.kill();
@@ -56,7 +58,7 @@ async fn old_snapshot(world: Private) {
     let (before, id) = restored(&world).await;
     // It may be read until a probe notices, but not for long.
     eventually("it is read again", || async { before.product(id).await.name == "new" }).await;
-    let after = world.impatient_node(forgetful).await;
+    let after = world.node_with_short_timeouts(forgetful).await;
     assert_eq!(after.product(id).await.name, "new");
     assert_eq!(before.product(id).await.name, "new", "for good");
     assert_eq!(changes(&before).await, 1.0);
@@ -70,15 +72,17 @@ async fn changes(node: &Node) -> f64 {
 
 async fn without_protection(world: Private) {
     let (_before, id) = restored(&world).await;
-    let after = world.impatient_node(forgetful).await;
+    let after = world.node_with_short_timeouts(forgetful).await;
     after.controls.turn_off(Protection::RedisHistory);
     assert_eq!(after.product(id).await.name, "old");
 }
 
 async fn postgres_down(world: Private) {
     let id = world.insert("old").await;
-    let (reader, node) =
-        tokio::join!(world.impatient_node(forgetful), world.impatient_node(forgetful));
+    let (reader, node) = tokio::join!(
+        world.node_with_short_timeouts(forgetful),
+        world.node_with_short_timeouts(forgetful)
+    );
     reader.product(id).await;
     assert!(reader.app.stop().await);
     world.redis.command(&["SAVE"]).unwrap();
@@ -103,7 +107,10 @@ async fn nothing_lost(world: Private) {
     let insert = "INSERT INTO products (name, price) SELECT 'lamp', 1 FROM generate_series(1, 100) RETURNING id";
     let ids: Vec<i64> = sqlx::query_scalar(insert).fetch_all(&world.sql).await.unwrap();
     let options = |args: &mut ServeArgs| args.caching.refresh_keys = 0;
-    let (reader, node) = tokio::join!(world.impatient_node(options), world.impatient_node(options));
+    let (reader, node) = tokio::join!(
+        world.node_with_short_timeouts(options),
+        world.node_with_short_timeouts(options)
+    );
     for id in &ids {
         reader.product(*id).await;
     }
@@ -130,8 +137,10 @@ async fn nothing_lost(world: Private) {
 
 async fn evicted(world: Private) {
     let id = world.insert("lamp").await;
-    let (reader, node) =
-        tokio::join!(world.impatient_node(forgetful), world.impatient_node(forgetful));
+    let (reader, node) = tokio::join!(
+        world.node_with_short_timeouts(forgetful),
+        world.node_with_short_timeouts(forgetful)
+    );
     reader.product(id).await;
     let key = format!("{}:{{node-0}}:replication", world.key_prefix);
     let held = || world.redis.command(&["GET", &key]).unwrap();
@@ -141,6 +150,6 @@ async fn evicted(world: Private) {
     let read = node.get(id).await.unwrap();
     assert_eq!(cache_status(&read), "hotshelf; hit; detail=redis", "nothing is suspect");
     assert_eq!(changes(&node).await, 0.0);
-    let later = world.impatient_node(forgetful).await;
+    let later = world.node_with_short_timeouts(forgetful).await;
     assert_eq!(cache_status(&later.get(id).await.unwrap()), "hotshelf; hit; detail=redis");
 }

@@ -143,7 +143,7 @@ async fn deadline(stack: Stack) {
 
 async fn without_redis(world: Private) {
     let id = world.insert("walnut desk lamp").await;
-    let node = world.impatient_node(|_| {}).await;
+    let node = world.node_with_short_timeouts(|_| {}).await;
     node.product(id).await;
     let mut stream = watch(&node, Scope::Fleet, 10).await;
     let began = Instant::now();

@@ -86,14 +86,14 @@ async fn apart(stack: &Stack, url: &str, sql: &PgPool, id: i64) {
 }
 
 async fn copy(stack: Stack) {
-    let id = stack.insert_unheard("same").await;
+    let id = stack.insert_unrelayed("same").await;
     let (url, sql) = copy_of(&stack, &stack.namespace).await;
     apart(&stack, &url, &sql, id).await;
 }
 
 /// By `pg_dump` and `pg_restore`, while the triggers record changes.
 async fn restored(stack: Stack) {
-    let ids = [stack.insert_unheard("same").await, stack.insert_unheard("deleted").await];
+    let ids = [stack.insert_unrelayed("same").await, stack.insert_unrelayed("deleted").await];
     let delete = "DELETE FROM products WHERE id = $1";
     sqlx::query(delete).bind(ids[1]).execute(&stack.sql).await.unwrap();
     let version = stack.version(ids[0]).await;
@@ -114,7 +114,7 @@ async fn restored(stack: Stack) {
 }
 
 async fn different(stack: Stack) {
-    let id = stack.insert_unheard("ours").await;
+    let id = stack.insert_unrelayed("ours").await;
     // Of the same template, and so with the same random id.
     let (url, sql) = copy_of(&stack, "template_hotshelf").await;
     sqlx::query("UPDATE hotshelf.catalogue SET id = gen_random_uuid()")
@@ -151,7 +151,7 @@ async fn reported(stack: Stack) {
 
 /// A dump carries the outbox to a cluster whose transactions have lower numbers.
 async fn foreign_rows(stack: Stack) {
-    let id = stack.insert_unheard("old").await;
+    let id = stack.insert_unrelayed("old").await;
     let foreign = "INSERT INTO hotshelf.outbox (xid, product_ids, versions, deleted) \
         SELECT (pg_current_xact_id()::text::bigint + 1000000)::text::xid8, ARRAY[$1::bigint], ARRAY[1::bigint], false";
     sqlx::query(foreign).bind(id).execute(&stack.sql).await.unwrap();

@@ -33,7 +33,7 @@ async fn converges(stack: &Stack, survivor: &Node, id: i64, name: &str) {
     assert_eq!(truth.name, name, "not lost");
     let redis = stack.redis_revision(id).await;
     assert!(redis.is_none_or(|redis| redis == (truth.version, false)), "{redis:?}, not {truth:?}");
-    stack.settled().await;
+    stack.wait_until_relayed().await;
 }
 
 async fn writer(stack: Stack) {

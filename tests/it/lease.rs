@@ -127,11 +127,11 @@ async fn waited_out(stack: Stack) {
 
 async fn given_up(stack: Stack) {
     let id = stack.insert("walnut desk lamp").await;
-    let patient = |args: &mut ServeArgs| {
+    let options = |args: &mut ServeArgs| {
         (args.redis.lease_wait, args.redis.lease_ttl) = (FOR_EVER, FOR_EVER);
         args.caching.refresh_keys = 0;
     };
-    let (holder, other) = tokio::join!(stack.node_with(patient), stack.node_with(patient));
+    let (holder, other) = tokio::join!(stack.node_with(options), stack.node_with(options));
     let mut held = holder.pauses.arm(Point::LoadedFromPostgres);
     let read = |node: &Node| {
         let mut client = node.client.clone();

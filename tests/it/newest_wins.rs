@@ -227,7 +227,7 @@ async fn exact_tombstone(stack: Stack) {
     let version = stack.version(id).await;
     let delete = "DELETE FROM products WHERE id = $1";
     sqlx::query(delete).bind(id).execute(&stack.sql).await.unwrap();
-    stack.settled().await;
+    stack.wait_until_relayed().await;
     for node in [&a, &b] {
         assert_eq!(node.get(id).await.unwrap_err().code(), Code::NotFound);
     }

@@ -81,7 +81,7 @@ async fn redis_is_used_again(world: &Private, node: &Node) {
 
 async fn redis_killed(world: Private) {
     let (cached, uncached) = (world.insert("cached").await, world.insert("uncached").await);
-    let node = world.impatient_node(|_| {}).await;
+    let node = world.node_with_short_timeouts(|_| {}).await;
     node.product(cached).await;
     let loads = world.loads().await;
     world.redis.kill();
@@ -99,7 +99,7 @@ async fn redis_killed(world: Private) {
 
 async fn redis_frozen(world: Private) {
     let (read, written) = (world.insert("read").await, world.insert("written").await);
-    let node = world.impatient_node(|_| {}).await;
+    let node = world.node_with_short_timeouts(|_| {}).await;
     node.product(written).await;
     world.redis.pause();
     frozen(world.redis.pid().unwrap()).await;
@@ -113,7 +113,7 @@ async fn redis_frozen(world: Private) {
 
 async fn redis_black_holed(world: Private) {
     let (read, written) = (world.insert("read").await, world.insert("written").await);
-    let node = world.impatient_node(|_| {}).await;
+    let node = world.node_with_short_timeouts(|_| {}).await;
     node.product(written).await;
     world.to_redis.black_hole(devstack::Direction::Both);
     assert_eq!(bounded(node.product(read)).await.id, read);
@@ -126,7 +126,10 @@ async fn redis_black_holed(world: Private) {
 
 async fn update_without_redis(world: Private) {
     let id = world.insert("old").await;
-    let (a, b) = tokio::join!(world.impatient_node(|_| {}), world.impatient_node(|_| {}));
+    let (a, b) = tokio::join!(
+        world.node_with_short_timeouts(|_| {}),
+        world.node_with_short_timeouts(|_| {})
+    );
     let (_, _) = tokio::join!(a.product(id), b.product(id));
     world.redis.kill();
     assert_eq!(world.redis.pid(), None);
@@ -139,7 +142,10 @@ async fn update_without_redis(world: Private) {
 
 async fn redis_full(world: Private) {
     let id = world.insert("old").await;
-    let (a, b) = tokio::join!(world.impatient_node(|_| {}), world.impatient_node(|_| {}));
+    let (a, b) = tokio::join!(
+        world.node_with_short_timeouts(|_| {}),
+        world.node_with_short_timeouts(|_| {})
+    );
     a.product(id).await;
     assert!(world.redis_holds(id));
     world.redis.command(&["CONFIG", "SET", "maxmemory", "1"]).unwrap();
@@ -167,7 +173,8 @@ async fn postgres_killed(world: Private) {
         // Or it would bring into memory what is to come from Redis.
         args.caching.refresh_keys = 0;
     };
-    let (node, other) = tokio::join!(world.impatient_node(short), world.impatient_node(short));
+    let (node, other) =
+        tokio::join!(world.node_with_short_timeouts(short), world.node_with_short_timeouts(short));
     let (_, _) = tokio::join!(node.product(hot), other.product(in_redis));
     // Commits of the last moments are not on the disk of a server for tests, and would be lost.
     world.sql.execute("CHECKPOINT").await.unwrap();
@@ -199,7 +206,7 @@ async fn postgres_killed(world: Private) {
 async fn postgres_frozen(world: Private) {
     let (hot, uncached) = (world.insert("hot").await, world.insert("uncached").await);
     let node = world
-        .impatient_node(|args| {
+        .node_with_short_timeouts(|args| {
             args.caching.soft_ttl = Duration::from_millis(300);
             args.caching.max_staleness = Duration::from_millis(100);
             args.caching.hot_lease = Duration::from_millis(100);
@@ -234,7 +241,7 @@ async fn postgres_frozen(world: Private) {
 
 async fn postgres_black_holed(world: Private) {
     let (cached, uncached) = (world.insert("cached").await, world.insert("uncached").await);
-    let node = world.impatient_node(|_| {}).await;
+    let node = world.node_with_short_timeouts(|_| {}).await;
     node.product(cached).await;
     world.to_postgres.black_hole(devstack::Direction::ToClient);
     let missed = bounded(node.get(uncached)).await.unwrap_err();

@@ -32,7 +32,7 @@ async fn late_writer(stack: Stack) {
         a.pauses.release(Point::Committed);
         let newest = rename(&b, id, "3").await;
         stack.redis_evict(id).await;
-        stack.settled().await;
+        stack.wait_until_relayed().await;
         drop(paused);
         newest
     };

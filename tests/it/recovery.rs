@@ -29,7 +29,7 @@ pub fn register(suite: &mut Suite<'_>) {
 
 async fn relay_connection_lost(world: Private) {
     let id = world.insert("old").await;
-    let node = world.impatient_node(|_| {}).await;
+    let node = world.node_with_short_timeouts(|_| {}).await;
     node.product(id).await;
     let mut claimed = node.pauses.arm(Point::RelayRead);
     // By SQL, so that only the relay can tell.
@@ -44,7 +44,7 @@ async fn relay_connection_lost(world: Private) {
     })
     .await;
     // Not through the connections that are lost.
-    world.settled().await;
+    world.wait_until_relayed().await;
     // A read may need Postgres meanwhile, and find a connection of the pool that is lost as well.
     let serves = || async { node.get(id).await.is_ok_and(|read| read.get_ref().name == "new") };
     eventually("the change is served", serves).await;
@@ -52,7 +52,7 @@ async fn relay_connection_lost(world: Private) {
 
 async fn pooled_connections_lost(world: Private) {
     let (a, b, c) = (world.insert("a").await, world.insert("b").await, world.insert("c").await);
-    let node = world.impatient_node(|args| args.postgres.database_connections = 2).await;
+    let node = world.node_with_short_timeouts(|args| args.postgres.database_connections = 2).await;
     // Long enough that what asks the connections for a sign of life, after the answers, is under way.
     world.to_postgres.delay(Direction::ToClient, Duration::from_millis(200));
     let (read_a, read_b) = tokio::join!(node.get(a), node.get(b));

@@ -213,7 +213,7 @@ async fn wrong_password(world: Private) {
     acl(&world, &["resetpass", ">another"]);
     disconnect(&world);
     one.says_once("wrong_password").await;
-    let id = world.insert_unheard("meanwhile").await;
+    let id = world.insert_unrelayed("meanwhile").await;
     assert_eq!(one.read(id).await, "hotshelf; fwd=miss; detail=postgres");
     acl(&world, &["resetpass", ">secret"]);
     one.says_its_end("wrong_password").await;
@@ -225,7 +225,7 @@ async fn no_auth(world: Private) {
     let url = format!("redis://127.0.0.1:{}", world.redis.port());
     let served = Served::by(&world, &url, &[]).await;
     served.says_once("no_auth").await;
-    let id = world.insert_unheard("lamp").await;
+    let id = world.insert_unrelayed("lamp").await;
     assert_eq!(served.read(id).await, "hotshelf; fwd=miss; detail=postgres");
     // It is set until the next start.
     world.redis.kill();
@@ -244,7 +244,7 @@ async fn no_scripts(world: Private) {
     let served = Served::by(&world, &url, &[]).await;
     assert_eq!(served.read(id).await, "hotshelf; hit; detail=redis");
     for _ in 0..10 {
-        let id = world.insert_unheard("lamp").await;
+        let id = world.insert_unrelayed("lamp").await;
         assert_eq!(served.read(id).await, "hotshelf; fwd=miss; detail=postgres");
     }
     served.says_once("no_permission").await;
@@ -312,7 +312,7 @@ async fn not_a_cluster(world: Private) {
     let url = format!("redis-cluster://127.0.0.1:{}", world.redis.port());
     let served = Served::by(&world, &url, &[]).await;
     served.says_once("not_a_cluster").await;
-    let id = world.insert_unheard("lamp").await;
+    let id = world.insert_unrelayed("lamp").await;
     assert_eq!(served.read(id).await, "hotshelf; fwd=miss; detail=postgres");
 }
 
@@ -328,12 +328,12 @@ async fn replica(world: Private) {
     let url = format!("redis://127.0.0.1:{}", world.redis.port());
     let served = Served::by(&world, &url, &[]).await;
     served.says_once("read_only_replica").await;
-    let id = world.insert_unheard("lamp").await;
+    let id = world.insert_unrelayed("lamp").await;
     assert_eq!(served.read(id).await, "hotshelf; fwd=miss; detail=postgres");
     assert!(!world.redis_holds(id));
     world.redis.command(&["REPLICAOF", "NO", "ONE"]).unwrap();
     served.says_its_end("read_only_replica").await;
-    let id = world.insert_unheard("lamp").await;
+    let id = world.insert_unrelayed("lamp").await;
     served.read(id).await;
     assert!(world.redis_holds(id));
 }
@@ -344,7 +344,7 @@ async fn cluster_node(world: PrivateCluster) {
     let program = Program::serve(&world, &options).await;
     let served = Served { client: program.client().await, program };
     for _ in 0..20 {
-        let id = world.insert_unheard("lamp").await;
+        let id = world.insert_unrelayed("lamp").await;
         assert_eq!(served.read(id).await, "hotshelf; fwd=miss; detail=postgres");
     }
     served.says_once("is_a_cluster").await;

@@ -42,7 +42,7 @@ fn cluster(last: &str, more: &[(&str, &str)]) -> Redis {
 async fn node_of(world: &Private, redis: &Redis) -> Node {
     let url = format!("redis-cluster://127.0.0.1:{}", redis.port());
     world
-        .impatient_node(|args| {
+        .node_with_short_timeouts(|args| {
             args.redis.redis_url = url;
             args.caching.refresh_keys = 0;
         })
@@ -80,7 +80,7 @@ async fn uncovered(world: Private) {
     let node = node_of(&world, &redis).await;
     let mut held = 0;
     for _ in 0..30 {
-        let id = world.insert_unheard("lamp").await;
+        let id = world.insert_unrelayed("lamp").await;
         assert_eq!(node.product(id).await.id, id);
         held += u32::from(holds(&redis, &world, id));
     }

@@ -100,7 +100,8 @@ async fn no_read_waits(world: Private) {
         args.caching.change_poll_interval = Duration::from_millis(50);
         args.caching.refresh_keys = 0;
     };
-    let (node, other) = tokio::join!(world.impatient_node(short), world.impatient_node(short));
+    let (node, other) =
+        tokio::join!(world.node_with_short_timeouts(short), world.node_with_short_timeouts(short));
     tokio::join!(node.product(in_memory), other.product(in_redis));
     world.to_postgres.black_hole(devstack::Direction::ToClient);
     eventually("it knows", || async {

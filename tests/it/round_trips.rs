@@ -41,7 +41,7 @@ fn assert_round_trip(what: &str, took: Duration, stalls: &StallMeter) {
 }
 
 async fn one_each(world: Private) {
-    let ids = [world.insert_unheard("lamp").await, world.insert_unheard("chair").await];
+    let ids = [world.insert_unrelayed("lamp").await, world.insert_unrelayed("chair").await];
     let node = far_node(&world).await;
     let stalls = StallMeter::start();
     for round in 0..3 {
@@ -68,9 +68,9 @@ async fn one_each(world: Private) {
 
 /// How long the one of a thousand readers waited that waited longest, for a product that no cache holds.
 async fn worst_wait(world: &Private, node: &Node) -> Duration {
-    let id = world.insert_unheard("lamp").await;
+    let id = world.insert_unrelayed("lamp").await;
     // The relay breaks the lease of a load that may have read what was there before.
-    world.settled().await;
+    world.wait_until_relayed().await;
     let loads = world.loads().await;
     let readers = (0..1_000).map(|_| {
         let mut client = node.client.clone();
@@ -104,7 +104,7 @@ async fn thousand(world: Private) {
 }
 
 async fn few_connections(stack: Stack) {
-    let id = stack.insert_unheard("lamp").await;
+    let id = stack.insert_unrelayed("lamp").await;
     let role = format!("{}_few", stack.namespace);
     for statement in [
         format!("CREATE ROLE {role} LOGIN CONNECTION LIMIT 9"),

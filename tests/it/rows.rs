@@ -64,7 +64,8 @@ async fn broken(stack: Stack) {
     .await;
     let (mut ids, mut expected) = (Vec::new(), Vec::new());
     for (column, breaks) in BROKEN {
-        let (good, bad) = (stack.insert_unheard("good").await, stack.insert_unheard("bad").await);
+        let (good, bad) =
+            (stack.insert_unrelayed("good").await, stack.insert_unrelayed("bad").await);
         break_one(&stack.sql, bad, breaks).await;
         ids.extend([good, bad]);
         expected.push((bad, column));
@@ -74,7 +75,7 @@ async fn broken(stack: Stack) {
         "CREATE TRIGGER last BEFORE INSERT ON products FOR EACH ROW EXECUTE FUNCTION never()",
     )
     .await;
-    let late = stack.insert_unheard("bad").await;
+    let late = stack.insert_unrelayed("bad").await;
     ids.push(late);
     expected.push((late, "update_time"));
     let node = Node::start(&stack.args()).await;
@@ -105,7 +106,7 @@ async fn mended(stack: Stack) {
     let node = Node::start(&stack.args()).await;
     let mut client = node.client.clone();
     for (column, breaks) in BROKEN {
-        let id = stack.insert_unheard("bad").await;
+        let id = stack.insert_unrelayed("bad").await;
         break_one(&stack.sql, id, breaks).await;
         let version = stack.version(id).await;
         let (mends, other) = match column {
@@ -193,7 +194,7 @@ async fn bounds(stack: Stack) {
         ("create_time = '9999-12-31 23:59:59.999999+00'", 9, 990_000_000),
     ];
     for (change, units, nanos) in cases {
-        let id = stack.insert_unheard("lamp").await;
+        let id = stack.insert_unrelayed("lamp").await;
         break_one(&stack.sql, id, change).await;
         let price = node.product(id).await.price.unwrap();
         assert_eq!((price.units, price.nanos), (units, nanos), "{change}");

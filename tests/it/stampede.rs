@@ -80,13 +80,13 @@ async fn tiers(stack: Stack) {
 async fn absent(stack: Stack) {
     const IDS: i64 = 500;
     // However long a load takes on a busy machine, none is refused.
-    let patient = |args: &mut hotshelf::config::ServeArgs| {
+    let options = |args: &mut hotshelf::config::ServeArgs| {
         args.postgres.database_acquire_timeout = HANG;
         args.postgres.database_queued_loads = 2 * IDS as usize;
         args.redis.lease_wait = HANG;
         args.caching.tombstone_ttl = 5 * HANG;
     };
-    let (a, b) = tokio::join!(stack.node_with(patient), stack.node_with(patient));
+    let (a, b) = tokio::join!(stack.node_with(options), stack.node_with(options));
     for chunk in (0..10_000).collect::<Vec<i64>>().chunks(1_000) {
         let reads = chunk.iter().map(|n| [&a, &b][(n % 2) as usize].get(n % IDS + 1));
         for read in join_all(reads).await {

@@ -70,7 +70,7 @@ async fn node(stack: &Stack) -> Node {
 }
 
 async fn retyped(stack: Stack) {
-    let id = stack.insert_unheard("lamp").await;
+    let id = stack.insert_unrelayed("lamp").await;
     let node = node(&stack).await;
     for alter in [
         "ALTER COLUMN name TYPE varchar(400)",
@@ -109,7 +109,7 @@ async fn role_settings(stack: Stack) {
     ] {
         run(&stack.sql, &format!("ALTER DATABASE {} SET {setting}", stack.namespace)).await;
     }
-    let id = stack.insert_unheard("lamp").await;
+    let id = stack.insert_unrelayed("lamp").await;
     let (a, b) = (node(&stack).await, node(&stack).await);
     let calls = (0..300).map(|n| {
         let node = if n % 2 == 0 { &a } else { &b };
@@ -126,7 +126,7 @@ async fn role_settings(stack: Stack) {
 }
 
 async fn repeated(stack: Stack) {
-    let id = stack.insert_unheard("lamp").await;
+    let id = stack.insert_unrelayed("lamp").await;
     let node = node(&stack).await;
     // Each state is raised until the sequence, which no rollback takes back, has counted so far.
     run(
@@ -215,7 +215,7 @@ async fn hold(stack: &Stack, id: i64) -> sqlx::Transaction<'static, sqlx::Postgr
 }
 
 async fn held_row(stack: Stack) {
-    let id = stack.insert_unheard("lamp").await;
+    let id = stack.insert_unrelayed("lamp").await;
     let node = node(&stack).await;
     let version = stack.version(id).await;
     let held = hold(&stack, id).await;
@@ -242,7 +242,7 @@ async fn held_row(stack: Stack) {
 }
 
 async fn others_of_a_held_row(stack: Stack) {
-    let (id, other) = (stack.insert_unheard("lamp").await, stack.insert_unheard("chair").await);
+    let (id, other) = (stack.insert_unrelayed("lamp").await, stack.insert_unrelayed("chair").await);
     let node = node(&stack).await;
     let held = hold(&stack, id).await;
     let wait = || async { rename_within(&node, id, Duration::from_secs(5)).await };
@@ -274,8 +274,8 @@ async fn others_of_a_held_row(stack: Stack) {
 }
 
 async fn constraints(stack: Stack) {
-    let id = stack.insert_unheard("lamp").await;
-    stack.insert_unheard("chair").await;
+    let id = stack.insert_unrelayed("lamp").await;
+    stack.insert_unrelayed("chair").await;
     run(&stack.sql, "ALTER TABLE products ADD CONSTRAINT one_of_a_name UNIQUE (name), \
         ADD CONSTRAINT no_tables CHECK (name <> 'table'), ADD COLUMN shelf text NOT NULL DEFAULT 'a'").await;
     run(
@@ -336,7 +336,7 @@ async fn constraints(stack: Stack) {
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
 
 async fn down(world: Private) {
-    let id = world.insert_unheard("lamp").await;
+    let id = world.insert_unrelayed("lamp").await;
     let mut args = world.args();
     args.postgres.database_acquire_timeout = ACQUIRE_TIMEOUT;
     args.postgres.database_statement_timeout = Duration::from_secs(2);
@@ -379,7 +379,7 @@ async fn refused_at_once(node: &Node, id: i64) {
 }
 
 async fn broke_while_idle(world: Private) {
-    let id = world.insert_unheard("lamp").await;
+    let id = world.insert_unrelayed("lamp").await;
     let node = Node::start(&world.args()).await;
     for _ in 0..3 {
         rename(&node, id, "before").await.unwrap();

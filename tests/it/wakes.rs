@@ -72,7 +72,7 @@ async fn fills_nothing_old(stack: Stack) {
     let id = stack.insert("old").await;
     let sleeper = Program::serve(&stack, &OPTIONS).await;
     // Or its insertion would break the lease.
-    stack.settled().await;
+    stack.wait_until_relayed().await;
     let lock = stack.lock_products().await;
     let mut client = sleeper.client().await;
     let reader = tokio::spawn(async move {
