@@ -1,4 +1,4 @@
-//! Clusters of any shape, however their nodes announce themselves.
+//! Clusters of any shape, with every way in which nodes announce their address.
 
 use devstack::{Redis, RedisOptions};
 
@@ -27,7 +27,7 @@ pub fn register(suite: &mut Suite<'_>) {
     );
 }
 
-/// A cluster of one node, which has slots up to `last`.
+/// A cluster of one node with the slots up to `last`.
 fn cluster(last: &str, more: &[(&str, &str)]) -> Redis {
     let bus = free_port().to_string();
     let settings = [("cluster-enabled", "yes"), ("cluster-port", &bus)];
@@ -54,7 +54,7 @@ fn holds(redis: &Redis, world: &Private, id: i64) -> bool {
     redis.command(&["EXISTS", &key]).is_ok_and(|found| found.trim() == "1")
 }
 
-/// A node that has just started serves nothing for a while.
+/// A node that has just started refuses commands for some seconds.
 async fn is_sound(redis: &Redis) {
     eventually("it is sound", || async {
         redis.command(&["CLUSTER", "INFO"]).unwrap().contains("cluster_state:ok")
@@ -92,7 +92,7 @@ async fn uncovered(world: Private) {
     eventually("it is sound", || async { node.admin("/readyz").await.1 == "ready\n" }).await;
 }
 
-/// The replication id that a node has, and the one that a key of ours on it holds.
+/// The replication id of a node, and the one stored in hotshelf's key on it.
 fn ids_of(redis: &Redis, namespace: &str) -> (String, String) {
     let info = redis.command(&["INFO", "replication"]).unwrap();
     let id = info.lines().find_map(|line| line.strip_prefix("master_replid:")).unwrap();

@@ -1,4 +1,4 @@
-//! What SQL accepts and the API cannot express concerns that product alone, and an update mends it.
+//! A value that SQL accepts and the API cannot express affects only its product, and an update repairs it.
 
 use hotshelf::config::DatabaseArgs;
 use hotshelf::metrics::Metrics;
@@ -20,7 +20,7 @@ pub fn register(suite: &mut Suite<'_>) {
     suite.single("rows::prices_and_times_up_to_the_bounds_are_served_exactly", bounds);
 }
 
-/// The constraints are dropped and the types are widened, so that SQL can write anything.
+/// Drops the constraints and widens the types, so that SQL can write any value.
 const LOOSEN: &str = "ALTER TABLE products DROP CONSTRAINT products_price_check, DROP CONSTRAINT products_currency_check, \
     DROP CONSTRAINT products_name_check, ALTER name DROP NOT NULL, ALTER price DROP NOT NULL, ALTER currency DROP NOT NULL, \
     ALTER description DROP NOT NULL, ALTER create_time DROP NOT NULL, ALTER price TYPE numeric, ALTER currency TYPE text";
@@ -55,7 +55,7 @@ async fn break_one(sql: &PgPool, id: i64, breaks: &str) {
 
 async fn broken(stack: Stack) {
     run(&stack.sql, LOOSEN).await;
-    // The trigger sets it last.
+    // A trigger sets this column, after hotshelf's own.
     run(
         &stack.sql,
         "CREATE FUNCTION never() RETURNS trigger LANGUAGE plpgsql AS \
@@ -167,7 +167,7 @@ async fn sql_ascii(stack: Stack) {
 async fn one_byte(stack: Stack) {
     let (url, sql) = database_in(&stack, "WIN1252").await;
     run(&sql, "INSERT INTO products (id, name, price) VALUES (1, 'café', 1)").await;
-    // A byte that stands for nothing in this encoding: converting it raises.
+    // A byte without a character in this encoding: the conversion raises an error.
     run(&sql, "SET client_encoding = WIN1252").await;
     run(&sql, "INSERT INTO products (id, name, price) SELECT n, 'p' || CASE n WHEN 5 THEN E'\\x81' ELSE '' END, 1 \
                FROM generate_series(2, 9) n").await;
