@@ -79,7 +79,7 @@ async fn frozen(world: Private) {
     for id in rest {
         assert_eq!(node.product(*id).await.id, *id);
     }
-    assert_eq!(failed_gets(&node).await, failed, "Redis was not asked");
+    assert_eq!(failed_gets(&node).await, failed, "no read reached Redis");
     assert!(moves(&node, "closed").await < 1.0, "all the time");
     world.redis.resume();
     closes_again(&world, &node).await;

@@ -17,7 +17,7 @@ type Read = JoinHandle<Result<Response<Product>, Status>>;
 pub fn register(suite: &mut Suite<'_>) {
     suite.both("budget::a_load_with_a_stale_fallback_gives_way_to_one_without", stale_last);
     suite.both("budget::a_refused_read_returns_at_once", refused_at_once);
-    suite.both("budget::a_load_without_waiters_leaves_the_queue", given_up);
+    suite.both("budget::a_load_without_waiters_leaves_the_queue", no_waiters);
     suite.both("budget::a_fleet_that_starts_cold_stays_within_it_and_recovers", cold_start);
 }
 
@@ -107,16 +107,16 @@ fn reason(status: &Status) -> String {
     details.error_info().unwrap().reason.clone()
 }
 
-async fn given_up(stack: Stack) {
+async fn no_waiters(stack: Stack) {
     let [running, left, awaited] =
         [stack.insert("a").await, stack.insert("b").await, stack.insert("c").await];
     let node = stack.node_with(tight).await;
     let lock = stack.lock_products().await;
     let first = read(&node, running);
     eventually("one runs", || async { stack.running_loads().await == 1 }).await;
-    let given_up = read(&node, left);
+    let cancelled = read(&node, left);
     eventually("another waits", || async { in_flight(&node).await == 2.0 }).await;
-    given_up.abort();
+    cancelled.abort();
     eventually("it is cancelled", || async {
         let series = "grpc_server_handled_total{grpc_code=\"CANCELLED\",grpc_method=\"GetProduct\"\
                       ,grpc_service=\"hotshelf.v1.ProductService\",grpc_type=\"unary\"}";

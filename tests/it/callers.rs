@@ -159,7 +159,7 @@ async fn held_rows(stack: Stack) {
     })
     .await;
     assert_unharmed(&stack, &node).await;
-    assert_eq!(ended(&calls), 0, "the rows are still held, and none has given up");
+    assert_eq!(ended(&calls), 0, "the rows are still held, and none has timed out");
     held.rollback().await.unwrap();
     for call in calls {
         tokio::time::timeout(HANG, call).await.unwrap().unwrap().unwrap();

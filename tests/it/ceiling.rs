@@ -20,7 +20,10 @@ pub fn register(suite: &mut Suite<'_>) {
     suite.both("ceiling::many_impossible_versions_are_found_out_together", many);
     suite.both("ceiling::without_the_protection_an_impossible_version_is_served", unprotected);
     suite.both("ceiling::an_entry_past_its_hard_ttl_is_not_served", past_hard);
-    suite.private("ceiling::nor_is_it_while_postgres_is_away", past_hard_without_postgres);
+    suite.private(
+        "ceiling::an_entry_past_its_hard_ttl_is_not_served_without_postgres",
+        past_hard_without_postgres,
+    );
 }
 
 const IMPOSSIBLE: &str = "hotshelf_redis_impossible_total";

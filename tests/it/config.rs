@@ -9,7 +9,7 @@ use sqlx::{AssertSqlSafe, Executor};
 use crate::harness::{Ended, Program, Stack, Suite, cache_status, eventually, get};
 
 pub fn register(suite: &mut Suite<'_>) {
-    suite.single("config::a_bad_option_is_one_line_that_says_which", bad_options);
+    suite.single("config::a_bad_option_is_one_line_that_names_it", bad_options);
     suite.single(
         "config::a_setting_that_cannot_work_is_refused_with_what_works",
         refused::out_of_bounds,
@@ -18,7 +18,7 @@ pub fn register(suite: &mut Suite<'_>) {
     suite.plain("config::every_setting_has_bounds_or_is_text", refused::complete);
     suite.single("config::zero_is_accepted_where_it_means_something", refused::zeros);
     suite.single("config::the_largest_settings_work", refused::largest);
-    suite.single("config::a_port_in_use_is_one_line_that_says_which", ports_in_use);
+    suite.single("config::a_port_in_use_is_one_line_that_names_it", ports_in_use);
     suite.single("config::a_database_out_of_reach_is_one_line_after_the_wait", database_down);
     suite.single("config::a_database_that_refuses_is_one_line", database_refuses);
     suite.single(

@@ -149,8 +149,8 @@ async fn running(world: Private) {
     let raised = metric(&a, RAISED).await + metric(&b, RAISED).await + late.metric(RAISED).await;
     assert_eq!(raised, 1.0);
     // A thread of its own writes the log.
-    let logged = async || lines(&[&a, &b], "PostgreSQL has gone back") == 1;
-    eventually("it is logged", logged).await;
+    let said = async || lines(&[&a, &b], "PostgreSQL has gone back") == 1;
+    eventually("it is logged", said).await;
     assert_eq!(lines(&[&a, &b], " ERROR "), 1, "{}{}", a.log(), b.log());
 }
 
@@ -316,8 +316,8 @@ async fn replica_refused(world: Private) {
     let ended = Program::finish(Program::serving(&world, &["--database-url", &url])).await;
     assert_ne!(ended.code, Some(0));
     let words = "the server is a read-only replica; DATABASE_URL must name the primary";
-    let lines: Vec<&str> = ended.stderr.lines().filter(|line| line.contains("replica")).collect();
-    assert_eq!(lines.len(), 1, "{}", ended.stderr);
-    assert!(lines[0].contains(words), "{}", lines[0]);
-    assert_eq!(ended.stderr.lines().last(), Some(lines[0]), "the last word");
+    let said: Vec<&str> = ended.stderr.lines().filter(|line| line.contains("replica")).collect();
+    assert_eq!(said.len(), 1, "{}", ended.stderr);
+    assert!(said[0].contains(words), "{}", said[0]);
+    assert_eq!(ended.stderr.lines().last(), Some(said[0]), "the last word");
 }

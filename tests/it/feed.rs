@@ -197,10 +197,10 @@ async fn late_poll(stack: Stack) {
     node.controls.turn_off(Protection::Hints);
     node.controls.turn_off(Protection::Relay);
     let mut polling = node.pauses.arm(Point::PollOutbox);
-    let slept = next(&mut polling).await;
+    let paused = next(&mut polling).await;
     rename(&stack, other, "changed").await;
     pruned(&stack).await;
-    drop(slept);
+    drop(paused);
     // The poll after the one that detected the gap: memory was invalidated by then, and this product is loaded later.
     let starts_over = next(&mut polling).await;
     assert_eq!(node.metric("hotshelf_change_feed_gaps_total").await, 1.0);

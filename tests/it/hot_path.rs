@@ -13,7 +13,7 @@ const ROUNDS: usize = 15;
 const READS: u32 = 200_000;
 
 pub fn register(suite: &mut Suite<'_>) {
-    suite.long_single("hot_path::soak_hot_reads_cost_the_same_with_the_change_stream", stream);
+    suite.long_single("hot_path::soak_hot_reads_cost_the_same_with_the_change_feed", stream);
 }
 
 /// Measures two instances in turn: one serves memory under the lease of the change feed, the other for an hour without

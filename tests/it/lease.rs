@@ -20,7 +20,7 @@ pub fn register(suite: &mut Suite<'_>) {
         "lease::after_the_lease_wait_a_load_reads_postgres_and_does_not_fill_redis",
         waited_out,
     );
-    suite.both("lease::a_load_without_waiters_does_not_wait_for_a_lease", given_up);
+    suite.both("lease::a_load_without_waiters_does_not_wait_for_a_lease", no_waiters);
     suite.both("lease::a_load_that_fails_gives_its_lease_back", failed_load);
     suite.alone(|suite| {
         suite.both("lease::when_its_holder_is_killed_others_wait_a_second_and_a_half", wait);
@@ -125,7 +125,7 @@ async fn waited_out(stack: Stack) {
     assert!(stack.redis_revision(id).await.is_some());
 }
 
-async fn given_up(stack: Stack) {
+async fn no_waiters(stack: Stack) {
     let id = stack.insert("walnut desk lamp").await;
     let options = |args: &mut ServeArgs| {
         (args.redis.lease_wait, args.redis.lease_ttl) = (FOR_EVER, FOR_EVER);
@@ -143,9 +143,9 @@ async fn given_up(stack: Stack) {
     let waits = async || other.metric(r#"hotshelf_lease_total{outcome="held"}"#).await;
     eventually("it waits", async || waits().await > 3.0).await;
     left.abort();
-    let given_up = "grpc_server_handled_total{grpc_code=\"CANCELLED\",grpc_method=\"GetProduct\",\
+    let cancelled = "grpc_server_handled_total{grpc_code=\"CANCELLED\",grpc_method=\"GetProduct\",\
                     grpc_service=\"hotshelf.v1.ProductService\",grpc_type=\"unary\"}";
-    eventually("one call is cancelled", async || other.metric(given_up).await == 1.0).await;
+    eventually("one call is cancelled", async || other.metric(cancelled).await == 1.0).await;
     let asked = waits().await;
     eventually("it waits for the other caller", async || waits().await > asked + 1.0).await;
     other_caller.abort();

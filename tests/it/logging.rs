@@ -122,8 +122,8 @@ async fn refusals(stack: Stack) {
     }
     let callers = (200, format!("{REFUSED} 127.0.0.1\n"));
     eventually("all are counted", async || program.admin("/callers").await == callers).await;
-    let logged = async || program.log().contains("refused to stay within limits");
-    eventually("it is logged", logged).await;
+    let said = async || program.log().contains("refused to stay within limits");
+    eventually("it is logged", said).await;
     // At most one line in ten seconds.
     tokio::time::sleep(Duration::from_millis(100)).await;
     let log = program.log();

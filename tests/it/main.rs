@@ -1,6 +1,6 @@
 //! The integration tests: real instances on private Postgres, Redis and Redis Cluster. Each name is a claim, and the
 //! list of names is the specification.
-#![allow(missing_docs, reason = "the names of the tests say it")]
+#![allow(missing_docs, reason = "the names of the tests are the documentation")]
 #![allow(unreachable_pub, reason = "a test binary has no outside")]
 #![allow(
     clippy::disallowed_methods,

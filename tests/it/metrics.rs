@@ -258,7 +258,7 @@ async fn cancelled(stack: Stack) {
         ("lease acquired", 1.0),
         ("postgres_loads", 1.0),
     ];
-    assert_moved("a call that was given up", &node, &before, &given_up).await;
+    assert_moved("a cancelled call", &node, &before, &given_up).await;
     lock.rollback().await.unwrap();
 }
 

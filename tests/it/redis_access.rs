@@ -204,7 +204,7 @@ async fn run_id(world: Private) {
     })
     .await;
     // A thread of its own writes the log.
-    eventually("it is logged", async || other.lines("", "Redis replication id changed") == 1).await;
+    eventually("it is said", async || other.lines("", "Redis replication id changed") == 1).await;
 }
 
 async fn wrong_password(world: Private) {

@@ -14,7 +14,7 @@ use crate::schema::run;
 
 pub fn register(suite: &mut Suite<'_>) {
     suite.single("rows::a_value_that_the_api_cannot_express_fails_its_product_alone", broken);
-    suite.single("rows::an_update_that_replaces_the_value_mends_the_product", mended);
+    suite.single("rows::an_update_that_replaces_the_value_repairs_the_product", repaired);
     suite.single("rows::in_sql_ascii_text_that_is_not_utf_8_fails_its_product_alone", sql_ascii);
     suite.single("rows::in_an_encoding_of_one_byte_the_rest_is_converted", one_byte);
     suite.single("rows::prices_and_times_up_to_the_bounds_are_served_exactly", bounds);
@@ -91,7 +91,7 @@ async fn broken(stack: Stack) {
 
 fn patch(id: i64, paths: &[&str]) -> UpdateProductRequest {
     let price = Some(Money { currency_code: "EUR".to_owned(), units: 7, nanos: 0 });
-    let (name, description) = ("mended".to_owned(), "mended".to_owned());
+    let (name, description) = ("repaired".to_owned(), "repaired".to_owned());
     UpdateProductRequest {
         product: Some(Product { id, name, price, description, ..Product::default() }),
         update_mask: Some(FieldMask {
@@ -101,7 +101,7 @@ fn patch(id: i64, paths: &[&str]) -> UpdateProductRequest {
     }
 }
 
-async fn mended(stack: Stack) {
+async fn repaired(stack: Stack) {
     run(&stack.sql, LOOSEN).await;
     let node = Node::start(&stack.args()).await;
     let mut client = node.client.clone();
@@ -109,7 +109,7 @@ async fn mended(stack: Stack) {
         let id = stack.insert_unrelayed("bad").await;
         break_one(&stack.sql, id, breaks).await;
         let version = stack.version(id).await;
-        let (mends, other) = match column {
+        let (repairs, other) = match column {
             "create_time" => (None, "name"),
             "currency" | "price" => (Some("price"), "name"),
             "name" => (Some("name"), "price"),
@@ -118,10 +118,10 @@ async fn mended(stack: Stack) {
         let refused = client.update_product(patch(id, &[other])).await.unwrap_err();
         assert_unreadable(&refused, column);
         assert_eq!(stack.version(id).await, version, "nothing was changed: {breaks}");
-        if let Some(mends) = mends {
-            let mended =
-                client.update_product(patch(id, &[mends])).await.expect(breaks).into_inner();
-            assert_eq!(node.product(id).await, mended);
+        if let Some(repairs) = repairs {
+            let repaired =
+                client.update_product(patch(id, &[repairs])).await.expect(breaks).into_inner();
+            assert_eq!(node.product(id).await, repaired);
         }
         let delete = hotshelf::proto::DeleteProductRequest { id, expected_version: None };
         client.delete_product(delete).await.expect(breaks);
@@ -161,7 +161,7 @@ async fn sql_ascii(stack: Stack) {
     let refused = client.update_product(patch(2, &["price"])).await.unwrap_err();
     assert_eq!(refused.get_error_details().error_info().unwrap().reason, "PRODUCT_UNREADABLE");
     client.update_product(patch(2, &["name"])).await.unwrap();
-    assert_eq!(node.product(2).await.name, "mended");
+    assert_eq!(node.product(2).await.name, "repaired");
 }
 
 async fn one_byte(stack: Stack) {

@@ -246,10 +246,10 @@ async fn others_of_a_held_row(stack: Stack) {
     let node = node(&stack).await;
     let held = hold(&stack, id).await;
     let wait = || async { rename_within(&node, id, Duration::from_secs(5)).await };
-    let given_up = AtomicBool::new(false);
+    let timed_out = AtomicBool::new(false);
     let waiting = async {
         let answers = join_all((0..200).map(|_| wait())).await;
-        given_up.store(true, Ordering::Relaxed);
+        timed_out.store(true, Ordering::Relaxed);
         answers
     };
     let others = async {
@@ -259,7 +259,7 @@ async fn others_of_a_held_row(stack: Stack) {
             rename(&node, other, "other").await.unwrap();
             read_through(&node, other).await.unwrap();
         }
-        if given_up.load(Ordering::Relaxed) {
+        if timed_out.load(Ordering::Relaxed) {
             too_busy("20 writes and reads of another product took longer than 5 s");
         }
     };

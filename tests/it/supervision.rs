@@ -178,10 +178,10 @@ async fn gives_up(stack: Stack) {
         assert!(last.starts_with("hotshelf: "), "{last}");
         assert!(last.contains(&format!("background task `{name}` is down: ")), "{last}");
         assert!(last.contains("a test made it fail; stopped after 5 restarts"), "{last}");
-        let count = |text: &str| ended.stderr.lines().filter(|line| line.contains(text)).count();
-        assert_eq!(count("a background task ended; restarting it"), RESTARTS, "{}", ended.stderr);
-        assert_eq!(count("given up, this instance stops"), 1, "{}", ended.stderr);
-        assert_eq!(count("draining"), 1, "{}", ended.stderr);
+        let said = |text: &str| ended.stderr.lines().filter(|line| line.contains(text)).count();
+        assert_eq!(said("a background task ended; restarting it"), RESTARTS, "{}", ended.stderr);
+        assert_eq!(said("given up, this instance stops"), 1, "{}", ended.stderr);
+        assert_eq!(said("draining"), 1, "{}", ended.stderr);
     }
 }
 

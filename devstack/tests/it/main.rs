@@ -2,7 +2,7 @@
 
 #![allow(
     clippy::unwrap_used,
-    reason = "in a test, also outside of the functions that clippy knows to be one"
+    reason = "in a test, also outside of the functions that clippy recognises as one"
 )]
 
 use std::time::{Duration, Instant};
