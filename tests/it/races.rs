@@ -58,7 +58,7 @@ async fn no_room(stack: Stack) {
     let (write, read) = tokio::join!(rename(&node, id, "new"), async {
         let paused = tokio::time::timeout(HANG, held.recv()).await.unwrap().unwrap();
         node.pauses.release(Point::OfferedToMemory);
-        eventually("memory has evicted it", || async {
+        eventually("memory does not hold it", || async {
             node.product(popular).await;
             node.hot.peek(ProductId::new(id).unwrap()).is_none()
         })
