@@ -1,5 +1,5 @@
-//! What a product in memory costs beyond its own bytes, as the allocator counts it. Nothing else may run in this process
-//! meanwhile, so it is none of the integration tests.
+//! The memory per product in the hot tier beyond its own bytes, counted by the allocator. Nothing else may run in this
+//! process meanwhile, so it is not one of the integration tests.
 #![allow(clippy::print_stdout, reason = "it prints what it measured")]
 #![allow(clippy::unwrap_used, reason = "a test fails where it fails")]
 
@@ -22,12 +22,12 @@ use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
-/// Bytes for each product beyond its encoded size, at most. mini-moka takes 125 to 170 of them (an allocation for the key,
-/// one for its queue, a place in its table, its sketch), by how full its table is, whose size is a power of two.
+/// Bound on the bytes per product beyond its encoded size. mini-moka takes 125 to 170 of them (an allocation for the key,
+/// one for its queue, a place in its table, its sketch), which depends on the load of its table of a power of two.
 const ALLOWED: f64 = 250.0;
-/// With that table at its emptiest.
+/// The bound when that table has just doubled.
 const ALLOWED_AT_WORST: f64 = 280.0;
-/// Offering others did not change who is held any more, long before.
+/// Bound on the rounds until the set of held products is stable, which takes much fewer.
 const MAX_ROUNDS: usize = 100;
 
 fn main() -> std::process::ExitCode {
@@ -42,7 +42,7 @@ fn main() -> std::process::ExitCode {
             check(6_000, 64 * 1024, ALLOWED);
             Ok(())
         }),
-        // Of 2^17 places seven eighths may be taken; this is one more.
+        // One more than seven eighths of 2^17 places, which double then.
         Trial::test("memory::a_product_costs_little_more_where_a_table_has_just_grown", || {
             check(114_689, 300, ALLOWED_AT_WORST);
             Ok(())
@@ -51,12 +51,12 @@ fn main() -> std::process::ExitCode {
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
-/// Fills a hot tier of this capacity with products of this size, reads each, and offers it some others.
+/// Fills a hot tier of this capacity with products of this size, reads each, and loads some others.
 fn check(capacity: usize, size: usize, allowed: f64) {
     let product = product(size);
     let encoded = product.product().unwrap().len();
     let metrics = Metrics::new();
-    // What a hot tier takes however small it is, is no product's.
+    // The constant memory of an empty hot tier.
     let region = Region::new(ALLOCATOR);
     let smallest = hot_cache(1, 2 * size, Arc::clone(&metrics));
     let constant = live(&region);
@@ -95,11 +95,11 @@ fn beyond(live: u64, held: u64, encoded: usize) -> f64 {
     live as f64 / held as f64 - encoded as f64
 }
 
-/// Loads and reads these products until nobody comes or goes any more.
+/// Loads and reads these products until the number of held ones is stable.
 fn fill(hot: &Arc<HotCache>, products: Range<usize>, product: &Entry) {
     let (mut before, mut still) = (u64::MAX, 0);
     for round in 0.. {
-        assert!(round < MAX_ROUNDS, "it does not settle");
+        assert!(round < MAX_ROUNDS, "not stable after {MAX_ROUNDS} rounds");
         for n in products.clone() {
             let id = ProductId::new(i64::try_from(n).unwrap() + 1).unwrap();
             if hot.read(id, |held| held.entry.clone()).is_none() {
@@ -115,7 +115,7 @@ fn fill(hot: &Arc<HotCache>, products: Range<usize>, product: &Entry) {
     }
 }
 
-/// The same product, in memory of its own.
+/// A copy of the product in memory of its own.
 fn copy(product: &Entry) -> Entry {
     let (revision, known_at) = (product.revision(), product.known_at());
     Entry::from_frame(revision, known_at, product.ttl(), product.frame()).unwrap()
@@ -135,7 +135,7 @@ fn product(size: usize) -> Entry {
         update_time: SystemTime::UNIX_EPOCH + hour,
     };
     let without = Entry::live(&product, now, ttl).product().unwrap().len();
-    // With a key, and a length of two bytes or three.
+    // The tag of the description, and its length in two or three bytes.
     let head = if size < 1 << 14 { 3 } else { 4 };
     product.description = "x".repeat(size - without - head);
     Entry::live(&product, now, ttl)

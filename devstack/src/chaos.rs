@@ -21,23 +21,20 @@ use tally::Tally;
 
 pub use tally::{Counts, LaneCounts};
 
-/// Which bytes a fault is about.
+/// The bytes that a fault applies to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
-    /// From the client to the server.
     ToServer,
-    /// From the server to the client.
     ToClient,
-    /// Both of them.
     Both,
 }
 
-/// A proxy in front of one server. Faults apply at once, to the connections that exist and to new
-/// ones; each direction has one fault at a time, and the newest counts. Dropping the proxy closes
-/// everything.
+/// A proxy in front of one server. Faults apply at once, to existing and to new connections; each
+/// direction has one fault at a time, and a new one replaces it. Dropping the proxy closes all
+/// connections.
 ///
-/// It has a thread of its own, so that it works the same in synchronous code and in a test of any
-/// runtime, paused clocks included.
+/// The proxy has a thread of its own: it works the same in synchronous code and under any test
+/// runtime, also one with a paused clock.
 pub struct ChaosProxy {
     addr: SocketAddr,
     plan: watch::Sender<Plan>,
@@ -62,13 +59,12 @@ impl ChaosProxy {
         Ok(Self { addr, plan, tally, runtime: Some(runtime) })
     }
 
-    /// Where clients connect to.
     #[must_use]
     pub fn addr(&self) -> SocketAddr {
         self.addr
     }
 
-    /// What happened so far.
+    /// The counts since the start of the proxy.
     #[must_use]
     pub fn counts(&self) -> Counts {
         self.tally.counts()
@@ -79,27 +75,26 @@ impl ChaosProxy {
         self.plan.send_modify(|plan| plan.cut = true);
     }
 
-    /// Swallows bytes from now on: connections open and stay open, and nothing arrives. A
-    /// connection that lost bytes is reset when the black hole ends, because what follows would
-    /// make no sense to the other side.
+    /// Discards all bytes: connections open and stay open, and nothing arrives. A connection that
+    /// lost bytes is reset when the black hole ends, because the stream has a gap.
     pub fn black_hole(&self, direction: Direction) {
         self.set(direction, Fault::BlackHole);
     }
 
-    /// Swallows the bytes of the connections that exist, for good: they are never reset, as when a firewall
-    /// forgot them or a host vanished. New ones work.
+    /// Discards the bytes of the existing connections until they end, and never resets them, as a firewall that
+    /// dropped their state or a lost host does. New connections work.
     pub fn forget_connections(&self) {
         self.plan.send_modify(|plan| plan.forgotten += 1);
     }
 
-    /// Delivers bytes this much later, in order and at full speed. Beyond 256 KiB under way, a
-    /// sender has to wait.
+    /// Delivers bytes this much later, in order and at full speed. With 256 KiB in flight, the
+    /// proxy stops reading, and the sender has to wait.
     pub fn delay(&self, direction: Direction, by: Duration) {
         self.set(direction, Fault::Delay(by));
     }
 
-    /// Ends all faults, but does not remember [connections that were forgotten](Self::forget_connections). Delayed
-    /// bytes are delivered now.
+    /// Ends all faults except that of [`forget_connections`](Self::forget_connections). Delayed bytes are
+    /// delivered at once.
     pub fn heal(&self) {
         self.plan.send_modify(|plan| *plan = plan.healed());
     }
@@ -112,7 +107,7 @@ impl ChaosProxy {
 impl Drop for ChaosProxy {
     fn drop(&mut self) {
         if let Some(runtime) = self.runtime.take() {
-            // Not the runtime's own drop, which waits, and so panics in asynchronous code.
+            // The runtime's own drop blocks, and so panics in asynchronous code.
             runtime.shutdown_background();
         }
     }
@@ -133,7 +128,7 @@ async fn accept(
     tally: Arc<Tally>,
 ) {
     loop {
-        // Out of file descriptors, for one: connections that end meanwhile make room.
+        // Out of file descriptors, for example: connections that end meanwhile free some.
         let Ok((client, _)) = listener.accept().await else {
             tokio::time::sleep(Duration::from_millis(10)).await;
             continue;
@@ -182,7 +177,7 @@ async fn relay(
     tokio::try_join!(there, back).map(|_| ())
 }
 
-/// Returns when connections are to be cut.
+/// Returns at the next [`ChaosProxy::cut`].
 async fn cut(mut plan: watch::Receiver<Plan>) {
     if plan.wait_for(|plan| plan.cut).await.is_err() {
         // The proxy is being dropped, and this task with it.
@@ -192,6 +187,6 @@ async fn cut(mut plan: watch::Receiver<Plan>) {
 
 /// Makes the coming close a RST instead of an orderly end.
 fn reset(stream: &TcpStream) {
-    // A socket that cannot be told is closed already.
+    // An error means that the socket is closed already.
     let _ = stream.set_zero_linger();
 }

@@ -1,4 +1,4 @@
-//! What can go wrong, told to a person on one line.
+//! Errors, each of one line.
 
 use std::io;
 
@@ -6,15 +6,13 @@ use std::io;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A program is not on this machine.
     #[error("{program} was not found; install it: {hint}")]
     NotInstalled {
-        /// The missing program.
         program: &'static str,
         /// The commands that install it.
         hint: &'static str,
     },
-    /// PostgreSQL refuses to run as root, and the user it runs as instead cannot get at the
+    /// PostgreSQL refuses to run as root, and the user it runs as instead has no access to the
     /// directory.
     #[error(
         "postgres does not run as root, and user {user} cannot reach {dir}; choose another directory"
@@ -22,18 +20,15 @@ pub enum Error {
     Unreachable {
         /// The user that postgres runs as.
         user: String,
-        /// The directory that this user cannot reach.
         dir: String,
     },
     /// Every port that was tried is in use.
     #[error("found no free port on 127.0.0.1")]
     NoFreePort,
-    /// A server ended, or gave no answer in time, while it was being started.
+    /// A server ended, or did not respond in time, while it was being started.
     #[error("{server} did not start: {why}; its log ends: {log}")]
     NotReady {
-        /// The server.
         server: &'static str,
-        /// What was seen instead of an answer.
         why: String,
         /// The last lines of the server's log, on one line.
         log: String,
@@ -49,40 +44,34 @@ pub enum Error {
     /// Redis answered a command with an error.
     #[error("Redis on port {port} answered {command} with {reply}")]
     Refused {
-        /// The port of that Redis.
         port: u16,
-        /// The command's name.
         command: String,
-        /// The error as Redis told it, for instance `MOVED 3999 127.0.0.1:10002`.
+        /// The error reply, for instance `MOVED 3999 127.0.0.1:10002`.
         reply: String,
     },
     /// A condition did not come true in time.
     #[error("{what} took longer than {seconds} s")]
     TimedOut {
-        /// What was being waited for.
+        /// The condition.
         what: &'static str,
-        /// How long.
         seconds: u64,
     },
-    /// The operating system refused something.
     #[error("{what}: {source}")]
     Io {
         /// What was being done.
         what: String,
-        /// The refusal.
         source: io::Error,
     },
 }
 
 impl Error {
-    /// For `map_err`: puts what was being done in front of what the operating system said.
+    /// For `map_err`: adds what was being done to the operating system's error.
     pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let what = what.into();
         move |source| Self::Io { what, source }
     }
 
-    /// Somebody else took the port between the moment it was chosen and the moment the server bound
-    /// it.
+    /// Another process took the port after it was chosen and before the server bound it.
     pub(crate) fn is_port_taken(&self) -> bool {
         matches!(self, Self::NotReady { log, .. } if log.contains("Address already in use"))
     }

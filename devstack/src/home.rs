@@ -1,4 +1,4 @@
-//! The directory of a server: named by the caller and kept, or our own and removed with the server.
+//! The directory of a server: named by the caller and kept, or temporary and removed with the server.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -9,23 +9,23 @@ use nix::sys::signal::Signal;
 use crate::Error;
 use crate::watchdog::Watchdog;
 
-/// A directory and the watchdog that removes it, if it is to be removed.
+/// A directory and the watchdog that removes it if it is temporary.
 pub(crate) struct Home {
     pub(crate) dir: PathBuf,
-    /// The signal by which the server is stopped at the end, by us or by the watchdog.
+    /// The signal with which a drop or the watchdog stops the server.
     pub(crate) stop_signal: Signal,
     pub(crate) watchdog: Watchdog,
 }
 
 impl Home {
-    /// `dir`, which is created when missing and kept.
+    /// Creates `dir` when it is missing, and keeps it.
     pub(crate) fn kept(dir: &Path, stop_signal: Signal) -> Result<Self, Error> {
         let dir = absolute(dir).map_err(Error::io(format!("find {}", dir.display())))?;
         fs::create_dir_all(&dir).map_err(Error::io(format!("create {}", dir.display())))?;
         Ok(Self { watchdog: Watchdog::start(stop_signal, None)?, stop_signal, dir })
     }
 
-    /// A new directory in `parent`, gone when the watchdog ends.
+    /// A new directory in `parent`, removed when the watchdog ends.
     pub(crate) fn temporary(parent: &Path, stop_signal: Signal) -> Result<Self, Error> {
         let guard = tempfile::Builder::new()
             .prefix("devstack-")

@@ -19,15 +19,15 @@ use install::Install;
 /// How to start a [`Postgres`].
 #[derive(Debug, Clone)]
 pub struct PostgresOptions {
-    /// Where the data and the log live. `None`: a temporary directory that goes with the server.
+    /// The directory of the data and the log. `None`: a temporary one, removed with the server.
     /// `Some`: kept, and its data used again.
     pub dir: Option<PathBuf>,
-    /// Whether a confirmed commit survives everything. Without it, commits do not wait for the disk:
-    /// much faster, but a killed server forgets the last moments, and a power cut may ruin the data.
+    /// Whether a confirmed commit survives a crash. Without it, commits do not wait for the disk:
+    /// much faster, but a killed server loses the last commits, and a power cut may corrupt the data.
     pub durable: bool,
     /// Too low: a test with many nodes cannot connect. Too high: each one costs memory.
     pub max_connections: u32,
-    /// Whether databases can be published by logical replication.
+    /// Sets `wal_level` to `logical`, which logical replication needs.
     pub logical: bool,
     /// More of postgresql.conf, for instance `("max_prepared_transactions", "16")`.
     pub settings: Vec<(String, String)>,
@@ -60,7 +60,7 @@ impl Postgres {
     /// Starts a server on a free port and waits until it takes connections.
     pub fn start(options: PostgresOptions) -> Result<Self, Error> {
         let install = Install::find()?;
-        // A kept directory deserves a checkpoint; a temporary one only has to go quickly.
+        // SIGINT writes a checkpoint, which only a kept directory needs; SIGQUIT is faster.
         let home = match &options.dir {
             Some(dir) => Home::kept(dir, Signal::SIGINT)?,
             None => Home::temporary(&install.temporary_parent()?, Signal::SIGQUIT)?,
@@ -85,7 +85,7 @@ impl Postgres {
         format!("postgres://{}@127.0.0.1:{}/{database}", template::SUPERUSER, self.port)
     }
 
-    /// The port on 127.0.0.1; the same for the whole life of this value.
+    /// The port on 127.0.0.1; a restart does not change it.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
@@ -114,7 +114,7 @@ impl Postgres {
         self.process.dir()
     }
 
-    /// Freezes the postmaster and every backend: connections stay open and nothing answers.
+    /// Freezes the postmaster and every backend: connections stay open without a response.
     pub fn pause(&self) {
         self.process.pause();
     }
@@ -134,7 +134,7 @@ impl Postgres {
         self.process.kill();
     }
 
-    /// Starts a stopped or killed server on the same port and data. Does nothing when it runs.
+    /// Starts a stopped or killed server on the same port and data. Does nothing when the server runs.
     pub fn start_again(&self) -> Result<(), Error> {
         if self.pid().is_some() { Ok(()) } else { self.launch() }
     }
@@ -146,14 +146,14 @@ impl Postgres {
         Ok(backup)
     }
 
-    /// Replaces the data of the stopped server by a backup, which is used up.
+    /// Replaces the data of the stopped server with a backup, which is moved, not copied.
     pub fn restore(&self, backup: &Path) -> Result<(), Error> {
         let data = self.data();
         fs::remove_dir_all(&data).map_err(Error::io(format!("remove {}", data.display())))?;
         fs::rename(backup, &data).map_err(Error::io(format!("create {}", data.display())))
     }
 
-    /// Starts a physical replica of this server, which takes reads; `pg_promote()` makes it a primary.
+    /// Starts a physical replica of this server, which serves reads; `pg_promote()` makes it a primary.
     pub fn start_replica(&self) -> Result<Self, Error> {
         let install = Install::find()?;
         let home = Home::temporary(&install.temporary_parent()?, Signal::SIGQUIT)?;
@@ -199,7 +199,8 @@ impl Postgres {
             // A socket's path is 107 bytes at most, and temporary directories can be deep.
             "unix_socket_directories=".to_owned(),
             format!("max_connections={}", self.options.max_connections),
-            // Hundreds of databases have statements of their own; past it those that ran least are forgotten, with their counts.
+            // Hundreds of databases have statements of their own. Past this bound PostgreSQL drops the counts of the
+            // statements that ran least.
             "pg_stat_statements.max=50000".to_owned(),
         ];
         if self.options.logical {
@@ -239,14 +240,14 @@ fn base_backup(install: &Install, port: u16, to: &Path, more: &[&str]) -> Result
     Ok(())
 }
 
-/// The postmaster writes its state into its pid file, as `pg_ctl` reads it. A connection would
-/// prove less: somebody else's server may have taken the port.
+/// The postmaster writes its state into its pid file, where `pg_ctl` reads it too. A connection would
+/// prove less: another server may have taken the port.
 fn is_ready(data: &Path, pid: u32) -> bool {
     let Ok(pid_file) = fs::read_to_string(data.join("postmaster.pid")) else { return false };
     let mut lines = pid_file.lines();
-    let is_ours = lines.next().is_some_and(|line| line.trim() == pid.to_string());
+    let is_this_server = lines.next().is_some_and(|line| line.trim() == pid.to_string());
     const STATUS_AFTER_PID: usize = 6;
-    is_ours
+    is_this_server
         && lines
             .nth(STATUS_AFTER_PID)
             .is_some_and(|line| ["ready", "standby"].contains(&line.trim()))

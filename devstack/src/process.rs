@@ -17,15 +17,15 @@ use crate::home::Home;
 
 mod tree;
 
-/// Longer than any healthy server takes on a busy machine.
+/// Longer than a healthy server takes to start or stop on a busy machine.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(5);
 
-/// Waits for the word of [`Process::launch`], so that the server cannot be running before the
-/// watchdog knows its pid; `exec` keeps the pid.
+/// Waits for a line from [`Process::launch`], so that the server cannot run before the watchdog has its
+/// pid; `exec` keeps the pid.
 const GATE: &str = r#"read -r go && exec "$@""#;
 
-/// A command that becomes `program` once [`Process::launch`] lets it.
+/// A command that becomes `program` when [`Process::launch`] writes to its standard input.
 pub(crate) fn gated(program: &Path) -> Command {
     let mut command = Command::new("/bin/sh");
     command.args(["-c", GATE, "devstack-gate"]).arg(program);
@@ -40,7 +40,7 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// A server that does not run yet. Its log is `<server>.log` in its directory.
+    /// Does not start the server. Its log is `<server>.log` in its directory.
     pub(crate) fn new(server: &'static str, home: Home) -> Self {
         let log = home.dir.join(format!("{server}.log"));
         Self { server, log, child: Mutex::new(None), home }
@@ -50,7 +50,7 @@ impl Process {
         &self.home.dir
     }
 
-    /// Starts a [`gated`] command and waits until `is_ready`, which is given the pid, says yes.
+    /// Starts a [`gated`] command and waits until `is_ready(pid)` returns true.
     pub(crate) fn launch(
         &self,
         command: Command,
@@ -69,8 +69,7 @@ impl Process {
             File::create(&self.log).map_err(Error::io(format!("create {}", self.log.display())))?;
         let errors = log.try_clone().map_err(Error::io("share the log"))?;
         command.current_dir("/").stdin(Stdio::piped()).stdout(log).stderr(errors);
-        // Ctrl-C in a terminal must reach the parent only, which stops its clients first and then
-        // the servers.
+        // Ctrl-C in a terminal must reach only the parent, which stops its clients before the servers.
         command.process_group(0);
         let mut child = command.spawn().map_err(Error::io(format!("start {}", self.server)))?;
         let pid = child.id();
@@ -117,17 +116,17 @@ impl Process {
         }
     }
 
-    /// Lets a frozen server go on.
+    /// Continues a frozen server.
     pub(crate) fn resume(&self) {
         if let Some(pid) = self.pid() {
             tree::thaw(as_pid(pid));
         }
     }
 
-    /// Asks the server to end by `signal`, and kills it if it does not within the deadline.
+    /// Sends `signal`, and kills the server if it has not ended within the deadline.
     pub(crate) fn end(&self, signal: Signal) {
         let Some(pid) = self.pid() else { return };
-        // ESRCH only: it ended by itself meanwhile, which is what we want.
+        // The only possible error is ESRCH: the server has ended by itself.
         let _ = kill(as_pid(pid), signal);
         self.resume();
         let started = Instant::now();
@@ -139,7 +138,7 @@ impl Process {
         }
     }
 
-    /// SIGKILL for the server and its children: nothing is flushed, nobody says goodbye.
+    /// SIGKILL for the server and its children: nothing is flushed, and no connection is closed cleanly.
     pub(crate) fn kill(&self) {
         let Some(mut child) = lock(&self.child).take() else { return };
         tree::kill(as_pid(child.id()));
@@ -147,8 +146,8 @@ impl Process {
         self.home.watchdog.forget();
     }
 
-    /// Reaps the child if it has ended. The watchdog has to hear of it at once, because the pid is
-    /// free from then on.
+    /// Reaps the child if it has ended, and clears the watchdog's pid at once: from then on the kernel may
+    /// give the pid to another process.
     fn exited(&self) -> Option<ExitStatus> {
         let mut child = lock(&self.child);
         let status = child.as_mut()?.try_wait().ok()??;
@@ -164,7 +163,7 @@ impl Drop for Process {
     }
 }
 
-/// Checks `holds` until it does or the deadline has passed.
+/// Polls `holds` until it returns true or the deadline has passed.
 pub(crate) fn wait_until(what: &'static str, mut holds: impl FnMut() -> bool) -> Result<(), Error> {
     let started = Instant::now();
     while !holds() {
@@ -176,8 +175,7 @@ pub(crate) fn wait_until(what: &'static str, mut holds: impl FnMut() -> bool) ->
     Ok(())
 }
 
-/// A panic elsewhere does not make a process handle wrong, and servers must still be stopped after
-/// one.
+/// Ignores poisoning: a process handle is valid after a panic, and the server must still be stopped.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -19,21 +19,17 @@ pub use cluster::{ClusterOptions, RedisCluster};
 /// How to start a [`Redis`].
 #[derive(Debug, Clone, Default)]
 pub struct RedisOptions {
-    /// Where the data and the log live. `None`: a temporary directory that goes with the server.
+    /// The directory of the data and the log. `None`: a temporary one, removed with the server.
     pub dir: Option<PathBuf>,
-    /// Whether data outlives the server, in an append-only file. Without it Redis is empty at each
-    /// start.
+    /// Whether Redis writes an append-only file. Without it Redis is empty at each start.
     pub persist: bool,
     /// More of redis.conf, for instance `("maxmemory", "64mb")`.
     pub settings: Vec<(String, String)>,
 }
 
-/// What a Redis is to the others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// Takes writes.
     Master,
-    /// Follows a master.
     Replica,
 }
 
@@ -72,7 +68,7 @@ impl Redis {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
-    /// The port on 127.0.0.1; the same for the whole life of this value.
+    /// The port on 127.0.0.1; a restart does not change it.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
@@ -90,22 +86,23 @@ impl Redis {
         self.process.dir()
     }
 
-    /// Runs one command on a connection of its own and gives the reply as text: an array's elements
-    /// on a line each, nothing as `(nil)`.
+    /// Runs one command on a connection of its own and returns the reply as text: one line for each
+    /// element of an array, and `(nil)` for nil.
     ///
-    /// # Errors [`Error::Refused`] for an error reply; [`Error::Io`] when there is no answer within
-    /// five seconds.
+    /// # Errors
+    /// [`Error::Refused`] for an error reply; [`Error::Io`] when there is no reply within five
+    /// seconds.
     pub fn command(&self, words: &[&str]) -> Result<String, Error> {
         resp::command(self.port, words)
     }
 
-    /// What this server says it is.
+    /// The reply of `ROLE`.
     pub fn role(&self) -> Result<Role, Error> {
         let reply = self.command(&["ROLE"])?;
         Ok(if reply.starts_with("master") { Role::Master } else { Role::Replica })
     }
 
-    /// Freezes the server: connections stay open and nothing answers.
+    /// Freezes the server: connections stay open without a reply.
     pub fn pause(&self) {
         self.process.pause();
     }
@@ -115,18 +112,18 @@ impl Redis {
         self.process.resume();
     }
 
-    /// Asks the server to end, and waits for it.
+    /// Sends SIGTERM, and waits for the server to end.
     pub fn stop(&self) {
         self.process.end(Signal::SIGTERM);
     }
 
-    /// SIGKILL.
+    /// Sends SIGKILL, and waits for the server to end.
     pub fn kill(&self) {
         self.process.kill();
     }
 
     /// Starts a stopped or killed server on the same port: empty, unless it persists. Does nothing
-    /// when it runs.
+    /// when the server runs.
     pub fn start_again(&self) -> Result<(), Error> {
         if self.pid().is_some() { Ok(()) } else { self.launch() }
     }
@@ -166,8 +163,8 @@ impl Redis {
         command
     }
 
-    /// Asks for the pid, because somebody else's Redis may have taken the port; and whether it has
-    /// read its data, because until then it answers other commands with an error.
+    /// Compares the pid, because another Redis may have taken the port; and checks that the data is
+    /// loaded, because until then Redis answers other commands with an error.
     fn answers_as(&self, pid: u32) -> bool {
         let process = format!("\r\nprocess_id:{pid}\r\n");
         self.command(&["INFO"])

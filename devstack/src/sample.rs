@@ -1,4 +1,4 @@
-//! Plausible products as CSV, as many as wanted, the same ones for the same seed.
+//! Plausible products as CSV, the same ones for the same seed.
 
 use std::io::{self, Write};
 
@@ -9,19 +9,18 @@ use rand::{RngExt, SeedableRng};
 mod words;
 
 const HEADER: &str = "id,name,price,currency,description";
-/// Mostly dollars, as in a shop that is at home there.
+/// Each equally likely: seven of ten are dollars.
 const CURRENCIES: [&str; 10] =
     ["USD", "USD", "USD", "USD", "USD", "USD", "USD", "EUR", "EUR", "GBP"];
-/// Bands of prices in cents, each as likely as the next: shops have more cheap things than dear
-/// ones.
+/// Ranges of prices in cents, each equally likely: most products are cheap.
 const PRICES: [(u32, u32); 4] = [(99, 999), (1_000, 4_999), (5_000, 19_999), (20_000, 199_999)];
 const MOST_SENTENCES: usize = 3;
 
-/// Writes a header and the products 1 to `count`, a row at a time, so that a million of them need
-/// no memory.
+/// Writes a header and the products 1 to `count`, one row at a time: memory does not grow with
+/// `count`.
 pub fn write_csv(out: impl Write, count: u64, seed: u64) -> io::Result<()> {
     let mut out = io::BufWriter::new(out);
-    // A named generator: the standard one may be another with the next version of the crate.
+    // A named generator: `StdRng` may change with the next version of the crate.
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     writeln!(out, "{HEADER}")?;
     for id in 1..=count {

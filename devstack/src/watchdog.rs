@@ -1,8 +1,7 @@
-//! Stops a server and removes its directory when the owner is gone, however it went.
+//! Stops a server and removes its directory when the owning process has ended, in whatever way.
 //!
-//! A destructor does not run after SIGKILL, after `exit`, or for a static. So the last word has a
-//! small shell that waits for the end of a pipe: the kernel closes the other end when the owner
-//! dies, whatever killed it.
+//! A destructor does not run after SIGKILL, after `exit`, or for a static. So a small shell waits for
+//! the end of a pipe, whose other end the kernel closes when the owning process ends.
 
 use std::io::Write;
 use std::os::unix::process::CommandExt;
@@ -22,7 +21,7 @@ pub(crate) struct Watchdog {
 }
 
 impl Watchdog {
-    /// Watches nothing yet. At the end it removes `scratch`.
+    /// Watches no process yet. At the end the watchdog removes `scratch`.
     pub(crate) fn start(stop_signal: Signal, scratch: Option<&Path>) -> Result<Self, Error> {
         let shell = Command::new("/bin/sh")
             .args([
@@ -33,11 +32,11 @@ impl Watchdog {
             ])
             .arg(scratch.unwrap_or(Path::new("")))
             .current_dir("/")
-            // Ctrl-C in a terminal goes to the whole foreground group, and must not take the
-            // watchdog first.
+            // Ctrl-C in a terminal signals the whole foreground group, and must not end the
+            // watchdog.
             .process_group(0)
             .stdin(Stdio::piped())
-            // Nothing inherited: whoever reads our output to its end would wait for the watchdog.
+            // Not inherited: a reader of devstack's output would wait until the watchdog ends.
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
@@ -45,18 +44,18 @@ impl Watchdog {
         Ok(Self { shell: Mutex::new(shell) })
     }
 
-    /// From now on, stop this process at the end.
+    /// The watchdog will stop this process at the end.
     pub(crate) fn watch(&self, pid: u32) -> Result<(), Error> {
-        self.tell(&format!("{pid}\n")).map_err(Error::io("tell the watchdog what to watch"))
+        self.send(&format!("{pid}\n")).map_err(Error::io("send the pid to the watchdog"))
     }
 
-    /// The process was reaped: its number may belong to somebody else soon.
+    /// The process was reaped: its pid may be given to another process.
     pub(crate) fn forget(&self) {
-        // A watchdog that cannot be told is dead, and will stop nobody.
-        let _ = self.tell("\n");
+        // An error means that the watchdog has ended, and it will not signal the pid.
+        let _ = self.send("\n");
     }
 
-    fn tell(&self, line: &str) -> std::io::Result<()> {
+    fn send(&self, line: &str) -> std::io::Result<()> {
         match &mut lock(&self.shell).stdin {
             Some(pipe) => pipe.write_all(line.as_bytes()),
             None => Ok(()),
@@ -68,8 +67,7 @@ impl Drop for Watchdog {
     fn drop(&mut self) {
         let mut shell = lock(&self.shell);
         shell.stdin = None;
-        // Waits until the directory is gone, so that a process which ends next leaves nothing
-        // behind.
+        // Waits until the directory is removed: the process may end next.
         let _ = shell.wait();
     }
 }

@@ -1,13 +1,12 @@
-# Outlives the process that started it by as long as it takes to stop one server and remove its
-# directory.
+# Outlives the process that started it until one server is stopped and its directory removed.
 #
 # Standard input is a pipe whose other end only that process holds. Each line is the pid of the
-# server to watch, or empty when it was stopped; the end of the input means that the owner is done
-# or dead.
+# server to watch, or empty when the server was stopped; the end of the input means that the owner
+# dropped the watchdog or has ended.
 #
 # $1: the signal that stops the server; $2: the directory to remove, or empty.
 
-# `rm` has to be found even when the owner's PATH was cut down.
+# `rm` has to be found even when the owner's PATH is minimal.
 PATH=$PATH:/usr/bin:/bin
 pid=
 while read -r line; do pid=$line; done

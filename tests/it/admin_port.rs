@@ -1,4 +1,4 @@
-//! The admin port: what is done to it does not concern the service.
+//! The admin port: hostile use of it does not affect the service.
 
 use std::fs;
 
@@ -8,9 +8,9 @@ use tokio::net::TcpStream;
 
 use crate::harness::{HANG, Program, Stack, Suite, get};
 
-/// Half requests at once.
+/// Concurrent incomplete requests.
 const HALVES: usize = 300;
-/// Connections that the admin port may have.
+/// Bound on the admin port's connections.
 const MOST_OPEN: usize = 64;
 
 pub fn register(suite: &mut Suite<'_>) {
@@ -32,16 +32,16 @@ async fn half_requests(stack: Stack) {
     let mut halves = Vec::new();
     for _ in 0..HALVES {
         let mut socket = TcpStream::connect(("127.0.0.1", program.admin_port())).await.unwrap();
-        // It may be closed already.
+        // The server may have closed it already.
         let _ = socket.write_all(b"GET /livez HTTP/1.1\r\nHost: ").await;
         halves.push(socket);
     }
-    // It comes after all of them.
+    // Sent after all of them.
     assert_eq!(program.admin("/livez").await, (200, "alive\n".to_owned()));
     let open = files(&program);
-    // Connections to Redis and PostgreSQL come and go, too.
+    // Connections to Redis and PostgreSQL are opened and closed, too.
     assert!(open <= before + MOST_OPEN + 10, "{before} file descriptors, then {open}");
-    // The first to come are the first to go.
+    // The oldest connections are closed first.
     for socket in halves.iter_mut().take(HALVES - MOST_OPEN) {
         closed(socket).await;
     }
@@ -64,13 +64,13 @@ async fn large_head(stack: Stack) {
     let mut socket = TcpStream::connect(("127.0.0.1", program.admin_port())).await.unwrap();
     let mut head = b"GET /livez HTTP/1.1\r\nHost: localhost\r\nX: ".to_vec();
     head.resize(64 << 10, b'x');
-    // It hangs up in the middle of it.
+    // The server closes the connection before the end.
     let _ = socket.write_all(&head).await;
     let mut answer = [0; 12];
     let read = socket.read_exact(&mut answer);
     match tokio::time::timeout(HANG, read).await.expect("at once") {
         Ok(_) => assert_eq!(&answer, b"HTTP/1.1 431"),
-        // Reset, because of what was sent and not read.
+        // The kernel resets a connection that is closed with unread bytes.
         Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset),
     }
     assert_eq!(program.admin("/livez").await, (200, "alive\n".to_owned()));

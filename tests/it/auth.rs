@@ -1,4 +1,4 @@
-//! Only those who may call do: tokens, scopes, and what becomes of them while the instance serves.
+//! Authentication: tokens, scopes, and their rotation and expiry while the instance serves.
 
 mod settings;
 pub mod tokens;
@@ -26,13 +26,13 @@ pub fn register(suite: &mut Suite<'_>) {
     suite.single("auth::each_method_needs_its_own_scope", scopes);
     suite.single("auth::keys_are_replaced_while_serving_and_old_ones_are_revoked", rotation);
     suite.single("auth::a_token_expires_on_a_connection_that_stands", expiry);
-    suite.single("auth::many_tokens_on_one_connection_are_told_apart", many);
+    suite.single("auth::many_tokens_on_one_connection_are_distinguished", many);
     suite.single("auth::tokens_are_never_logged", never_logged);
     suite.single("auth::an_open_port_is_one_warning", settings::open_port);
     suite.single("auth::secrets_are_read_from_files", settings::secrets);
 }
 
-/// The file of keys, in a directory that goes when this is dropped.
+/// The JWKS file, in a directory that is removed on drop.
 pub struct Jwks {
     _directory: tempfile::TempDir,
     file: PathBuf,
@@ -206,7 +206,7 @@ async fn algorithms(stack: Stack) {
             assert_eq!(status.code(), Code::Ok, "{name}: {status:?}");
         }
         let mut token = signer.token(&claims(READ)).into_bytes();
-        // Within the signature; the last character has bits that do not count.
+        // Within the signature; some bits of the last character are not part of it.
         let at = token.len() - 20;
         token[at] = if token[at] == b'A' { b'B' } else { b'A' };
         let status = read(&raw, id, bearer(std::str::from_utf8(&token).unwrap())).await;
@@ -231,7 +231,7 @@ async fn scopes(stack: Stack) {
     let node = node(&stack, &jwks).await;
     let raw = Raw::connect(node.app.grpc_addr.port()).await;
     let call = async |path: &str, mut headers: HeaderMap| {
-        // A stream has no other end.
+        // Only a deadline ends a stream.
         headers.insert("grpc-timeout", "200m".parse().unwrap());
         raw.call_with(path, headers, framed(&[])).await.unwrap().code()
     };
@@ -307,7 +307,7 @@ async fn expiry(stack: Stack) {
     .await;
 }
 
-/// More than a connection remembers.
+/// More tokens than a connection caches.
 async fn many(stack: Stack) {
     let id = stack.insert("walnut desk lamp").await;
     let signer = Signer::es256("ours");

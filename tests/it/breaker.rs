@@ -1,5 +1,5 @@
-//! The circuit breakers in front of Redis: who waits before they open, that nobody does afterwards, and that they
-//! close by themselves.
+//! The circuit breakers in front of Redis: which reads wait before they open, that none waits afterwards, and that
+//! they close by themselves.
 
 use std::time::{Duration, Instant};
 
@@ -9,18 +9,18 @@ use hotshelf::config::ServeArgs;
 
 use crate::harness::{Node, Private, StallMeter, Suite, eventually, too_busy};
 
-/// Longer than the machine stands still, and shorter than fred takes to give a silent connection up.
+/// Longer than a stall of the machine, and shorter than fred's timeout of a silent connection.
 const REDIS_TIMEOUT: Duration = Duration::from_secs(1);
 
 pub fn register(suite: &mut Suite<'_>) {
-    suite.private("breaker::once_it_is_open_nobody_waits_for_a_frozen_redis", frozen);
+    suite.private("breaker::once_it_is_open_no_read_waits_for_a_frozen_redis", frozen);
     suite.private("breaker::answers_that_are_always_late_open_it", slow);
     suite.private("breaker::a_redis_that_refuses_writes_does_not_open_it", read_only);
     suite.private("breaker::a_redis_that_is_loading_is_not_waited_for", loading);
 }
 
 async fn node(world: &Private) -> Node {
-    world.impatient_node(|args| args.redis.redis_timeout = REDIS_TIMEOUT).await
+    world.node_with_short_timeouts(|args| args.redis.redis_timeout = REDIS_TIMEOUT).await
 }
 
 async fn is_open(node: &Node, dependency: &str) -> bool {
@@ -41,14 +41,14 @@ async fn insert_many(world: &Private, count: i64) -> Vec<i64> {
     let insert = "INSERT INTO products (name, price) \
                   SELECT 'lamp', 1 FROM generate_series(1, $1) RETURNING id";
     let ids = sqlx::query_scalar(insert).bind(count).fetch_all(&world.sql).await.unwrap();
-    world.settled().await;
+    world.wait_until_relayed().await;
     ids
 }
 
 async fn closes_again(world: &Private, node: &Node) {
-    eventually("it is closed", || async { !is_open(node, "commands").await }).await;
+    eventually("the breaker closes", || async { !is_open(node, "commands").await }).await;
     eventually("Redis is filled again", || async {
-        let id = world.insert_unheard("afterwards").await;
+        let id = world.insert_unrelayed("afterwards").await;
         node.product(id).await;
         world.redis_holds(id)
     })
@@ -63,7 +63,7 @@ async fn frozen(world: Private) {
     let (first, rest) = ids.split_at(10);
     world.redis.pause();
     let stalls = StallMeter::start();
-    // Reads that come together ask Redis together, and fail as one.
+    // Concurrent reads are one command to Redis, and fail together.
     for together in first.chunks(2) {
         let began = Instant::now();
         join_all(together.iter().map(|id| node.product(*id))).await;
@@ -79,7 +79,7 @@ async fn frozen(world: Private) {
     for id in rest {
         assert_eq!(node.product(*id).await.id, *id);
     }
-    assert_eq!(failed_gets(&node).await, failed, "Redis was not asked");
+    assert_eq!(failed_gets(&node).await, failed, "no read reached Redis");
     assert!(moves(&node, "closed").await < 1.0, "all the time");
     world.redis.resume();
     closes_again(&world, &node).await;
@@ -88,8 +88,8 @@ async fn frozen(world: Private) {
 async fn slow(world: Private) {
     let node = node(&world).await;
     world.to_redis.delay(Direction::ToClient, REDIS_TIMEOUT.mul_f64(0.7));
-    eventually("it is open", || async {
-        let id = world.insert_unheard("lamp").await;
+    eventually("the breaker opens", || async {
+        let id = world.insert_unrelayed("lamp").await;
         assert_eq!(node.product(id).await.id, id);
         is_open(&node, "commands").await
     })
@@ -100,18 +100,22 @@ async fn slow(world: Private) {
 }
 
 async fn read_only(world: Private) {
-    let ids = insert_many_unheard(&world, 20).await;
-    // What is inserted below cannot be relayed, and after half as long nobody would vouch for what Redis holds.
-    let patient = |args: &mut ServeArgs| {
+    let ids = insert_many_unrelayed(&world, 20).await;
+    // The changes below cannot be relayed, and after half of `max_staleness` without a confirmation the instances
+    // would not serve entries of Redis.
+    let options = |args: &mut ServeArgs| {
         args.redis.redis_timeout = REDIS_TIMEOUT;
         args.caching.max_staleness = Duration::from_secs(600);
     };
-    let (node, other) = tokio::join!(world.impatient_node(patient), world.impatient_node(patient));
+    let (node, other) = tokio::join!(
+        world.node_with_short_timeouts(options),
+        world.node_with_short_timeouts(options)
+    );
     join_all(ids.iter().map(|id| other.product(*id))).await;
     assert!(ids.iter().all(|id| world.redis_holds(*id)));
     world.redis.command(&["CONFIG", "SET", "maxmemory", "1"]).unwrap();
     assert!(world.redis.command(&["SET", "any", "thing"]).is_err(), "full");
-    for id in insert_many_unheard(&world, 20).await {
+    for id in insert_many_unrelayed(&world, 20).await {
         assert_eq!(node.product(id).await.id, id, "a miss cannot be filled");
     }
     assert!(!is_open(&node, "commands").await);
@@ -121,8 +125,8 @@ async fn read_only(world: Private) {
     assert!(node.metric("hotshelf_reads_total{served_by=\"redis\"}").await > 0.0);
 }
 
-async fn insert_many_unheard(world: &Private, count: usize) -> Vec<i64> {
-    join_all((0..count).map(|_| world.insert_unheard("lamp"))).await
+async fn insert_many_unrelayed(world: &Private, count: usize) -> Vec<i64> {
+    join_all((0..count).map(|_| world.insert_unrelayed("lamp"))).await
 }
 
 async fn loading(world: Private) {
@@ -145,20 +149,20 @@ async fn loading(world: Private) {
         .kill_on_drop(true)
         .spawn()
         .unwrap();
-    let says = |what: &'static str| {
+    let reports = |what: &'static str| {
         let info = world.redis.command(&["INFO", "persistence"]);
         async move { info.is_ok_and(|info| info.contains(what)) }
     };
-    eventually("it is loading", || says("loading:1")).await;
-    for id in insert_many_unheard(&world, 10).await {
+    eventually("it is loading", || reports("loading:1")).await;
+    for id in insert_many_unrelayed(&world, 10).await {
         assert_eq!(node.product(id).await.id, id);
     }
     let open = is_open(&node, "commands").await;
-    if !says("loading:1").await {
+    if !reports("loading:1").await {
         too_busy("Redis had loaded before ten products were read");
     }
     assert!(open);
-    eventually("it has loaded", || says("loading:0")).await;
+    eventually("it has loaded", || reports("loading:0")).await;
     closes_again(&world, &node).await;
     loading.kill().await.unwrap();
 }

@@ -1,5 +1,5 @@
-//! P6 and P8 under overload: Postgres is asked for no more than the budget, who needs it most goes first, and the
-//! rest is told at once.
+//! P6 and P8 under overload: loads from Postgres stay within the budget, loads without a fallback go first, and the
+//! rest is refused at once.
 
 use std::time::{Duration, Instant};
 
@@ -15,9 +15,9 @@ use crate::harness::{HANG, Node, Stack, Suite, cache_status, eventually, get};
 type Read = JoinHandle<Result<Response<Product>, Status>>;
 
 pub fn register(suite: &mut Suite<'_>) {
-    suite.both("budget::who_has_something_stale_gets_that_before_others_get_nothing", stale_last);
-    suite.both("budget::who_is_refused_waits_for_nobody", told_at_once);
-    suite.both("budget::a_load_that_everybody_gave_up_leaves_the_queue", given_up);
+    suite.both("budget::a_load_with_a_stale_fallback_gives_way_to_one_without", stale_last);
+    suite.both("budget::a_refused_read_returns_at_once", refused_at_once);
+    suite.both("budget::a_load_without_waiters_leaves_the_queue", no_waiters);
     suite.both("budget::a_fleet_that_starts_cold_stays_within_it_and_recovers", cold_start);
 }
 
@@ -32,7 +32,7 @@ fn read(node: &Node, id: i64) -> Read {
     tokio::spawn(async move { client.get_product(get(id)).await })
 }
 
-/// Loads of this instance that run or wait.
+/// Loads of this instance, running and queued.
 async fn in_flight(node: &Node) -> f64 {
     node.metric("hotshelf_postgres_loads_in_flight").await
 }
@@ -47,7 +47,7 @@ async fn stale_last(stack: Stack) {
     let node = stack
         .node_with(|args| {
             tight(args);
-            // Memory is never trusted.
+            // Memory is never fresh.
             args.caching.max_staleness = Duration::ZERO;
             args.caching.hot_lease = Duration::ZERO;
         })
@@ -59,18 +59,18 @@ async fn stale_last(stack: Stack) {
     eventually("one runs", || async { stack.running_loads().await == 1 }).await;
     let many: Vec<Read> = (0..20).map(|_| read(&node, stale)).collect();
     eventually("another waits", || async { in_flight(&node).await == 2.0 }).await;
-    let needy = read(&node, absent);
+    let without_fallback = read(&node, absent);
     for read in many {
         let read = ended(read).await.unwrap();
         assert_eq!(cache_status(&read), "hotshelf; hit; detail=hot; stale");
     }
-    assert!(!needy.is_finished(), "it has the place");
+    assert!(!without_fallback.is_finished(), "it waits in the queue");
     lock.rollback().await.unwrap();
-    ended(needy).await.unwrap();
+    ended(without_fallback).await.unwrap();
     ended(first).await.unwrap();
 }
 
-async fn told_at_once(stack: Stack) {
+async fn refused_at_once(stack: Stack) {
     let [running, waiting, absent] =
         [stack.insert("a").await, stack.insert("b").await, stack.insert("c").await];
     let node = stack
@@ -88,13 +88,13 @@ async fn told_at_once(stack: Stack) {
     eventually("another waits", || async { in_flight(&node).await == 2.0 }).await;
     let refused = ended(read(&node, absent)).await.unwrap_err();
     assert_eq!(reason(&refused), "DATABASE_BUDGET_EXHAUSTED");
-    // One of its products is refused: that the other is about to come is of no use.
+    // One of its products is refused, which fails the batch although the other is being loaded.
     let batch = BatchGetProductsRequest { ids: vec![running, absent], ..Default::default() };
     let mut client = node.client.clone();
     let refused = tokio::time::timeout(HANG, client.batch_get_products(batch)).await.unwrap();
     assert_eq!(reason(&refused.unwrap_err()), "DATABASE_BUDGET_EXHAUSTED");
     assert!(!first.is_finished() && !second.is_finished());
-    assert!(!stack.is_leased(absent).await, "nobody else waits for it either");
+    assert!(!stack.is_leased(absent).await, "no lease is left behind");
     lock.rollback().await.unwrap();
     ended(first).await.unwrap();
     ended(second).await.unwrap();
@@ -107,30 +107,30 @@ fn reason(status: &Status) -> String {
     details.error_info().unwrap().reason.clone()
 }
 
-async fn given_up(stack: Stack) {
-    let [running, left, wanted] =
+async fn no_waiters(stack: Stack) {
+    let [running, left, awaited] =
         [stack.insert("a").await, stack.insert("b").await, stack.insert("c").await];
     let node = stack.node_with(tight).await;
     let lock = stack.lock_products().await;
     let first = read(&node, running);
     eventually("one runs", || async { stack.running_loads().await == 1 }).await;
-    let given_up = read(&node, left);
+    let cancelled = read(&node, left);
     eventually("another waits", || async { in_flight(&node).await == 2.0 }).await;
-    given_up.abort();
+    cancelled.abort();
     eventually("it is cancelled", || async {
         let series = "grpc_server_handled_total{grpc_code=\"CANCELLED\",grpc_method=\"GetProduct\"\
                       ,grpc_service=\"hotshelf.v1.ProductService\",grpc_type=\"unary\"}";
         node.metric(series).await == 1.0
     })
     .await;
-    // As urgent as the other was, and later; but the other is not wanted any more.
-    let served = read(&node, wanted);
+    // It has the same priority as the other load, and came later; but the other has no waiters.
+    let served = read(&node, awaited);
     eventually("it waits", || async { in_flight(&node).await == 2.0 }).await;
     let loads = stack.loads().await;
     lock.rollback().await.unwrap();
     ended(served).await.unwrap();
     ended(first).await.unwrap();
-    assert_eq!(stack.loads().await - loads, 2, "and not the one that was given up");
+    assert_eq!(stack.loads().await - loads, 2, "without the load that has no waiters");
 }
 
 async fn cold_start(stack: Stack) {
@@ -155,9 +155,9 @@ async fn cold_start(stack: Stack) {
         running == 3 * LOADS
     })
     .await;
-    // All but those that run and those that wait are told while Postgres still hangs.
-    let told = || reads.iter().filter(|read| read.is_finished()).count();
-    eventually("the rest is told", || async { told() >= reads.len() / 2 }).await;
+    // All reads but the running and the queued ones are refused while Postgres still hangs.
+    let finished = || reads.iter().filter(|read| read.is_finished()).count();
+    eventually("the rest is refused", || async { finished() >= reads.len() / 2 }).await;
     let running = stack.running_loads().await;
     assert!(running <= 3 * LOADS, "{running} at once");
     lock.rollback().await.unwrap();

@@ -1,4 +1,4 @@
-//! P9: what one caller does costs the others nothing, and it is told so. A caller is a connection.
+//! P9: the load of one caller does not affect the others, and its own calls are refused. A caller is a connection.
 
 use std::time::Duration;
 
@@ -40,7 +40,7 @@ async fn client(node: &Node) -> Client {
     ProductServiceClient::new(channel(node.grpc_addr.port()).await)
 }
 
-/// Begins so many calls at once.
+/// Starts `calls` concurrent calls.
 fn flood<F: Future<Output = Result<(), Status>> + Send + 'static>(
     calls: usize,
     call: impl Fn(usize) -> F,
@@ -58,7 +58,7 @@ fn reason(status: &Status) -> String {
     details.error_info().unwrap().reason.clone()
 }
 
-/// Waits for the calls; how many were refused, each with this code and reason.
+/// Waits for the calls and returns the number of refused ones, each with this code and reason.
 async fn refused(calls: Calls, code: Code, expected: &str) -> usize {
     let ended = tokio::time::timeout(HANG, join_all(calls)).await.unwrap();
     let refused: Vec<Status> = ended.into_iter().filter_map(|call| call.unwrap().err()).collect();
@@ -68,15 +68,15 @@ async fn refused(calls: Calls, code: Code, expected: &str) -> usize {
     refused.len()
 }
 
-/// Hot reads, misses and writes of another connection, one after the other.
+/// Hits, misses and writes on another connection, one after the other.
 async fn assert_unharmed(stack: &Stack, node: &Node) {
     let mut client = client(node).await;
-    let hot = stack.insert_unheard("hot").await;
+    let hot = stack.insert_unrelayed("hot").await;
     let in_time = async {
         client.get_product(get(hot)).await.unwrap();
         for round in 0..10 {
             client.get_product(get(hot)).await.unwrap();
-            let cold = stack.insert_unheard("cold").await;
+            let cold = stack.insert_unrelayed("cold").await;
             client.get_product(get(cold)).await.unwrap();
             client.update_product(renamed(cold, &format!("round {round}"))).await.unwrap();
             client.create_product(new_product("new")).await.unwrap();
@@ -106,7 +106,8 @@ async fn updates(stack: Stack) {
         let mut client = abuser.clone();
         async move { client.update_product(renamed(id, &format!("{n}"))).await.map(drop) }
     });
-    eventually("one runs, four wait, the rest is told", async || ended(&calls) == CALLS - 5).await;
+    eventually("one runs, four wait, the rest is refused", async || ended(&calls) == CALLS - 5)
+        .await;
     assert_unharmed(&stack, &node).await;
     held.rollback().await.unwrap();
     assert_eq!(refused(calls, Code::Aborted, "PRODUCT_BUSY").await, CALLS - 5);
@@ -122,7 +123,7 @@ async fn held_row(stack: Stack) {
         let mut client = abusers[n].clone();
         async move { client.update_product(renamed(id, &format!("{n}"))).await.map(drop) }
     });
-    eventually("one runs, four wait, the rest is told", async || ended(&calls) == CALLERS - 5)
+    eventually("one runs, four wait, the rest is refused", async || ended(&calls) == CALLERS - 5)
         .await;
     assert_eq!(gauge(&node, "in_use", "writes").await, 1.0);
     assert_unharmed(&stack, &node).await;
@@ -130,14 +131,14 @@ async fn held_row(stack: Stack) {
     assert_eq!(refused(calls, Code::Aborted, "PRODUCT_BUSY").await, CALLERS - 5);
 }
 
-/// More rows are held, and more callers wait for them, than there are connections for writes.
+/// More rows are locked, and more callers wait for them, than there are connections for writes.
 async fn held_rows(stack: Stack) {
     const ROWS: usize = 12;
     let mut ids = Vec::new();
     for _ in 0..ROWS {
         ids.push(stack.insert("lamp").await);
     }
-    // The program's own limits, not the generous ones of tests.
+    // The program's own timeouts, not the long ones of the harness.
     let limits = |args: &mut ServeArgs| {
         args.postgres.database_statement_timeout = Duration::from_secs(2);
         args.postgres.database_acquire_timeout = Duration::from_millis(500);
@@ -152,13 +153,13 @@ async fn held_rows(stack: Stack) {
         async move { client.update_product(renamed(id, "new")).await.map(drop) }
     });
     let connections = gauge(&node, "limit", "writes").await;
-    eventually("all connections for writes are taken, and more are wanted", async || {
+    eventually("all connections for writes are in use, and a write waits", async || {
         let waiting = gauge(&node, "waiting", "writes").await;
         gauge(&node, "in_use", "writes").await == connections && waiting > 0.0
     })
     .await;
     assert_unharmed(&stack, &node).await;
-    assert_eq!(ended(&calls), 0, "the rows are still held, and none has given up");
+    assert_eq!(ended(&calls), 0, "the rows are still held, and none has timed out");
     held.rollback().await.unwrap();
     for call in calls {
         tokio::time::timeout(HANG, call).await.unwrap().unwrap().unwrap();
@@ -189,12 +190,12 @@ async fn creations(stack: Stack) {
     });
     let running = gauge(&node, "limit", "writes").await - 1.0;
     eventually("all but one run", async || gauge(&node, "in_use", "writes").await == running).await;
-    let told = CALLS - QUEUED - running as usize;
-    eventually("all that do not wait are told", async || ended(&calls) >= told).await;
+    let rejected = CALLS - QUEUED - running as usize;
+    eventually("all that do not wait are refused", async || ended(&calls) >= rejected).await;
     assert_unharmed(&stack, &node).await;
     held.rollback().await.unwrap();
-    // Each that the neighbour wrote while no connection was free took a place for a moment.
-    assert!(refused(calls, Code::ResourceExhausted, "TOO_MANY_WRITES").await >= told);
+    // Each write of the neighbour that found no free connection evicted one from the queue.
+    assert!(refused(calls, Code::ResourceExhausted, "TOO_MANY_WRITES").await >= rejected);
 }
 
 async fn explanations(stack: Stack) {
@@ -209,8 +210,8 @@ async fn explanations(stack: Stack) {
         let mut client = AdminServiceClient::new(abuser.clone());
         async move { client.explain_product(ExplainProductRequest { id: hot }).await.map(drop) }
     });
-    let told = CALLS - QUEUED - 1;
-    eventually("one runs, the rest is told", async || ended(&calls) == told).await;
+    let rejected = CALLS - QUEUED - 1;
+    eventually("one runs, the rest is refused", async || ended(&calls) == rejected).await;
     let neighbours = client(&node).await;
     let [mut reads, mut writes] = [neighbours.clone(), neighbours];
     let read = tokio::spawn(async move { reads.get_product(get(cold)).await });
@@ -225,10 +226,10 @@ async fn explanations(stack: Stack) {
     lock.rollback().await.unwrap();
     read.await.unwrap().unwrap();
     write.await.unwrap().unwrap();
-    assert_eq!(refused(calls, Code::ResourceExhausted, "TOO_MANY_EXPLANATIONS").await, told);
+    assert_eq!(refused(calls, Code::ResourceExhausted, "TOO_MANY_EXPLANATIONS").await, rejected);
 }
 
-/// One load runs, and ten wait, however long Postgres hangs.
+/// An instance in which one load runs and ten wait, with timeouts longer than the test.
 pub async fn with_ten_places(stack: &Stack, more: impl FnOnce(&mut ServeArgs)) -> Node {
     let change = |args: &mut ServeArgs| {
         args.postgres.database_loads = 1;
@@ -256,11 +257,12 @@ async fn batches(stack: Stack) {
         let batch = BatchGetProductsRequest { ids, ..Default::default() };
         async move { client.batch_get_products(batch).await.map(drop) }
     });
-    let told = CALLS - 11;
-    eventually("one runs, ten wait, the rest is told", async || ended(&calls) == told).await;
+    let rejected = CALLS - 11;
+    eventually("one runs, ten wait, the rest is refused", async || ended(&calls) == rejected).await;
     let mut neighbour = client(&node).await;
     let read = tokio::spawn(async move { neighbour.get_product(get(cold)).await });
-    eventually("it takes a place of theirs", async || ended(&calls) == told + 1).await;
+    eventually("it evicts one of them from the queue", async || ended(&calls) == rejected + 1)
+        .await;
     assert!(!read.is_finished());
     lock.rollback().await.unwrap();
     read.await.unwrap().unwrap();
@@ -281,12 +283,12 @@ async fn latest_reads(stack: Stack) {
         let request = GetProductRequest { id: read + 1_000_000 + n as i64, freshness };
         async move { client.get_product(request).await.map(drop) }
     });
-    let told = CALLS - 11;
-    eventually("one runs, ten wait, the rest is told", async || ended(&calls) == told).await;
+    let rejected = CALLS - 11;
+    eventually("one runs, ten wait, the rest is refused", async || ended(&calls) == rejected).await;
     let mut neighbour = client(&node).await;
     let read = tokio::spawn(async move { neighbour.get_product(get(cold)).await });
-    eventually("it has its share", async || stack.running_loads().await == 2).await;
-    assert_eq!(ended(&calls), told, "and not one of theirs");
+    eventually("it runs in its own share", async || stack.running_loads().await == 2).await;
+    assert_eq!(ended(&calls), rejected, "it evicted none of them");
     lock.rollback().await.unwrap();
     read.await.unwrap().unwrap();
     let ended = tokio::time::timeout(HANG, join_all(calls)).await.unwrap();
@@ -305,7 +307,7 @@ async fn in_vain(stack: Stack) {
             args.postgres.database_loads = 1;
             args.postgres.database_acquire_timeout = Duration::from_secs(1_000);
             args.postgres.database_statement_timeout = Duration::from_secs(1_000);
-            // Memory is never trusted.
+            // Memory is never fresh.
             args.caching.max_staleness = Duration::ZERO;
             args.caching.hot_lease = Duration::ZERO;
             args.caching.refresh_keys = 0;
@@ -317,7 +319,7 @@ async fn in_vain(stack: Stack) {
     let mut client = client(&node).await;
     let first = tokio::spawn(async move { client.get_product(get(running)).await });
     eventually("one runs", async || stack.running_loads().await == 1).await;
-    // Two that wait behind one that has run for this long will not run within a few milliseconds more.
+    // The estimate of the wait: behind a load that has run for this long, two loads will not both run within 2 s.
     tokio::time::sleep(Duration::from_secs(3)).await;
     let raw = Raw::connect(node.grpc_addr.port()).await;
     let refused = raw.call_within("2S", GET, &get(absent)).await;
@@ -337,7 +339,7 @@ async fn chunks(stack: Stack) {
     let ids = (1_000_000..1_001_000).collect();
     let batch = BatchGetProductsRequest { ids, ..Default::default() };
     node.client.clone().batch_get_products(batch.clone()).await.unwrap();
-    // The last of them is counted when its transaction has ended, which may be after its rows have come.
+    // Postgres counts the last statement at the end of its transaction, which may be after its rows have arrived.
     eventually("a hundred each", async || stack.loads().await - loads == 10).await;
     node.client.clone().batch_get_products(batch).await.unwrap();
     assert_eq!(stack.loads().await - loads, 10, "and no more");

@@ -1,4 +1,4 @@
-//! Connections: how many calls a client may cancel, and how long it lives.
+//! Connections: the bound on cancelled calls, and the maximum age.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -18,9 +18,9 @@ use crate::hostile::frames::{
 };
 
 const GET: &str = "/hotshelf.v1.ProductService/GetProduct";
-/// Clients of a balancer.
+/// Clients behind the balancer.
 const CLIENTS: usize = 8;
-const A_WHILE: Duration = Duration::from_millis(300);
+const SHORT_AGE: Duration = Duration::from_millis(300);
 
 pub fn register(suite: &mut Suite<'_>) {
     suite.single("callers::half_of_its_calls_cancelled_at_once_leave_the_other_half", cancelled);
@@ -48,7 +48,7 @@ async fn flooded(program: &Program) -> bool {
     text.contains("hotshelf_connections_closed_total{reason=\"flood\"} 1\n")
 }
 
-/// Sends what the program finds all at once when it goes on.
+/// Sends bytes to the stopped program, which reads all of them at once when it continues.
 async fn at_once(program: &Program, bytes: &[u8]) -> Socket {
     program.signal(Signal::SIGSTOP);
     let mut socket = Socket::greeted(program.port(), &frame(SETTINGS, 0, 0, &[])).await.unwrap();
@@ -92,7 +92,7 @@ async fn rapid_reset(stack: Stack) {
     client.get_product(get(id)).await.unwrap();
 }
 
-/// Gives connections to the backends in turn, as a balancer does that knows nothing of calls.
+/// A layer-4 balancer: gives connections to the backends in turn.
 async fn balancer(backends: Arc<parking_lot::Mutex<Vec<u16>>>) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -113,7 +113,7 @@ async fn balancer(backends: Arc<parking_lot::Mutex<Vec<u16>>>) -> u16 {
     port
 }
 
-/// Whether the server has surely not begun the call: then every gRPC client sends it again by itself.
+/// Whether the server has certainly not started the call: gRPC clients retry such a call transparently.
 fn was_not_begun(error: &hyper::Error) -> bool {
     let source = std::error::Error::source(error);
     let refused =
@@ -123,7 +123,7 @@ fn was_not_begun(error: &hyper::Error) -> bool {
     error.is_canceled() || error.is_closed() || refused
 }
 
-/// Calls until it is told to stop; how many calls it made. None of them fails.
+/// Calls until `stop`, and returns the number of calls. None of them fails.
 async fn caller(port: u16, id: i64, stop: Arc<AtomicBool>, connected: Arc<AtomicUsize>) -> usize {
     let request = framed(&get(id).encode_to_vec());
     let (mut raw, mut calls) = (Raw::connect(port).await, 0);
@@ -161,12 +161,12 @@ async fn shared_load(stack: Stack) {
     eventually("all are connected, to the first instance", all).await;
     backends.lock().push(second.grpc_addr.port());
     let share = (CLIENTS / 4) as f64;
-    // Its own client does not call, and its connection ends.
+    // Each node's own client does not call, and its connection ends.
     let shared = async || {
         let open = async |node: &Node| node.metric("hotshelf_connections").await;
         open(&first).await > share && open(&second).await > share
     };
-    eventually("both have their share", shared).await;
+    eventually("both have a share of the connections", shared).await;
     stop.store(true, Ordering::Relaxed);
     let mut calls = 0;
     while let Some(ended) = callers.join_next().await {
@@ -179,13 +179,16 @@ async fn shared_load(stack: Stack) {
 
 async fn aged_call(stack: Stack) {
     let id = stack.insert("walnut desk lamp").await;
-    let node = stack.node_with(|args| args.serving.edge.max_connection_age = A_WHILE).await;
+    let node = stack.node_with(|args| args.serving.edge.max_connection_age = SHORT_AGE).await;
     let lock = stack.lock_products().await;
     let raw = Raw::connect(node.grpc_addr.port()).await;
     let call = tokio::spawn(async move { raw.call(GET, &get(id)).await });
     eventually("it hangs", async || stack.waiting_statements().await.len() == 1).await;
-    // Its own client has one, too.
-    eventually("its age has come", async || closed(&node, "age").await >= 2.0).await;
+    // The node's own client has a connection, too.
+    eventually("both connections reach the maximum age", async || {
+        closed(&node, "age").await >= 2.0
+    })
+    .await;
     lock.rollback().await.unwrap();
     let answer = tokio::time::timeout(HANG, call).await.unwrap().unwrap();
     assert_eq!(answer.code(), Code::Ok, "{answer}");
@@ -193,8 +196,8 @@ async fn aged_call(stack: Stack) {
 
 async fn aged_stream(stack: Stack) {
     let short = |args: &mut hotshelf::config::ServeArgs| {
-        args.serving.edge.max_connection_age = A_WHILE;
-        args.serving.edge.max_connection_age_grace = A_WHILE;
+        args.serving.edge.max_connection_age = SHORT_AGE;
+        args.serving.edge.max_connection_age_grace = SHORT_AGE;
     };
     let node = stack.node_with(short).await;
     let stream = node.client.clone().stream_hot_keys(StreamHotKeysRequest::default()).await;
@@ -207,7 +210,7 @@ async fn aged_stream(stack: Stack) {
 
 async fn idle(stack: Stack) {
     let id = stack.insert("walnut desk lamp").await;
-    let node = stack.node_with(|args| args.serving.edge.max_connection_idle = A_WHILE).await;
+    let node = stack.node_with(|args| args.serving.edge.max_connection_idle = SHORT_AGE).await;
     let stream = node.client.clone().stream_hot_keys(StreamHotKeysRequest::default()).await;
     let mut stream = stream.unwrap().into_inner();
     let raw = Raw::connect(node.grpc_addr.port()).await;

@@ -1,4 +1,4 @@
-//! What callers may make an instance hold, and what of it they are told.
+//! Bounds on the memory that callers can make an instance hold, and the refusals at these bounds.
 
 use std::io::Write;
 
@@ -34,7 +34,7 @@ fn assert_refused(status: &Status, code: Code, reason: &str) {
     assert_eq!(status.get_error_details().error_info().unwrap().reason, reason);
 }
 
-/// A connection with so many requests that have begun.
+/// A connection with this many incomplete requests.
 async fn begun(port: u16, path: &str, requests: u32, part: &[u8]) -> Socket {
     let mut socket = Socket::greeted(port, &frame(SETTINGS, 0, 0, &[])).await.unwrap();
     for number in 0..requests {
@@ -61,12 +61,12 @@ async fn heads(stack: Stack) {
     assert_eq!(node.metric("hotshelf_calls_in_flight").await, 0.0);
     node.product(id).await;
     drop(crowd);
-    eventually("nothing of them is left", async || held().await == 0.0).await;
+    eventually("all bytes are released", async || held().await == 0.0).await;
 }
 
 async fn bodies(stack: Stack) {
     const LIMIT: usize = 1 << 20;
-    /// All of a connection's fit into the window that it begins with.
+    /// All of a connection's parts fit into the initial flow-control window.
     const PART: usize = 1_500;
     let id = stack.insert("walnut desk lamp").await;
     let node = stack
@@ -86,7 +86,7 @@ async fn bodies(stack: Stack) {
         node.product(id).await;
     }
     let refused = r#"hotshelf_shed_total{reason="request_bytes"}"#;
-    // More than twice as much as fits was sent.
+    // More than twice the limit was sent.
     eventually("most are refused", async || node.metric(refused).await > 100.0).await;
     let connections = node.metric("hotshelf_connections").await;
     assert!(connections > 12.0, "none was closed for it: {connections}");
@@ -116,7 +116,7 @@ async fn streams(stack: Stack) {
     assert_eq!(node.metric(r#"hotshelf_shed_total{reason="streams"}"#).await, 1.0);
     let mut other = HealthClient::new(channel(node.grpc_addr.port()).await);
     other.check(HealthCheckRequest::default()).await.unwrap();
-    // However many connections hold the rest, an instance must not look dead.
+    // Health checks pass when other connections hold all streams.
     let mut crowd = Vec::new();
     loop {
         let mut another = HealthClient::new(channel(node.grpc_addr.port()).await);
@@ -129,7 +129,8 @@ async fn streams(stack: Stack) {
     }
     other.check(HealthCheckRequest::default()).await.unwrap();
     drop((open, crowd));
-    eventually("they are gone", async || node.metric("hotshelf_streams").await == 0.0).await;
+    eventually("their streams have ended", async || node.metric("hotshelf_streams").await == 0.0)
+        .await;
     watch(&mut client).await.unwrap();
 }
 
@@ -158,7 +159,7 @@ async fn gzip(stack: Stack) {
     let requests = [(GET, get(id).encode_to_vec()), (BATCH, batch.encode_to_vec())];
     for (path, message) in requests {
         assert_eq!(call(path, "gzip", gzipped(&message)).await.code(), Code::Ok, "{path}");
-        // Any message may come as it is.
+        // With `grpc-encoding: gzip`, each message may still be uncompressed.
         assert_eq!(call(path, "gzip", framed(&message)).await.code(), Code::Ok, "{path}");
     }
     let read = call(UPDATE, "gzip", gzipped(&update.encode_to_vec())).await;
@@ -190,7 +191,7 @@ async fn reads(node: &Node) -> f64 {
 }
 
 async fn too_large(stack: Stack) {
-    // The one kind is kept in memory, the other is too large for that.
+    // Memory holds the first kind; the second is too large for memory.
     let (held, large) = (described(&stack, 300, 15_000).await, described(&stack, 75, 60_000).await);
     let node = stack.node().await;
     let mut client = node.client.clone().max_decoding_message_size(8 << 20);
@@ -211,7 +212,7 @@ async fn too_large(stack: Stack) {
     let before = reads(&node).await;
     let refused = client.batch_get_products(batch(&held, 0)).await.unwrap_err();
     assert_refused(&refused, Code::ResourceExhausted, "RESPONSE_TOO_LARGE");
-    assert_eq!(reads(&node).await, before, "it has not read them");
+    assert_eq!(reads(&node).await, before, "memory was not read");
 
     let refused = client.batch_get_products(batch(&large, 0)).await.unwrap_err();
     assert_refused(&refused, Code::ResourceExhausted, "RESPONSE_TOO_LARGE");

@@ -1,4 +1,4 @@
-//! Who a caller is: by its token, or by what a proxy in front says, it is one caller on any connection.
+//! Identity of callers: a caller with a token, or named by a trusted proxy, is one caller on all its connections.
 
 use std::sync::Arc;
 
@@ -19,9 +19,12 @@ const CALLS: i64 = 20;
 const PLACES: i64 = 11;
 
 pub fn register(suite: &mut Suite<'_>) {
-    suite.single("callers::whom_a_proxy_names_is_one_caller_on_any_connection", proxied);
-    suite.single("callers::whoever_shows_a_token_is_one_caller_on_any_connection", shown);
-    suite.single("callers::a_name_that_nobody_was_asked_for_is_not_believed", not_believed);
+    suite.single(
+        "callers::a_caller_named_by_a_proxy_is_one_caller_on_any_connection",
+        named_by_proxy,
+    );
+    suite.single("callers::a_caller_with_a_token_is_one_caller_on_any_connection", named_by_token);
+    suite.single("callers::a_forwarded_name_is_ignored_unless_it_is_configured", ignored);
 }
 
 fn named(list: &str) -> HeaderMap {
@@ -30,18 +33,18 @@ fn named(list: &str) -> HeaderMap {
     headers
 }
 
-async fn proxied(stack: Stack) {
+async fn named_by_proxy(stack: Stack) {
     let change =
         |args: &mut ServeArgs| args.identity.caller_metadata = "x-forwarded-for".to_owned();
     let node = with_ten_places(&stack, change).await;
-    // What is before the last comma the client itself may have sent.
+    // A client can set the names before the last comma itself.
     let greedy = |n| named(&format!("{n}, greedy"));
     assert!(leaves_a_place(&stack, &node, greedy, named("polite")).await);
     let most = format!("{} greedy\n", CALLS - PLACES + 1);
     assert_eq!(node.admin("/callers").await.1, most);
 }
 
-async fn shown(stack: Stack) {
+async fn named_by_token(stack: Stack) {
     let signer = Signer::es256("ours");
     let jwks = Jwks::of(&[&signer]);
     let node = with_ten_places(&stack, |args| jwks.configure(args)).await;
@@ -55,14 +58,14 @@ async fn shown(stack: Stack) {
     assert_eq!(node.admin("/callers").await.1, most);
 }
 
-async fn not_believed(stack: Stack) {
+async fn ignored(stack: Stack) {
     let node = with_ten_places(&stack, |_| {}).await;
     let left = leaves_a_place(&stack, &node, |_| named("greedy"), named("polite")).await;
     assert!(!left, "the connection is the caller");
 }
 
-/// One caller wants more loads than there are places for, on two connections, and then another wants one, on the second of these.
-/// Whether it gets a place of the first.
+/// One caller starts more loads than there are places, on two connections; then another caller starts one, on the
+/// second connection. Returns whether that load evicts one of the first caller's.
 async fn leaves_a_place(
     stack: &Stack,
     node: &Node,
@@ -79,9 +82,9 @@ async fn leaves_a_place(
     };
     let calls: Vec<_> = (0..CALLS).map(|n| read(n, 1_000_000 + n, greedy(n))).collect();
     let ended = || calls.iter().filter(|call| call.is_finished()).count() as i64;
-    eventually("one runs, ten wait, the rest is told", async || ended() == CALLS - PLACES).await;
+    eventually("one runs, ten wait, the rest is refused", async || ended() == CALLS - PLACES).await;
     let neighbour = read(CALLS, cold, polite);
-    eventually("one of them is told", async || {
+    eventually("one more is refused", async || {
         ended() == CALLS - PLACES + 1 || neighbour.is_finished()
     })
     .await;

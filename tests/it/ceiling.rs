@@ -1,4 +1,4 @@
-//! An entry in Redis with a version that PostgreSQL has not given out is never served, and no entry is past its hard TTL.
+//! An entry in Redis is never served with a version that PostgreSQL has not assigned, or past its hard TTL.
 
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,10 @@ pub fn register(suite: &mut Suite<'_>) {
     suite.both("ceiling::many_impossible_versions_are_found_out_together", many);
     suite.both("ceiling::without_the_protection_an_impossible_version_is_served", unprotected);
     suite.both("ceiling::an_entry_past_its_hard_ttl_is_not_served", past_hard);
-    suite.private("ceiling::nor_is_it_while_postgres_is_away", past_hard_without_postgres);
+    suite.private(
+        "ceiling::an_entry_past_its_hard_ttl_is_not_served_without_postgres",
+        past_hard_without_postgres,
+    );
 }
 
 const IMPOSSIBLE: &str = "hotshelf_redis_impossible_total";
@@ -29,7 +32,7 @@ fn plain(args: &mut ServeArgs) {
     args.caching.refresh_keys = 0;
 }
 
-/// The bytes of an entry with another head, and the checksum that fits it.
+/// The bytes of an entry with a changed header and a valid checksum.
 fn forged(bytes: &[u8], change: impl FnOnce(&mut [u8])) -> Vec<u8> {
     let mut bytes = bytes.to_vec();
     change(&mut bytes);
@@ -45,7 +48,7 @@ fn impossible(bytes: &mut [u8]) {
     bytes[2..10].copy_from_slice(&(1_i64 << 40).to_be_bytes());
 }
 
-/// Three products that Redis holds, and an instance that has none of them in its memory.
+/// Three products in Redis, the instance that filled them, and an instance without them in memory.
 async fn unread(stack: &Stack) -> (Node, Node, [i64; 3]) {
     let ids = [stack.insert("old").await, stack.insert("old").await, stack.insert("old").await];
     let filler = stack.node_with(plain).await;
@@ -55,7 +58,7 @@ async fn unread(stack: &Stack) -> (Node, Node, [i64; 3]) {
     (filler, stack.node_with(plain).await, ids)
 }
 
-/// Reads the first plainly, the second with a lowest version, and the third in a batch. Returns the names; none for no product.
+/// Reads the first without options, the second with `min_version`, and the third in a batch. Returns the names.
 async fn read(stack: &Stack, node: &Node, ids: [i64; 3]) -> Vec<String> {
     let mut names = Vec::new();
     names.push(node.get(ids[0]).await.map_or(String::new(), |read| read.into_inner().name));
@@ -104,7 +107,8 @@ async fn tombstone(stack: Stack) {
     never_served(&stack, gone).await;
 }
 
-/// Until a poll answers it is not known whether they are impossible; each is waited for a second at most.
+/// Until a poll returns, the instance cannot decide whether a version is impossible, and waits at most a second. The
+/// bound is per batch, not per product.
 async fn many(stack: Stack) {
     const COUNT: usize = 25;
     let filler = stack.node_with(plain).await;
@@ -138,7 +142,7 @@ async fn updated(stack: Stack) {
     for (id, change) in ids.into_iter().zip([gone, |bytes: &[u8]| forged(bytes, impossible)]) {
         let bytes = stack.redis_value(id).await.unwrap();
         stack.redis_put(id, &change(&bytes)).await;
-        // The one has an older version in its memory, the other has nothing.
+        // `a` has an older version in memory, `b` has none.
         let new = rename(&a, id, "new").await;
         assert_eq!(a.product(id).await, new);
         assert_eq!(b.product(id).await, new);
@@ -159,12 +163,12 @@ async fn unprotected(stack: Stack) {
     }
     let update = AssertSqlSafe("UPDATE products SET name = 'new'".to_owned());
     sqlx::query(update).execute(&stack.sql).await.unwrap();
-    stack.settled().await;
+    stack.wait_until_relayed().await;
     assert_eq!(read(&stack, &node, ids).await, ["old"; 3]);
     assert_eq!(node.metric(IMPOSSIBLE).await, 0.0);
 }
 
-/// With a hard TTL of a millisecond, which has passed. `redis_put` sets no expiry.
+/// An entry with a hard TTL of 1 ms, which has passed. `redis_put` sets no expiry.
 fn expired(bytes: &[u8]) -> Vec<u8> {
     forged(bytes, |bytes| bytes[18..26].copy_from_slice(&[0, 0, 0, 1, 0, 0, 0, 1]))
 }
@@ -187,7 +191,8 @@ async fn past_hard(stack: Stack) {
 
 async fn past_hard_without_postgres(world: Private) {
     let ids = [world.insert("old").await, world.insert("old").await];
-    let (filler, node) = tokio::join!(world.impatient_node(plain), world.impatient_node(plain));
+    let (filler, node) =
+        tokio::join!(world.node_with_short_timeouts(plain), world.node_with_short_timeouts(plain));
     for id in ids {
         filler.product(id).await;
     }
@@ -195,7 +200,7 @@ async fn past_hard_without_postgres(world: Private) {
     world.redis_put(ids[0], &expired(&bytes)).await;
     world.to_postgres.cut();
     let stale = "hotshelf; hit; detail=redis; stale";
-    eventually("neither is known to be current any more", || async {
+    eventually("both entries are beyond max_staleness", || async {
         node.metric("hotshelf_change_feed_lag_seconds").await > 6.0
     })
     .await;

@@ -1,5 +1,5 @@
-//! The checker of `loadtest/checker`: instances keep every promise under its load, and it sees each promise
-//! that a history breaks.
+//! The checker of `loadtest/checker`: instances keep every guarantee under its load, and it detects each violation
+//! in a history.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use checker::{Load, Target, run, verify};
 
 use crate::harness::{HANG, Stack, StallMeter, Suite, too_busy};
 
-/// P3. A machine that is busy gets an allowance: the longest stall that was measured in the run.
+/// P3. The test adds an allowance for a busy machine: the longest stall that was measured in the run.
 const BOUND: Duration = Duration::from_secs(1);
 const PRODUCT: i64 = 7;
 
@@ -39,7 +39,7 @@ async fn mixed_load(stack: Stack) {
     };
     let stalls = StallMeter::start();
     let outcome = run(&Target { instances, sql: stack.sql.clone() }, &load).await.unwrap();
-    // An instance that did not run for a while was as late as that.
+    // Staleness of an instance may exceed the bound by the time in which it did not run.
     let allowance = stalls.longest().max(outcome.longest_delay());
     let bound = BOUND + allowance;
     let verdict = verify(&outcome.history, bound);
@@ -65,12 +65,12 @@ fn history() -> History {
     history
 }
 
-fn commit(history: &mut History, version: i64, deleted: bool, told: Option<(u64, u64)>) {
+fn commit(history: &mut History, version: i64, deleted: bool, confirmed: Option<(u64, u64)>) {
     let state = State { version, deleted };
-    let written = told.map_or(0, |(sent, _)| sent + 50);
+    let written = confirmed.map_or(0, |(sent, _)| sent + 50);
     let write = u32::try_from(version).ok();
     history.committed.push(Committed { product: PRODUCT, state, write, written });
-    if let Some((sent, acked)) = told {
+    if let Some((sent, acked)) = confirmed {
         history.acks.push(Ack { product: PRODUCT, state, kind: Kind::Sql, sent, acked });
     }
 }
@@ -101,7 +101,7 @@ fn broken_by(reads: &[Read]) -> Vec<Rule> {
 fn sound() {
     let reads = [
         plain(100, 200, product(10)),
-        // Within the bound; at the other instance; and at the same one, while the newer read runs.
+        // An old version within the bound; at the other instance; and at the same one, concurrent with the newer read.
         plain(1_400, 1_450, product(10)),
         plain(1_500, 1_700, product(20)),
         plain(1_480, 1_600, product(10)),
@@ -114,7 +114,7 @@ fn sound() {
 
 fn each_kind() {
     let once = |rule, reads: &[Read]| assert_eq!(broken_by(reads), [rule], "{reads:?}");
-    // No such version; content of another one; of two; before it was sent; absent, and never deleted.
+    // An unknown version; content of another version; content of no write; before it was sent; absent, never deleted.
     once(Rule::Committed, &[plain(100, 200, product(11))]);
     once(Rule::Committed, &[plain(1_100, 1_200, Seen::Product(20, Some(10)))]);
     once(Rule::Committed, &[plain(1_100, 1_200, Seen::Product(20, None))]);
@@ -135,7 +135,7 @@ fn each_kind() {
     commit(&mut revived, 30, true, Some((2_900, 3_000)));
     revived.reads = vec![plain(3_100, 3_200, Seen::Absent), plain(3_300, 3_400, product(30))];
     assert_eq!(broken(&revived), [Rule::NeverBack]);
-    // The deletion was there once, and what replaced it has been seen.
+    // The product was deleted once, and the version after the deletion was read.
     commit(&mut revived, 40, false, Some((3_900, 4_000)));
     revived.reads = vec![plain(4_000, 4_100, product(40)), plain(4_200, 4_300, Seen::Absent)];
     assert_eq!(broken(&revived), [Rule::NeverBack]);
@@ -143,7 +143,7 @@ fn each_kind() {
     disagreement();
 }
 
-/// A tier that holds something else than Postgres does.
+/// A tier that disagrees with Postgres.
 fn disagreement() {
     use checker::converge::agrees;
     use hotshelf::proto::{
@@ -184,7 +184,7 @@ fn disagreement() {
 }
 
 fn doubt() {
-    // Deleted twice: an absence may be either, and after the second the first is no way back.
+    // Deleted twice: an absence may be either deletion, and after the second it is not a step back to the first.
     let mut twice = history();
     commit(&mut twice, 30, true, Some((2_900, 3_000)));
     commit(&mut twice, 40, false, Some((3_900, 4_000)));
@@ -199,12 +199,12 @@ fn doubt() {
     let stale = verify(&twice, BOUND).staleness.row(Since::Confirmed, Kind::Sql, None);
     assert_eq!(stale.max, 0, "nor is it stale");
 
-    // A write whose writer was told of a failure may have been committed, at any time.
+    // A write that was reported as failed may have been committed, at any time.
     let mut unknown = history();
     commit(&mut unknown, 40, false, None);
     unknown.reads = vec![plain(3_000, 3_100, product(40))];
     assert_eq!(broken(&unknown), []);
-    // Whoever hears of a later one knows that it is committed too.
+    // Once a later version is confirmed, the unconfirmed one is committed too.
     commit(&mut unknown, 50, false, Some((4_900, 5_000)));
     unknown.reads = vec![read(5_001, 5_100, 0, Wish::Latest, product(40))];
     assert_eq!(broken(&unknown), [Rule::Latest]);
@@ -213,12 +213,12 @@ fn doubt() {
 fn staleness() {
     let mut history = history();
     history.reads = vec![
-        // Read often, and stale twice, at one instance: one pair.
+        // Several reads of one change at one instance, two of them stale: one pair.
         plain(1_100, 1_150, product(10)),
         plain(1_300, 1_350, product(10)),
         plain(1_600, 1_650, product(20)),
         plain(1_700, 1_750, product(20)),
-        // Never at the other one.
+        // Not stale at the other instance.
         read(1_400, 1_450, 1, Wish::Plain, product(20)),
     ];
     let staleness = verify(&history, BOUND).staleness;

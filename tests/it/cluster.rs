@@ -1,5 +1,5 @@
-//! P6 with a Redis Cluster of which a part is gone, or is being moved: the rest goes on, nothing fails, and what was
-//! lost comes back.
+//! P6 with a Redis Cluster that has lost nodes or moves slots: the other slots serve, nothing fails, and the lost
+//! slots recover.
 
 use std::time::Duration;
 
@@ -19,12 +19,12 @@ pub fn register(suite: &mut Suite<'_>) {
 
 fn options(args: &mut ServeArgs) {
     args.redis.redis_timeout = Duration::from_secs(1);
-    // What is to come from Redis must not be brought into memory.
+    // A refresh would bring into memory what the test reads from Redis.
     args.caching.refresh_keys = 0;
 }
 
-/// Products of each of the three masters, in Redis and in the memory of one instance; and another instance.
-async fn world(world: &PrivateCluster) -> (Node, Node, [Vec<i64>; 3]) {
+/// Products of each of the three masters, in Redis and in the memory of the first instance; the second is empty.
+async fn filled(world: &PrivateCluster) -> (Node, Node, [Vec<i64>; 3]) {
     let insert = "INSERT INTO products (name, price) \
                   SELECT 'lamp', 1 FROM generate_series(1, 30) RETURNING id";
     let ids: Vec<i64> = sqlx::query_scalar(insert).fetch_all(&world.sql).await.unwrap();
@@ -40,7 +40,7 @@ async fn breakers_open(node: &Node) -> f64 {
     node.metric("hotshelf_redis_breakers_open{dependency=\"commands\"}").await
 }
 
-/// One batch of everything, of which the first master's part cannot come from Redis.
+/// Reads one batch of everything, in which only the first master's products are loaded from Postgres.
 async fn only_its_slots_are_loaded(world: &PrivateCluster, node: &Node, ids: &[Vec<i64>; 3]) {
     let series = |tier| format!("hotshelf_reads_total{{served_by=\"{tier}\"}}");
     let from_redis = node.metric(&series("redis")).await;
@@ -54,32 +54,35 @@ async fn only_its_slots_are_loaded(world: &PrivateCluster, node: &Node, ids: &[V
     assert!(world.cluster.nodes()[0].command(&["PING"]).is_err(), "all the time");
 }
 
-/// The replica has taken over, and the slots of the master that is gone are cached again.
+/// Waits until the replica has taken over and the slots of the lost master are cached again.
 async fn recovers(world: &PrivateCluster, node: &Node, id: i64) {
     eventually("its slots are cached again", || async {
         let renamed = rename(node, id, "afterwards").await;
         assert_eq!(node.product(id).await, renamed);
-        let new = world.insert_unheard("new").await;
+        let new = world.insert_unrelayed("new").await;
         node.product(new).await;
         world.master_of(new) == 0 && world.is_held(new)
     })
     .await;
     eventually("every breaker is closed", || async { breakers_open(node).await == 0.0 }).await;
-    world.settled().await;
+    world.wait_until_relayed().await;
 }
 
 async fn killed(cluster: PrivateCluster) {
-    let (reader, node, ids) = world(&cluster).await;
+    let (reader, node, ids) = filled(&cluster).await;
     cluster.cluster.nodes()[0].kill();
     only_its_slots_are_loaded(&cluster, &node, &ids).await;
     let renamed = rename(&node, ids[0][0], "renamed").await;
     assert_eq!(node.product(ids[0][0]).await, renamed);
-    eventually("all hear of it", || async { reader.product(ids[0][0]).await == renamed }).await;
+    eventually("the other instance serves it", || async {
+        reader.product(ids[0][0]).await == renamed
+    })
+    .await;
     recovers(&cluster, &node, ids[0][1]).await;
 }
 
 async fn frozen(cluster: PrivateCluster) {
-    let (_reader, node, ids) = world(&cluster).await;
+    let (_reader, node, ids) = filled(&cluster).await;
     cluster.cluster.nodes()[0].pause();
     let first = ids[0][..2].iter().chain(&ids[1][..2]);
     for read in join_all(first.map(|id| node.get(*id))).await {
@@ -94,10 +97,10 @@ async fn frozen(cluster: PrivateCluster) {
 }
 
 async fn half(cluster: PrivateCluster) {
-    let (_reader, node, ids) = world(&cluster).await;
+    let (_reader, node, ids) = filled(&cluster).await;
     let gone = [0, 1, 3];
     gone.iter().for_each(|node| cluster.cluster.nodes()[*node].kill());
-    eventually("nobody serves its slots", || async {
+    eventually("the cluster reports the lost slots", || async {
         let info = cluster.cluster.nodes()[2].command(&["CLUSTER", "INFO"]).unwrap();
         info.contains("cluster_state:fail")
     })
@@ -113,14 +116,14 @@ async fn half(cluster: PrivateCluster) {
     recovers(&cluster, &node, ids[0][1]).await;
 }
 
-/// What every node is told of a slot.
+/// Sends CLUSTER SETSLOT to one node.
 fn set_slot(cluster: &PrivateCluster, node: usize, slot: &str, words: &[&str]) {
     let command: Vec<&str> = ["CLUSTER", "SETSLOT", slot].iter().chain(words).copied().collect();
     cluster.cluster.nodes()[node].command(&command).unwrap();
 }
 
 async fn moved(cluster: PrivateCluster) {
-    let (reader, node, ids) = world(&cluster).await;
+    let (reader, node, ids) = filled(&cluster).await;
     let id = ids[0][0];
     let (from, to) = (&cluster.cluster.nodes()[0], &cluster.cluster.nodes()[1]);
     let (slot, key) = (cluster.slot_of(id).to_string(), cluster.entry_key(id));
@@ -129,8 +132,8 @@ async fn moved(cluster: PrivateCluster) {
     set_slot(&cluster, 1, &slot, &["IMPORTING", from_name]);
     set_slot(&cluster, 0, &slot, &["MIGRATING", to_name]);
     let absent = from.command(&["GET", &format!("{key}:absent")]);
-    assert!(absent.unwrap_err().to_string().contains("ASK"), "what is not here may be there");
-    // The entry is where it was, and then where it goes.
+    assert!(absent.unwrap_err().to_string().contains("ASK"), "an absent key is redirected");
+    // The entry is on the old node, and after MIGRATE on the new one.
     assert_eq!(node.product(id).await.id, id);
     let renamed = rename(&node, id, "renamed").await;
     assert_eq!(reader.product(id).await.id, id);
@@ -139,14 +142,16 @@ async fn moved(cluster: PrivateCluster) {
     assert!(from.command(&["GET", &key]).unwrap_err().to_string().contains("ASK"), "it happened");
     assert_eq!(node.product(id).await, renamed);
     let again = rename(&node, id, "renamed again").await;
-    eventually("all hear of it", || async { reader.product(id).await == again }).await;
+    eventually("the other instance serves it", || async { reader.product(id).await == again })
+        .await;
     for place in 0..3 {
         set_slot(&cluster, place, &slot, &["NODE", to_name]);
     }
     assert!(from.command(&["GET", &key]).unwrap_err().to_string().contains("MOVED"));
     let last = rename(&node, id, "at its new place").await;
-    eventually("all hear of that", || async { reader.product(id).await == last }).await;
-    cluster.settled().await;
+    eventually("the other instance serves that", || async { reader.product(id).await == last })
+        .await;
+    cluster.wait_until_relayed().await;
     let other = cluster.node_with(options).await;
     assert_eq!(other.product(id).await, last);
     eventually("it is cached there", || async {

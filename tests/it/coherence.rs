@@ -1,4 +1,4 @@
-//! P3: what was committed, by the API or by anybody's SQL, is what every instance serves.
+//! P3: every instance serves what was committed, by the API or by SQL.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ pub fn register(suite: &mut Suite<'_>) {
         delete_and_insert_by_sql,
     );
     suite.both(
-        "coherence::an_update_through_one_instance_voids_the_memory_of_the_others",
+        "coherence::an_update_through_one_instance_invalidates_the_memory_of_the_others",
         update_elsewhere,
     );
     suite.both(
@@ -32,7 +32,7 @@ pub fn register(suite: &mut Suite<'_>) {
     );
     suite.both("coherence::a_bulk_update_removes_what_redis_holds_and_does_not_populate_it", bulk);
     suite.single("coherence::an_instance_that_slept_past_the_retention_compares_memory_anew", gap);
-    suite.single("coherence::without_gap_detection_it_serves_what_it_believed", gap_undetected);
+    suite.single("coherence::without_gap_detection_it_serves_an_old_version", gap_undetected);
     suite.both(
         "coherence::memory_stays_trusted_beyond_max_staleness_while_the_outbox_is_read",
         proof,
@@ -47,8 +47,8 @@ pub fn register(suite: &mut Suite<'_>) {
     );
 }
 
-/// Long enough that only the relay and the stream can be what makes a change known.
-fn patient(args: &mut ServeArgs) {
+/// Only the relay and the change feed make a change visible within the test.
+fn long_staleness(args: &mut ServeArgs) {
     args.caching.max_staleness = Duration::from_secs(600);
     args.caching.hot_lease = Duration::from_secs(600);
 }
@@ -64,7 +64,7 @@ async fn serves(node: &Node, id: i64, name: &str) -> bool {
     }
 }
 
-/// Every instance serves this name; the empty one says that there is no product.
+/// Waits until every instance serves this name; an empty name stands for no product.
 async fn all_serve(nodes: &[&Node], id: i64, name: &str) {
     for node in nodes {
         eventually(&format!("{id} is \"{name}\""), || serves(node, id, name)).await;
@@ -72,7 +72,7 @@ async fn all_serve(nodes: &[&Node], id: i64, name: &str) {
 }
 
 async fn two(stack: &Stack) -> (Node, Node) {
-    tokio::join!(stack.node_with(patient), stack.node_with(patient))
+    tokio::join!(stack.node_with(long_staleness), stack.node_with(long_staleness))
 }
 
 async fn update_by_sql(stack: Stack) {
@@ -113,7 +113,7 @@ async fn crash_after_commit(stack: Stack) {
         let mut held = a.pauses.arm(point);
         let write = rename(&a, id, name);
         let after = async {
-            // The writer goes no further than this; the relay finds the change in the outbox.
+            // The writer is paused here; the relay reads the change from the outbox.
             let paused = held.recv().await.unwrap();
             all_serve(&[&a, &b], id, name).await;
             a.pauses.release(point);
@@ -125,22 +125,22 @@ async fn crash_after_commit(stack: Stack) {
 }
 
 async fn crash_of_the_relay(stack: Stack) {
-    let id = stack.insert_unheard("old").await;
+    let id = stack.insert_unrelayed("old").await;
     for (point, name) in
         [(Point::RelayRead, "a"), (Point::RelaySuperseded, "b"), (Point::RelayApplied, "c")]
     {
-        // The first that comes is the relay.
-        let crashing = stack.node_with(patient).await;
+        // The first instance becomes the relay.
+        let crashing = stack.node_with(long_staleness).await;
         crashing.product(id).await;
-        let reader = stack.node_with(patient).await;
+        let reader = stack.node_with(long_staleness).await;
         reader.product(id).await;
         let mut held = crashing.pauses.arm(point);
         run(&stack, format!("UPDATE products SET name = '{name}' WHERE id = {id}")).await;
         let _held = tokio::time::timeout(HANG, held.recv()).await.unwrap().unwrap();
         crashing.app.crash().await;
         all_serve(&[&reader], id, name).await;
-        // And takes the relay over.
-        stack.settled().await;
+        // The reader takes over the relay.
+        stack.wait_until_relayed().await;
         let held = stack.redis_revision(id).await;
         let current = stack.version(id).await;
         assert!(held.is_none_or(|(version, _)| version == current), "{held:?}");
@@ -154,24 +154,24 @@ async fn bulk(stack: Stack) {
     run(&stack, insert.to_owned()).await;
     let node = stack
         .node_with(|args| {
-            patient(args);
+            long_staleness(args);
             args.caching.refresh_keys = 0;
         })
         .await;
-    stack.settled().await;
+    stack.wait_until_relayed().await;
     let cached: Vec<i64> = (1..=20).map(|n| n * 200).collect();
     for id in &cached {
         node.product(*id).await;
     }
     run(&stack, "UPDATE products SET name = 'bulk', price = price + 1".to_owned()).await;
-    stack.settled().await;
+    stack.wait_until_relayed().await;
     for (id, version) in sqlx::query_as("SELECT id, version FROM products ORDER BY id")
         .fetch_all(&stack.sql)
         .await
         .unwrap()
     {
         let (id, version): (i64, i64) = (id, version);
-        // What memory held is loaded again before it is asked for.
+        // The instance reloads products that its memory held, without a read.
         let held = stack.redis_revision(id).await;
         assert!(held.is_none_or(|held| held == (version, false)), "{id}: {held:?}");
         assert!(held.is_none() || cached.contains(&id), "{id} was added");
@@ -179,11 +179,12 @@ async fn bulk(stack: Stack) {
     all_serve(&[&node], cached[0], "bulk").await;
 }
 
-/// An instance that stood still while a change was made, relayed and pruned, and goes on now; it holds what is old.
+/// An instance that stood still while a change was made, relayed and pruned, and continues now with the old version
+/// in memory.
 async fn slept(stack: &Stack, detects: bool) -> (Node, i64) {
     let id = stack.insert("old").await;
     let brief = |args: &mut ServeArgs| {
-        patient(args);
+        long_staleness(args);
         args.caching.change_retention = Duration::from_millis(200);
     };
     let relays = stack.node_with(brief).await;
@@ -192,13 +193,12 @@ async fn slept(stack: &Stack, detects: bool) -> (Node, i64) {
     if !detects {
         sleeper.controls.turn_off(Protection::GapDetection);
     }
-    // No hint of it either.
     sleeper.controls.turn_off(Protection::Hints);
     let mut polling = sleeper.pauses.arm(Point::PollOutbox);
     let asleep = tokio::time::timeout(HANG, polling.recv()).await.unwrap();
     run(stack, format!("UPDATE products SET name = 'new' WHERE id = {id}")).await;
     eventually("it is pruned", || async { stack.kept_changes().await == 0 }).await;
-    assert!(serves(&sleeper, id, "old").await, "it cannot know");
+    assert!(serves(&sleeper, id, "old").await, "it has not read the change");
     sleeper.pauses.release(Point::PollOutbox);
     drop(asleep);
     (sleeper, id)
@@ -224,7 +224,7 @@ async fn proof(stack: Stack) {
     let id = stack.insert("lamp").await;
     let node = stack.node_with(|args| args.caching.max_staleness = Duration::from_millis(1)).await;
     node.product(id).await;
-    eventually("the stream is followed", || async {
+    eventually("memory has a valid lease", || async {
         node.metric("hotshelf_hot_lease_valid").await == 1.0
     })
     .await;
@@ -235,13 +235,13 @@ async fn proof(stack: Stack) {
 
 async fn pruned(stack: Stack) {
     let kept = |retention| move |args: &mut ServeArgs| args.caching.change_retention = retention;
-    let remembers = stack.node_with(kept(Duration::from_secs(600))).await;
+    let keeper = stack.node_with(kept(Duration::from_secs(600))).await;
     stack.insert("lamp").await;
-    stack.settled().await;
+    stack.wait_until_relayed().await;
     assert_eq!(stack.kept_changes().await, 1);
-    assert!(remembers.metric("hotshelf_relayed_total").await >= 1.0);
-    assert!(remembers.app.stop().await);
-    let _forgets = stack.node_with(kept(Duration::from_millis(200))).await;
+    assert!(keeper.metric("hotshelf_relayed_total").await >= 1.0);
+    assert!(keeper.app.stop().await);
+    let _pruner = stack.node_with(kept(Duration::from_millis(200))).await;
     eventually("pruned", || async { stack.kept_changes().await == 0 }).await;
 }
 
@@ -259,7 +259,7 @@ async fn long_open(stack: Stack) {
     let mut part = long.begin().await.unwrap();
     sqlx::query(change(second)).execute(&mut *part).await.unwrap();
     part.rollback().await.unwrap();
-    // Of many polls, and of transactions that began later.
+    // Polls, and transactions that began later, take place while the first is open.
     run(&stack, format!("UPDATE products SET name = 'new' WHERE id = {third}")).await;
     all_serve(&[&a, &b], third, "new").await;
     stack.insert("another").await;
@@ -279,7 +279,7 @@ async fn truncated(stack: Stack) {
     let mut reader = stack.sql.begin().await.unwrap();
     reader.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ").await.unwrap();
     reader.execute("SELECT 1 FROM hotshelf.feed").await.unwrap();
-    // Not seen by the snapshot of the transaction that truncates.
+    // The snapshot of the truncating transaction does not include these.
     ids_renamed(&stack, &ids).await;
     reader.execute("TRUNCATE products").await.unwrap();
     reader.commit().await.unwrap();
@@ -299,13 +299,13 @@ async fn ids_renamed(stack: &Stack, ids: &[i64]) {
 
 async fn wrong_hint(stack: Stack) {
     let id = stack.insert("lamp").await;
-    let node = stack.node_with(patient).await;
+    let node = stack.node_with(long_staleness).await;
     node.product(id).await;
-    // id, a version that was never given out, not deleted.
+    // The id, a version that was never assigned, not deleted.
     let mut hint = id.to_be_bytes().to_vec();
     hint.extend(i64::MAX.to_be_bytes());
     hint.push(0);
-    eventually("the instance hears it", || async {
+    eventually("the instance receives it", || async {
         stack.redis_publish("changes", &hint).await == 1
     })
     .await;
@@ -320,7 +320,7 @@ async fn wrong_hint(stack: Stack) {
     .await;
 }
 
-/// Prints how fast the relays carry one statement's million changes, and how long reads took meanwhile.
+/// Prints the rate at which relays apply one statement's million changes, and the latency of reads meanwhile.
 async fn million(stack: Stack) {
     const ROWS: i64 = 1_000_000;
     let (a, b) = two(&stack).await;

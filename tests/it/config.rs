@@ -1,4 +1,4 @@
-//! Configuration: what is bad is said in one line; what is good works.
+//! Configuration: a setting that cannot work is refused in one line.
 
 mod refused;
 
@@ -9,7 +9,7 @@ use sqlx::{AssertSqlSafe, Executor};
 use crate::harness::{Ended, Program, Stack, Suite, cache_status, eventually, get};
 
 pub fn register(suite: &mut Suite<'_>) {
-    suite.single("config::a_bad_option_is_one_line_that_says_which", bad_options);
+    suite.single("config::a_bad_option_is_one_line_that_names_it", bad_options);
     suite.single(
         "config::a_setting_that_cannot_work_is_refused_with_what_works",
         refused::out_of_bounds,
@@ -18,30 +18,36 @@ pub fn register(suite: &mut Suite<'_>) {
     suite.plain("config::every_setting_has_bounds_or_is_text", refused::complete);
     suite.single("config::zero_is_accepted_where_it_means_something", refused::zeros);
     suite.single("config::the_largest_settings_work", refused::largest);
-    suite.single("config::a_port_in_use_is_one_line_that_says_which", ports_in_use);
+    suite.single("config::a_port_in_use_is_one_line_that_names_it", ports_in_use);
     suite.single("config::a_database_out_of_reach_is_one_line_after_the_wait", database_down);
     suite.single("config::a_database_that_refuses_is_one_line", database_refuses);
-    suite.single("config::a_schema_that_is_not_ours_is_one_line_and_is_left_alone", other_schema);
+    suite.single(
+        "config::an_unknown_schema_is_refused_in_one_line_and_left_unchanged",
+        other_schema,
+    );
     suite.single("config::a_bad_file_of_settings_is_one_line", bad_dotenv);
     suite.single("config::settings_come_from_the_file_too", good_dotenv);
     suite.single("config::redis_out_of_reach_is_a_warning_and_reads_work", redis_down);
     suite.single("config::help_has_every_knob_with_its_variable_and_default", help);
     suite.single("config::migrating_a_fresh_database_works_and_again_changes_nothing", migrate);
     suite.single("config::none_are_kept_warm_when_none_are_asked_for", none_warm);
-    suite.cluster("config::a_plain_url_of_a_cluster_node_works_when_told_so", plain_cluster_url);
+    suite.cluster(
+        "config::a_plain_url_of_a_cluster_node_works_with_redis_cluster_set",
+        plain_cluster_url,
+    );
 }
 
-/// Failed, with one line that says all of `words`. Log lines may come before it.
+/// Asserts a failure with one line that has all of `words`. Log lines may come before it.
 fn assert_one_line(what: &str, ended: &Ended, words: &[&str]) {
     assert!(ended.code.is_some_and(|code| code != 0), "{what}: {ended:?}");
     assert_eq!(ended.stdout, "", "{what}");
     let logged = |line: &&str| [" INFO ", " WARN "].iter().any(|level| line.contains(level));
-    let said: Vec<&str> = ended.stderr.lines().filter(|line| !logged(line)).collect();
-    assert_eq!(said.len(), 1, "{what}: {}", ended.stderr);
-    assert_eq!(ended.stderr.lines().last(), Some(said[0]), "{what}: the last word");
-    assert!(said[0].starts_with("hotshelf: "), "{what}: {}", said[0]);
+    let errors: Vec<&str> = ended.stderr.lines().filter(|line| !logged(line)).collect();
+    assert_eq!(errors.len(), 1, "{what}: {}", ended.stderr);
+    assert_eq!(ended.stderr.lines().last(), Some(errors[0]), "{what}: the last word");
+    assert!(errors[0].starts_with("hotshelf: "), "{what}: {}", errors[0]);
     for word in words {
-        assert!(said[0].contains(word), "{what}: no {word:?} in {}", said[0]);
+        assert!(errors[0].contains(word), "{what}: no {word:?} in {}", errors[0]);
     }
 }
 
@@ -89,7 +95,7 @@ async fn ports_in_use(stack: Stack) {
 }
 
 async fn database_down(stack: Stack) {
-    // Bound and not listened on: nobody else can take it, and connections are refused.
+    // Bound without a listener: no other process can take the port, and connections are refused.
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let address = socket.local_addr().unwrap().to_string();

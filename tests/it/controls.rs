@@ -1,5 +1,5 @@
-//! Negative controls: with one protection turned off, the harm that it prevents takes place. The same
-//! interleavings with everything on are in `newest_wins.rs`, `races.rs` and `coherence.rs`.
+//! Negative controls: with one protection turned off, the fault that it prevents occurs. The same interleavings with
+//! all protections are in `newest_wins.rs`, `races.rs` and `coherence.rs`.
 
 use std::time::Duration;
 
@@ -17,22 +17,22 @@ use crate::newest_wins::rename;
 pub fn register(suite: &mut Suite<'_>) {
     suite.both("controls::without_versions_redis_goes_back", redis_versions);
     suite.both("controls::without_versions_a_slot_goes_back", slot_versions);
-    suite.both("controls::without_its_floor_a_load_brings_back_the_past", load_floor);
+    suite.both("controls::without_its_floor_a_load_returns_an_old_version", load_floor);
     suite.both("controls::without_the_lease_a_late_fill_revives_an_old_version", fill_lease);
     suite.both("controls::without_the_relay_redis_stays_old", relay);
     suite.both("controls::without_the_change_feed_memory_stays_old", change_feed);
 }
 
-/// Nothing but the change stream makes memory current.
-fn patient(args: &mut ServeArgs) {
+/// Only the change feed makes memory current within the test.
+fn long_staleness(args: &mut ServeArgs) {
     args.caching.max_staleness = Duration::from_secs(600);
     args.caching.hot_lease = Duration::from_secs(600);
 }
 
-/// Two instances, the first of which lacks a protection, and a product named "old" that both know.
+/// Two instances, the first without a protection, and a product named "old".
 async fn without(stack: &Stack, protection: Protection) -> (Node, Node, i64) {
     let id = stack.insert("old").await;
-    let (a, b) = tokio::join!(stack.node_with(patient), stack.node_with(patient));
+    let (a, b) = tokio::join!(stack.node_with(long_staleness), stack.node_with(long_staleness));
     a.controls.turn_off(protection);
     (a, b, id)
 }
@@ -44,7 +44,7 @@ async fn held(node: &Node, point: Point) -> Paused {
     paused
 }
 
-/// A write whose writer is held up after its commit.
+/// Starts a write and pauses it after its commit.
 async fn late_write(node: &Node, id: i64) -> (JoinHandle<Product>, Paused) {
     let mut point = node.pauses.arm(Point::Committed);
     let mut client = node.client.clone();
@@ -63,7 +63,7 @@ async fn redis_versions(stack: Stack) {
     b.product(id).await;
     let (write, paused) = late_write(&a, id).await;
     let new = rename(&b, id, "new").await;
-    stack.settled().await;
+    stack.wait_until_relayed().await;
     assert_eq!(stack.redis_revision(id).await, Some((new.version, false)));
     drop(paused);
     let late = write.await.unwrap();
@@ -72,7 +72,7 @@ async fn redis_versions(stack: Stack) {
 }
 
 async fn slot_versions(stack: Stack) {
-    /// Something else may tell memory better before the test looks.
+    /// The change feed may bring the newer version back into memory before the assertion.
     const TRIES: usize = 10;
     let (a, b, id) = without(&stack, Protection::SlotVersions).await;
     for _ in 0..TRIES {
@@ -106,19 +106,20 @@ async fn load_floor(stack: Stack) {
     let paused = held(&a, Point::FilledRedis).await;
     rename(&b, id, "new").await;
     let other = stack.insert("other").await;
-    // What comes after the change in the stream has been heard of, so the change has.
-    heard(&stack, &a, other).await;
+    // The feed is read in order: once a later change is observed, the change is.
+    observed(&stack, &a, other).await;
     drop(paused);
     assert_eq!(read.await.unwrap().name, "old");
-    assert_eq!(a.product(id).await.name, "old", "and memory trusts it");
+    assert_eq!(a.product(id).await.name, "old", "and memory serves it");
 }
 
-/// Waits until `node` has heard of a change of `id` that is made now.
-async fn heard(stack: &Stack, node: &Node, id: i64) {
+/// Changes `id` and waits until `node` has observed the change.
+async fn observed(stack: &Stack, node: &Node, id: i64) {
     node.product(id).await;
-    let statement = format!("UPDATE products SET name = 'heard' WHERE id = {id}");
+    let statement = format!("UPDATE products SET name = 'changed' WHERE id = {id}");
     sqlx::query(AssertSqlSafe(statement)).execute(&stack.sql).await.unwrap();
-    eventually("it is heard of", || async { node.product(id).await.name == "heard" }).await;
+    eventually("the change is observed", || async { node.product(id).await.name == "changed" })
+        .await;
 }
 
 async fn fill_lease(stack: Stack) {
@@ -127,9 +128,9 @@ async fn fill_lease(stack: Stack) {
     let read = tokio::spawn(async move { client.get_product(get(id)).await.unwrap().into_inner() });
     let paused = held(&a, Point::LoadedFromPostgres).await;
     let new = rename(&b, id, "new").await;
-    stack.settled().await;
+    stack.wait_until_relayed().await;
     stack.redis_evict(id).await;
-    // Held again, before its own floor sends it back to Postgres.
+    // Paused again, before its own floor makes it load from Postgres again.
     let mut filled = a.pauses.arm(Point::FilledRedis);
     drop(paused);
     let paused = tokio::time::timeout(HANG, filled.recv()).await.unwrap().unwrap();
@@ -151,12 +152,12 @@ async fn relay(stack: Stack) {
     assert_eq!(a.product(id).await.name, "old");
     let before = stack.redis_revision(id).await;
     a.controls.turn_off(Protection::ChangeFeed);
-    // Otherwise the instance that holds it loads it again, and fills Redis.
+    // Otherwise the instance with the product in memory reloads it and fills Redis.
     b.controls.turn_off(Protection::ChangeFeed);
     let statement = format!("UPDATE products SET name = 'new' WHERE id = {id}");
     sqlx::query(AssertSqlSafe(statement)).execute(&stack.sql).await.unwrap();
-    let other = stack.insert_unheard("other").await;
-    // Long after the relay would have come.
+    let other = stack.insert_unrelayed("other").await;
+    // Much longer than the relay takes.
     for _ in 0..20 {
         b.product(other).await;
         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -173,6 +174,9 @@ async fn change_feed(stack: Stack) {
     }
     let statement = format!("UPDATE products SET name = 'new' WHERE id = {id}");
     sqlx::query(AssertSqlSafe(statement)).execute(&stack.sql).await.unwrap();
-    eventually("the other one knows", || async { b.product(id).await.name == "new" }).await;
+    eventually("the instance with the change feed serves the change", || async {
+        b.product(id).await.name == "new"
+    })
+    .await;
     assert_eq!(a.product(id).await.name, "old");
 }

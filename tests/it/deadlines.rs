@@ -1,4 +1,4 @@
-//! A caller's deadline bounds what is done for it: a write that has not begun by then is not made.
+//! A caller's deadline bounds its write: a write that has not started by then is not made.
 
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ async fn raw(node: &Node) -> Raw {
     Raw::connect(node.grpc_addr.port()).await
 }
 
-/// Whichever is first: the row's end of waiting, or the call's.
+/// The timeout of the lock, of the connection or of the call, whichever is first.
 fn assert_ended(ended: &tonic::Status) {
     let codes = [Code::Aborted, Code::DeadlineExceeded, Code::ResourceExhausted];
     assert!(codes.contains(&ended.code()), "{ended:?}");
@@ -36,7 +36,7 @@ fn assert_ended(ended: &tonic::Status) {
 async fn locked_row(stack: Stack) {
     let id = stack.insert("old").await;
     let node = stack
-        // Nothing of Postgres' own ends a statement within this test.
+        // Postgres itself ends no statement within this test.
         .node_with(|args| args.postgres.database_statement_timeout = Duration::from_secs(600))
         .await;
     let version = stack.version(id).await;
@@ -70,8 +70,8 @@ async fn no_connection(stack: Stack) {
             args.postgres.database_acquire_timeout = Duration::from_secs(60);
         })
         .await;
-    // A write of another product holds the connection; one that waits for a lock would give it back.
-    let other = stack.insert_unheard("held").await;
+    // A write of another product holds the connection. A write that waits for a lock would release it.
+    let other = stack.insert_unrelayed("held").await;
     for sql in [
         "CREATE FUNCTION public.hold() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN \
          IF OLD.name = 'held' THEN PERFORM pg_sleep(3); END IF; RETURN NEW; END$$",

@@ -40,7 +40,7 @@ fn options() {
     let others = ["help", "version"];
     let known =
         command.get_arguments().filter(|argument| !others.contains(&argument.get_id().as_str()));
-    // What only tests have.
+    // Options for tests only.
     let known = known.filter(|argument| !argument.is_hide_set());
     assert_eq!(options.len(), known.count(), "every option has a variable and a default");
     assert_eq!(table(README, "| flag | environment | default |"), options);
@@ -51,7 +51,7 @@ async fn metrics(stack: Stack) {
     let node = stack.node().await;
     node.product(id).await;
     let (_, text) = node.admin("/metrics").await;
-    // It has what only an instance with TLS has.
+    // An instance with TLS has metrics of its own.
     let secure = crate::tls::serving(&stack).await;
     let (_, of_secure) = crate::harness::admin(secure.admin_addr.port(), "/metrics").await;
     let mut labels = labels_of(&of_secure);
@@ -76,7 +76,7 @@ fn labels_of(exposition: &str) -> BTreeMap<&str, BTreeSet<&str>> {
         let family = suffixes.iter().find_map(|suffix| name.strip_suffix(suffix));
         let labels = metrics.get_mut(family.unwrap_or(name)).unwrap();
         let (pairs, _) = rest.rsplit_once('}').unwrap();
-        // What a bucket's bound is called is Prometheus' affair.
+        // The label of a bucket's bound is set by Prometheus' format.
         let keys = pairs.split("\",").filter_map(|pair| Some(pair.split_once('=')?.0));
         labels.extend(keys.filter(|key| *key != "le"));
     }

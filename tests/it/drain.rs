@@ -1,4 +1,5 @@
-//! Draining: a process that is told to end finishes what it accepted, tells everybody, and keeps to its time.
+//! Draining: after a stop signal a process finishes accepted calls, ends streams and watches, and exits within its
+//! grace period.
 
 use std::error::Error;
 use std::sync::Arc;
@@ -19,8 +20,8 @@ use crate::harness::{HANG, Program, Stack, Suite, channel, eventually, get};
 pub fn register(suite: &mut Suite<'_>) {
     suite.both("drain::no_accepted_call_fails_when_terminated_under_load", terminated);
     suite.single("drain::no_accepted_call_fails_when_interrupted_under_load", interrupted);
-    suite.single("drain::while_it_waits_for_load_balancers_it_serves_and_says_no", delay);
-    suite.single("drain::streams_are_told_and_watches_end", streams);
+    suite.single("drain::while_it_waits_for_load_balancers_it_serves_and_is_not_ready", delay);
+    suite.single("drain::streams_end_with_draining_and_watches_end", streams);
     suite.single("drain::a_call_that_never_ends_does_not_hold_the_process", grace);
 }
 
@@ -42,8 +43,8 @@ async fn all_hang(stack: &Stack, held: &[JoinHandle<Result<Product, Status>>]) {
     .await;
 }
 
-/// Whether the client's connection was closed before the call was sent on it, or the call came after the last one that
-/// the server's GOAWAY accepts.
+/// Whether the connection was closed before the call was sent, or the call's stream is above the last one of the
+/// server's GOAWAY.
 fn was_never_accepted(status: &Status) -> bool {
     let mut causes = std::iter::successors(status.source(), |&cause| cause.source());
     causes.any(|cause| {
@@ -55,8 +56,8 @@ fn was_never_accepted(status: &Status) -> bool {
     })
 }
 
-/// A caller of quick reads over a connection of its own, until the signal is sent. Whatever it sent before that was
-/// accepted: over a connection that stood, and GOAWAY leaves streams alone that come before it.
+/// Reads over a connection of its own until the signal is sent. All its earlier calls were accepted: the connection
+/// was open, and GOAWAY does not end streams that were opened before it.
 fn caller(
     program: &Program,
     id: i64,
@@ -95,7 +96,7 @@ async fn under_load(stack: Stack, signal: Signal) {
     let connected = Arc::new(AtomicUsize::new(0));
     let callers: Vec<_> =
         (0..CALLERS).map(|_| caller(&program, quick, &signalled, &connected)).collect();
-    eventually("the load is on", async || {
+    eventually("all callers are connected and read", async || {
         let (_, exposition) = program.admin("/metrics").await;
         let handled = exposition.lines().find(|line| {
             line.starts_with("grpc_server_started_total") && line.contains("\"GetProduct\"")
@@ -117,7 +118,7 @@ async fn under_load(stack: Stack, signal: Signal) {
     assert_eq!(program.ended().await, Some(0));
 }
 
-/// A call that hangs behind the lock: reads and writes in turn.
+/// A call that waits for the lock: a read for even ids, a write for odd ones.
 fn hold(program: &Program, id: i64) -> JoinHandle<Result<Product, Status>> {
     let port = program.port();
     tokio::spawn(async move {
@@ -146,14 +147,16 @@ async fn delay(stack: Stack) {
     assert_eq!(health(program.port()).await, ServingStatus::Serving);
     assert_eq!(program.admin("/readyz").await, (200, "ready\n".to_owned()));
     program.signal(Signal::SIGTERM);
-    eventually("it says no", async || health(program.port()).await == ServingStatus::NotServing)
-        .await;
+    eventually("it is not ready", async || {
+        health(program.port()).await == ServingStatus::NotServing
+    })
+    .await;
     assert_eq!(program.admin("/readyz").await, (503, "draining\n".to_owned()));
-    assert_eq!(program.admin("/livez").await.0, 200, "nobody should kill it");
+    assert_eq!(program.admin("/livez").await.0, 200, "it is alive");
     before.get_product(get(id)).await.expect("served over a connection from before");
     program.client().await.get_product(get(id)).await.expect("and over a new one");
     program.signal(Signal::SIGTERM);
-    assert_eq!(program.ended().await, Some(0), "whoever insists is obeyed at once");
+    assert_eq!(program.ended().await, Some(0), "a second signal ends it at once");
 }
 
 async fn streams(stack: Stack) {
@@ -198,7 +201,7 @@ async fn grace(stack: Stack) {
     all_hang(&stack, &held).await;
     program.signal(Signal::SIGTERM);
     let [held] = held;
-    // The lock is held all the while, so only the grace can end it.
+    // The lock is held until the end, so only the grace period can end the process.
     let ended = tokio::time::timeout(HANG, program.ended()).await;
     assert_eq!(ended.expect("within its grace"), Some(0));
     assert!(held.await.unwrap().is_err());

@@ -1,4 +1,4 @@
-//! The edge's limits: deadlines, load shedding, connections, streams; and what it says of itself.
+//! The edge's limits: deadlines, load shedding, connections and streams; health, readiness and reflection.
 
 use std::time::Duration;
 
@@ -45,12 +45,12 @@ fn spawn_get(node: &Node, id: i64) -> tokio::task::JoinHandle<Result<(), Status>
     tokio::spawn(async move { client.get_product(get(id)).await.map(drop) })
 }
 
-/// An instance that loads nothing but what it is asked for.
+/// An instance that loads only for calls.
 async fn without_refresh(stack: &Stack) -> Node {
     stack.node_with(|args| args.caching.refresh_keys = 0).await
 }
 
-/// The next reader joins the load that was left behind.
+/// The next reader joins the load whose caller has ended.
 async fn next_reader_joins(stack: &Stack, node: &Node, id: i64, lock: Lock) {
     let next = spawn_get(node, id);
     let joined = async || node.metric("hotshelf_singleflight_joined_total").await == 1.0;
@@ -89,7 +89,7 @@ async fn hang_up(stack: Stack) {
     next_reader_joins(&stack, &node, id, lock).await;
 }
 
-/// Nobody says that the calls are cancelled: there is nobody left to say it.
+/// The client sends no RST_STREAM: its connection breaks.
 async fn broken_off(stack: Stack) {
     let id = stack.insert("walnut desk lamp").await;
     let node = stack.node().await;
@@ -123,10 +123,10 @@ async fn longest_call(stack: Stack) {
     let raw = Raw::connect(node.grpc_addr.port()).await;
     let without = raw.call(GET, &get(id)).await;
     assert_refused(&without, Code::DeadlineExceeded, "DEADLINE_EXCEEDED", false);
-    let patient = raw.call_within("1H", GET, &get(id)).await;
-    assert_refused(&patient, Code::DeadlineExceeded, "DEADLINE_EXCEEDED", false);
+    let long_deadline = raw.call_within("1H", GET, &get(id)).await;
+    assert_refused(&long_deadline, Code::DeadlineExceeded, "DEADLINE_EXCEEDED", false);
     lock.rollback().await.unwrap();
-    eventually("the load landed", async || node.get(id).await.is_ok()).await;
+    eventually("the load completes", async || node.get(id).await.is_ok()).await;
 }
 
 async fn shedding(stack: Stack) {
@@ -187,7 +187,7 @@ async fn streams(stack: Stack) {
     let id = stack.insert("walnut desk lamp").await;
     let node = stack.node_with(|args| args.serving.max_streams_per_connection = 1).await;
     let raw = Raw::connect(node.grpc_addr.port()).await;
-    // Once served, it knows the server's settings.
+    // After one response the client has the server's SETTINGS.
     raw.call(CHECK, &HealthCheckRequest::default()).await;
     let lock = stack.lock_products().await;
     let spawn = |path, message: Vec<u8>| {
@@ -209,7 +209,7 @@ async fn streams(stack: Stack) {
     }
 }
 
-/// `None` while nobody listens.
+/// `None` while the port is closed.
 async fn health(port: u16) -> Option<ServingStatus> {
     tokio::net::TcpStream::connect(("127.0.0.1", port)).await.ok()?;
     let mut client = HealthClient::new(channel(port).await);
@@ -234,7 +234,7 @@ async fn readiness(stack: Stack) {
     args.caching.warm_timeout = HANG;
     let start = tokio::spawn(async move { hotshelf::app::App::start(&args).await.unwrap() });
     let not_yet = async || health(grpc).await == Some(ServingStatus::NotServing);
-    eventually("it says that it is not ready", not_yet).await;
+    eventually("it is not ready", not_yet).await;
     let (status, reason) = ready_at(admin_port).await;
     assert_eq!((status, &*reason), (503, "loading the hottest products\n"));
     assert!(!start.is_finished());
@@ -245,7 +245,7 @@ async fn readiness(stack: Stack) {
     assert!(app.hot.peek(hotshelf::product::ProductId::new(id).unwrap()).is_some());
 }
 
-/// `/readyz`, once the reason has reached it: the gRPC port opens a moment before.
+/// `/readyz`, once it has a reason: the gRPC port opens a moment before.
 async fn ready_at(port: u16) -> (u16, String) {
     eventually("started", async || admin(port, "/readyz").await.1 != "starting\n").await;
     admin(port, "/readyz").await

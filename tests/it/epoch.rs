@@ -1,4 +1,5 @@
-//! P2 when PostgreSQL goes back: a restore from a backup and a promoted replica raise the epoch, and a restart that lost nothing does not.
+//! P2 when PostgreSQL goes back in time: a restore from a backup and the promotion of a replica raise the epoch, and a
+//! restart that lost nothing does not.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -23,8 +24,8 @@ pub fn register(suite: &mut Suite<'_>) {
 
 const RAISED: &str = "hotshelf_epochs_raised_total";
 
-/// Nothing but the feed and the epoch makes a copy old.
-fn patient(args: &mut ServeArgs) {
+/// Only the feed and the epoch invalidate a copy within the test.
+fn long_staleness(args: &mut ServeArgs) {
     args.caching.max_staleness = Duration::from_secs(600);
     args.caching.hot_lease = Duration::from_secs(600);
     args.caching.refresh_keys = 0;
@@ -57,7 +58,7 @@ async fn start_again(world: &Private) {
     blocking(move || postgres.start_again().unwrap()).await;
 }
 
-/// PostgreSQL is what it was at the backup. The versions that are given out next are those of the lost changes.
+/// Restores PostgreSQL to the backup, and assigns the versions of the lost changes again, to another product.
 async fn restore(world: &Private, backup: PathBuf) {
     let postgres = world.postgres.clone();
     blocking(move || {
@@ -66,13 +67,13 @@ async fn restore(world: &Private, backup: PathBuf) {
         postgres.start_again().unwrap();
     })
     .await;
-    let other = world.insert_unheard("other").await;
+    let other = world.insert_unrelayed("other").await;
     for name in ["a", "b", "c"] {
         rename(world, other, name).await;
     }
 }
 
-/// The newest mark is from now on, in the table and in Redis.
+/// Waits for a new mark in the table and in Redis.
 async fn marked(world: &Private) {
     let newest = "SELECT max(id) FROM hotshelf.marks";
     let newest =
@@ -87,15 +88,15 @@ async fn marked(world: &Private) {
     .await;
 }
 
-/// Whether a call says that the product is called so; a call that fails says nothing.
-async fn says(client: &ProductServiceClient<Channel>, id: i64, name: &str) -> bool {
+/// Whether a call returns the product with this name; false when it fails.
+async fn serves(client: &ProductServiceClient<Channel>, id: i64, name: &str) -> bool {
     let read = client.clone().get_product(get(id)).await;
     read.is_ok_and(|read| read.into_inner().name == name)
 }
 
-async fn all_say(clients: &[&ProductServiceClient<Channel>], id: i64, name: &str) {
+async fn all_serve(clients: &[&ProductServiceClient<Channel>], id: i64, name: &str) {
     for client in clients {
-        eventually(&format!("{id} is {name}"), || says(client, id, name)).await;
+        eventually(&format!("{id} is {name}"), || serves(client, id, name)).await;
     }
 }
 
@@ -119,9 +120,9 @@ async fn running(world: Private) {
     let backup = back_up(&world).await;
     for id in ids {
         rename(&world, id, "lost").await;
-        all_say(&[&to_a, &to_b], id, "lost").await;
+        all_serve(&[&to_a, &to_b], id, "lost").await;
     }
-    world.settled().await;
+    world.wait_until_relayed().await;
     restore(&world, backup).await;
     eventually("the epoch is raised", || async {
         metric(&a, RAISED).await + metric(&b, RAISED).await >= 1.0
@@ -129,8 +130,7 @@ async fn running(world: Private) {
     .await;
     for client in [&to_a, &to_b] {
         for id in ids {
-            eventually("what was restored is served", || says(client, id, "old")).await;
-            // From now on for good.
+            eventually("what was restored is served", || serves(client, id, "old")).await;
             let request = BatchGetProductsRequest { ids: ids.to_vec(), ..Default::default() };
             eventually("in a batch, too", || async {
                 let read = client.clone().batch_get_products(request.clone()).await;
@@ -142,28 +142,31 @@ async fn running(world: Private) {
         }
     }
     rename(&world, ids[0], "new").await;
-    all_say(&[&to_a, &to_b], ids[0], "new").await;
+    all_serve(&[&to_a, &to_b], ids[0], "new").await;
     let late = world.node().await;
     assert_eq!(late.product(ids[0]).await.name, "new");
     assert_eq!(late.product(ids[1]).await.name, "old");
     let raised = metric(&a, RAISED).await + metric(&b, RAISED).await + late.metric(RAISED).await;
     assert_eq!(raised, 1.0);
-    // The log is written by a thread of its own.
+    // A thread of its own writes the log.
     let said = async || lines(&[&a, &b], "PostgreSQL has gone back") == 1;
-    eventually("it is said", said).await;
+    eventually("it is logged", said).await;
     assert_eq!(lines(&[&a, &b], " ERROR "), 1, "{}{}", a.log(), b.log());
 }
 
-/// Redis holds a version that is lost, in memory it was in instances that are stopped.
+/// Redis holds a lost version, and the instances that had it in memory are stopped.
 async fn lost_while_stopped(world: &Private) -> i64 {
     let id = world.insert("old").await;
-    let (a, b) = tokio::join!(world.impatient_node(patient), world.impatient_node(patient));
-    all_say(&[&a.client, &b.client], id, "old").await;
+    let (a, b) = tokio::join!(
+        world.node_with_short_timeouts(long_staleness),
+        world.node_with_short_timeouts(long_staleness)
+    );
+    all_serve(&[&a.client, &b.client], id, "old").await;
     marked(world).await;
     let backup = back_up(world).await;
     rename(world, id, "lost").await;
-    all_say(&[&a.client, &b.client], id, "lost").await;
-    world.settled().await;
+    all_serve(&[&a.client, &b.client], id, "lost").await;
+    world.wait_until_relayed().await;
     marked(world).await;
     assert!(a.app.stop().await);
     assert!(b.app.stop().await);
@@ -176,7 +179,7 @@ async fn raised_once(nodes: [&Node; 2]) {
     let raised = async || nodes[0].metric(RAISED).await + nodes[1].metric(RAISED).await;
     eventually("the epoch is raised", || async { raised().await >= 1.0 }).await;
     for node in nodes {
-        // A poll of each that was sent later.
+        // Polls of each instance that were sent after the epoch was raised.
         for _ in 0..3 {
             let mut polling = node.pauses.arm(hotshelf::pause::Point::PollOutbox);
             drop(tokio::time::timeout(HANG, polling.recv()).await.unwrap());
@@ -189,20 +192,23 @@ async fn raised_once(nodes: [&Node; 2]) {
 async fn stopped(world: Private) {
     let id = lost_while_stopped(&world).await;
     let start = async || {
-        let node = world.impatient_node(patient).await;
-        // The first that it is asked.
+        let node = world.node_with_short_timeouts(long_staleness).await;
+        // The instance's first read.
         assert_eq!(node.product(id).await.name, "old");
         node
     };
     let (a, b) = tokio::join!(start(), start());
     raised_once([&a, &b]).await;
     rename(&world, id, "new").await;
-    all_say(&[&a.client, &b.client], id, "new").await;
+    all_serve(&[&a.client, &b.client], id, "new").await;
 }
 
 async fn unprotected(world: Private) {
     let [read, unread] = [world.insert("old").await, world.insert("old").await];
-    let (a, b) = tokio::join!(world.impatient_node(patient), world.impatient_node(patient));
+    let (a, b) = tokio::join!(
+        world.node_with_short_timeouts(long_staleness),
+        world.node_with_short_timeouts(long_staleness)
+    );
     for node in [&a, &b] {
         node.controls.turn_off(Protection::Epoch);
     }
@@ -211,28 +217,31 @@ async fn unprotected(world: Private) {
     for id in [read, unread] {
         rename(&world, id, "lost").await;
     }
-    all_say(&[&a.client], unread, "lost").await;
-    all_say(&[&a.client, &b.client], read, "lost").await;
-    world.settled().await;
+    all_serve(&[&a.client], unread, "lost").await;
+    all_serve(&[&a.client, &b.client], read, "lost").await;
+    world.wait_until_relayed().await;
     restore(&world, backup).await;
     let gaps = "hotshelf_change_feed_gaps_total";
     for node in [&a, &b] {
         eventually("it follows the feed again", || async { node.metric(gaps).await >= 1.0 }).await;
     }
-    eventually("Redis serves what was lost", || says(&b.client, unread, "lost")).await;
+    eventually("Redis serves what was lost", || serves(&b.client, unread, "lost")).await;
     assert_eq!(a.metric(RAISED).await + b.metric(RAISED).await, 0.0);
 }
 
-/// Redis serves a product that no instance has in its memory, and the epoch is that of before.
+/// After `restart` Redis serves a product that the reading instance does not have in memory, and the epoch is unchanged.
 async fn nothing_lost(world: &Private, restart: impl AsyncFnOnce()) {
     let durable = format!("ALTER DATABASE {} SET synchronous_commit = on", world.namespace);
     run(world, durable).await;
-    // Connections of before do not have it.
+    // Existing connections keep the old setting.
     let others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
         WHERE datname = current_database() AND pid <> pg_backend_pid()";
     run(world, others.to_owned()).await;
     let id = world.insert("lamp").await;
-    let (a, b) = tokio::join!(world.impatient_node(patient), world.impatient_node(patient));
+    let (a, b) = tokio::join!(
+        world.node_with_short_timeouts(long_staleness),
+        world.node_with_short_timeouts(long_staleness)
+    );
     a.product(id).await;
     marked(world).await;
     restart().await;
@@ -242,7 +251,7 @@ async fn nothing_lost(world: &Private, restart: impl AsyncFnOnce()) {
     }
     assert_eq!(cache_status(&b.get(id).await.unwrap()), "hotshelf; hit; detail=redis");
     rename(world, id, "new").await;
-    all_say(&[&a.client, &b.client], id, "new").await;
+    all_serve(&[&a.client, &b.client], id, "new").await;
     marked(world).await;
     assert_eq!(a.metric(RAISED).await + b.metric(RAISED).await, 0.0);
 }
@@ -271,8 +280,8 @@ async fn start_replica(world: &Private) -> devstack::Postgres {
 
 async fn promoted(world: Private) {
     let id = world.insert("old").await;
-    let before = world.impatient_node(patient).await;
-    all_say(&[&before.client], id, "old").await;
+    let before = world.node_with_short_timeouts(long_staleness).await;
+    all_serve(&[&before.client], id, "old").await;
     let replica = start_replica(&world).await;
     assert!(before.app.stop().await);
     assert!(world.redis_holds(id));
@@ -281,7 +290,7 @@ async fn promoted(world: Private) {
     let mut sql = sqlx::PgConnection::connect(&url).await.unwrap();
     sqlx::query("SELECT pg_promote()").execute(&mut sql).await.unwrap();
     let on_replica = |args: &mut ServeArgs| {
-        patient(args);
+        long_staleness(args);
         args.database.database_url = url.clone();
     };
     let start = async || {
@@ -297,7 +306,7 @@ async fn promoted(world: Private) {
     raised_once([&a, &b]).await;
     let pool = connect(&url, 1);
     sqlx::query("UPDATE products SET name = 'new'").execute(&pool).await.unwrap();
-    all_say(&[&a.client, &b.client], id, "new").await;
+    all_serve(&[&a.client, &b.client], id, "new").await;
     drop((sql, pool, replica));
 }
 

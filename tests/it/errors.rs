@@ -1,4 +1,4 @@
-//! Bad input: each case with its code, its details and the path of its field, and no harm to the next call.
+//! Bad input: each case is refused with its code, its details and the path of its field, and the next call works.
 
 use hotshelf::proto::get_product_request::Freshness;
 use hotshelf::proto::{
@@ -48,7 +48,7 @@ fn seconds(seconds: i64, nanos: i32) -> Duration {
     Duration { seconds, nanos }
 }
 
-/// Sends each call, and reads the same product unharmed after each.
+/// Sends each call, and reads an unchanged product after each.
 async fn all_refused(stack: Stack, cases: impl FnOnce(i64) -> Vec<(&'static str, Call)>) {
     let id = stack.insert("walnut desk lamp").await;
     let node = stack.node().await;
@@ -114,7 +114,7 @@ fn shelf() -> Product {
     Product { name: "oak shelf".to_owned(), price: money("USD", 3, 0), ..Product::default() }
 }
 
-/// The fields of a product that break a rule.
+/// Products with one invalid field each, and the path of that field.
 fn bad_fields() -> Vec<(&'static str, Product)> {
     let priced = |price| Product { price, ..shelf() };
     let named = |name: &str| Product { name: name.to_owned(), ..shelf() };

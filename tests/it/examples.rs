@@ -1,7 +1,8 @@
-//! Clients that other people wrote, against a real instance: the examples in Python and Node, whose clients are
-//! generated from the proto, and `buf curl`, which learns the API by reflection.
+//! Third-party clients against a real instance: the examples in Python and Node, whose clients are generated from the
+//! proto, and `buf curl`, which uses reflection.
 //!
-//! What they need is installed under target/, once. Where that cannot be, they are reported as ignored.
+//! Their dependencies are installed once, under target/. Where the installation fails, these tests are reported as
+//! ignored.
 
 mod buf;
 pub mod install;
@@ -38,7 +39,7 @@ fn example(path: &str) -> PathBuf {
     Path::new(ROOT).join("examples").join(path)
 }
 
-/// Runs an example, which checks each answer itself.
+/// Runs an example, which checks each response itself.
 async fn all_as_promised(stack: &Stack, client: &mut Command) {
     let node = stack.node().await;
     let address = format!("127.0.0.1:{}", node.grpc_addr.port());

@@ -1,4 +1,4 @@
-//! ExplainProduct: the answer to "why do I see the old price?".
+//! ExplainProduct: why a read returns an old price.
 
 use hotshelf::pause::Point;
 use hotshelf::product::{Change, ProductId, Revision, Version};
@@ -13,7 +13,7 @@ use crate::harness::{Node, Stack, Suite, get};
 pub fn register(suite: &mut Suite<'_>) {
     suite.both("explain::it_follows_a_product_through_the_tiers", tiers);
     suite.both("explain::it_shows_a_load_in_flight_and_its_lease", in_flight);
-    suite.both("explain::it_shows_why_memory_is_not_served", void);
+    suite.both("explain::it_shows_why_memory_is_not_served", invalidated);
     suite.single("explain::it_changes_nothing_and_counts_as_no_read", no_traces);
 }
 
@@ -66,11 +66,11 @@ async fn in_flight(stack: Stack) {
     assert!(read.await.unwrap().is_ok());
 }
 
-async fn void(stack: Stack) {
+async fn invalidated(stack: Stack) {
     let id = stack.insert("lamp").await;
     let node = stack.node().await;
     let version = node.product(id).await.version;
-    // Straight into memory: through the stream it would be mended before anybody could look.
+    // Invalidated directly: after a change from the feed the instance would reload it before the call.
     let revision = Revision::live(Version(version + 1));
     node.hot.invalidate(Change { id: ProductId::new(id).unwrap(), revision });
     let explained = explain(&node, id).await;

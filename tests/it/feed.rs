@@ -1,5 +1,5 @@
-//! P3 and P4 of the change feed: loads and writes that are under way while changes are pruned, transactions in every shape, bulk jobs,
-//! and a Redis that is away. Interleavings are played out at pause points.
+//! P3 and P4 of the change feed: loads and writes in flight while changes are pruned, all kinds of transactions, bulk
+//! jobs, and an unreachable Redis. Pause points make the interleavings deterministic.
 
 use std::time::Duration;
 
@@ -28,16 +28,16 @@ pub fn register(suite: &mut Suite<'_>) {
     suite.single("feed::a_poll_of_an_outbox_that_has_grown_scans_its_index", plan);
 }
 
-/// Nothing but the feed makes a copy old.
-fn patient(args: &mut ServeArgs) {
+/// Only the feed invalidates a copy within the test.
+fn long_staleness(args: &mut ServeArgs) {
     args.caching.max_staleness = Duration::from_secs(600);
     args.caching.hot_lease = Duration::from_secs(600);
     args.caching.refresh_keys = 0;
 }
 
 /// Changes are pruned as soon as they are relayed.
-fn forgetful(args: &mut ServeArgs) {
-    patient(args);
+fn short_retention(args: &mut ServeArgs) {
+    long_staleness(args);
     args.caching.change_retention = Duration::from_millis(100);
 }
 
@@ -67,7 +67,7 @@ async fn next(held: &mut UnboundedReceiver<Paused>) -> Paused {
     tokio::time::timeout(HANG, held.recv()).await.expect("it is reached").unwrap()
 }
 
-/// Polls that begin from now on, one after the other.
+/// Waits for `count` polls that start after the call.
 async fn polls(node: &Node, count: usize) {
     for _ in 0..count {
         let mut polling = node.pauses.arm(Point::PollOutbox);
@@ -76,14 +76,14 @@ async fn polls(node: &Node, count: usize) {
     }
 }
 
-/// An instance that relays and stands still before it applies anything; another one; and products that Redis holds, which the
-/// memory of the other one does not.
-async fn relay_stands(
+/// An instance that will pause as the relay before it applies a change, and another instance. Redis holds the
+/// products; the memory of the second instance does not.
+async fn relay_paused(
     stack: &Stack,
     ids: &[i64],
     options: fn(&mut ServeArgs),
 ) -> (Node, Node, UnboundedReceiver<Paused>) {
-    let relays = stack.node_with(forgetful).await;
+    let relays = stack.node_with(short_retention).await;
     let node = stack.node_with(options).await;
     node.controls.turn_off(Protection::Relay);
     for id in ids {
@@ -93,13 +93,13 @@ async fn relay_stands(
         stack.kept_changes().await == 0 && node.metric("hotshelf_recent_changes").await == 0.0
     })
     .await;
-    // An invalidated product would be loaded again by this one, which fills Redis.
+    // This instance would reload an invalidated product, and so fill Redis.
     relays.controls.turn_off(Protection::ChangeFeed);
-    let standing = relays.pauses.arm(Point::RelayRead);
-    (relays, node, standing)
+    let pausing = relays.pauses.arm(Point::RelayRead);
+    (relays, node, pausing)
 }
 
-/// A read that has Redis' answer, and has not looked at it.
+/// A read that has the response of Redis, and is paused before it uses it.
 async fn read_held(node: &Node, id: i64) -> (JoinHandle<Product>, Paused) {
     let mut reading = node.pauses.arm(Point::ReadRedis);
     let mut client = node.client.clone();
@@ -111,17 +111,17 @@ async fn read_held(node: &Node, id: i64) -> (JoinHandle<Product>, Paused) {
 
 async fn late_redis(stack: Stack) {
     let id = stack.insert("old").await;
-    let (relays, node, mut standing) = relay_stands(&stack, &[id], forgetful).await;
+    let (relays, node, mut pausing) = relay_paused(&stack, &[id], short_retention).await;
     rename(&stack, id, "new").await;
-    let relay = next(&mut standing).await;
-    eventually("the change is known", || async {
+    let relay = next(&mut pausing).await;
+    eventually("the change is observed", || async {
         node.metric("hotshelf_recent_changes").await == 1.0
     })
     .await;
     let (read, load) = read_held(&node, id).await;
     relays.pauses.release(Point::RelayRead);
     drop(relay);
-    eventually("the change is pruned and forgotten", || async {
+    eventually("the change is pruned everywhere", || async {
         stack.kept_changes().await == 0 && node.metric("hotshelf_recent_changes").await == 0.0
     })
     .await;
@@ -131,17 +131,17 @@ async fn late_redis(stack: Stack) {
 }
 
 fn small(args: &mut ServeArgs) {
-    forgetful(args);
+    short_retention(args);
     args.caching.max_recent_changes = 10;
 }
 
 async fn late_overflow(stack: Stack) {
     let ids = insert_many(&stack, 20).await;
-    let (relays, node, mut standing) = relay_stands(&stack, &ids, small).await;
+    let (relays, node, mut pausing) = relay_paused(&stack, &ids, small).await;
     run(&stack, "UPDATE products SET name = 'new'").await;
-    let relay = next(&mut standing).await;
+    let relay = next(&mut pausing).await;
     polls(&node, 2).await;
-    assert_eq!(node.product(ids[0]).await.name, "new", "Redis is not trusted");
+    assert_eq!(node.product(ids[0]).await.name, "new", "the entry in Redis is rejected");
     let id = ids[1];
     let (read, load) = read_held(&node, id).await;
     relays.pauses.release(Point::RelayRead);
@@ -155,20 +155,20 @@ async fn late_overflow(stack: Stack) {
 
 async fn late_own_write(stack: Stack) {
     let id = stack.insert("old").await;
-    let relays = stack.node_with(forgetful).await;
-    let node = stack.node_with(forgetful).await;
+    let relays = stack.node_with(short_retention).await;
+    let node = stack.node_with(short_retention).await;
     all_serve(&[&relays, &node], id, "old").await;
     let mut committed = node.pauses.arm(Point::Committed);
     let write = crate::newest_wins::rename(&node, id, "late");
     let meanwhile = async {
         let writer = next(&mut committed).await;
         node.pauses.release(Point::Committed);
-        // The slot stays invalid: what would replace it is held up.
+        // The slot stays invalidated: the load that would replace it is paused.
         let mut reading = node.pauses.arm(Point::ReadRedis);
         rename(&stack, id, "newest").await;
         let load = next(&mut reading).await;
         let newest = stack.version(id).await;
-        eventually("both changes are forgotten", || async {
+        eventually("both changes are pruned everywhere", || async {
             stack.kept_changes().await == 0 && node.metric("hotshelf_recent_changes").await == 0.0
         })
         .await;
@@ -192,16 +192,16 @@ async fn pruned(stack: &Stack) {
 
 async fn late_poll(stack: Stack) {
     let [id, other] = [stack.insert("old").await, stack.insert("other").await];
-    let _relays = stack.node_with(forgetful).await;
-    let node = stack.node_with(forgetful).await;
+    let _relays = stack.node_with(short_retention).await;
+    let node = stack.node_with(short_retention).await;
     node.controls.turn_off(Protection::Hints);
     node.controls.turn_off(Protection::Relay);
     let mut polling = node.pauses.arm(Point::PollOutbox);
-    let slept = next(&mut polling).await;
+    let paused = next(&mut polling).await;
     rename(&stack, other, "changed").await;
     pruned(&stack).await;
-    drop(slept);
-    // The poll after the one that found the gap: memory is invalid since then, and this is loaded later.
+    drop(paused);
+    // The poll after the one that detected the gap: memory was invalidated by then, and this product is loaded later.
     let starts_over = next(&mut polling).await;
     assert_eq!(node.metric("hotshelf_change_feed_gaps_total").await, 1.0);
     assert_eq!(node.product(id).await.name, "old");
@@ -216,7 +216,7 @@ async fn late_poll(stack: Stack) {
 async fn prepared(stack: Stack) {
     let [id, other, undone] =
         [stack.insert("old").await, stack.insert("old").await, stack.insert("old").await];
-    let (a, b) = tokio::join!(stack.node_with(patient), stack.node_with(patient));
+    let (a, b) = tokio::join!(stack.node_with(long_staleness), stack.node_with(long_staleness));
     for id in [id, undone] {
         all_serve(&[&a, &b], id, "old").await;
     }
@@ -239,10 +239,10 @@ async fn prepared(stack: Stack) {
     all_serve(&[&a, &b], undone, "old").await;
 }
 
-/// A snapshot lists 64 subtransactions of each transaction at most.
+/// A snapshot lists at most 64 subtransactions of each transaction.
 async fn savepoints(stack: Stack) {
     let ids = insert_many(&stack, 150).await;
-    let (a, b) = tokio::join!(stack.node_with(patient), stack.node_with(patient));
+    let (a, b) = tokio::join!(stack.node_with(long_staleness), stack.node_with(long_staleness));
     for node in [&a, &b] {
         for id in &ids {
             node.product(*id).await;
@@ -256,7 +256,7 @@ async fn savepoints(stack: Stack) {
         );
         long.execute(AssertSqlSafe(statements)).await.unwrap();
     }
-    let other = stack.insert_unheard("other").await;
+    let other = stack.insert_unrelayed("other").await;
     all_serve(&[&a, &b], other, "other").await;
     for node in [&a, &b] {
         polls(node, 2).await;
@@ -271,10 +271,10 @@ async fn savepoints(stack: Stack) {
 async fn bulk(stack: Stack) {
     const ROWS: i64 = 20_000;
     insert_many(&stack, ROWS + 200).await;
-    let node = stack.node_with(patient).await;
+    let node = stack.node_with(long_staleness).await;
     let small = stack
         .node_with(|args| {
-            patient(args);
+            long_staleness(args);
             args.caching.max_recent_changes = 1_000;
         })
         .await;
@@ -290,9 +290,9 @@ async fn bulk(stack: Stack) {
     let update = format!("UPDATE products SET name = 'new', price = 2 WHERE id <= {ROWS}");
     let changed = sqlx::query(AssertSqlSafe(update)).execute(&stack.sql);
     let mut changed = std::pin::pin!(changed);
-    let (mut done, mut settled) = (false, false);
-    // Until all of it is known here and applied to Redis.
-    while !settled {
+    let (mut done, mut relayed) = (false, false);
+    // Until the whole change is observed here and applied to Redis.
+    while !relayed {
         for id in &steady {
             let read = node.get(*id).await.unwrap();
             assert_eq!(cache_status(&read), "hotshelf; hit; detail=hot");
@@ -303,11 +303,11 @@ async fn bulk(stack: Stack) {
                 () = tokio::time::sleep(Duration::from_millis(1)) => {}
             }
         }
-        settled = done
+        relayed = done
             && stack.outbox().await == 0
             && node.metric("hotshelf_recent_changes").await >= ROWS as f64;
     }
-    let late = stack.node_with(patient).await;
+    let late = stack.node_with(long_staleness).await;
     for node in [&node, &small, &late] {
         polls(node, 2).await;
         for product in batch(node, &hot).await {
@@ -319,7 +319,7 @@ async fn bulk(stack: Stack) {
     }
 }
 
-/// Both instances serve what SQL changes from now on, whatever has happened to Redis.
+/// Both instances serve the following changes by SQL.
 async fn served_anyway(stack: &Stack, nodes: [&Node; 2], id: i64) {
     for name in ["new", "newer"] {
         rename(stack, id, name).await;
@@ -334,7 +334,10 @@ async fn served_anyway(stack: &Stack, nodes: [&Node; 2], id: i64) {
 
 async fn redis_killed(world: Private) {
     let id = world.insert("old").await;
-    let (a, b) = tokio::join!(world.impatient_node(patient), world.impatient_node(patient));
+    let (a, b) = tokio::join!(
+        world.node_with_short_timeouts(long_staleness),
+        world.node_with_short_timeouts(long_staleness)
+    );
     all_serve(&[&a, &b], id, "old").await;
     world.redis.kill();
     served_anyway(&world, [&a, &b], id).await;
@@ -342,19 +345,22 @@ async fn redis_killed(world: Private) {
 
 async fn redis_full(world: Private) {
     let id = world.insert("old").await;
-    let (a, b) = tokio::join!(world.impatient_node(patient), world.impatient_node(patient));
+    let (a, b) = tokio::join!(
+        world.node_with_short_timeouts(long_staleness),
+        world.node_with_short_timeouts(long_staleness)
+    );
     all_serve(&[&a, &b], id, "old").await;
     let full = ["CONFIG", "SET", "maxmemory-policy", "noeviction", "maxmemory", "1"];
     world.redis.command(&full).unwrap();
     assert!(world.redis.command(&["SET", "any", "thing"]).is_err(), "full");
-    // It still carries hints.
+    // A full Redis still delivers hints.
     [&a, &b].iter().for_each(|node| node.controls.turn_off(Protection::Hints));
     served_anyway(&world, [&a, &b], id).await;
 }
 
 async fn no_hints(stack: Stack) {
     let id = stack.insert("old").await;
-    let (a, b) = tokio::join!(stack.node_with(patient), stack.node_with(patient));
+    let (a, b) = tokio::join!(stack.node_with(long_staleness), stack.node_with(long_staleness));
     [&a, &b].iter().for_each(|node| node.controls.turn_off(Protection::Hints));
     all_serve(&[&a, &b], id, "old").await;
     served_anyway(&stack, [&a, &b], id).await;
@@ -363,23 +369,23 @@ async fn no_hints(stack: Stack) {
 /// The statement was prepared when the outbox was empty.
 async fn plan(stack: Stack) {
     const ROWS: i64 = 50_000;
-    let node = stack.node_with(patient).await;
+    let node = stack.node_with(long_staleness).await;
     polls(&node, 3).await;
     let grow = "INSERT INTO hotshelf.outbox (product_ids, versions, deleted) \
         SELECT ARRAY[1000000 + n], ARRAY[1::bigint], false FROM generate_series(1::bigint, $1) n";
     sqlx::query(grow).bind(ROWS).execute(&stack.sql).await.unwrap();
-    eventually("they are known", || async {
+    eventually("they are observed", || async {
         node.metric("hotshelf_recent_changes").await >= ROWS as f64
             && node.metric("hotshelf_relayed_total").await >= ROWS as f64
     })
     .await;
-    // Sequential scans, index scans, and rows that the latter fetched.
+    // Sequential scans, index scans, and rows that the index scans fetched.
     let scans = async || -> (i64, i64, i64) {
         let count = "SELECT seq_scan, idx_scan, idx_tup_fetch FROM pg_stat_all_tables \
             WHERE relid = 'hotshelf.outbox'::regclass";
         sqlx::query_as(count).fetch_one(&stack.sql).await.unwrap()
     };
-    // Sessions report their scans a second late: also those of this test, and that of the poll that brought the rows.
+    // Sessions report their scans up to a second late: also this test's sessions, and the poll that read the rows.
     eventually("polls make index scans only, and fetch few rows", || async {
         let before = scans().await;
         polls(&node, 10).await;

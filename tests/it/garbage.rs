@@ -1,4 +1,4 @@
-//! Bytes under our keys in Redis that are no entry: never the caller's error, counted, and replaced.
+//! Bytes in Redis that are no valid entry: no error for the caller, counted, and replaced.
 
 use hotshelf::pause::Point;
 use hotshelf::proto::{BatchGetProductsRequest, Product};
@@ -13,7 +13,7 @@ pub fn register(suite: &mut Suite<'_>) {
     suite.both("garbage::a_fill_over_it_goes_through", fills);
 }
 
-/// What may lie where an entry should be.
+/// Invalid values of an entry's key.
 #[derive(Clone, Copy, Debug)]
 enum Garbage {
     Random,
@@ -22,10 +22,10 @@ enum Garbage {
     OnlyAHead,
     FlippedByte,
     UnknownFormat,
-    /// A head that could be one, of a version that no write will ever reach.
+    /// A valid header with a version that no write reaches.
     NewestOfAll,
     List,
-    /// All is well with it, but that it is another product's.
+    /// A valid entry of another product.
     AnotherProduct,
 }
 
@@ -42,9 +42,9 @@ impl Garbage {
         Self::AnotherProduct,
     ];
 
-    /// Replaces the entry of `id`, which must be there.
+    /// Replaces the entry of `id`, which must exist.
     async fn put(self, stack: &Stack, id: i64) {
-        let mut bytes = stack.redis_value(id).await.expect("an entry to spoil");
+        let mut bytes = stack.redis_value(id).await.expect("an entry to replace");
         match self {
             Self::Random => bytes.iter_mut().for_each(|byte| *byte = rand::random()),
             Self::Empty => bytes.clear(),
@@ -55,7 +55,7 @@ impl Garbage {
             Self::NewestOfAll => bytes[2..10].copy_from_slice(&i64::MAX.to_be_bytes()),
             Self::List => return stack.redis_put_list(id).await,
             Self::AnotherProduct => {
-                // Behind the head, the prefix and the key of the field.
+                // The id, after the header, the prefix and the field's tag.
                 bytes[36] ^= 1;
                 let mut checksum = crc32fast::Hasher::new();
                 checksum.update(&bytes[..26]);
@@ -67,7 +67,7 @@ impl Garbage {
     }
 }
 
-/// An instance that asks Redis at each read, and never on its own.
+/// An instance that reads Redis for each call, and only for calls.
 async fn node(stack: &Stack) -> Node {
     stack
         .node_with(|args| {
@@ -134,7 +134,7 @@ async fn updates(stack: Stack) {
     }
 }
 
-/// The garbage comes between the load's look at Redis and its fill.
+/// The garbage is stored between the load's read of Redis and its fill.
 async fn fills(stack: Stack) {
     let node = node(&stack).await;
     for garbage in Garbage::ALL {

@@ -1,5 +1,5 @@
-//! What every test stands on: the servers, a database and a key space for each test, and instances of
-//! hotshelf that are made by the same composition root as the program's.
+//! The servers, a database and a key space for each test, and instances of hotshelf, made by the same
+//! composition root as the program's.
 
 mod certificates;
 mod node;
@@ -27,16 +27,16 @@ pub use verdict::too_busy;
 
 use std::time::{Duration, Instant};
 
-/// Only what hangs takes as long as this, also on one core that two busy loops share.
+/// A timeout that only a hang reaches, also on one core that two busy loops share.
 pub const HANG: Duration = Duration::from_secs(120);
 
-/// A port that is free now, of those that neither devstack nor the system hands out.
+/// A free port outside the ranges that devstack and the system use.
 pub fn free_port() -> u16 {
     let mut ports = std::iter::repeat_with(|| rand::random_range(22_000..32_000));
     ports.find(|port| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok()).unwrap()
 }
 
-/// Waits until `condition` holds.
+/// Polls `condition` every 10 ms; fails after [`HANG`].
 pub async fn eventually<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
     let began = Instant::now();
     while !condition().await {

@@ -1,5 +1,5 @@
-//! Hostile and broken clients, by the thousand, against the running program: it does not crash, does not leak, and
-//! goes on serving everybody else.
+//! Thousands of hostile and broken clients against the running program: it does not crash, does not leak, and keeps
+//! serving other callers.
 
 mod attacks;
 pub mod frames;
@@ -21,33 +21,33 @@ use tonic_health::pb::health_client::HealthClient;
 use crate::harness::{HANG, Program, Stack, Suite, channel, eventually, get};
 use frames::{PREFACE, Socket};
 
-/// The same seed, the same attacks.
+/// Determines the attacks.
 const SEED: u64 = 20_260_217;
-/// Hostile connections and requests, at least.
+/// Lower bound on hostile connections and requests.
 const ATTEMPTS: usize = 20_000;
-/// In so many rounds: what the first two leave behind is what any load leaves, what the others add is a leak.
+/// Memory that remains after the first two rounds is that of any load; growth in the later rounds is a leak.
 const ROUNDS: usize = 5;
-/// Attackers at once.
+/// Concurrent attackers.
 const AT_ONCE: usize = 24;
-/// Of them, clients that never read, who stay for a whole round.
-const DEAF: usize = 10;
-/// What three rounds may add: 3 KiB for each attempt would be more.
+/// Clients that never read, connected for a whole round.
+const NON_READING: usize = 10;
+/// Bound in bytes on the growth in three rounds: a leak of 3 KiB per attempt exceeds it.
 const LEAK: usize = 32 << 20;
-/// What the program may need at worst: a bound, not a goal.
+/// Bound in bytes on the peak resident memory.
 const MOST: usize = 512 << 20;
 const MAX_CONNECTIONS: usize = 200;
-/// Calls at once on one connection: nearly as many as it may have.
+/// Concurrent calls on one connection, just below its limit.
 const BURST: usize = 1_000;
 /// Requests of a client that never reads.
 const UNREAD: usize = 100;
-/// Bytes that such clients may hold: a tenth of what they ask for.
+/// Bound on unsent bytes: a tenth of what these clients request.
 const MOST_UNSENT: usize = 8 << 20;
 
 pub fn register(suite: &mut Suite<'_>) {
-    suite.single("hostile::20_000_hostile_clients_crash_nothing_leak_nothing_starve_nobody", siege);
-    suite.single("hostile::who_says_nothing_or_half_a_word_loses_its_place", silence);
-    suite.single("hostile::answers_that_nobody_reads_are_taken_back", unread_answers);
-    suite.single("hostile::answers_that_nobody_reads_leave_room_for_others", greed);
+    suite.single("hostile::20_000_hostile_clients_cause_no_crash_no_leak_and_no_starvation", siege);
+    suite.single("hostile::a_connection_without_a_whole_preface_is_closed", silence);
+    suite.single("hostile::unread_responses_are_reset", unread_answers);
+    suite.single("hostile::unread_responses_leave_memory_for_other_callers", unread_bounded);
     suite.single("hostile::a_burst_after_a_pause_is_served_and_no_attack", burst);
     suite.single("hostile::past_the_limit_of_connections_those_that_stand_are_served", crowd);
 }
@@ -62,40 +62,40 @@ async fn siege(stack: Stack) {
     for round in 0..ROUNDS {
         attempts += attack(program.port(), round, &products).await;
         let connections = async || open_connections(&program).await;
-        // The bystander's own.
+        // One connection is the bystander's.
         eventually("every hostile connection is gone", async || connections().await == 1.0).await;
         rested.push(memory(&program, "VmRSS:"));
         assert_eq!(health(program.port()).await, ServingStatus::Serving);
     }
     assert!(attempts >= ATTEMPTS, "only {attempts}");
-    assert!(bystander.stop().await > 100, "the bystander was served all the time");
+    assert!(bystander.stop().await > 100, "the bystander was served");
     assert!(rested[ROUNDS - 1] < rested[0].max(rested[1]) + LEAK, "it leaks: {rested:?}");
     assert!(memory(&program, "VmHWM:") < MOST, "{}", memory(&program, "VmHWM:"));
     assert!(!program.log().contains("panicked"), "{}", program.log());
     program.signal(Signal::SIGTERM);
-    assert_eq!(program.ended().await, Some(0), "and it drains like any other");
+    assert_eq!(program.ended().await, Some(0), "and it drains");
 }
 
-/// Many kilobytes in an answer, and few in a request: whoever sends past the server's window is thrown out.
+/// Large responses to small requests: the server closes a connection that sends beyond its window.
 async fn many_products(stack: &Stack) -> Vec<i64> {
     let insert = "INSERT INTO products (name, price, description)
         SELECT 'lamp', 9.99, repeat('x', 500) FROM generate_series(1, 150) RETURNING id";
     sqlx::query_scalar(insert).fetch_all(&stack.sql).await.unwrap()
 }
 
-/// One round. Returns how many connections and requests it was.
+/// One round. Returns the number of its connections and requests.
 async fn attack(port: u16, round: usize, products: &[i64]) -> usize {
     let count = Arc::new(AtomicUsize::new(0));
     let (mut attackers, mut number) = (JoinSet::new(), round as u64 * 1_000_000);
-    let mut deaf = Vec::new();
-    for _ in 0..DEAF {
+    let mut non_reading = Vec::new();
+    for _ in 0..NON_READING {
         number += 1;
         let mut random = StdRng::seed_from_u64(SEED + number);
         let Some((socket, sent)) = attacks::never_reads(port, &mut random, products).await else {
             continue;
         };
         count.fetch_add(sent, Ordering::Relaxed);
-        deaf.push(socket);
+        non_reading.push(socket);
     }
     while count.load(Ordering::Relaxed) < ATTEMPTS / ROUNDS {
         if attackers.len() >= AT_ONCE {
@@ -125,7 +125,7 @@ async fn one(port: u16, random: &mut StdRng) -> usize {
     }
 }
 
-/// Somebody who only wants a product, again and again, on a connection of their own.
+/// A regular caller that reads one product repeatedly on a connection of its own.
 struct Bystander {
     stop: Arc<AtomicBool>,
     task: tokio::task::JoinHandle<usize>,
@@ -148,7 +148,7 @@ impl Bystander {
         Self { stop, task }
     }
 
-    /// How often it was served: always.
+    /// Returns the number of reads, all of which succeeded.
     async fn stop(self) -> usize {
         self.stop.store(true, Ordering::Relaxed);
         self.task.await.unwrap()
@@ -165,10 +165,10 @@ async fn metric(program: &Program, series: &str) -> f64 {
     line.unwrap().trim().parse().unwrap()
 }
 
-/// Bytes, of this line of /proc/PID/status.
+/// The value in bytes of this line of /proc/PID/status.
 fn memory(program: &Program, line: &str) -> usize {
     let status = fs::read_to_string(format!("/proc/{}/status", program.pid())).unwrap();
-    let found = status.lines().find_map(|said| said.strip_prefix(line)).unwrap();
+    let found = status.lines().find_map(|found| found.strip_prefix(line)).unwrap();
     found.trim().trim_end_matches(" kB").parse::<usize>().unwrap() << 10
 }
 
@@ -202,9 +202,9 @@ async fn silence(stack: Stack) {
     let options = ["--max-connections", "4", "--keepalive-timeout", "2s"];
     let program = Program::serve(&stack, &options).await;
     let mut silent = Vec::new();
-    for said in [0, 1, PREFACE.len() / 2, PREFACE.len() - 1] {
+    for length in [0, 1, PREFACE.len() / 2, PREFACE.len() - 1] {
         let mut socket = Socket::connect(program.port()).await.unwrap();
-        socket.send(&PREFACE[..said]).await;
+        socket.send(&PREFACE[..length]).await;
         silent.push(socket);
     }
     for socket in &mut silent {
@@ -217,24 +217,24 @@ async fn silence(stack: Stack) {
 async fn unread_answers(stack: Stack) {
     let products = many_products(&stack).await;
     let program = Program::serve(&stack, &["--max-call-time", "1s"]).await;
-    let mut deaf = attacks::unread(program.port(), &products, UNREAD).await;
-    let taken_back = deaf.ended(UNREAD, HANG).await.expect("each of them, in bounded time");
-    // On a machine that is busy some may not have been answered in time, which ends them, too.
-    assert!(taken_back > 0);
+    let mut non_reading = attacks::unread(program.port(), &products, UNREAD).await;
+    let reset = non_reading.ended(UNREAD, HANG).await.expect("each of them, in bounded time");
+    // On a busy machine some calls may end at their deadline before a response.
+    assert!(reset > 0);
     let mut client = program.client().await;
     assert_eq!(client.get_product(get(products[0])).await.unwrap().into_inner().id, products[0]);
 }
 
-async fn greed(stack: Stack) {
+async fn unread_bounded(stack: Stack) {
     let products = many_products(&stack).await;
     let limit = MOST_UNSENT.to_string();
     let options = ["--max-unsent-bytes", &limit, "--max-call-time", "60s"];
     let program = Program::serve(&stack, &options).await;
     let mut client = program.client().await;
     client.batch_get_products(batch(&products)).await.unwrap();
-    let mut deaf = Vec::new();
-    for _ in 0..DEAF {
-        deaf.push(attacks::unread(program.port(), &products, UNREAD).await);
+    let mut non_reading = Vec::new();
+    for _ in 0..NON_READING {
+        non_reading.push(attacks::unread(program.port(), &products, UNREAD).await);
     }
     let refused = "hotshelf_shed_total{reason=\"unsent_bytes\"}";
     let unsent = async || {
@@ -242,20 +242,20 @@ async fn greed(stack: Stack) {
         assert!(unsent <= MOST_UNSENT as f64, "{unsent}");
         unsent
     };
-    eventually("each is refused most of what it asks for", async || {
-        unsent().await > 0.0 && metric(&program, refused).await > (DEAF * UNREAD / 2) as f64
+    eventually("most of their calls are refused", async || {
+        unsent().await > 0.0 && metric(&program, refused).await > (NON_READING * UNREAD / 2) as f64
     })
     .await;
     let held = unsent().await;
-    assert!(held > MOST_UNSENT as f64 / 2.0, "or nothing was at stake: {held}");
+    assert!(held > MOST_UNSENT as f64 / 2.0, "the limit was not reached: {held}");
     for id in &products {
         client.get_product(get(*id)).await.unwrap();
     }
-    // As large a one as theirs.
+    // A batch as large as theirs.
     let answer = client.batch_get_products(batch(&products)).await.unwrap().into_inner();
     assert_eq!(answer.products.len(), products.len());
-    assert!(unsent().await >= held, "they still held it all");
-    drop(deaf);
+    assert!(unsent().await >= held, "their responses are still unsent");
+    drop(non_reading);
     eventually("their bytes are free", async || unsent().await == 0.0).await;
 }
 
@@ -268,8 +268,8 @@ async fn burst(stack: Stack) {
     let program = Program::serve(&stack, &[]).await;
     program.client().await.get_product(get(id)).await.unwrap();
     program.freeze().await;
-    // The system takes them for it meanwhile.
+    // The kernel buffers the calls while the program is stopped.
     let mut caller = attacks::burst(program.port(), id, BURST).await;
     program.signal(Signal::SIGCONT);
-    assert_eq!(caller.ended(BURST, HANG).await, Some(0), "each call is answered to its end");
+    assert_eq!(caller.ended(BURST, HANG).await, Some(0), "no call is reset");
 }

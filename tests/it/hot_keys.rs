@@ -1,4 +1,4 @@
-//! StreamHotKeys: what one instance is asked for most, and what the fleet is.
+//! StreamHotKeys: the most read products of one instance, and of the fleet.
 
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ pub fn register(suite: &mut Suite<'_>) {
     suite.both("hot_keys::every_kind_of_read_counts_once_for_each_id", kinds_of_reads);
     suite.both("hot_keys::rates_are_what_was_read_over_how_long", rates);
     suite.both("hot_keys::the_fleets_ranking_is_the_sum_and_the_same_everywhere", fleet);
-    suite.both("hot_keys::who_does_not_read_its_stream_holds_up_nobody", slow_reader);
+    suite.both("hot_keys::a_stream_that_is_not_read_does_not_delay_others", slow_reader);
     suite.single("hot_keys::a_stream_ends_at_its_callers_deadline", deadline);
     suite.single("hot_keys::one_connection_leaves_streams_for_others", shares);
     suite.private("hot_keys::many_streams_cost_redis_as_much_as_one", one_computation);
@@ -49,7 +49,7 @@ async fn read(node: &Node, id: i64, times: usize) {
 async fn kinds_of_reads(stack: Stack) {
     let (often, seldom) = (stack.insert("often").await, stack.insert("seldom").await);
     let node = stack.node().await;
-    assert_eq!(snapshot(&node, Scope::Instance, 0).await, [], "at once, with nothing to tell");
+    assert_eq!(snapshot(&node, Scope::Instance, 0).await, [], "at once, and empty");
     // A miss and 19 hits, then 10 batches that name it twice.
     node.product(often).await;
     read(&node, often, 19).await;
@@ -85,7 +85,7 @@ async fn fleet(stack: Stack) {
     let (both, one) = (stack.insert("both").await, stack.insert("one").await);
     let (a, b) = tokio::join!(stack.node(), stack.node());
     let ids = |keys: &[HotKey]| keys.iter().map(|key| key.product_id).collect::<Vec<_>>();
-    // Each adds its counts at times of its own, and what was added first has decayed: they go on until it is right.
+    // Each instance adds its counts at its own times, and earlier counts have decayed: repeat until the ratio is right.
     let about_right = |keys: &[HotKey]| {
         let ratio = keys[0].requests_per_second / keys[1].requests_per_second;
         (1.1..2.0).contains(&ratio)
@@ -143,7 +143,7 @@ async fn deadline(stack: Stack) {
 
 async fn without_redis(world: Private) {
     let id = world.insert("walnut desk lamp").await;
-    let node = world.impatient_node(|_| {}).await;
+    let node = world.node_with_short_timeouts(|_| {}).await;
     node.product(id).await;
     let mut stream = watch(&node, Scope::Fleet, 10).await;
     let began = Instant::now();
@@ -194,7 +194,8 @@ async fn shares(stack: Stack) {
     node.client.clone().stream_hot_keys(request(Scope::Instance, 5)).await.unwrap();
 }
 
-/// However long it takes on a busy machine, the ranking is read once in 100 ms, for streams of any interval.
+/// The ranking is read at most once in 100 ms, for any number of streams of any interval. The bound counts elapsed
+/// intervals, so that a busy machine does not matter.
 async fn one_computation(world: Private) {
     const SNAPSHOTS: usize = 5;
     let id = world.insert("walnut desk lamp").await;
@@ -224,7 +225,7 @@ async fn one_computation(world: Private) {
     assert!(u128::from(read) <= ticks, "{read} reads in {ticks} intervals");
 }
 
-/// How often Redis was asked for the fleet's ranking.
+/// The number of reads of the fleet's ranking from Redis.
 fn rankings_read(world: &Private) -> u64 {
     let stats = world.redis.command(&["INFO", "commandstats"]).unwrap();
     let line = stats.lines().find_map(|line| line.strip_prefix("cmdstat_zrevrange:calls="));

@@ -1,4 +1,4 @@
-//! The hot tier and the floors of its loads, against a model that fits a page, by random operations.
+//! Random operations on the hot tier and the floors of its loads, compared with a small model.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -28,15 +28,15 @@ pub fn register(suite: &mut Suite<'_>) {
     });
 }
 
-/// What should be known of one product.
-struct Known {
+/// The expected state of one product.
+struct Expected {
     held: Option<Revision>,
-    /// The newest that was written, whatever memory holds: the floor of every load.
+    /// The newest revision that was written, also when memory does not hold it: the floor of every load.
     written: Revision,
     loads: Vec<LoadTicket>,
 }
 
-impl Default for Known {
+impl Default for Expected {
     fn default() -> Self {
         Self { held: None, written: Revision::NONE, loads: Vec::new() }
     }
@@ -44,9 +44,9 @@ impl Default for Known {
 
 struct Model {
     hot: Arc<HotCache>,
-    known: HashMap<ProductId, Known>,
+    expected: HashMap<ProductId, Expected>,
     random: StdRng,
-    /// Everything fits, so that memory must hold exactly what the model says.
+    /// Without evictions memory must hold exactly what the model holds.
     evicts: bool,
 }
 
@@ -60,7 +60,7 @@ fn run(seed: u64, capacity: u64) {
     let recent = Arc::new(RecentChanges::new(1_000));
     let mut model = Model {
         hot: Arc::new(HotCache::new(options, recent, Metrics::new())),
-        known: HashMap::new(),
+        expected: HashMap::new(),
         random: StdRng::seed_from_u64(seed),
         evicts: capacity < IDS as u64,
     };
@@ -80,13 +80,13 @@ impl Model {
             _ => self.give_up(id),
         }
         let held = self.hot.peek(id).map(|held| held.entry.revision());
-        let known = self.known.entry(id).or_default();
+        let expected = self.expected.entry(id).or_default();
         if self.evicts {
-            assert!(held.is_none_or(|held| Some(held) <= known.held), "from nowhere");
-            // What else could be demanded of something that may be gone at any time, the floors demand.
+            assert!(held.is_none_or(|held| Some(held) <= expected.held), "from nowhere");
+            // An entry may be evicted at any time; the checks of the floors below still hold.
             return;
         }
-        assert_eq!(held, known.held);
+        assert_eq!(held, expected.held);
     }
 
     fn entry(&mut self) -> Entry {
@@ -96,53 +96,53 @@ impl Model {
         if self.random.random() {
             return tombstone;
         }
-        // A product whose message is as short as they can be.
+        // A product with the shortest message.
         let frame = [0, 0, 0, 0, 1, 0];
         Entry::from_frame(Revision::live(version), Moment::now(), ttl, &frame).unwrap()
     }
 
     fn begin(&mut self, id: ProductId) {
         let ticket = self.hot.begin_load(id);
-        self.known.entry(id).or_default().loads.push(ticket);
+        self.expected.entry(id).or_default().loads.push(ticket);
     }
 
     fn offer(&mut self, id: ProductId) {
         let entry = self.entry();
         let revision = entry.revision();
         self.hot.begin_load(id).offer(entry);
-        let known = self.known.entry(id).or_default();
-        known.written = known.written.max(revision);
-        // One that others have overtaken replaces nothing, not even what is older.
-        if revision == known.written {
-            known.held = known.held.map(|held| held.max(revision));
+        let expected = self.expected.entry(id).or_default();
+        expected.written = expected.written.max(revision);
+        // A revision below the newest written one replaces nothing, not even an older revision.
+        if revision == expected.written {
+            expected.held = expected.held.map(|held| held.max(revision));
         }
     }
 
     fn finish(&mut self, id: ProductId) {
         let entry = self.entry();
         let revision = entry.revision();
-        let known = self.known.entry(id).or_default();
-        if known.loads.is_empty() {
+        let expected = self.expected.entry(id).or_default();
+        if expected.loads.is_empty() {
             return;
         }
-        let ticket = known.loads.swap_remove(self.random.random_range(0..known.loads.len()));
-        assert_eq!(ticket.floor(), known.written);
+        let ticket = expected.loads.swap_remove(self.random.random_range(0..expected.loads.len()));
+        assert_eq!(ticket.floor(), expected.written);
         match ticket.finish(entry) {
             Ok(held) => {
-                assert!(revision >= known.written, "below its floor: {revision:?}");
+                assert!(revision >= expected.written, "below its floor: {revision:?}");
                 assert!(held.entry.revision() >= revision, "an older one won");
-                known.held = known.held.max(Some(revision));
+                expected.held = expected.held.max(Some(revision));
             }
             Err(OutOfDate) => {
-                assert!(revision < known.written, "{revision:?}, {:?}", known.written)
+                assert!(revision < expected.written, "{revision:?}, {:?}", expected.written)
             }
         }
     }
 
     fn give_up(&mut self, id: ProductId) {
-        let known = self.known.entry(id).or_default();
-        if !known.loads.is_empty() {
-            known.loads.swap_remove(self.random.random_range(0..known.loads.len()));
+        let expected = self.expected.entry(id).or_default();
+        if !expected.loads.is_empty() {
+            expected.loads.swap_remove(self.random.random_range(0..expected.loads.len()));
         }
     }
 }

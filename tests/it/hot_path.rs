@@ -1,4 +1,4 @@
-//! What the change stream costs a hot read: nothing that can be measured.
+//! The cost of the change feed for a hot read: not measurable.
 
 use std::time::Duration;
 
@@ -13,11 +13,11 @@ const ROUNDS: usize = 15;
 const READS: u32 = 200_000;
 
 pub fn register(suite: &mut Suite<'_>) {
-    suite.long_single("hot_path::soak_hot_reads_cost_the_same_with_the_change_stream", stream);
+    suite.long_single("hot_path::soak_hot_reads_cost_the_same_with_the_change_feed", stream);
 }
 
-/// Two instances in turn, in one process: one trusts memory on the proof of the change stream, the other for an hour,
-/// as if there were no stream. Prints hot reads per second of CPU.
+/// Measures two instances in turn: one serves memory under the lease of the change feed, the other for an hour without
+/// it. Prints hot reads per second of CPU.
 async fn stream(stack: Stack) {
     let id = stack.insert("lamp").await;
     let hour = Duration::from_secs(3_600);

@@ -1,4 +1,4 @@
-//! The hot tier stays whole: mini-moka is used inside the part of it that is sound.
+//! The hot tier keeps its capacity and its bounds under concurrent operations, which mini-moka alone does not.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -18,13 +18,13 @@ use crate::harness::{HANG, Suite};
 const CAPACITY: u64 = 1_000;
 const IDS: i64 = 10_000;
 const THREADS: i64 = 8;
-/// Those whom mini-moka has yet to decide about.
+/// Bound on inserted keys for which mini-moka has not decided admission.
 const CANDIDATES: u64 = 1_024;
 
 pub fn register(suite: &mut Suite<'_>) {
     suite.plain("hot_tier::what_is_too_large_or_outgrows_its_slot_is_not_kept", too_large);
     suite.plain("hot_tier::what_is_read_often_comes_in_and_stays", admission);
-    suite.plain("hot_tier::no_crowd_makes_it_hold_more_than_its_bound", bounded);
+    suite.plain("hot_tier::concurrent_inserts_do_not_exceed_its_bound", bounded);
     suite.plain("hot_tier::capacity_is_intact_after_two_million_mixed_operations", || {
         soak(2_000_000)
     });
@@ -52,7 +52,7 @@ fn entry(version: i64) -> Entry {
     Entry::tombstone(Version(version), Moment::now(), ttl)
 }
 
-/// A product of this version, of so many bytes.
+/// A product of this version and size in bytes.
 fn product(version: i64, size: usize) -> Entry {
     let ttl = Ttl { soft: Duration::from_secs(60), hard: Duration::from_secs(60) };
     let mut frame = prefix(size).to_vec();
@@ -64,17 +64,17 @@ fn too_large() {
     let hot = cache();
     let (large, grows) = (id(1), id(2));
     let answer = hot.begin_load(large).finish(product(1, 1_001)).unwrap();
-    assert_eq!(answer.entry.revision(), Revision::live(Version(1)), "it is answered all the same");
+    assert_eq!(answer.entry.revision(), Revision::live(Version(1)), "it is returned to the caller");
     assert!(hot.peek(large).is_none());
     let _ = hot.begin_load(grows).finish(product(1, 1_000)).unwrap();
     let bytes = hot.bytes();
     assert!(bytes > 1_000, "{bytes}");
     hot.begin_load(grows).offer(product(2, 1_001));
-    assert!(hot.peek(grows).unwrap().is_invalidated(), "what it was is not served");
-    assert_eq!(hot.bytes(), bytes, "what it is takes no memory");
+    assert!(hot.peek(grows).unwrap().is_invalidated(), "the old version is not served");
+    assert_eq!(hot.bytes(), bytes, "the new version takes no memory");
 }
 
-/// Reads, loads, and writes that replace, on all threads at once, over ten times the capacity.
+/// Concurrent reads, loads and replacing writes, on ten times as many keys as fit.
 fn soak(operations: i64) {
     let hot = cache();
     thread::scope(|scope| {
@@ -98,7 +98,7 @@ fn operate(hot: &Arc<HotCache>, thread: i64, operations: i64) {
             0 => hot.begin_load(id).offer(entry(version)),
             1 => {
                 let load = hot.begin_load(id);
-                // Below the floor when another thread was newer: then it is not kept, as it should be.
+                // Rejected when another thread has raised the floor.
                 let _ = load.finish(entry(version));
             }
             _ => {
@@ -110,11 +110,11 @@ fn operate(hot: &Arc<HotCache>, thread: i64, operations: i64) {
     }
 }
 
-/// More ids than fit, until there is no room left.
+/// Inserts more ids than fit, until the cache is full.
 fn fill_up(hot: &Arc<HotCache>) {
-    let settled = || hot.count_admitted() == CAPACITY && hot.len() == CAPACITY;
+    let is_full = || hot.count_admitted() == CAPACITY && hot.len() == CAPACITY;
     let began = Instant::now();
-    while !settled() && began.elapsed() < HANG {
+    while !is_full() && began.elapsed() < HANG {
         for number in 1..=IDS {
             let _ = hot.begin_load(id(number)).finish(entry(i64::MAX - 1));
             hot.read(id(number), |_| ());
@@ -122,7 +122,7 @@ fn fill_up(hot: &Arc<HotCache>) {
     }
 }
 
-/// However fast others come than mini-moka decides, and whether or not it is given the time.
+/// Inserts faster than mini-moka decides admission.
 fn bounded() {
     let hot = cache();
     thread::scope(|scope| {
@@ -140,7 +140,8 @@ fn bounded() {
     assert_eq!(hot.len(), CAPACITY);
 }
 
-/// mini-moka hears of reads: what is read often comes in though others were first, and stays though many pass by.
+/// mini-moka receives the reads: products that are read often are admitted to a full cache, and a scan does not evict
+/// them.
 fn admission() {
     let hot = cache();
     let capacity = CAPACITY.cast_signed();
@@ -149,7 +150,7 @@ fn admission() {
             let _ = hot.begin_load(id(number)).finish(entry(1));
         }
         if number % 1_000 == 0 {
-            // Now everything has been seen to.
+            // Waits until the mailbox is processed.
             let _ = hot.count_admitted();
         }
     };
@@ -159,8 +160,8 @@ fn admission() {
     for _ in 0..200 {
         (often..once).for_each(read);
     }
-    let came_in = kept(often..once);
-    assert!(came_in > 950, "{came_in} of 1000 came in");
+    let admitted = kept(often..once);
+    assert!(admitted > 950, "{admitted} of 1000 were admitted");
     (once..once + 10 * capacity).for_each(read);
     let stayed = kept(often..once);
     assert!(stayed > 950, "{stayed} of 1000 stayed");

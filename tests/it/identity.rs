@@ -1,4 +1,4 @@
-//! Two databases with the same Redis and namespace: each is served its own products, and the operator is told.
+//! Two databases with the same Redis and namespace: the instances of each serve its own products, and report the other.
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
@@ -25,7 +25,7 @@ fn url_of(stack: &Stack, database: &str) -> String {
     format!("{server}/{database}")
 }
 
-/// Makes a database that is a copy of this test's, or of the template that both come from.
+/// Makes a database from a template: this test's database, or the one that both come from.
 async fn copy_of(stack: &Stack, template: &str) -> (String, PgPool) {
     let name = format!("{}_other", stack.namespace);
     let admin = connect(&url_of(stack, "hotshelf"), 1);
@@ -49,7 +49,7 @@ async fn node_on(stack: &Stack, url: &str) -> Node {
     stack.node_with(options).await
 }
 
-/// Two instances on each database; the same ids and the same versions, of other products.
+/// Two instances on each database, with the same id and versions for different products.
 async fn apart(stack: &Stack, url: &str, sql: &PgPool, id: i64) {
     let (a, b) = tokio::join!(stack.node(), node_on(stack, url));
     let (a2, b2) = tokio::join!(stack.node(), node_on(stack, url));
@@ -79,21 +79,21 @@ async fn apart(stack: &Stack, url: &str, sql: &PgPool, id: i64) {
             .await;
         }
     }
-    // What Redis holds, read by instances whose memory is empty.
+    // Instances with empty memory read Redis.
     let (a3, b3) = tokio::join!(stack.node(), node_on(stack, url));
     assert_eq!(a3.product(id).await.name, "ours 9");
     assert_eq!(b3.product(id).await.name, "theirs 9");
 }
 
 async fn copy(stack: Stack) {
-    let id = stack.insert_unheard("same").await;
+    let id = stack.insert_unrelayed("same").await;
     let (url, sql) = copy_of(&stack, &stack.namespace).await;
     apart(&stack, &url, &sql, id).await;
 }
 
 /// By `pg_dump` and `pg_restore`, while the triggers record changes.
 async fn restored(stack: Stack) {
-    let ids = [stack.insert_unheard("same").await, stack.insert_unheard("deleted").await];
+    let ids = [stack.insert_unrelayed("same").await, stack.insert_unrelayed("deleted").await];
     let delete = "DELETE FROM products WHERE id = $1";
     sqlx::query(delete).bind(ids[1]).execute(&stack.sql).await.unwrap();
     let version = stack.version(ids[0]).await;
@@ -114,8 +114,8 @@ async fn restored(stack: Stack) {
 }
 
 async fn different(stack: Stack) {
-    let id = stack.insert_unheard("ours").await;
-    // Of the same template, and so with the same random id.
+    let id = stack.insert_unrelayed("ours").await;
+    // From the same template, and so with the same random id.
     let (url, sql) = copy_of(&stack, "template_hotshelf").await;
     sqlx::query("UPDATE hotshelf.catalogue SET id = gen_random_uuid()")
         .execute(&sql)
@@ -130,28 +130,29 @@ async fn reported(stack: Stack) {
     let (url, _sql) = copy_of(&stack, &stack.namespace).await;
     let first = Program::serve(&stack, &[]).await;
     let words = "instances on another database use the same Redis and namespace";
-    let told = |program: &Program| {
+    let reports = |program: &Program| {
         program.log().lines().filter(|line| line.contains(words) && line.contains("ERROR")).count()
     };
     let gauge = async |program: &Program| {
         let (_, text) = program.admin("/metrics").await;
         text.lines().any(|line| line == "hotshelf_redis_other_catalogues 1")
     };
-    assert_eq!(told(&first), 0);
+    assert_eq!(reports(&first), 0);
     assert!(!gauge(&first).await);
     let second = Program::serve(&stack, &["--database-url", &url]).await;
     for (program, other) in [(&second, &*stack.namespace), (&first, "_other")] {
-        eventually("it is reported", || async { told(program) > 0 && gauge(program).await }).await;
+        eventually("it is reported", || async { reports(program) > 0 && gauge(program).await })
+            .await;
         let (status, text) = program.admin("/readyz").await;
         assert_eq!(status, 200, "it serves: {text}");
         assert!(text.contains("is also used by") && text.contains(other), "{text}");
     }
-    assert_eq!((told(&first), told(&second)), (1, 1), "{}", first.log());
+    assert_eq!((reports(&first), reports(&second)), (1, 1), "{}", first.log());
 }
 
-/// A dump carries the outbox to a cluster whose transactions have lower numbers.
+/// A dump restores the outbox into a cluster whose transaction ids are lower.
 async fn foreign_rows(stack: Stack) {
-    let id = stack.insert_unheard("old").await;
+    let id = stack.insert_unrelayed("old").await;
     let foreign = "INSERT INTO hotshelf.outbox (xid, product_ids, versions, deleted) \
         SELECT (pg_current_xact_id()::text::bigint + 1000000)::text::xid8, ARRAY[$1::bigint], ARRAY[1::bigint], false";
     sqlx::query(foreign).bind(id).execute(&stack.sql).await.unwrap();

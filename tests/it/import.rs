@@ -23,12 +23,15 @@ pub fn register(suite: &mut Suite<'_>) {
     suite.single("import::rows_without_id_become_new_products_in_the_order_of_the_file", new_ids);
     suite.single("import::ids_assigned_later_are_past_those_of_the_file", ids_advance);
     suite.single("import::a_product_can_be_created_while_an_import_writes", created_meanwhile);
-    suite.single("import::what_somebody_wrote_meanwhile_is_not_written_again", written_meanwhile);
+    suite.single(
+        "import::a_row_that_already_has_the_values_is_not_written_again",
+        written_meanwhile,
+    );
     suite.single("import::after_a_bad_row_nothing_is_imported", bad_row);
     suite.single("import::with_skip_bad_the_bad_rows_are_left_out_and_counted", skip_bad);
     suite.single("import::an_id_that_two_rows_have_is_refused", duplicate_id);
     suite.single("import::an_import_that_is_dropped_leaves_nothing", dropped);
-    suite.single("import::the_program_says_what_is_wrong_on_one_line_and_fails", program_fails);
+    suite.single("import::the_program_reports_the_error_on_one_line_and_fails", program_fails);
     suite.single("import::the_program_reads_standard_input", program_stdin);
     suite.alone(|suite| {
         suite.single("import::a_file_of_many_chunks_is_imported_whole", many_chunks);
@@ -71,7 +74,7 @@ async fn number(sql: &PgPool, query: &str) -> i64 {
     sqlx::query_scalar(AssertSqlSafe(query.to_owned())).fetch_one(sql).await.unwrap()
 }
 
-/// What only grows when something is written: the last version taken, and the rows of the outbox.
+/// The last assigned version and the changes in the outbox, which grow only with writes.
 async fn marks(sql: &PgPool) -> (i64, i64) {
     let version = number(sql, "SELECT last_value FROM hotshelf.product_version").await;
     (
@@ -155,7 +158,7 @@ async fn new_ids(stack: Stack) {
     let names: Vec<String> =
         products(&stack.sql).await.into_iter().map(|(_, name, ..)| name).collect();
     assert_eq!(names, ["third", "first", "second"]);
-    // Without an id nothing says that they are the same products.
+    // Rows without an id are new products each time.
     assert_eq!(import_all(&stack, csv).await, Merged { inserted: 2, updated: 0, unchanged: 1 });
 }
 
@@ -169,7 +172,7 @@ async fn ids_advance(stack: Stack) {
     assert_eq!(import_id(3).await, 9, "it never goes back");
     assert_eq!(import_id(5_000_000).await, 5_000_001);
     assert_eq!(import_id(5_000_002).await, 5_000_003);
-    // Ids that somebody chose by hand, past the sequence.
+    // An explicit id past the sequence.
     stack
         .sql
         .execute("INSERT INTO products (id, name, price) VALUES (5000004, 'x', 1)")
@@ -177,12 +180,12 @@ async fn ids_advance(stack: Stack) {
         .unwrap();
     import_all(&stack, "name,price\nLamp,1\n").await;
     assert_eq!(assigned_id(&stack.sql).await, 5_000_006);
-    // The last id that there is would leave none to assign.
+    // After the largest id there would be none to assign.
     assert_eq!(import_id(i64::MAX).await, 5_000_007);
 }
 
-/// Imports `csv` while somebody else sets the price of product 2 to 2, and does `meanwhile` when the import
-/// waits for that.
+/// Imports `csv` while an open transaction sets the price of product 2 to 2, and runs `meanwhile` when the import waits
+/// for that transaction.
 async fn import_behind_a_writer(stack: &Stack, csv: &str, meanwhile: impl Future) -> Merged {
     let sql = &stack.sql;
     sql.execute("INSERT INTO products (id, name, price) VALUES (2, 'x', 1)").await.unwrap();
@@ -263,7 +266,7 @@ async fn dropped(stack: Stack) {
         import.push(line, None, &product).await.unwrap();
     }
     drop(import);
-    // The pool has one connection, so this waits until the import has let go of it.
+    // The pool has one connection, so this waits until the import has released it.
     assert!(!postgres.has_products().await.unwrap());
     let import = Import::begin(&postgres).await.unwrap();
     assert_eq!(import.finish(true).await.unwrap(), Merged::default());
@@ -282,8 +285,8 @@ async fn program_fails(stack: Stack) {
     let (code, stderr) = run_program(&stack, &file).await;
     assert_eq!(code, Some(1));
     assert!(stderr.contains("products.csv, line 1: unknown column \"color\"; "), "{stderr}");
-    let said = stderr.lines().filter(|line| line.starts_with("hotshelf: "));
-    assert_eq!(said.count(), 1, "{stderr}");
+    let errors = stderr.lines().filter(|line| line.starts_with("hotshelf: "));
+    assert_eq!(errors.count(), 1, "{stderr}");
     let (code, stderr) = run_program(&stack, &directory.path().join("absent.csv")).await;
     assert_eq!(code, Some(1));
     assert!(stderr.contains("absent.csv: No such file"), "{stderr}");

@@ -1,5 +1,5 @@
-//! P5: the process may be killed at any instruction. A real process stands still between two steps of a write or
-//! of the relay, is killed with SIGKILL, and another instance finds everything.
+//! P5: the process may be killed at any instruction. A process is paused between two steps of a write or of the relay
+//! and killed with SIGKILL, and another instance completes the rest.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use sqlx::AssertSqlSafe;
 
 use crate::harness::{Node, Program, Stack, Suite, eventually};
 
-/// P3 says 1 s. Half a soft TTL: a change that nothing but the TTL makes known takes longer.
+/// Half a soft TTL: a change that only the TTL makes visible takes longer. P3 promises 1 s, too short for a busy machine.
 const BOUND: Duration = Duration::from_secs(30);
 
 pub fn register(suite: &mut Suite<'_>) {
@@ -22,18 +22,18 @@ async fn killed_when_held(program: Program) {
     program.kill().await;
 }
 
-/// Everything that can be asked says `name`: memory, Redis through another instance, and Postgres.
+/// Waits until all tiers have `name`: the survivor's memory, Redis and Postgres.
 async fn converges(stack: &Stack, survivor: &Node, id: i64, name: &str) {
     let began = Instant::now();
-    let says = async || survivor.product(id).await.name == name;
-    eventually(&format!("the survivor says {name}"), says).await;
+    let serves = async || survivor.product(id).await.name == name;
+    eventually(&format!("the survivor serves {name}"), serves).await;
     assert!(began.elapsed() < BOUND, "{:?} behind", began.elapsed());
     let latest = GetProductRequest { id, freshness: Some(Freshness::Latest(true)) };
     let truth = survivor.client.clone().get_product(latest).await.unwrap().into_inner();
     assert_eq!(truth.name, name, "not lost");
     let redis = stack.redis_revision(id).await;
     assert!(redis.is_none_or(|redis| redis == (truth.version, false)), "{redis:?}, not {truth:?}");
-    stack.settled().await;
+    stack.wait_until_relayed().await;
 }
 
 async fn writer(stack: Stack) {
@@ -48,7 +48,7 @@ async fn writer(stack: Stack) {
             client.update_product(UpdateProductRequest { product, ..Default::default() }).await
         });
         killed_when_held(writer).await;
-        assert!(write.await.unwrap().is_err(), "the writer was never told");
+        assert!(write.await.unwrap().is_err(), "the client got no response");
         converges(&stack, &survivor, id, point).await;
     }
 }
@@ -56,7 +56,7 @@ async fn writer(stack: Stack) {
 async fn relay(stack: Stack) {
     let id = stack.insert("old").await;
     for point in ["relay-read", "relay-superseded", "relay-applied"] {
-        // Something to relay, and nobody else who could. What is old is in Redis when the relay comes.
+        // Redis holds the old version, and the killed instance is the only relay.
         let before = stack.node().await;
         before.product(id).await;
         assert!(before.app.stop().await);

@@ -1,4 +1,4 @@
-//! Leases: who loads, and what happens when the one who loads dies.
+//! Leases: which instance loads, and the takeover when that instance is killed.
 
 use std::time::{Duration, Instant};
 
@@ -10,17 +10,17 @@ use sqlx::Executor;
 
 use crate::harness::{HANG, Node, Program, Stack, StallMeter, Suite, eventually, get};
 
-/// Longer than any test.
+/// Longer than the test.
 const FOR_EVER: Duration = Duration::from_secs(600);
 
 pub fn register(suite: &mut Suite<'_>) {
     suite.both("lease::the_lease_of_a_killed_holder_is_taken_over", killed_holder);
     suite.both("lease::a_holder_that_takes_long_keeps_its_lease", renewal);
     suite.both(
-        "lease::who_has_waited_long_enough_reads_postgres_and_leaves_redis_alone",
+        "lease::after_the_lease_wait_a_load_reads_postgres_and_does_not_fill_redis",
         waited_out,
     );
-    suite.both("lease::what_everybody_gave_up_does_not_wait_for_a_lease", given_up);
+    suite.both("lease::a_load_without_waiters_does_not_wait_for_a_lease", no_waiters);
     suite.both("lease::a_load_that_fails_gives_its_lease_back", failed_load);
     suite.alone(|suite| {
         suite.both("lease::when_its_holder_is_killed_others_wait_a_second_and_a_half", wait);
@@ -68,7 +68,7 @@ async fn killed_holder(stack: Stack) {
     eventually("the lease is taken", || stack.is_leased(id)).await;
     holder.kill().await;
     assert!(read.await.unwrap().is_err());
-    assert!(stack.is_leased(id).await, "nobody gave it back");
+    assert!(stack.is_leased(id).await, "it was not released");
     lock.rollback().await.unwrap();
     let product = tokio::time::timeout(HANG, node.product(id)).await.unwrap();
     assert_eq!(product.id, id);
@@ -95,7 +95,7 @@ async fn renewal(stack: Stack) {
     let read = tokio::spawn(async move { client.get_product(get(id)).await });
     eventually("the lease is taken", || stack.is_leased(id)).await;
     for renewal in 1..=3 {
-        // It is renewed when a third of it is over.
+        // The holder renews it when a third of its TTL has passed.
         let runs_down = || async { stack.lease_left(id).await < Duration::from_secs(5) };
         eventually("it runs down", runs_down).await;
         let renewed = || async { stack.lease_left(id).await > Duration::from_secs(5) };
@@ -125,13 +125,13 @@ async fn waited_out(stack: Stack) {
     assert!(stack.redis_revision(id).await.is_some());
 }
 
-async fn given_up(stack: Stack) {
+async fn no_waiters(stack: Stack) {
     let id = stack.insert("walnut desk lamp").await;
-    let patient = |args: &mut ServeArgs| {
+    let options = |args: &mut ServeArgs| {
         (args.redis.lease_wait, args.redis.lease_ttl) = (FOR_EVER, FOR_EVER);
         args.caching.refresh_keys = 0;
     };
-    let (holder, other) = tokio::join!(stack.node_with(patient), stack.node_with(patient));
+    let (holder, other) = tokio::join!(stack.node_with(options), stack.node_with(options));
     let mut held = holder.pauses.arm(Point::LoadedFromPostgres);
     let read = |node: &Node| {
         let mut client = node.client.clone();
@@ -139,22 +139,22 @@ async fn given_up(stack: Stack) {
     };
     let first = read(&holder);
     let paused = held.recv().await.unwrap();
-    let (left, stays) = (read(&other), read(&other));
+    let (left, other_caller) = (read(&other), read(&other));
     let waits = async || other.metric(r#"hotshelf_lease_total{outcome="held"}"#).await;
     eventually("it waits", async || waits().await > 3.0).await;
     left.abort();
-    let given_up = "grpc_server_handled_total{grpc_code=\"CANCELLED\",grpc_method=\"GetProduct\",\
+    let cancelled = "grpc_server_handled_total{grpc_code=\"CANCELLED\",grpc_method=\"GetProduct\",\
                     grpc_service=\"hotshelf.v1.ProductService\",grpc_type=\"unary\"}";
-    eventually("one left", async || other.metric(given_up).await == 1.0).await;
+    eventually("one call is cancelled", async || other.metric(cancelled).await == 1.0).await;
     let asked = waits().await;
-    eventually("it waits for the one who stays", async || waits().await > asked + 1.0).await;
-    stays.abort();
+    eventually("it waits for the other caller", async || waits().await > asked + 1.0).await;
+    other_caller.abort();
     let in_flight = async || {
         let product = ProductId::new(id).unwrap();
         let explained = other.catalog.explain(product, CallContext::BACKGROUND).await;
         explained.unwrap().load_in_flight
     };
-    eventually("nobody is left, and nothing waits", async || !in_flight().await).await;
+    eventually("without callers the load ends", async || !in_flight().await).await;
     assert_eq!(other.metric(r#"hotshelf_lease_total{outcome="waited_out"}"#).await, 0.0);
     assert!(stack.is_leased(id).await, "the holder still holds it");
     let late = read(&other);
@@ -178,6 +178,6 @@ async fn failed_load(stack: Stack) {
     assert!(details.retry_info().unwrap().retry_delay.is_some());
     assert!(!stack.is_leased(id).await);
     lock.rollback().await.unwrap();
-    // Within so short a timeout not every load has to succeed.
+    // With this short timeout a load may fail.
     eventually("it is loaded", async || node.get(id).await.is_ok()).await;
 }

@@ -1,5 +1,5 @@
-//! What users load it with: the script of k6 runs for a few seconds, and the configurations of ghz, which is not
-//! installed anywhere here, are compared with the contract.
+//! The load tests for operators: the k6 script runs for a few seconds, and the configurations of ghz, which is not
+//! installed here, are compared with the contract.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -24,7 +24,7 @@ pub fn register(suite: &mut Suite<'_>) {
 
 const PRODUCTS: i32 = 200;
 
-/// `k6 run`, as the README of the directory has it but shorter, and where it writes its summary.
+/// `k6 run` as in the directory's README, but shorter, and the file of its summary.
 fn run(k6: &Path, address: &str) -> (Command, tempfile::NamedTempFile) {
     let summary = tempfile::NamedTempFile::new().unwrap();
     let mut command = Command::new(k6);
@@ -32,9 +32,9 @@ fn run(k6: &Path, address: &str) -> (Command, tempfile::NamedTempFile) {
     command.arg(summary.path());
     let products = PRODUCTS.to_string();
     let load = [("PRODUCTS", &*products), ("RATE", "100"), ("RAMP", "1s"), ("DURATION", "3s")];
-    // Whether this machine is busy is not what is tested.
-    let patience = [("ADDRESS", address), ("P99_MS", "10000"), ("DROPPED", "1000")];
-    for (name, value) in load.into_iter().chain(patience) {
+    // Thresholds that a busy machine does not miss.
+    let target = [("ADDRESS", address), ("P99_MS", "10000"), ("DROPPED", "1000")];
+    for (name, value) in load.into_iter().chain(target) {
         command.arg("-e").arg(format!("{name}={value}"));
     }
     command.arg(Path::new(ROOT).join("loadtest/products.js"));
@@ -52,7 +52,7 @@ async fn k6(stack: Stack, k6: PathBuf) {
     let summary: Value = serde_json::from_reader(summary.reopen().unwrap()).unwrap();
     let metrics = &summary["metrics"];
     assert_eq!(metrics["checks"]["fails"], 0, "{metrics}");
-    // Three of each GetProduct; 100 calls a second for three seconds, and half as many for one.
+    // Three checks per GetProduct; 100 calls per second for three seconds, and half as many in the ramp.
     assert!(metrics["checks"]["passes"].as_u64().unwrap() > 100, "{metrics}");
     let thresholds = metrics.as_object().unwrap().values().filter_map(|of| of.get("thresholds"));
     let missed: Vec<_> = thresholds.flat_map(|of| of.as_object().unwrap()).collect();
@@ -72,7 +72,7 @@ async fn k6_without_products(stack: Stack, k6: PathBuf) {
     assert!(printed.contains("product 200 cannot be read"), "{printed}");
 }
 
-/// What ghz reads from a configuration: the names in its `runner.Config`. It ignores others without a word.
+/// The options of ghz: the names in its `runner.Config`. It ignores others silently.
 const GHZ_OPTIONS: [&str; 24] = [
     "async",
     "call",
@@ -113,7 +113,7 @@ fn ghz() {
     assert_eq!(called, BTreeSet::from(expected));
 }
 
-/// Returns the method that it calls.
+/// Checks a configuration of ghz, and returns the method that it calls.
 fn check(file: &str, config: &Value) -> String {
     for option in config.as_object().unwrap().keys() {
         assert!(GHZ_OPTIONS.contains(&&**option), "{file}: ghz has no option {option}");

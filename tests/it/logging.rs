@@ -1,4 +1,4 @@
-//! The log: neither callers nor its reader can turn it against the service.
+//! The log: neither callers nor a stalled reader of the log can harm the service.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::harness::{HANG, Program, Stack, Suite, admin, channel, eventually, fr
 
 /// Unsolicited frames; a line for each would be 15 MB.
 const FRAMES: usize = 100_000;
-/// What they may leave in the log.
+/// Bound on their bytes in the log.
 const MOST_LOGGED: usize = 16 << 10;
 
 pub fn register(suite: &mut Suite<'_>) {
@@ -27,7 +27,7 @@ fn ping(flags: u8, number: u64) -> Vec<u8> {
     [&[0, 0, 8, PING, flags, 0, 0, 0, 0][..], &number.to_be_bytes()].concat()
 }
 
-/// Sends acknowledgements of no ping, each of them another, and waits until all are processed.
+/// Sends acknowledgements without a ping, all different, and waits until all are processed.
 async fn acknowledge_nothing(port: u16) {
     let mut socket = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
     let (mut reader, mut writer) = socket.split();
@@ -59,7 +59,7 @@ async fn unasked(stack: Stack) {
     let log = program.log();
     assert!(!log[before..].contains("PING"), "{} bytes", log.len());
     assert!(log.len() < MOST_LOGGED, "{} bytes", log.len());
-    // What h2 says of it is asked for: it is limited, and the rest is counted.
+    // With h2's warnings on, their number is limited, and the rest is counted.
     let mut command = Program::serving(&stack, &[]);
     command.env("RUST_LOG", "info,h2=warn");
     let asked = Program::start(command).await;
@@ -68,7 +68,7 @@ async fn unasked(stack: Stack) {
     eventually("it is reported", left_out).await;
     let log = asked.log();
     let lines = log.lines().filter(|line| line.contains("PING ack that we never sent:"));
-    // A machine that stands still for so long begins another window.
+    // A stall of the machine may extend this into a second window.
     assert!((20..=60).contains(&lines.clone().count()), "{} bytes", log.len());
     assert!(log.len() < MOST_LOGGED, "{} bytes", log.len());
 }
@@ -116,15 +116,15 @@ async fn refusals(stack: Stack) {
     client.get_product(get(id)).await.unwrap();
     for _ in 0..REFUSED {
         let mut socket = TcpStream::connect(("127.0.0.1", program.port())).await.unwrap();
-        // Closed as it comes.
+        // The server closes it at once.
         let end = tokio::time::timeout(HANG, socket.read(&mut [0; 64])).await.expect("closed");
         assert!(matches!(end, Ok(0) | Err(_)));
     }
     let callers = (200, format!("{REFUSED} 127.0.0.1\n"));
     eventually("all are counted", async || program.admin("/callers").await == callers).await;
     let said = async || program.log().contains("refused to stay within limits");
-    eventually("the log says so", said).await;
-    // One line in ten seconds.
+    eventually("it is logged", said).await;
+    // At most one line in ten seconds.
     tokio::time::sleep(Duration::from_millis(100)).await;
     let log = program.log();
     let lines: Vec<_> = log.lines().filter(|line| line.contains("refused to stay")).collect();

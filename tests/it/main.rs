@@ -1,6 +1,6 @@
-//! The integration tests: real instances on real, private Postgres, Redis and Redis Cluster. The names are the
-//! claims, and the list of them is the specification.
-#![allow(missing_docs, reason = "the names of the tests say it")]
+//! The integration tests: real instances on private Postgres, Redis and Redis Cluster. Each name is a claim, and the
+//! list of names is the specification.
+#![allow(missing_docs, reason = "the names of the tests are the documentation")]
 #![allow(unreachable_pub, reason = "a test binary has no outside")]
 #![allow(
     clippy::disallowed_methods,
@@ -38,7 +38,6 @@ mod edge;
 mod errors;
 mod examples;
 mod garbage;
-mod histories;
 mod hostile;
 mod hot_keys;
 mod hot_model;
@@ -58,6 +57,7 @@ mod redis_access;
 mod redis_cluster_shapes;
 mod refresh;
 mod relay_lag;
+mod replication_ids;
 mod resident;
 mod round_trips;
 mod rows;
@@ -105,7 +105,7 @@ fn main() -> std::process::ExitCode {
     hot_keys::register(&mut suite);
     outage::register(&mut suite);
     breaker::register(&mut suite);
-    histories::register(&mut suite);
+    replication_ids::register(&mut suite);
     redis_access::register(&mut suite);
     redis_cluster_shapes::register(&mut suite);
     cluster::register(&mut suite);

@@ -71,14 +71,14 @@ async fn counters(node: &Node) -> BTreeMap<String, f64> {
     let series = text.lines().filter(|line| !line.starts_with('#'));
     let series = series.filter_map(|line| line.rsplit_once(' '));
     series
-        // Whichever instance's relay comes first carries a change.
+        // Either instance's relay may apply a change.
         .filter(|(name, _)| !name.contains("relayed"))
         .filter(|(name, _)| name.contains("_total") || name.contains("_seconds_count"))
         .map(|(name, value)| (name.to_owned(), value.parse().unwrap()))
         .collect()
 }
 
-/// What has moved since `before`, and by how much: `name{value,value}`, as briefly as it can be told.
+/// The changes of counters since `before`, by [`brief`] name.
 async fn moved(node: &Node, before: &BTreeMap<String, f64>) -> BTreeMap<String, f64> {
     let mut moved = BTreeMap::new();
     for (series, value) in counters(node).await {
@@ -99,8 +99,8 @@ fn brief(series: &str) -> String {
     [name.trim_end_matches("_total")].into_iter().chain(named).collect::<Vec<_>>().join(" ")
 }
 
-/// Nothing else moves, and nothing by another amount. A call is counted when its last part is gone, which
-/// its caller may not have waited for.
+/// Waits until exactly these counters have moved by exactly these amounts. A call is counted when its last part is
+/// dropped, which may be after its caller has the response.
 async fn assert_moved(what: &str, node: &Node, before: &BTreeMap<String, f64>, by: &[(&str, f64)]) {
     let expected: BTreeMap<String, f64> =
         by.iter().map(|(series, by)| ((*series).to_owned(), *by)).collect();
@@ -121,7 +121,7 @@ const OK: (&str, f64) = ("handled OK GetProduct", 1.0);
 
 async fn exact(stack: Stack) {
     let ids = [stack.insert("a").await, stack.insert("b").await, stack.insert("c").await];
-    // Nothing happens on its own.
+    // Without background refreshes.
     let (a, b) = tokio::join!(quiet(&stack), quiet(&stack));
     let id = ids[0];
 
@@ -258,7 +258,7 @@ async fn cancelled(stack: Stack) {
         ("lease acquired", 1.0),
         ("postgres_loads", 1.0),
     ];
-    assert_moved("a call that was given up", &node, &before, &given_up).await;
+    assert_moved("a cancelled call", &node, &before, &given_up).await;
     lock.rollback().await.unwrap();
 }
 
@@ -290,12 +290,12 @@ async fn waiting(stack: Stack) {
     let arguments = ["--database-url", &url, "--database-acquire-timeout", "500ms"];
     let more = ["--startup-timeout", "1h", "--admin-addr", &address];
     let arguments = [&arguments[..], &more].concat();
-    // Killed when it is dropped.
+    // Killed on drop.
     let _child = Program::serving(&stack, &arguments).spawn().unwrap();
     let listens = async || tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_ok();
     eventually("it is up", listens).await;
     let waits = async || admin(port, "/readyz").await.1.starts_with("waiting for PostgreSQL: ");
-    eventually("it says what it waits for", waits).await;
+    eventually("/readyz names the server", waits).await;
     assert_eq!(admin(port, "/readyz").await.0, 503);
     assert_eq!(admin(port, "/livez").await, (200, "alive\n".to_owned()));
     assert_eq!(admin(port, "/metrics").await.0, 200);

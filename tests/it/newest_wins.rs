@@ -1,5 +1,5 @@
-//! P2: no tier goes from a newer version back to an older one. A load is held at a pause point while the
-//! world moves on, and then let go.
+//! P2: no tier goes from a newer version back to an older one. A load is paused while the product changes, and then
+//! resumed.
 
 use std::time::Duration;
 
@@ -30,7 +30,7 @@ pub fn register(suite: &mut Suite<'_>) {
     suite
         .both("newest_wins::an_update_through_another_instance_breaks_the_lease", update_elsewhere);
     suite.both(
-        "newest_wins::a_write_that_redis_did_not_hear_of_is_not_undone_by_what_redis_holds",
+        "newest_wins::a_write_that_redis_has_lost_is_not_undone_by_its_old_entry",
         redis_behind,
     );
     suite.both(
@@ -45,7 +45,7 @@ pub fn register(suite: &mut Suite<'_>) {
         "newest_wins::a_caller_content_with_more_staleness_gets_no_more_than_the_bound",
         more_staleness,
     );
-    suite.both("newest_wins::a_tombstone_says_which_version_it_is_newer_than", exact_tombstone);
+    suite.both("newest_wins::a_tombstone_has_the_version_that_was_deleted", exact_tombstone);
     suite.both(
         "newest_wins::a_version_that_was_never_committed_is_a_failed_precondition",
         never_committed,
@@ -63,7 +63,7 @@ pub async fn rename(node: &Node, id: i64, name: &str) -> Product {
 
 type Read = JoinHandle<Result<Response<Product>, Status>>;
 
-/// Starts a read that is held at `point`.
+/// Starts a read and pauses it at `point`.
 async fn hold(node: &Node, id: i64, point: Point) -> (Read, Paused) {
     let mut held = node.pauses.arm(point);
     let mut client = node.client.clone();
@@ -73,7 +73,7 @@ async fn hold(node: &Node, id: i64, point: Point) -> (Read, Paused) {
     (read, paused)
 }
 
-async fn let_go(read: Read, paused: Paused) -> Result<Response<Product>, Status> {
+async fn resume(read: Read, paused: Paused) -> Result<Response<Product>, Status> {
     drop(paused);
     tokio::time::timeout(HANG, read).await.unwrap().unwrap()
 }
@@ -85,7 +85,7 @@ async fn late_fill(stack: Stack) {
     let new = rename(&node, id, "new").await;
     assert_eq!(other.product(id).await, new);
     assert_eq!(stack.redis_revision(id).await, Some((new.version, false)));
-    assert_eq!(let_go(read, paused).await.unwrap().into_inner().name, "new");
+    assert_eq!(resume(read, paused).await.unwrap().into_inner().name, "new");
     assert_eq!(stack.redis_revision(id).await, Some((new.version, false)));
     assert_eq!(node.product(id).await, new);
 }
@@ -96,7 +96,7 @@ async fn late_fill_after_eviction(stack: Stack) {
     let (read, paused) = hold(&a, id, Point::LoadedFromPostgres).await;
     let new = rename(&b, id, "new").await;
     stack.redis_evict(id).await;
-    let served = let_go(read, paused).await.unwrap().into_inner();
+    let served = resume(read, paused).await.unwrap().into_inner();
     assert_eq!(served.name, "new", "loaded again, because the lease was broken");
     assert_eq!(stack.redis_revision(id).await, Some((new.version, false)));
     assert_eq!(a.product(id).await, new);
@@ -105,10 +105,10 @@ async fn late_fill_after_eviction(stack: Stack) {
 async fn late_load_into_memory(stack: Stack) {
     let id = stack.insert("old").await;
     let node = stack.node().await;
-    // Past Redis already, so that only the floor of the flight stands between the old version and memory.
+    // Paused after the fill of Redis, so that only the floor of the load keeps the old version out of memory.
     let (read, paused) = hold(&node, id, Point::FilledRedis).await;
     let new = rename(&node, id, "new").await;
-    assert_eq!(let_go(read, paused).await.unwrap().into_inner().name, "new");
+    assert_eq!(resume(read, paused).await.unwrap().into_inner().name, "new");
     let hot = node.get(id).await.unwrap();
     assert_eq!(cache_status(&hot), "hotshelf; hit; detail=hot");
     assert_eq!(hot.into_inner(), new);
@@ -122,7 +122,7 @@ async fn late_load_of_a_deleted_product(stack: Stack) {
     let (read, paused) = hold(&node, id, Point::LoadedFromPostgres).await;
     let request = DeleteProductRequest { id, expected_version: None };
     node.client.clone().delete_product(request).await.unwrap();
-    assert_eq!(let_go(read, paused).await.unwrap_err().code(), Code::NotFound);
+    assert_eq!(resume(read, paused).await.unwrap_err().code(), Code::NotFound);
     assert_eq!(node.get(id).await.unwrap_err().code(), Code::NotFound);
     assert!(stack.redis_revision(id).await.unwrap().1, "a tombstone");
 }
@@ -134,9 +134,9 @@ async fn update_elsewhere(stack: Stack) {
     assert!(stack.is_leased(id).await);
     let new = rename(&b, id, "new").await;
     assert!(!stack.is_leased(id).await, "a write breaks the lease");
-    assert_eq!(let_go(read, paused).await.unwrap().into_inner(), new);
+    assert_eq!(resume(read, paused).await.unwrap().into_inner(), new);
     let lost = r#"hotshelf_fills_rejected_total{reason="lease_lost",tier="redis"}"#;
-    // The relay breaks the next lease, too, when it comes to the same change.
+    // The relay may break the next lease, too, when it applies the same change.
     assert!(a.metric(lost).await >= 1.0);
     assert_eq!(a.product(id).await, new);
 }
@@ -152,11 +152,15 @@ async fn redis_behind(stack: Stack) {
     node.product(id).await;
     let old = stack.redis_value(id).await.unwrap();
     let new = rename(&node, id, "new").await;
-    // As if Redis had lost the write in a failover. Memory is not trusted here, so each read asks Redis.
+    // As if Redis had lost the write in a failover. Memory is never fresh here, so each read reaches Redis.
     stack.redis_put(id, &old).await;
     let read = node.get(id).await.unwrap();
     assert_eq!(read.into_inner(), new);
-    assert_eq!(stack.redis_revision(id).await, Some((new.version, false)), "Redis was mended");
+    assert_eq!(
+        stack.redis_revision(id).await,
+        Some((new.version, false)),
+        "Redis has the new version again"
+    );
 }
 
 async fn deleted_by_sql(stack: Stack) {
@@ -167,7 +171,7 @@ async fn deleted_by_sql(stack: Stack) {
     let latest = GetProductRequest { id, freshness: Some(Freshness::Latest(true)) };
     let gone = node.client.clone().get_product(latest).await.unwrap_err();
     assert_eq!(gone.code(), Code::NotFound);
-    assert_eq!(node.get(id).await.unwrap_err().code(), Code::NotFound, "memory learnt it");
+    assert_eq!(node.get(id).await.unwrap_err().code(), Code::NotFound, "memory has the tombstone");
     assert_eq!(stack.redis_revision(id).await, Some((old.version, true)), "and Redis");
     let request = "INSERT INTO products (id, name, price) VALUES ($1, 'again', 1)";
     sqlx::query(request).bind(id).execute(&stack.sql).await.unwrap();
@@ -180,7 +184,7 @@ async fn read_your_writes(stack: Stack) {
     let id = stack.insert("0").await;
     let (a, b) = tokio::join!(stack.node(), stack.node());
     for round in 1..=20 {
-        // Both hold the older version in memory, and trust it.
+        // Both hold the older version in memory, and would serve it.
         let (_, _) = tokio::join!(a.product(id), b.product(id));
         let written = rename([&a, &b][round % 2], id, &round.to_string()).await;
         for node in [&a, &b] {
@@ -194,11 +198,11 @@ async fn read_your_writes(stack: Stack) {
 
 async fn more_staleness(stack: Stack) {
     let id = stack.insert("old").await;
-    let distrustful = |args: &mut ServeArgs| {
+    let never_fresh = |args: &mut ServeArgs| {
         args.caching.max_staleness = Duration::ZERO;
         args.caching.hot_lease = Duration::ZERO;
     };
-    let (a, b) = tokio::join!(stack.node_with(distrustful), stack.node());
+    let (a, b) = tokio::join!(stack.node_with(never_fresh), stack.node());
     a.product(id).await;
     let new = rename(&b, id, "new").await;
     let hour = prost_types::Duration { seconds: 3_600, nanos: 0 };
@@ -220,14 +224,15 @@ async fn never_committed(stack: Stack) {
     assert_eq!(info.metadata["current_version"], version.to_string());
 }
 
-/// The interleaving that the model found: nobody told the loader which version it was that is gone.
+/// An interleaving that the model found: a load of an absent product has no version for its tombstone but the one that
+/// the deletion left.
 async fn exact_tombstone(stack: Stack) {
     let id = stack.insert("old").await;
     let (a, b) = tokio::join!(stack.node(), stack.node());
     let version = stack.version(id).await;
     let delete = "DELETE FROM products WHERE id = $1";
     sqlx::query(delete).bind(id).execute(&stack.sql).await.unwrap();
-    stack.settled().await;
+    stack.wait_until_relayed().await;
     for node in [&a, &b] {
         assert_eq!(node.get(id).await.unwrap_err().code(), Code::NotFound);
     }

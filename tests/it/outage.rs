@@ -1,4 +1,4 @@
-//! P5, P6 and P7: each server is taken away in each way, and every test proves that it was.
+//! P5, P6 and P7: each server fails in each way, and every test proves that the fault took place.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use tonic_types::StatusExt;
 use crate::harness::{HANG, Node, Private, Stack, Suite, cache_status, eventually, get};
 use crate::newest_wins::rename;
 
-/// Several times what the timeouts of an impatient instance add up to, and less than a call may take.
+/// Several times the sum of the timeouts of an instance with short timeouts, and less than `max_call_time`.
 const BOUNDED: Duration = Duration::from_secs(60);
 
 pub fn register(suite: &mut Suite<'_>) {
@@ -32,8 +32,7 @@ pub fn register(suite: &mut Suite<'_>) {
         "outage::with_postgres_black_holed_what_is_cached_is_served",
         postgres_black_holed,
     );
-    suite
-        .both("outage::who_takes_what_redis_holds_does_not_wait_for_who_asks_postgres", not_joined);
+    suite.both("outage::a_read_that_redis_can_serve_does_not_wait_for_a_latest_read", not_joined);
     suite.both("outage::over_the_database_budget_loads_are_refused_quickly", over_budget);
 }
 
@@ -64,12 +63,11 @@ fn is_frozen(pid: u32) -> bool {
     stat.rsplit(')').next().unwrap().trim_start().starts_with('T')
 }
 
-/// A signal takes a moment.
 async fn frozen(pid: u32) {
     eventually("the server is frozen", || async { is_frozen(pid) }).await;
 }
 
-/// Redis is used again, by a node that nobody told.
+/// Waits until the node uses Redis again by itself.
 async fn redis_is_used_again(world: &Private, node: &Node) {
     eventually("Redis is filled again", || async {
         let id = world.insert("after the outage").await;
@@ -81,7 +79,7 @@ async fn redis_is_used_again(world: &Private, node: &Node) {
 
 async fn redis_killed(world: Private) {
     let (cached, uncached) = (world.insert("cached").await, world.insert("uncached").await);
-    let node = world.impatient_node(|_| {}).await;
+    let node = world.node_with_short_timeouts(|_| {}).await;
     node.product(cached).await;
     let loads = world.loads().await;
     world.redis.kill();
@@ -99,7 +97,7 @@ async fn redis_killed(world: Private) {
 
 async fn redis_frozen(world: Private) {
     let (read, written) = (world.insert("read").await, world.insert("written").await);
-    let node = world.impatient_node(|_| {}).await;
+    let node = world.node_with_short_timeouts(|_| {}).await;
     node.product(written).await;
     world.redis.pause();
     frozen(world.redis.pid().unwrap()).await;
@@ -113,7 +111,7 @@ async fn redis_frozen(world: Private) {
 
 async fn redis_black_holed(world: Private) {
     let (read, written) = (world.insert("read").await, world.insert("written").await);
-    let node = world.impatient_node(|_| {}).await;
+    let node = world.node_with_short_timeouts(|_| {}).await;
     node.product(written).await;
     world.to_redis.black_hole(devstack::Direction::Both);
     assert_eq!(bounded(node.product(read)).await.id, read);
@@ -126,7 +124,10 @@ async fn redis_black_holed(world: Private) {
 
 async fn update_without_redis(world: Private) {
     let id = world.insert("old").await;
-    let (a, b) = tokio::join!(world.impatient_node(|_| {}), world.impatient_node(|_| {}));
+    let (a, b) = tokio::join!(
+        world.node_with_short_timeouts(|_| {}),
+        world.node_with_short_timeouts(|_| {})
+    );
     let (_, _) = tokio::join!(a.product(id), b.product(id));
     world.redis.kill();
     assert_eq!(world.redis.pid(), None);
@@ -139,7 +140,10 @@ async fn update_without_redis(world: Private) {
 
 async fn redis_full(world: Private) {
     let id = world.insert("old").await;
-    let (a, b) = tokio::join!(world.impatient_node(|_| {}), world.impatient_node(|_| {}));
+    let (a, b) = tokio::join!(
+        world.node_with_short_timeouts(|_| {}),
+        world.node_with_short_timeouts(|_| {})
+    );
     a.product(id).await;
     assert!(world.redis_holds(id));
     world.redis.command(&["CONFIG", "SET", "maxmemory", "1"]).unwrap();
@@ -148,7 +152,7 @@ async fn redis_full(world: Private) {
     assert_eq!(bounded(b.product(id)).await, new);
 }
 
-/// Waits for recovery, and says what stands in its way.
+/// Waits for recovery; a timeout reports the last error.
 async fn loads_again(node: &Node, id: i64) {
     let began = Instant::now();
     while let Err(refusal) = node.get(id).await {
@@ -164,22 +168,23 @@ async fn postgres_killed(world: Private) {
         args.caching.soft_ttl = Duration::from_millis(500);
         args.caching.max_staleness = Duration::from_millis(500);
         args.caching.hot_lease = Duration::from_millis(500);
-        // Or it would bring into memory what is to come from Redis.
+        // A refresh would bring into memory what the test reads from Redis.
         args.caching.refresh_keys = 0;
     };
-    let (node, other) = tokio::join!(world.impatient_node(short), world.impatient_node(short));
+    let (node, other) =
+        tokio::join!(world.node_with_short_timeouts(short), world.node_with_short_timeouts(short));
     let (_, _) = tokio::join!(node.product(hot), other.product(in_redis));
-    // Commits of the last moments are not on the disk of a server for tests, and would be lost.
+    // The server of the tests does not wait for the disk, so a kill would lose the last commits.
     world.sql.execute("CHECKPOINT").await.unwrap();
     world.postgres.kill();
     assert_eq!(world.postgres.pid(), None);
     let began = Instant::now();
-    eventually("memory answers past its soft TTL, and says so", || async {
+    eventually("memory serves past its soft TTL, marked stale", || async {
         let read = bounded(node.get(hot)).await.unwrap();
         cache_status(&read) == "hotshelf; hit; detail=hot; stale"
     })
     .await;
-    // Past the trust in memory too, Redis answers.
+    // Past the fallback from memory, Redis serves.
     eventually("four seconds have passed", || async {
         assert_eq!(bounded(node.product(hot)).await.id, hot);
         began.elapsed() > Duration::from_secs(4)
@@ -199,7 +204,7 @@ async fn postgres_killed(world: Private) {
 async fn postgres_frozen(world: Private) {
     let (hot, uncached) = (world.insert("hot").await, world.insert("uncached").await);
     let node = world
-        .impatient_node(|args| {
+        .node_with_short_timeouts(|args| {
             args.caching.soft_ttl = Duration::from_millis(300);
             args.caching.max_staleness = Duration::from_millis(100);
             args.caching.hot_lease = Duration::from_millis(100);
@@ -207,11 +212,11 @@ async fn postgres_frozen(world: Private) {
         })
         .await;
     node.product(hot).await;
-    // Frozen in the middle of a load, which the readers of a product past its time join.
+    // Frozen during a load, which readers of a product past its soft TTL join.
     let mut lock = world.sql.begin().await.unwrap();
     lock.execute("LOCK TABLE products IN ACCESS EXCLUSIVE MODE").await.unwrap();
     eventually("it is being refreshed", || async {
-        // Not waited for: who joins the refresh waits for its end, and it would never be seen.
+        // Not awaited: a read that joins the refresh waits for its end, after which it cannot be observed.
         let mut reader = node.client.clone();
         drop(tokio::spawn(async move { reader.get_product(get(hot)).await }));
         world.running_loads().await >= 1
@@ -234,7 +239,7 @@ async fn postgres_frozen(world: Private) {
 
 async fn postgres_black_holed(world: Private) {
     let (cached, uncached) = (world.insert("cached").await, world.insert("uncached").await);
-    let node = world.impatient_node(|_| {}).await;
+    let node = world.node_with_short_timeouts(|_| {}).await;
     node.product(cached).await;
     world.to_postgres.black_hole(devstack::Direction::ToClient);
     let missed = bounded(node.get(uncached)).await.unwrap_err();
@@ -257,10 +262,10 @@ async fn not_joined(stack: Stack) {
     let mut client = node.client.clone();
     let latest = GetProductRequest { id, freshness: Some(Freshness::Latest(true)) };
     let latest = tokio::spawn(async move { client.get_product(latest).await });
-    eventually("Postgres holds the load up", || async { stack.running_loads().await == 1 }).await;
+    eventually("the load waits for the lock", || async { stack.running_loads().await == 1 }).await;
     let read = node.get(id).await.unwrap();
     assert_eq!(cache_status(&read), "hotshelf; hit; detail=redis");
-    assert!(!latest.is_finished(), "which goes on");
+    assert!(!latest.is_finished(), "which is still running");
     assert_eq!(latest.await.unwrap().unwrap_err().code(), Code::Unavailable);
     lock.rollback().await.unwrap();
 }
@@ -285,7 +290,7 @@ async fn over_budget(stack: Stack) {
     let refused = bounded(node.get(second)).await.unwrap_err();
     assert_refusal(&refused, Code::ResourceExhausted, "DATABASE_BUDGET_EXHAUSTED");
     assert_eq!(bounded(node.product(hot)).await.id, hot, "what is cached is served");
-    // Memory is not trusted here, and Redis has nothing: only Postgres could vouch for it.
+    // Memory is never fresh here, and Redis has no entry: only Postgres could confirm the copy.
     stack.redis_evict(hot).await;
     let stale = bounded(node.get(hot)).await.unwrap();
     assert_eq!(cache_status(&stale), "hotshelf; hit; detail=hot; stale");

@@ -1,4 +1,4 @@
-//! Interleavings that a second reader of the core thought of. Each is played out step by step.
+//! Interleavings that a review of the core found. Pause points make each deterministic.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -16,7 +16,7 @@ pub fn register(suite: &mut Suite<'_>) {
     suite
         .both("races::another_machines_clock_does_not_make_an_old_version_the_latest", clock_ahead);
     suite.both("races::a_clock_that_is_an_hour_off_keeps_nothing_old", clock_jumped);
-    suite.both("races::what_is_no_lease_keeps_nobody_from_loading", no_lease);
+    suite.both("races::a_lock_that_is_no_lease_does_not_prevent_a_load", no_lease);
 }
 
 async fn late_writer(stack: Stack) {
@@ -32,12 +32,12 @@ async fn late_writer(stack: Stack) {
         a.pauses.release(Point::Committed);
         let newest = rename(&b, id, "3").await;
         stack.redis_evict(id).await;
-        stack.settled().await;
+        stack.wait_until_relayed().await;
         drop(paused);
         newest
     };
     let ((), newest) = tokio::join!(write, meanwhile);
-    assert_eq!(stack.redis_revision(id).await, None, "nothing old came back");
+    assert_eq!(stack.redis_revision(id).await, None, "no old version came back");
     assert_eq!(a.product(id).await, newest, "nor into memory");
 }
 
@@ -58,7 +58,7 @@ async fn no_room(stack: Stack) {
     let (write, read) = tokio::join!(rename(&node, id, "new"), async {
         let paused = tokio::time::timeout(HANG, held.recv()).await.unwrap().unwrap();
         node.pauses.release(Point::OfferedToMemory);
-        eventually("memory had no room for it", || async {
+        eventually("memory does not hold it", || async {
             node.product(popular).await;
             node.hot.peek(ProductId::new(id).unwrap()).is_none()
         })
@@ -67,10 +67,10 @@ async fn no_room(stack: Stack) {
         drop(paused);
         read
     });
-    assert_eq!(read, write, "the load went past what Redis still held");
+    assert_eq!(read, write, "the load did not use the old entry in Redis");
 }
 
-/// The entry as a machine would have stamped it whose clock is ahead of ours.
+/// The entry with the timestamp of a machine whose clock is ahead.
 fn stamped_ahead(entry: &[u8], by: Duration) -> Vec<u8> {
     stamped_at(entry, SystemTime::now() + by)
 }
@@ -117,12 +117,12 @@ async fn clock_jumped(stack: Stack) {
         stack.redis_put(id, &stamped).await;
         let latest = GetProductRequest { id, freshness: Some(Freshness::Latest(true)) };
         assert_eq!(node.client.clone().get_product(latest).await.unwrap().into_inner(), new);
-        // A plain read has no way to know better, for once; but nobody believes the stamp.
+        // One plain read may serve the old version; but the instance does not rely on the timestamp.
         let other = stack.node_with(|args| args.caching.refresh_keys = 0).await;
         stack.redis_put(id, &stamped).await;
         other.product(id).await;
-        eventually("it is read again", || async { other.product(id).await == new }).await;
-        eventually("it is stamped again", || async {
+        eventually("the new version is served", || async { other.product(id).await == new }).await;
+        eventually("the entry is replaced", || async {
             stack.redis_value(id).await.is_some_and(|value| value != stamped)
         })
         .await;
@@ -132,7 +132,7 @@ async fn clock_jumped(stack: Stack) {
 async fn no_lease(stack: Stack) {
     let id = stack.insert("walnut desk lamp").await;
     let node = stack.node().await;
-    stack.redis_put_lock(id, b"somebody else's").await;
+    stack.redis_put_lock(id, b"another program's").await;
     node.product(id).await;
     assert!(stack.redis_revision(id).await.is_some(), "it was loaded under a lease");
     let waited = r#"hotshelf_lease_total{outcome="waited_out"}"#;

@@ -1,4 +1,4 @@
-//! What comes back by itself, and how: the pool of connections to Postgres, the relay, the loads.
+//! Recovery without a restart: the pool of connections to Postgres, the relay, the loads.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::harness::{HANG, Node, Private, Program, Stack, Suite, eventually, get
 
 pub fn register(suite: &mut Suite<'_>) {
     suite.private(
-        "recovery::a_relay_whose_connection_is_lost_without_a_word_goes_on",
+        "recovery::a_relay_recovers_from_a_connection_lost_without_a_reset",
         relay_connection_lost,
     );
     suite.private(
@@ -29,10 +29,10 @@ pub fn register(suite: &mut Suite<'_>) {
 
 async fn relay_connection_lost(world: Private) {
     let id = world.insert("old").await;
-    let node = world.impatient_node(|_| {}).await;
+    let node = world.node_with_short_timeouts(|_| {}).await;
     node.product(id).await;
     let mut claimed = node.pauses.arm(Point::RelayRead);
-    // By SQL, so that only the relay can tell.
+    // By SQL, so that only the relay publishes the change.
     let rename = format!("UPDATE products SET name = 'new' WHERE id = {id}");
     sqlx::query(AssertSqlSafe(rename)).execute(&world.sql).await.unwrap();
     let held = tokio::time::timeout(HANG, claimed.recv()).await.unwrap();
@@ -43,17 +43,17 @@ async fn relay_connection_lost(world: Private) {
         world.to_postgres.counts().to_server.swallowed > 0
     })
     .await;
-    // Not through the connections that are lost.
-    world.settled().await;
-    // A read may need Postgres meanwhile, and find a connection of the pool that is lost as well.
+    // The test's own SQL does not use the lost connections.
+    world.wait_until_relayed().await;
+    // A read may need Postgres meanwhile, and get a lost connection from the pool.
     let serves = || async { node.get(id).await.is_ok_and(|read| read.get_ref().name == "new") };
     eventually("the change is served", serves).await;
 }
 
 async fn pooled_connections_lost(world: Private) {
     let (a, b, c) = (world.insert("a").await, world.insert("b").await, world.insert("c").await);
-    let node = world.impatient_node(|args| args.postgres.database_connections = 2).await;
-    // Long enough that what asks the connections for a sign of life, after the answers, is under way.
+    let node = world.node_with_short_timeouts(|args| args.postgres.database_connections = 2).await;
+    // Long enough that the pool's check of the connections, after the responses, is in flight.
     world.to_postgres.delay(Direction::ToClient, Duration::from_millis(200));
     let (read_a, read_b) = tokio::join!(node.get(a), node.get(b));
     assert!(read_a.is_ok() || read_b.is_ok(), "{read_a:?}, {read_b:?}");
@@ -63,7 +63,7 @@ async fn pooled_connections_lost(world: Private) {
     assert!(world.to_postgres.counts().to_client.swallowed > 0, "it happened");
 }
 
-/// A session that is not in the database that a test breaks.
+/// A session in another database than the one that the test changes.
 fn outside(stack: &Stack) -> PgPool {
     crate::harness::connect(&stack.database_url.replace(&stack.namespace, "postgres"), 1)
 }
@@ -97,7 +97,7 @@ async fn read_only(stack: Stack) {
     node.product(cached).await;
     let version = stack.version(cached).await;
     fail_over(&stack, "SET default_transaction_read_only = on").await;
-    // The first may still meet a session that has just ended.
+    // The first write may still get a connection that has just ended.
     eventually("it is read-only", || async {
         let refused = try_rename(&node, cached, "lost").await.unwrap_err();
         assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
@@ -105,10 +105,11 @@ async fn read_only(stack: Stack) {
     })
     .await;
     assert_unavailable(&try_rename(&node, cached, "lost").await.unwrap_err());
-    assert_eq!(node.product(uncached).await.id, uncached, "reads go on");
-    assert_eq!(stack.version(cached).await, version, "what was refused was not done");
+    assert_eq!(node.product(uncached).await.id, uncached, "reads are served");
+    assert_eq!(stack.version(cached).await, version, "the refused write was not made");
     fail_over(&stack, "RESET ALL").await;
-    eventually("writes go on", || async { try_rename(&node, cached, "new").await.is_ok() }).await;
+    eventually("writes succeed again", || async { try_rename(&node, cached, "new").await.is_ok() })
+        .await;
     assert_eq!(node.product(cached).await.name, "new");
 }
 
@@ -125,7 +126,8 @@ async fn no_connections(stack: Stack) {
     assert_eq!(node.product(cached).await.id, cached, "what is cached is served");
     fail_over(&stack, "ALLOW_CONNECTIONS true").await;
     eventually("misses are loaded", || async { node.get(uncached).await.is_ok() }).await;
-    eventually("writes go on", || async { try_rename(&node, cached, "new").await.is_ok() }).await;
+    eventually("writes succeed again", || async { try_rename(&node, cached, "new").await.is_ok() })
+        .await;
 }
 
 async fn out_of_descriptors(stack: Stack) {

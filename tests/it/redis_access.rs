@@ -1,5 +1,5 @@
-//! P6 with a Redis that gives less than it could, or nothing: it is used as far as it goes, and what it lacks is said once,
-//! in `/readyz` and in a gauge.
+//! P6 with a Redis that refuses some commands, or all: the others are used, and the limit is reported by one log line,
+//! `/readyz` and a gauge.
 
 use std::time::Duration;
 
@@ -12,31 +12,30 @@ use crate::harness::{Private, PrivateCluster, Program, Suite, cache_status, even
 
 const README: &str = include_str!("../../README.md");
 
-/// Long enough for dozens of connections that fail, and a dozen probes.
+/// Long enough for dozens of failed connections, and a dozen probes.
 const A_WHILE: Duration = Duration::from_secs(3);
 
 pub fn register(suite: &mut Suite<'_>) {
-    suite.private("redis_access::without_info_redis_is_used_and_it_is_said_once", without_info);
+    suite.private("redis_access::without_info_redis_is_used_and_it_is_reported_once", without_info);
     suite.private(
-        "redis_access::without_a_replication_id_redis_is_used_and_it_is_said_once",
+        "redis_access::without_a_replication_id_redis_is_used_and_it_is_reported_once",
         without_replication_id,
     );
-    suite.private("redis_access::without_info_replication_the_run_id_will_do", run_id);
+    suite.private("redis_access::without_info_replication_the_run_id_is_used", run_id);
     suite.private("redis_access::a_wrong_password_is_one_line_and_its_end_another", wrong_password);
-    suite.private("redis_access::a_missing_password_is_said_once", no_auth);
+    suite.private("redis_access::a_missing_password_is_reported_once", no_auth);
     suite.private("redis_access::without_scripts_what_redis_holds_is_served", no_scripts);
     suite.private("redis_access::without_mget_batches_are_served", no_mget);
     suite.private("redis_access::the_commands_that_the_readme_lists_are_enough", listed);
-    suite.private("redis_access::a_database_that_does_not_exist_is_said_once", bad_database);
-    suite.private("redis_access::a_server_that_is_no_cluster_is_said_once", not_a_cluster);
-    suite.private("redis_access::a_replica_is_said_once_and_used_when_promoted", replica);
+    suite.private("redis_access::a_database_that_does_not_exist_is_reported_once", bad_database);
+    suite.private("redis_access::a_server_that_is_no_cluster_is_reported_once", not_a_cluster);
+    suite.private("redis_access::a_replica_is_reported_once_and_used_when_promoted", replica);
     suite.private_cluster(
-        "redis_access::a_node_of_a_cluster_as_single_server_is_said_once",
+        "redis_access::a_node_of_a_cluster_as_single_server_is_reported_once",
         cluster_node,
     );
 }
 
-/// A program that reaches Redis at `url`.
 struct Served {
     program: Program,
     client: ProductServiceClient<Channel>,
@@ -50,13 +49,13 @@ impl Served {
         Self { program, client }
     }
 
-    /// Where a read was answered from.
+    /// The `cache-status` of a read.
     async fn read(&self, id: i64) -> String {
         let read = self.client.clone().get_product(get(id)).await.unwrap();
         cache_status(&read).to_owned()
     }
 
-    /// How many lines of the log have this part, at this level.
+    /// The number of log lines at this level with this part.
     fn lines(&self, level: &str, part: &str) -> usize {
         let log = self.program.log();
         log.lines().filter(|line| line.contains(level) && line.contains(part)).count()
@@ -76,8 +75,8 @@ impl Served {
         self.metric("hotshelf_redis_limited{capability=\"replication_id\"}").await
     }
 
-    /// It stands in the log once, in the gauge and in `/readyz`; the instance is ready; and fred adds nothing.
-    async fn says_once(&self, reason: &str) {
+    /// The reason is in one log line, in the gauge and in `/readyz`; the instance is ready; and fred logs nothing.
+    async fn reports_once(&self, reason: &str) {
         eventually(reason, || async { self.refusing(reason).await == 1.0 }).await;
         tokio::time::sleep(A_WHILE).await;
         let named = format!("reason=\"{reason}\"");
@@ -91,7 +90,7 @@ impl Served {
         assert!(text.starts_with("ready\n") && text.contains(reason), "{text}");
     }
 
-    async fn says_its_end(&self, reason: &str) {
+    async fn reports_its_end(&self, reason: &str) {
         let (named, silent) = (format!("reason=\"{reason}\""), "ready\n");
         eventually("it ends", || async { self.program.admin("/readyz").await.1 == silent }).await;
         assert_eq!(self.refusing(reason).await, 0.0);
@@ -101,7 +100,7 @@ impl Served {
     }
 }
 
-/// Makes a user with these rules, and gives the URL for it.
+/// Makes a user with these rules, and returns the URL for it.
 fn user(world: &Private, rules: &[&str]) -> String {
     acl(world, &[&["reset", "on", ">secret", "~*", "&*", "+@all"], rules].concat());
     format!("redis://app:secret@127.0.0.1:{}", world.redis.port())
@@ -115,7 +114,7 @@ fn disconnect(world: &Private) {
     world.redis.command(&["CLIENT", "KILL", "USER", "app"]).unwrap();
 }
 
-/// Redis is filled, and what it is filled with is served.
+/// Asserts that Redis is filled, and that the entry is served.
 async fn is_used(world: &Private, one: &Served, other: &Served) -> i64 {
     let id = world.insert("lamp").await;
     assert_eq!(one.read(id).await, "hotshelf; fwd=miss; detail=postgres");
@@ -124,12 +123,14 @@ async fn is_used(world: &Private, one: &Served, other: &Served) -> i64 {
     id
 }
 
-/// Entries from before a reconnect are loaded again.
+/// Without a replication id, entries from before a reconnect are loaded again.
 async fn lacks_the_id(world: &Private, url: &str, lose_connections: impl Fn()) {
-    // So that nothing is covered by recent changes.
-    let forgetful = ["--change-retention", "100ms"];
-    let (one, other) =
-        tokio::join!(Served::by(world, url, &forgetful), Served::by(world, url, &forgetful));
+    // The recent changes do not cover the time before the reconnect.
+    let short_retention = ["--change-retention", "100ms"];
+    let (one, other) = tokio::join!(
+        Served::by(world, url, &short_retention),
+        Served::by(world, url, &short_retention)
+    );
     let id = is_used(world, &one, &other).await;
     assert_eq!(other.limited().await, 1.0);
     tokio::time::sleep(A_WHILE).await;
@@ -158,7 +159,7 @@ async fn without_replication_id(world: Private) {
     lacks_the_id(&world, &url, || disconnect(&world)).await;
 }
 
-/// A proxy to a Redis that does not name its replication nor its run.
+/// A proxy that hides the replication id and the run id of a Redis.
 async fn without_ids(redis: u16) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -202,7 +203,7 @@ async fn run_id(world: Private) {
         other.metric("hotshelf_redis_replication_changes_total").await == 1.0
     })
     .await;
-    // The log is written by a thread of its own.
+    // A thread of its own writes the log.
     eventually("it is said", async || other.lines("", "Redis replication id changed") == 1).await;
 }
 
@@ -212,11 +213,11 @@ async fn wrong_password(world: Private) {
     is_used(&world, &one, &other).await;
     acl(&world, &["resetpass", ">another"]);
     disconnect(&world);
-    one.says_once("wrong_password").await;
-    let id = world.insert_unheard("meanwhile").await;
+    one.reports_once("wrong_password").await;
+    let id = world.insert_unrelayed("meanwhile").await;
     assert_eq!(one.read(id).await, "hotshelf; fwd=miss; detail=postgres");
     acl(&world, &["resetpass", ">secret"]);
-    one.says_its_end("wrong_password").await;
+    one.reports_its_end("wrong_password").await;
     is_used(&world, &one, &other).await;
 }
 
@@ -224,13 +225,13 @@ async fn no_auth(world: Private) {
     world.redis.command(&["CONFIG", "SET", "requirepass", "secret"]).unwrap();
     let url = format!("redis://127.0.0.1:{}", world.redis.port());
     let served = Served::by(&world, &url, &[]).await;
-    served.says_once("no_auth").await;
-    let id = world.insert_unheard("lamp").await;
+    served.reports_once("no_auth").await;
+    let id = world.insert_unrelayed("lamp").await;
     assert_eq!(served.read(id).await, "hotshelf; fwd=miss; detail=postgres");
-    // It is set until the next start.
+    // A restart of Redis drops the password.
     world.redis.kill();
     world.redis.start_again().unwrap();
-    served.says_its_end("no_auth").await;
+    served.reports_its_end("no_auth").await;
 }
 
 async fn no_scripts(world: Private) {
@@ -244,13 +245,13 @@ async fn no_scripts(world: Private) {
     let served = Served::by(&world, &url, &[]).await;
     assert_eq!(served.read(id).await, "hotshelf; hit; detail=redis");
     for _ in 0..10 {
-        let id = world.insert_unheard("lamp").await;
+        let id = world.insert_unrelayed("lamp").await;
         assert_eq!(served.read(id).await, "hotshelf; fwd=miss; detail=postgres");
     }
-    served.says_once("no_permission").await;
+    served.reports_once("no_permission").await;
     assert_eq!(served.lines(" WARN ", "evalsha"), 1, "{}", served.program.log());
     acl(&world, &["+evalsha", "+eval"]);
-    served.says_its_end("no_permission").await;
+    served.reports_its_end("no_permission").await;
 }
 
 async fn no_mget(world: Private) {
@@ -264,9 +265,9 @@ async fn no_mget(world: Private) {
         hotshelf::proto::BatchGetProductsRequest { ids: ids.to_vec(), ..Default::default() };
     other.client.clone().batch_get_products(request).await.unwrap();
     assert_eq!(other.metric("hotshelf_reads_total{served_by=\"redis\"}").await, 2.0);
-    other.says_once("no_permission").await;
+    other.reports_once("no_permission").await;
     acl(&world, &["+mget"]);
-    other.says_its_end("no_permission").await;
+    other.reports_its_end("no_permission").await;
 }
 
 async fn listed(world: Private) {
@@ -305,14 +306,14 @@ async fn listed(world: Private) {
 async fn bad_database(world: Private) {
     let url = format!("redis://127.0.0.1:{}/99", world.redis.port());
     let served = Served::by(&world, &url, &[]).await;
-    served.says_once("bad_database").await;
+    served.reports_once("bad_database").await;
 }
 
 async fn not_a_cluster(world: Private) {
     let url = format!("redis-cluster://127.0.0.1:{}", world.redis.port());
     let served = Served::by(&world, &url, &[]).await;
-    served.says_once("not_a_cluster").await;
-    let id = world.insert_unheard("lamp").await;
+    served.reports_once("not_a_cluster").await;
+    let id = world.insert_unrelayed("lamp").await;
     assert_eq!(served.read(id).await, "hotshelf; fwd=miss; detail=postgres");
 }
 
@@ -327,13 +328,13 @@ async fn replica(world: Private) {
     .await;
     let url = format!("redis://127.0.0.1:{}", world.redis.port());
     let served = Served::by(&world, &url, &[]).await;
-    served.says_once("read_only_replica").await;
-    let id = world.insert_unheard("lamp").await;
+    served.reports_once("read_only_replica").await;
+    let id = world.insert_unrelayed("lamp").await;
     assert_eq!(served.read(id).await, "hotshelf; fwd=miss; detail=postgres");
     assert!(!world.redis_holds(id));
     world.redis.command(&["REPLICAOF", "NO", "ONE"]).unwrap();
-    served.says_its_end("read_only_replica").await;
-    let id = world.insert_unheard("lamp").await;
+    served.reports_its_end("read_only_replica").await;
+    let id = world.insert_unrelayed("lamp").await;
     served.read(id).await;
     assert!(world.redis_holds(id));
 }
@@ -344,8 +345,8 @@ async fn cluster_node(world: PrivateCluster) {
     let program = Program::serve(&world, &options).await;
     let served = Served { client: program.client().await, program };
     for _ in 0..20 {
-        let id = world.insert_unheard("lamp").await;
+        let id = world.insert_unrelayed("lamp").await;
         assert_eq!(served.read(id).await, "hotshelf; fwd=miss; detail=postgres");
     }
-    served.says_once("is_a_cluster").await;
+    served.reports_once("is_a_cluster").await;
 }

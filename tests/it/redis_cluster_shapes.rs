@@ -1,4 +1,4 @@
-//! Clusters of any shape, however their nodes announce themselves.
+//! Clusters of any shape, with every way in which nodes announce their address.
 
 use devstack::{Redis, RedisOptions};
 
@@ -27,7 +27,7 @@ pub fn register(suite: &mut Suite<'_>) {
     );
 }
 
-/// A cluster of one node, which has slots up to `last`.
+/// A cluster of one node with the slots up to `last`.
 fn cluster(last: &str, more: &[(&str, &str)]) -> Redis {
     let bus = free_port().to_string();
     let settings = [("cluster-enabled", "yes"), ("cluster-port", &bus)];
@@ -42,7 +42,7 @@ fn cluster(last: &str, more: &[(&str, &str)]) -> Redis {
 async fn node_of(world: &Private, redis: &Redis) -> Node {
     let url = format!("redis-cluster://127.0.0.1:{}", redis.port());
     world
-        .impatient_node(|args| {
+        .node_with_short_timeouts(|args| {
             args.redis.redis_url = url;
             args.caching.refresh_keys = 0;
         })
@@ -54,7 +54,7 @@ fn holds(redis: &Redis, world: &Private, id: i64) -> bool {
     redis.command(&["EXISTS", &key]).is_ok_and(|found| found.trim() == "1")
 }
 
-/// A node that has just started serves nothing for a while.
+/// A node that has just started refuses commands for some seconds.
 async fn is_sound(redis: &Redis) {
     eventually("it is sound", || async {
         redis.command(&["CLUSTER", "INFO"]).unwrap().contains("cluster_state:ok")
@@ -80,7 +80,7 @@ async fn uncovered(world: Private) {
     let node = node_of(&world, &redis).await;
     let mut held = 0;
     for _ in 0..30 {
-        let id = world.insert_unheard("lamp").await;
+        let id = world.insert_unrelayed("lamp").await;
         assert_eq!(node.product(id).await.id, id);
         held += u32::from(holds(&redis, &world, id));
     }
@@ -92,7 +92,7 @@ async fn uncovered(world: Private) {
     eventually("it is sound", || async { node.admin("/readyz").await.1 == "ready\n" }).await;
 }
 
-/// The replication id that a node has, and the one that a key of ours on it holds.
+/// The replication id of a node, and the one stored in hotshelf's key on it.
 fn ids_of(redis: &Redis, namespace: &str) -> (String, String) {
     let info = redis.command(&["INFO", "replication"]).unwrap();
     let id = info.lines().find_map(|line| line.strip_prefix("master_replid:")).unwrap();

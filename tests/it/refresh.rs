@@ -1,4 +1,4 @@
-//! What is past its soft TTL, or nearly, is loaded again in the background: once for the fleet.
+//! Entries past their soft TTL, or near it, are loaded again in the background: once for the fleet.
 
 use std::time::{Duration, Instant};
 
@@ -36,7 +36,7 @@ async fn past_soft(stack: Stack) {
         args.caching.max_staleness = Duration::from_secs(60);
         args.caching.refresh_keys = 0;
         args.redis.lease_wait = Duration::from_secs(60);
-        // The load hangs behind the lock for as long as the test looks around.
+        // The load waits for the lock during the assertions.
         args.postgres.database_statement_timeout = Duration::from_secs(60);
     };
     let (a, b, c) =
@@ -48,10 +48,10 @@ async fn past_soft(stack: Stack) {
     let mut lock = stack.sql.begin().await.unwrap();
     lock.execute("LOCK TABLE products IN ACCESS EXCLUSIVE MODE").await.unwrap();
     if loaded.elapsed() > SOFT.mul_f64(0.9) {
-        too_busy("its soft TTL was over before Postgres was held up");
+        too_busy("its soft TTL was over before the table was locked");
     }
     for node in [&a, &b, &c] {
-        // At once: the load that each read asks for cannot end before the lock does.
+        // Served at once: the refresh that each read requests cannot end before the lock is released.
         eventually("it is stale", || reads_stale(node, id)).await;
     }
     eventually("one instance loads", || async { stack.running_loads().await == 1 }).await;
@@ -103,8 +103,8 @@ async fn ahead(stack: Stack) {
         .await;
     assert_eq!(stack.loads().await, 1, "from Redis");
     eventually("it is refreshed without a read", || async { stack.loads().await >= 4 }).await;
-    // Each of three refreshes is due after 0.8 of a TTL that is jittered by 0.1. Instances that each did their own
-    // would be through in a third of that.
+    // Each of three refreshes is due after 0.8 of a TTL that is jittered by 0.1. With a refresh per instance, a third
+    // of that would be enough.
     let least = 3 * SOFT.mul_f64(0.8 * 0.9);
     assert!(began.elapsed() > least.mul_f64(0.9), "after {:?}", began.elapsed());
 }
@@ -126,7 +126,7 @@ async fn warm_start(stack: Stack) {
     let mut lock = stack.sql.begin().await.unwrap();
     lock.execute("LOCK TABLE products IN ACCESS EXCLUSIVE MODE").await.unwrap();
     let mut args = stack.args();
-    // The loads hang behind the lock for as long as the test looks around.
+    // The loads wait for the lock during the assertions.
     args.postgres.database_statement_timeout = Duration::from_secs(60);
     args.caching.warm_timeout = Duration::from_secs(60);
     let starting = tokio::spawn(async move { Node::start(&args).await });
@@ -156,7 +156,10 @@ async fn jitter(stack: Stack) {
     ttls.sort_unstable();
     assert!((54_000..=66_000).contains(&ttls[0]), "{ttls:?}");
     assert!((54_000..=66_000).contains(&ttls[29]), "{ttls:?}");
-    assert!(ttls[29] - ttls[0] > 3_000, "what was loaded together expires apart: {ttls:?}");
+    assert!(
+        ttls[29] - ttls[0] > 3_000,
+        "entries loaded together expire at different times: {ttls:?}"
+    );
 }
 
 async fn tombstone(stack: Stack) {
@@ -164,7 +167,7 @@ async fn tombstone(stack: Stack) {
     let node = stack.node_with(|args| args.caching.tombstone_ttl = Duration::from_secs(5)).await;
     assert_eq!(node.get(ABSENT).await.unwrap_err().code(), Code::NotFound);
     assert_eq!(stack.redis_revision(ABSENT).await, Some((0, true)));
-    // By SQL, so that nobody hears of it.
+    // By SQL, so that no instance observes it at once.
     let insert = "INSERT INTO products (id, name, price) VALUES ($1, 'new', 1)";
     sqlx::query(insert).bind(ABSENT).execute(&stack.sql).await.unwrap();
     eventually("it is read", || async { node.get(ABSENT).await.is_ok() }).await;

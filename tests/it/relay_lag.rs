@@ -1,5 +1,5 @@
-//! P3 while changes are not applied to Redis although everything else works: neither memory nor what Redis holds and is old
-//! is served. And while Postgres does not say what is current, what is cached is served all the same, marked stale.
+//! P3 while the relay does not apply changes to Redis: old entries in memory and Redis are not served. And while
+//! Postgres does not respond, cached entries are served, marked stale.
 
 use std::time::Duration;
 
@@ -23,29 +23,30 @@ pub fn register(suite: &mut Suite<'_>) {
     suite.single("relay_lag::the_relay_does_not_look_through_all_marks", marks);
 }
 
-/// Nothing but the recent changes says that a copy is old.
-fn trusting(args: &mut ServeArgs) {
+/// Only the recent changes invalidate a copy within the test.
+fn long_staleness(args: &mut ServeArgs) {
     args.caching.max_staleness = Duration::from_secs(600);
     args.caching.refresh_keys = 0;
 }
 
 /// Changes are pruned as soon as they are relayed.
-fn forgetful(args: &mut ServeArgs) {
-    trusting(args);
+fn short_retention(args: &mut ServeArgs) {
+    long_staleness(args);
     args.caching.change_retention = Duration::from_millis(100);
 }
 
-/// A product that Redis holds in a version that was replaced since, because the relay stands still; and another instance.
+/// Redis holds an old version of a product, because the relay is paused. Returns the relay, another instance, the pause
+/// and the id.
 async fn stuck(stack: &Stack, feed: bool) -> (Node, Node, Paused, i64) {
     let id = stack.insert("old").await;
-    let relays = stack.node_with(trusting).await;
-    let other = stack.node_with(trusting).await;
-    // When the lease of the relay that stands still runs out.
+    let relays = stack.node_with(long_staleness).await;
+    let other = stack.node_with(long_staleness).await;
+    // Otherwise it takes over the relay when the lease of the paused one expires.
     other.controls.turn_off(Protection::Relay);
     assert_eq!(relays.product(id).await.name, "old");
     let mut read = relays.pauses.arm(Point::RelayRead);
     let rename = format!("UPDATE products SET name = 'new' WHERE id = {id}");
-    // No instance that hears of it loads it again, which would fill Redis.
+    // Otherwise the instance reloads the product, which fills Redis.
     relays.controls.turn_off(Protection::ChangeFeed);
     if !feed {
         other.controls.turn_off(Protection::ChangeFeed);
@@ -64,7 +65,7 @@ async fn is_old_in_redis(stack: &Stack, id: i64) -> bool {
 async fn not_relayed(stack: Stack) {
     let (_relays, other, _stuck, id) = stuck(&stack, true).await;
     let newest = stack.version(id).await;
-    eventually("it knows", || async {
+    eventually("it has observed the change", || async {
         let ticket = other.hot.begin_load(ProductId::new(id).unwrap());
         ticket.floor().version.0 == newest
     })
@@ -74,9 +75,9 @@ async fn not_relayed(stack: Stack) {
     })
     .await;
     assert!(is_old_in_redis(&stack, id).await);
-    // Its memory does not hold it.
+    // The product is not in its memory.
     assert_eq!(other.product(id).await.name, "new");
-    assert_eq!(other.metric("hotshelf_hot_lease_valid").await, 1.0, "and memory is trusted");
+    assert_eq!(other.metric("hotshelf_hot_lease_valid").await, 1.0, "and memory has a valid lease");
 }
 
 async fn control(stack: Stack) {
@@ -88,7 +89,7 @@ async fn control(stack: Stack) {
 async fn late_start(stack: Stack) {
     let (_relays, _other, _stuck, id) = stuck(&stack, true).await;
     assert!(is_old_in_redis(&stack, id).await);
-    let late = stack.node_with(trusting).await;
+    let late = stack.node_with(long_staleness).await;
     assert_eq!(late.product(id).await.name, "new");
 }
 
@@ -100,14 +101,15 @@ async fn no_read_waits(world: Private) {
         args.caching.change_poll_interval = Duration::from_millis(50);
         args.caching.refresh_keys = 0;
     };
-    let (node, other) = tokio::join!(world.impatient_node(short), world.impatient_node(short));
+    let (node, other) =
+        tokio::join!(world.node_with_short_timeouts(short), world.node_with_short_timeouts(short));
     tokio::join!(node.product(in_memory), other.product(in_redis));
     world.to_postgres.black_hole(devstack::Direction::ToClient);
-    eventually("it knows", || async {
+    eventually("it has observed the change", || async {
         node.metric("hotshelf_change_feed_lag_seconds").await > 3.0
     })
     .await;
-    eventually("it says that it may be old", || async {
+    eventually("it is marked stale", || async {
         cache_status(&node.get(in_memory).await.unwrap()) == "hotshelf; hit; detail=hot; stale"
     })
     .await;
@@ -119,19 +121,19 @@ async fn no_read_waits(world: Private) {
             assert!(cache_status(&node.get(id).await.unwrap()).ends_with("; stale"));
         }
     }
-    assert_eq!(node.metric("hotshelf_postgres_loads_total").await, loads, "it was not asked");
+    assert_eq!(node.metric("hotshelf_postgres_loads_total").await, loads, "no read loaded");
     assert!(node.metric("hotshelf_served_stale_total").await >= 40.0);
     world.to_postgres.heal();
-    eventually("it is known to be current again", || async {
+    eventually("it is served as current again", || async {
         cache_status(&node.get(in_memory).await.unwrap()) == "hotshelf; hit; detail=hot"
     })
     .await;
 }
 
-/// They are kept for hours: the relay must not look through all of them.
+/// Marks are kept for hours: the relay must not scan all of them.
 async fn marks(stack: Stack) {
     const OLD: i64 = 50_000;
-    let node = stack.node_with(forgetful).await;
+    let node = stack.node_with(short_retention).await;
     let fill = "INSERT INTO hotshelf.marks (snapshot, relayed) \
         SELECT pg_current_snapshot(), true FROM generate_series(1, $1)";
     sqlx::query(fill).bind(OLD).execute(&stack.sql).await.unwrap();
@@ -152,18 +154,18 @@ async fn marks(stack: Stack) {
     made(2).await;
     let before = read().await;
     made(5).await;
-    // The statistics come within a second or so.
+    // PostgreSQL's statistics lag by about a second.
     made(2).await;
     let rows = read().await - before;
     assert!((1..OLD).contains(&rows), "{rows} rows were read for a few marks");
     drop(node);
 }
 
-/// A row for each change: 500 of them each second would take longer than the test may.
+/// One row per change: pruning 500 per second would take longer than the test's timeout.
 async fn pruned(stack: Stack) {
     const ROWS: i64 = 150_000;
-    let node = stack.node_with(forgetful).await;
-    // Of one transaction, so that they become prunable together.
+    let node = stack.node_with(short_retention).await;
+    // One transaction, so that they become prunable together.
     let write = "INSERT INTO hotshelf.outbox (product_ids, versions, deleted) \
         SELECT ARRAY[1000000 + n / 1000], ARRAY[1::bigint], false FROM generate_series(1, $1) n";
     sqlx::query(write).bind(ROWS).execute(&stack.sql).await.unwrap();

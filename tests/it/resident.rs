@@ -1,4 +1,4 @@
-//! What the program keeps resident over a long run in which it never stops loading, evicting and replacing.
+//! The resident memory of the program in a long run of loads, evictions and replacements.
 
 use std::time::{Duration, Instant};
 
@@ -10,13 +10,13 @@ use tonic::transport::Channel;
 
 use crate::harness::{Program, Stack, Suite, get};
 
-/// Ten times as many as are kept in memory.
+/// Ten times the hot capacity.
 const PRODUCTS: i64 = 40_000;
-const KEPT: &str = "4000";
+const HOT_CAPACITY: &str = "4000";
 const CALLERS: usize = 16;
 const WARM_UP: Duration = Duration::from_secs(60);
 const MEASURED: Duration = Duration::from_secs(180);
-/// Allocators keep some of what they are given back; a leak of 100 bytes a call would be ten times this.
+/// Allocators keep some freed memory; a leak of 100 bytes per call would be ten times this.
 const SLACK_KIB: u64 = 32 * 1024;
 
 pub fn register(suite: &mut Suite<'_>) {
@@ -26,11 +26,11 @@ pub fn register(suite: &mut Suite<'_>) {
 }
 
 async fn soak(stack: Stack) {
-    // Of 300 bytes to 16 KiB.
+    // Products of 300 bytes to 16 KiB.
     let insert = "INSERT INTO products (name, price, description) \
          SELECT 'lamp', 9.99, repeat('x', (250 + n * 7919 % 16000)::integer) FROM generate_series(1, $1) n";
     sqlx::query(insert).bind(PRODUCTS).execute(&stack.sql).await.unwrap();
-    let program = Program::serve(&stack, &["--hot-capacity", KEPT]).await;
+    let program = Program::serve(&stack, &["--hot-capacity", HOT_CAPACITY]).await;
     let (client, until) = (program.client().await, Instant::now() + WARM_UP + MEASURED);
     let callers: Vec<_> = (0..CALLERS).map(|_| tokio::spawn(call(client.clone(), until))).collect();
     tokio::time::sleep(WARM_UP).await;
@@ -49,8 +49,8 @@ async fn soak(stack: Stack) {
     assert!(largest <= warm + warm / 5 + SLACK_KIB, "it grows");
 }
 
-/// Reads everything evenly, so that nearly every read evicts; changes some, so that sizes change. Returns how many calls
-/// it made.
+/// Reads all products uniformly, so that nearly every read evicts; updates some, so that sizes change. Returns the
+/// number of calls.
 async fn call(mut client: ProductServiceClient<Channel>, until: Instant) -> u64 {
     let mut calls = 0;
     while Instant::now() < until {

@@ -1,5 +1,5 @@
-//! What a call costs in round trips to Postgres: counted by a distance that is much longer than everything else. And
-//! the connections that are opened ahead for it.
+//! The round trips to Postgres per call, measured with a delay that is much longer than everything else; and the
+//! connections that are opened ahead.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use crate::harness::{Node, Private, Stack, StallMeter, Suite, get, too_busy};
 use crate::schema::run;
 use crate::statements::{new_product, read_through, rename, renamed};
 
-/// There, and back.
+/// Delay to the server and back.
 const ROUND_TRIP: Duration = Duration::from_millis(200);
 
 pub fn register(suite: &mut Suite<'_>) {
@@ -23,12 +23,12 @@ async fn far_node(world: &Private) -> Node {
     let node = Node::start(&world.args()).await;
     let half = ROUND_TRIP / 2;
     world.to_postgres.delay(Direction::Both, half);
-    // What was under way before.
+    // Wait for statements that were in flight before.
     tokio::time::sleep(ROUND_TRIP * 3).await;
     node
 }
 
-/// One, and less than two even if the machine took a part of the difference.
+/// At least one round trip, and less than two. A part of the difference is allowed for a busy machine.
 fn assert_round_trip(what: &str, took: Duration, stalls: &StallMeter) {
     let stalled = stalls.longest();
     if took >= ROUND_TRIP * 7 / 4 && stalled > ROUND_TRIP / 4 {
@@ -41,7 +41,7 @@ fn assert_round_trip(what: &str, took: Duration, stalls: &StallMeter) {
 }
 
 async fn one_each(world: Private) {
-    let ids = [world.insert_unheard("lamp").await, world.insert_unheard("chair").await];
+    let ids = [world.insert_unrelayed("lamp").await, world.insert_unrelayed("chair").await];
     let node = far_node(&world).await;
     let stalls = StallMeter::start();
     for round in 0..3 {
@@ -66,11 +66,11 @@ async fn one_each(world: Private) {
     assert_round_trip("a new product", began.elapsed(), &stalls);
 }
 
-/// How long the one of a thousand readers waited that waited longest, for a product that no cache holds.
+/// The longest wait of a thousand concurrent readers of an uncached product.
 async fn worst_wait(world: &Private, node: &Node) -> Duration {
-    let id = world.insert_unheard("lamp").await;
-    // The relay breaks the lease of a load that may have read what was there before.
-    world.settled().await;
+    let id = world.insert_unrelayed("lamp").await;
+    // Otherwise the relay may break the load's lease, and the load is repeated.
+    world.wait_until_relayed().await;
     let loads = world.loads().await;
     let readers = (0..1_000).map(|_| {
         let mut client = node.client.clone();
@@ -88,7 +88,7 @@ async fn worst_wait(world: &Private, node: &Node) -> Duration {
 async fn thousand(world: Private) {
     let node = Node::start(&world.args()).await;
     let mut waits = Vec::new();
-    // Other tests share the machine, and a thousand calls cost it some time without any distance.
+    // Several tries: a busy machine needs time for a thousand calls also without a delay.
     for _ in 0..5 {
         let near = worst_wait(&world, &node).await;
         world.to_postgres.delay(Direction::Both, ROUND_TRIP / 2);
@@ -104,7 +104,7 @@ async fn thousand(world: Private) {
 }
 
 async fn few_connections(stack: Stack) {
-    let id = stack.insert_unheard("lamp").await;
+    let id = stack.insert_unrelayed("lamp").await;
     let role = format!("{}_few", stack.namespace);
     for statement in [
         format!("CREATE ROLE {role} LOGIN CONNECTION LIMIT 9"),

@@ -1,4 +1,4 @@
-//! What SQL accepts and the API cannot express concerns that product alone, and an update mends it.
+//! A value that SQL accepts and the API cannot express affects only its product, and an update repairs it.
 
 use hotshelf::config::DatabaseArgs;
 use hotshelf::metrics::Metrics;
@@ -14,7 +14,7 @@ use crate::schema::run;
 
 pub fn register(suite: &mut Suite<'_>) {
     suite.single("rows::a_value_that_the_api_cannot_express_fails_its_product_alone", broken);
-    suite.single("rows::an_update_that_replaces_the_value_mends_the_product", mended);
+    suite.single("rows::an_update_that_replaces_the_value_repairs_the_product", repaired);
     suite.single("rows::in_sql_ascii_text_that_is_not_utf_8_fails_its_product_alone", sql_ascii);
     suite.single("rows::in_an_encoding_of_one_byte_the_rest_is_converted", one_byte);
     suite.single("rows::prices_and_times_up_to_the_bounds_are_served_exactly", bounds);
@@ -24,7 +24,7 @@ pub fn register(suite: &mut Suite<'_>) {
     );
 }
 
-/// The constraints are dropped and the types are widened, so that SQL can write anything.
+/// Drops the constraints and widens the types, so that SQL can write any value.
 const LOOSEN: &str = "ALTER TABLE products DROP CONSTRAINT products_price_check, DROP CONSTRAINT products_currency_check, \
     DROP CONSTRAINT products_name_check, ALTER name DROP NOT NULL, ALTER price DROP NOT NULL, ALTER currency DROP NOT NULL, \
     ALTER description DROP NOT NULL, ALTER create_time DROP NOT NULL, ALTER price TYPE numeric, ALTER currency TYPE text";
@@ -59,7 +59,7 @@ async fn break_one(sql: &PgPool, id: i64, breaks: &str) {
 
 async fn broken(stack: Stack) {
     run(&stack.sql, LOOSEN).await;
-    // The trigger sets it last.
+    // A trigger sets this column, after hotshelf's own.
     run(
         &stack.sql,
         "CREATE FUNCTION never() RETURNS trigger LANGUAGE plpgsql AS \
@@ -68,7 +68,8 @@ async fn broken(stack: Stack) {
     .await;
     let (mut ids, mut expected) = (Vec::new(), Vec::new());
     for (column, breaks) in BROKEN {
-        let (good, bad) = (stack.insert_unheard("good").await, stack.insert_unheard("bad").await);
+        let (good, bad) =
+            (stack.insert_unrelayed("good").await, stack.insert_unrelayed("bad").await);
         break_one(&stack.sql, bad, breaks).await;
         ids.extend([good, bad]);
         expected.push((bad, column));
@@ -78,7 +79,7 @@ async fn broken(stack: Stack) {
         "CREATE TRIGGER last BEFORE INSERT ON products FOR EACH ROW EXECUTE FUNCTION never()",
     )
     .await;
-    let late = stack.insert_unheard("bad").await;
+    let late = stack.insert_unrelayed("bad").await;
     ids.push(late);
     expected.push((late, "update_time"));
     let node = Node::start(&stack.args()).await;
@@ -94,7 +95,7 @@ async fn broken(stack: Stack) {
 
 fn patch(id: i64, paths: &[&str]) -> UpdateProductRequest {
     let price = Some(Money { currency_code: "EUR".to_owned(), units: 7, nanos: 0 });
-    let (name, description) = ("mended".to_owned(), "mended".to_owned());
+    let (name, description) = ("repaired".to_owned(), "repaired".to_owned());
     UpdateProductRequest {
         product: Some(Product { id, name, price, description, ..Product::default() }),
         update_mask: Some(FieldMask {
@@ -104,15 +105,15 @@ fn patch(id: i64, paths: &[&str]) -> UpdateProductRequest {
     }
 }
 
-async fn mended(stack: Stack) {
+async fn repaired(stack: Stack) {
     run(&stack.sql, LOOSEN).await;
     let node = Node::start(&stack.args()).await;
     let mut client = node.client.clone();
     for (column, breaks) in BROKEN {
-        let id = stack.insert_unheard("bad").await;
+        let id = stack.insert_unrelayed("bad").await;
         break_one(&stack.sql, id, breaks).await;
         let version = stack.version(id).await;
-        let (mends, other) = match column {
+        let (repairs, other) = match column {
             "create_time" => (None, "name"),
             "currency" | "price" => (Some("price"), "name"),
             "name" => (Some("name"), "price"),
@@ -121,10 +122,10 @@ async fn mended(stack: Stack) {
         let refused = client.update_product(patch(id, &[other])).await.unwrap_err();
         assert_unreadable(&refused, column);
         assert_eq!(stack.version(id).await, version, "nothing was changed: {breaks}");
-        if let Some(mends) = mends {
-            let mended =
-                client.update_product(patch(id, &[mends])).await.expect(breaks).into_inner();
-            assert_eq!(node.product(id).await, mended);
+        if let Some(repairs) = repairs {
+            let repaired =
+                client.update_product(patch(id, &[repairs])).await.expect(breaks).into_inner();
+            assert_eq!(node.product(id).await, repaired);
         }
         let delete = hotshelf::proto::DeleteProductRequest { id, expected_version: None };
         client.delete_product(delete).await.expect(breaks);
@@ -164,13 +165,13 @@ async fn sql_ascii(stack: Stack) {
     let refused = client.update_product(patch(2, &["price"])).await.unwrap_err();
     assert_eq!(refused.get_error_details().error_info().unwrap().reason, "PRODUCT_UNREADABLE");
     client.update_product(patch(2, &["name"])).await.unwrap();
-    assert_eq!(node.product(2).await.name, "mended");
+    assert_eq!(node.product(2).await.name, "repaired");
 }
 
 async fn one_byte(stack: Stack) {
     let (url, sql) = database_in(&stack, "WIN1252").await;
     run(&sql, "INSERT INTO products (id, name, price) VALUES (1, 'café', 1)").await;
-    // A byte that stands for nothing in this encoding: converting it raises.
+    // A byte without a character in this encoding: the conversion raises an error.
     run(&sql, "SET client_encoding = WIN1252").await;
     run(&sql, "INSERT INTO products (id, name, price) SELECT n, 'p' || CASE n WHEN 5 THEN E'\\x81' ELSE '' END, 1 \
                FROM generate_series(2, 9) n").await;
@@ -197,7 +198,7 @@ async fn bounds(stack: Stack) {
         ("create_time = '9999-12-31 23:59:59.999999+00'", 9, 990_000_000),
     ];
     for (change, units, nanos) in cases {
-        let id = stack.insert_unheard("lamp").await;
+        let id = stack.insert_unrelayed("lamp").await;
         break_one(&stack.sql, id, change).await;
         let price = node.product(id).await.price.unwrap();
         assert_eq!((price.units, price.nanos), (units, nanos), "{change}");

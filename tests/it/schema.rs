@@ -1,4 +1,4 @@
-//! Every write, by whoever, gets a new version and an outbox row in its own transaction.
+//! Every write, by any client, gets a new version and an outbox row in its own transaction.
 
 use sqlx::postgres::PgPool;
 use sqlx::{AssertSqlSafe, Executor};
@@ -84,7 +84,7 @@ async fn one_statement(stack: Stack) {
 async fn reinsertion(stack: Stack) {
     let sql = &stack.sql;
     run(sql, "INSERT INTO products (id, name, price) VALUES (1, 'old', 1)").await;
-    // The deleter has taken its versions when the inserter begins, and again after it began to wait.
+    // The deleter takes a version before the inserter begins, and again while the inserter waits.
     let mut deleter = sql.begin().await.unwrap();
     deleter.execute("UPDATE products SET price = 2 WHERE id = 1").await.unwrap();
     let pool = sql.clone();
@@ -110,7 +110,7 @@ async fn reinsertion(stack: Stack) {
     assert!(inserted > deleted, "{inserted} after {deleted}: {changes:?}");
 }
 
-/// Eight sessions that insert and delete one id as fast as they can.
+/// Eight sessions insert and delete one id concurrently.
 async fn overlapping(stack: Stack) {
     let sql = crate::harness::connect(&stack.database_url, 8);
     let sessions = (0..8).map(|_| {
@@ -119,7 +119,7 @@ async fn overlapping(stack: Stack) {
             let mut inserted = 0;
             for _ in 0..150 {
                 let insert = "INSERT INTO products (id, name, price) VALUES (1, 'a', 1)";
-                // Refused while another's is there.
+                // Refused while the row of another session exists.
                 inserted += u32::from(sql.execute(insert).await.is_ok());
                 sql.execute("UPDATE products SET price = 2 WHERE id = 1").await.unwrap();
                 sql.execute("DELETE FROM products WHERE id = 1").await.unwrap();
@@ -133,7 +133,7 @@ async fn overlapping(stack: Stack) {
         .map(Result::unwrap)
         .sum();
     assert!(inserted > 150, "they did overlap");
-    // In the order of the deletions, which is the order of commits: what each deleted grows.
+    // The versions of the deletions, in the order of commits, increase.
     let deleted: Vec<i64> =
         changes(&stack.sql).await.iter().filter(|change| change.2).map(|change| change.1).collect();
     let backwards = deleted.windows(2).filter(|pair| pair[0] >= pair[1]).count();

@@ -1,4 +1,4 @@
-//! docs/sql.md: what SQL may do, with which rights, and that all of it is noticed.
+//! docs/sql.md: the SQL that is supported, the rights it needs, and that every change is recorded.
 
 use std::time::Duration;
 
@@ -28,11 +28,12 @@ pub fn register(suite: &mut Suite<'_>) {
     suite.single("sql::an_instance_serves_with_the_rights_that_the_page_grants", grants);
     suite
         .single("sql::a_trigger_that_does_not_fire_for_all_is_named_at_the_start", broken_triggers);
-    suite.single("sql::only_a_missing_migration_is_applied_and_never_where_told_so", migrations);
-    suite.single("sql::a_schema_that_is_not_ours_is_refused", other_schemas);
+    suite
+        .single("sql::only_a_missing_migration_is_applied_and_none_with_migrate_never", migrations);
+    suite.single("sql::an_unknown_schema_is_refused", other_schemas);
 }
 
-/// The SQL of a section of the page.
+/// The SQL of a section of docs/sql.md.
 fn page(section: &str) -> String {
     let (_, section) = DOCS.split_once(&format!("## {section}\n")).expect(section);
     let section = section.split("\n## ").next().unwrap();
@@ -54,8 +55,8 @@ async fn versions(sql: &PgPool) -> Vec<(i64, i64)> {
     sqlx::query_as("SELECT id, version FROM products ORDER BY id").fetch_all(sql).await.unwrap()
 }
 
-/// The newest change of each product says what the table says: its version, or that it is gone.
-async fn assert_noticed(sql: &PgPool) {
+/// The newest recorded change of each product has the version in the table.
+async fn assert_recorded(sql: &PgPool) {
     let recorded = changes(sql).await;
     for (id, version) in versions(sql).await {
         let newest = recorded.iter().filter(|change| change.0 == id).max_by_key(|c| (c.1, c.2));
@@ -69,7 +70,7 @@ async fn writer(stack: Stack) {
     let mut session = PgConnection::connect(&url_of(&stack, &role)).await.unwrap();
     assert!(
         session.execute("SELECT FROM hotshelf.outbox").await.is_err(),
-        "it sees nothing of ours"
+        "it has no access to hotshelf's tables"
     );
     for path in ["", "pg_catalog", "public, hotshelf"] {
         session.execute(AssertSqlSafe(format!("SET search_path = '{path}'"))).await.unwrap();
@@ -87,7 +88,7 @@ async fn writer(stack: Stack) {
                 session.execute(AssertSqlSafe(statement.clone())).await.expect(&statement);
             }
             assert!(changes(&stack.sql).await.len() >= before + 5, "{path:?}, {level}");
-            assert_noticed(&stack.sql).await;
+            assert_recorded(&stack.sql).await;
             run(&stack.sql, "DELETE FROM products").await;
         }
     }
@@ -159,14 +160,14 @@ async fn copy_and_merge(stack: Stack) {
     let mut copy = connection.copy_in_raw(copy).await.unwrap();
     copy.send("1\ta\t1\n2\tb\t2\n3\tc\t3\n".as_bytes()).await.unwrap();
     copy.finish().await.unwrap();
-    assert_noticed(sql).await;
+    assert_recorded(sql).await;
     let merge = "MERGE INTO products USING (VALUES (1, 10), (2, 0), (4, 40)) AS new (id, price) \
                  ON products.id = new.id \
                  WHEN MATCHED AND new.price = 0 THEN DELETE \
                  WHEN MATCHED THEN UPDATE SET price = new.price \
                  WHEN NOT MATCHED THEN INSERT (id, name, price) VALUES (new.id, 'd', new.price)";
     run(sql, merge).await;
-    assert_noticed(sql).await;
+    assert_recorded(sql).await;
     assert!(changes(sql).await.contains(&(2, 2, true)));
     assert_eq!(versions(sql).await.len(), 3);
 }
@@ -183,31 +184,31 @@ async fn partitions(stack: Stack) {
     let broken: Option<String> =
         sqlx::query_scalar("SELECT hotshelf.broken_triggers()").fetch_optional(&sql).await.unwrap();
     assert_eq!(broken, None, "a new partition has them too");
-    assert_noticed(&sql).await;
+    assert_recorded(&sql).await;
     for level in ["read committed", "serializable"] {
         run(&sql, &format!("SET default_transaction_isolation = '{level}'")).await;
         run(&sql, "INSERT INTO products (id, name, price) VALUES (1, 'a', 1), (1000001, 'b', 1)")
             .await;
         run(&sql, "INSERT INTO products_a (id, name, price) VALUES (2, 'direct', 1)").await;
         run(&sql, "INSERT INTO products_c (id, name, price) VALUES (2000001, 'direct', 1)").await;
-        assert_noticed(&sql).await;
+        assert_recorded(&sql).await;
         run(&sql, "UPDATE products_a SET price = 5").await;
-        assert_noticed(&sql).await;
+        assert_recorded(&sql).await;
         run(&sql, "UPDATE products SET price = 6").await;
-        assert_noticed(&sql).await;
+        assert_recorded(&sql).await;
         let [(1, first), ..] = versions(&sql).await[..] else { panic!() };
         run(&sql, "UPDATE products SET id = 1000002 WHERE id = 1").await;
         assert!(changes(&sql).await.contains(&(1, first, true)), "to another partition");
         run(&sql, "DELETE FROM products_c").await;
         assert!(changes(&sql).await.iter().any(|change| change.0 == 2_000_001 && change.2));
-        assert_noticed(&sql).await;
+        assert_recorded(&sql).await;
         run(&sql, "DELETE FROM products").await;
     }
     run(&sql, "TRUNCATE products").await;
     assert_eq!(changes(&sql).await.last().unwrap().0, 0);
 }
 
-/// Two databases of one server: one publishes its products, the other one subscribes.
+/// One database publishes its products, another one on the same server subscribes.
 async fn replication() {
     let options = devstack::PostgresOptions { logical: true, ..Default::default() };
     let server = tokio::task::spawn_blocking(|| devstack::Postgres::start(options)).await;
@@ -235,7 +236,7 @@ async fn replication() {
         found.bind(name).fetch_one(target).await.is_ok_and(|found: i64| found == count)
     };
     eventually("the table is copied", || holds("copied", 2)).await;
-    assert_noticed(target).await;
+    assert_recorded(target).await;
     run(source, "UPDATE products SET name = 'changed'").await;
     eventually("updates are applied", || holds("changed", 2)).await;
     run(source, "INSERT INTO products (id, name, price) VALUES (3, 'new', 1)").await;
@@ -243,7 +244,7 @@ async fn replication() {
     run(source, "UPDATE products SET id = 4 WHERE id = 2").await;
     run(source, "INSERT INTO products (id, name, price) VALUES (5, 'last', 1)").await;
     eventually("the rest is applied", || holds("last", 1)).await;
-    assert_noticed(target).await;
+    assert_recorded(target).await;
     let recorded = changes(target).await;
     assert!(recorded.iter().any(|change| change.0 == 1 && change.2), "{recorded:?}");
     assert!(recorded.iter().any(|change| change.0 == 2 && change.2), "{recorded:?}");
@@ -273,8 +274,8 @@ async fn pruned(stack: Stack) {
     run(sql, "UPDATE hotshelf.deleted SET delete_time = now() - interval '2 hours' WHERE product_id <= 15").await;
     let postgres = postgres(&stack.database_url);
     let hour = Duration::from_secs(3600);
-    assert_eq!(postgres.prune_deleted(hour, 10).await.unwrap(), 10, "at most so many");
-    // What another transaction is about to write again is left to it.
+    assert_eq!(postgres.prune_deleted(hour, 10).await.unwrap(), 10, "at most the limit");
+    // A row that another transaction has locked is skipped.
     let mut held = sql.begin().await.unwrap();
     held.execute("SELECT FROM hotshelf.deleted WHERE product_id = 15 FOR UPDATE").await.unwrap();
     assert_eq!(postgres.prune_deleted(hour, 10).await.unwrap(), 4);
@@ -289,7 +290,7 @@ async fn pruned(stack: Stack) {
     assert_eq!(left, 5);
 }
 
-/// The database is made with one role, and everything else is done by others.
+/// One role migrates the database, another one serves, and a third one imports.
 async fn grants(stack: Stack) {
     let (owner, server, importer) =
         (role(&stack, "owner").await, role(&stack, "server").await, role(&stack, "importer").await);
@@ -360,7 +361,7 @@ async fn migrations(stack: Stack) {
     let schemas = "SELECT count(*) FROM pg_namespace WHERE nspname = 'hotshelf'";
     let schemas: i64 = sqlx::query_scalar(schemas).fetch_one(&sql).await.unwrap();
     assert_eq!(schemas, 0, "nothing was made");
-    // Two at once, as when a fleet starts.
+    // Two concurrent migrations, as when a fleet starts.
     let (first, second) = tokio::join!(migrate(&url, Migrate::Auto), migrate(&url, Migrate::Auto));
     first.and(second).unwrap();
     migrate(&url, Migrate::Never).await.unwrap();
@@ -378,8 +379,8 @@ async fn other_schemas(stack: Stack) {
     .await;
     let refused = migrate(&older, Migrate::Auto).await.unwrap_err();
     assert!(refused.contains("product_changes") && refused.contains("new database"), "{refused}");
-    let theirs = fresh_database(&stack, "theirs").await;
-    run(&connect(&theirs, 1), "CREATE TABLE products (id int)").await;
-    let refused = migrate(&theirs, Migrate::Auto).await.unwrap_err();
+    let foreign = fresh_database(&stack, "foreign").await;
+    run(&connect(&foreign, 1), "CREATE TABLE products (id int)").await;
+    let refused = migrate(&foreign, Migrate::Auto).await.unwrap_err();
     assert!(refused.contains("public.products"), "{refused}");
 }

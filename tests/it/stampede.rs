@@ -1,4 +1,4 @@
-//! P1: one load per miss, as Postgres counts them.
+//! P1: one load per miss, counted by Postgres.
 
 use std::collections::HashMap;
 
@@ -35,13 +35,13 @@ async fn read_concurrently(nodes: &[&Node], id: i64, readers: usize) {
 async fn one_instance(stack: Stack) {
     let id = stack.insert("walnut desk lamp").await;
     let node = stack.node().await;
-    // A hint of the insert that comes late begins a load of its own.
+    // A late hint of the insert would start another load.
     node.controls.turn_off(Protection::Hints);
     let mut loaded = node.pauses.arm(Point::LoadedFromPostgres);
     let held = async {
         let load = tokio::time::timeout(HANG, loaded.recv()).await.unwrap();
         node.pauses.release(Point::LoadedFromPostgres);
-        // And the refresher, perhaps: it is the hottest product.
+        // The refresh-ahead task may join, too: this is the hottest product.
         eventually("the others join", || async {
             node.metric("hotshelf_singleflight_joined_total").await >= 999.0
         })
@@ -79,14 +79,14 @@ async fn tiers(stack: Stack) {
 
 async fn absent(stack: Stack) {
     const IDS: i64 = 500;
-    // However long a load takes on a busy machine, none is refused.
-    let patient = |args: &mut hotshelf::config::ServeArgs| {
+    // No load is refused or times out on a busy machine.
+    let options = |args: &mut hotshelf::config::ServeArgs| {
         args.postgres.database_acquire_timeout = HANG;
         args.postgres.database_queued_loads = 2 * IDS as usize;
         args.redis.lease_wait = HANG;
         args.caching.tombstone_ttl = 5 * HANG;
     };
-    let (a, b) = tokio::join!(stack.node_with(patient), stack.node_with(patient));
+    let (a, b) = tokio::join!(stack.node_with(options), stack.node_with(options));
     for chunk in (0..10_000).collect::<Vec<i64>>().chunks(1_000) {
         let reads = chunk.iter().map(|n| [&a, &b][(n % 2) as usize].get(n % IDS + 1));
         for read in join_all(reads).await {
@@ -148,7 +148,7 @@ async fn latest(stack: Stack) {
         .await
         .unwrap();
     for read in join_all(reads).await {
-        assert_eq!(read.unwrap().into_inner().name, "by SQL", "no cache could know");
+        assert_eq!(read.unwrap().into_inner().name, "by SQL", "no cached version is served");
     }
     let loads = stack.loads().await;
     assert!(loads < 100, "{loads} queries for 1000 concurrent readers");

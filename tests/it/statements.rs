@@ -1,4 +1,4 @@
-//! What may happen to a statement of the service, and what its caller is told.
+//! Failures of the service's statements, and the responses to their callers.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -53,7 +53,7 @@ pub async fn rename(node: &Node, id: i64, name: &str) -> Result<Product, Status>
     node.client.clone().update_product(renamed(id, name)).await.map(tonic::Response::into_inner)
 }
 
-/// A read that goes to Postgres.
+/// A read with `latest`, which always loads from Postgres.
 pub async fn read_through(node: &Node, id: i64) -> Result<Product, Status> {
     use hotshelf::proto::get_product_request::Freshness;
     let freshness = Some(Freshness::Latest(true));
@@ -61,7 +61,7 @@ pub async fn read_through(node: &Node, id: i64) -> Result<Product, Status> {
     node.client.clone().get_product(request).await.map(tonic::Response::into_inner)
 }
 
-/// The program's own limits, not the generous ones of tests.
+/// An instance with the program's own timeouts, not the long ones of the harness.
 async fn node(stack: &Stack) -> Node {
     let mut args = stack.args();
     args.postgres.database_statement_timeout = Duration::from_secs(2);
@@ -70,7 +70,7 @@ async fn node(stack: &Stack) -> Node {
 }
 
 async fn retyped(stack: Stack) {
-    let id = stack.insert_unheard("lamp").await;
+    let id = stack.insert_unrelayed("lamp").await;
     let node = node(&stack).await;
     for alter in [
         "ALTER COLUMN name TYPE varchar(400)",
@@ -80,7 +80,7 @@ async fn retyped(stack: Stack) {
         "ADD COLUMN color text NOT NULL DEFAULT 'red'",
     ] {
         for round in 0..2 {
-            // No more at once than may wait for the product.
+            // No more concurrent calls than the bound on waiters for one product.
             let calls = (0..30).map(|n| {
                 let node = &node;
                 async move {
@@ -109,13 +109,13 @@ async fn role_settings(stack: Stack) {
     ] {
         run(&stack.sql, &format!("ALTER DATABASE {} SET {setting}", stack.namespace)).await;
     }
-    let id = stack.insert_unheard("lamp").await;
+    let id = stack.insert_unrelayed("lamp").await;
     let (a, b) = (node(&stack).await, node(&stack).await);
     let calls = (0..300).map(|n| {
         let node = if n % 2 == 0 { &a } else { &b };
         async move { rename(node, id, &format!("name {n}")).await }
     });
-    // No more at once than may wait for the product in one instance.
+    // No more concurrent calls than the bound on waiters for one product in one instance.
     let outcomes: Vec<_> = stream::iter(calls).buffer_unordered(5).collect().await;
     let failed: Vec<_> = outcomes.into_iter().filter_map(Result::err).collect();
     assert!(failed.is_empty(), "{} of 300, such as {:?}", failed.len(), failed[0]);
@@ -126,9 +126,9 @@ async fn role_settings(stack: Stack) {
 }
 
 async fn repeated(stack: Stack) {
-    let id = stack.insert_unheard("lamp").await;
+    let id = stack.insert_unrelayed("lamp").await;
     let node = node(&stack).await;
-    // Each state is raised until the sequence, which no rollback takes back, has counted so far.
+    // The trigger raises each state `times` times. It counts with a sequence, which no rollback resets.
     run(
         &stack.sql,
         "CREATE SEQUENCE public.tries; CREATE TABLE public.raised (state text, times bigint)",
@@ -155,7 +155,7 @@ async fn repeated(stack: Stack) {
         let name = format!("after {state}");
         assert_eq!(rename(&node, id, &name).await.expect(&name).name, name);
     }
-    // As a pooler does between two clients.
+    // A pooler deallocates prepared statements between two clients.
     run(&stack.sql, "DROP TRIGGER fails ON products").await;
     run(&stack.sql, "CREATE FUNCTION discard() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN DEALLOCATE ALL; RETURN NULL; END$$").await;
     run(&stack.sql, "CREATE TRIGGER discards AFTER UPDATE ON products FOR EACH STATEMENT EXECUTE FUNCTION discard()").await;
@@ -182,7 +182,7 @@ async fn free_ids(stack: Stack) {
     ids.sort_unstable();
     ids.dedup();
     assert_eq!(ids.len(), 50);
-    // Another transaction holds the next id, and does not end.
+    // An open transaction holds the next id.
     let next = ids.last().unwrap() + 1;
     let mut held = sql.begin().await.unwrap();
     let insert = format!("INSERT INTO products (id, name, price) VALUES ({next}, 'held', 1)");
@@ -194,7 +194,7 @@ async fn free_ids(stack: Stack) {
     assert_eq!(create().await.unwrap(), 17, "what is free below the end");
 }
 
-/// A call with a deadline.
+/// An update with a deadline, and its duration.
 async fn rename_within(
     node: &Node,
     id: i64,
@@ -215,7 +215,7 @@ async fn hold(stack: &Stack, id: i64) -> sqlx::Transaction<'static, sqlx::Postgr
 }
 
 async fn held_row(stack: Stack) {
-    let id = stack.insert_unheard("lamp").await;
+    let id = stack.insert_unrelayed("lamp").await;
     let node = node(&stack).await;
     let version = stack.version(id).await;
     let held = hold(&stack, id).await;
@@ -242,14 +242,14 @@ async fn held_row(stack: Stack) {
 }
 
 async fn others_of_a_held_row(stack: Stack) {
-    let (id, other) = (stack.insert_unheard("lamp").await, stack.insert_unheard("chair").await);
+    let (id, other) = (stack.insert_unrelayed("lamp").await, stack.insert_unrelayed("chair").await);
     let node = node(&stack).await;
     let held = hold(&stack, id).await;
     let wait = || async { rename_within(&node, id, Duration::from_secs(5)).await };
-    let given_up = AtomicBool::new(false);
+    let timed_out = AtomicBool::new(false);
     let waiting = async {
         let answers = join_all((0..200).map(|_| wait())).await;
-        given_up.store(true, Ordering::Relaxed);
+        timed_out.store(true, Ordering::Relaxed);
         answers
     };
     let others = async {
@@ -259,14 +259,14 @@ async fn others_of_a_held_row(stack: Stack) {
             rename(&node, other, "other").await.unwrap();
             read_through(&node, other).await.unwrap();
         }
-        if given_up.load(Ordering::Relaxed) {
+        if timed_out.load(Ordering::Relaxed) {
             too_busy("20 writes and reads of another product took longer than 5 s");
         }
     };
     let (waited, ()) = tokio::join!(waiting, others);
     for (answer, _) in waited {
         let refused = answer.unwrap_err();
-        // The client's own clock may be faster than the answer.
+        // The client's own deadline may expire before the response arrives.
         let codes = [Code::Aborted, Code::DeadlineExceeded, Code::Cancelled];
         assert!(codes.contains(&refused.code()), "{refused:?}");
     }
@@ -274,8 +274,8 @@ async fn others_of_a_held_row(stack: Stack) {
 }
 
 async fn constraints(stack: Stack) {
-    let id = stack.insert_unheard("lamp").await;
-    stack.insert_unheard("chair").await;
+    let id = stack.insert_unrelayed("lamp").await;
+    stack.insert_unrelayed("chair").await;
     run(&stack.sql, "ALTER TABLE products ADD CONSTRAINT one_of_a_name UNIQUE (name), \
         ADD CONSTRAINT no_tables CHECK (name <> 'table'), ADD COLUMN shelf text NOT NULL DEFAULT 'a'").await;
     run(
@@ -332,11 +332,11 @@ async fn constraints(stack: Stack) {
     );
 }
 
-/// What a call took that is not refused at once.
+/// The duration of a call that is not refused at once.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
 
 async fn down(world: Private) {
-    let id = world.insert_unheard("lamp").await;
+    let id = world.insert_unrelayed("lamp").await;
     let mut args = world.args();
     args.postgres.database_acquire_timeout = ACQUIRE_TIMEOUT;
     args.postgres.database_statement_timeout = Duration::from_secs(2);
@@ -348,7 +348,7 @@ async fn down(world: Private) {
         } else {
             world.postgres.kill()
         }
-        // What is first to notice may take longer.
+        // The first call after the fault may take longer.
         let _ = read_through(&node, id).await;
         tokio::time::sleep(Duration::from_millis(600)).await;
         refused_at_once(&node, id).await;
@@ -357,7 +357,8 @@ async fn down(world: Private) {
             true => postgres.resume(),
             false => postgres.start_again().unwrap(),
         }
-        eventually("it is noticed", || async { rename(&node, id, "again").await.is_ok() }).await;
+        eventually("writes succeed again", || async { rename(&node, id, "again").await.is_ok() })
+            .await;
         assert_eq!(read_through(&node, id).await.unwrap().name, "again");
     }
 }
@@ -373,13 +374,13 @@ async fn refused_at_once(node: &Node, id: i64) {
             assert_eq!(reason(&refused), "DATABASE_UNAVAILABLE", "{refused:?}");
         }
     }
-    // Of most: a machine that is busy stalls a few.
+    // The median: a busy machine delays a few.
     took.sort_unstable();
     assert!(took[25] < ACQUIRE_TIMEOUT / 4, "a read and an update took {:?}", took[25]);
 }
 
 async fn broke_while_idle(world: Private) {
-    let id = world.insert_unheard("lamp").await;
+    let id = world.insert_unrelayed("lamp").await;
     let node = Node::start(&world.args()).await;
     for _ in 0..3 {
         rename(&node, id, "before").await.unwrap();
@@ -389,7 +390,7 @@ async fn broke_while_idle(world: Private) {
         for _ in 0..20 {
             read_through(&node, id).await.unwrap();
         }
-        // Every connection was found out by now.
+        // By this time the pool has replaced every broken connection.
         tokio::time::sleep(Duration::from_millis(400)).await;
         for _ in 0..20 {
             rename(&node, id, "after").await.unwrap();

@@ -1,5 +1,5 @@
-//! Background tasks: each that ends, by error or panic, is restarted, counted and named on `/readyz`; an instance that
-//! cannot keep one running stops.
+//! Background tasks: a task that ends, by error or panic, is restarted, counted and named on `/readyz`; an instance
+//! that cannot keep one running stops.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +20,7 @@ use tonic_types::StatusExt;
 
 use crate::harness::{HANG, Node, Program, Stack, Suite, eventually};
 
-/// Of the admin port only its metrics are asked: it cannot say that it is down itself.
+/// Without the admin port, which cannot report that it is down itself: the tests read its metrics only.
 const TASKS: [BackgroundTask; 8] = [
     BackgroundTask::GrpcPort,
     BackgroundTask::ChangeFeed,
@@ -31,10 +31,10 @@ const TASKS: [BackgroundTask; 8] = [
     BackgroundTask::RefreshAhead,
     BackgroundTask::EvictionPolicy,
 ];
-/// In a row, before an instance gives up.
+/// Consecutive restarts of a task before the instance stops.
 const RESTARTS: usize = 5;
 const CAPACITY: u64 = 500;
-/// Keys that the table takes while the policy has not decided.
+/// Bound on the keys that the table takes before the policy has decided their admission.
 const CANDIDATES: u64 = 1_024;
 
 pub fn register(suite: &mut Suite<'_>) {
@@ -61,18 +61,19 @@ async fn ends(stack: Stack) {
     restarted(&stack.node().await, Fault::Error, "").await;
 }
 
-/// Loads a product that does not exist: the eviction policy's thread sleeps until memory holds something new.
+/// Loads an absent product: the eviction policy's thread sleeps until the next insert.
 async fn wake_policy(node: &Node) {
     let _ = node.get(rand::random_range(1_000..i64::MAX)).await;
 }
 
-/// One task after the other fails, three times, so that the last restart takes long enough to be seen; the others go on.
+/// Each task in turn fails three times, so that the backoff of the last restart is long enough to be observed; the
+/// other tasks keep running.
 async fn restarted(node: &Node, fault: Fault, how: &str) {
     for task in TASKS.into_iter().chain([BackgroundTask::AdminPort]) {
         assert_eq!(node.metric(&restarts(task)).await, 0.0, "{task:?} starts at zero");
     }
     for task in TASKS {
-        // A thread has no error to end with.
+        // The thread of the policy cannot end with an error.
         let how = if task == BackgroundTask::EvictionPolicy { "panicked: " } else { how };
         let name = task.name();
         let down =
@@ -105,7 +106,7 @@ async fn restarted(node: &Node, fault: Fault, how: &str) {
     }
 }
 
-/// Each has something to do after its restart, which no other part does for it.
+/// After its restart each task does work that no other part of the instance does.
 async fn work(stack: Stack) {
     let id = stack.insert("old").await;
     let node = stack.node_with(|args| args.caching.soft_ttl = Duration::from_millis(300)).await;
@@ -131,7 +132,7 @@ async fn work(stack: Stack) {
         node.metric("hotshelf_relay_lag_seconds").await < 1.0
     })
     .await;
-    eventually("memory is trusted", || async {
+    eventually("memory has a valid lease", || async {
         node.metric("hotshelf_hot_lease_valid").await == 1.0
     })
     .await;
@@ -143,7 +144,8 @@ async fn work(stack: Stack) {
     .await;
 }
 
-/// A connection that comes while a port's loop is down is in the listener's queue, and is served after the restart.
+/// A connection that arrives while a port's accept loop is down waits in the listener's backlog, and is served after the
+/// restart.
 async fn ports(stack: Stack) {
     let id = stack.insert("walnut desk lamp").await;
     let node = stack.node().await;
@@ -224,7 +226,7 @@ async fn writes(stack: Stack) {
     eventually("it was committed", async || node.product(id).await.name == "new").await;
 }
 
-/// A hot tier, and what its policy's thread is supervised by.
+/// A hot tier, the supervisor of its policy's thread, and their metrics.
 fn hot_tier() -> (Arc<HotCache>, Supervisor, Arc<Metrics>) {
     let minute = Duration::from_secs(60);
     let options =
@@ -257,16 +259,16 @@ fn eviction() {
         // It waits for the restart, and does not hang.
         let _ = hot.count_admitted();
         assert_eq!(metrics.task_restarts.get(BackgroundTask::EvictionPolicy), panics);
-        assert_eq!(hot.count_admitted(), CAPACITY, "the policy was told again of what is held");
+        assert_eq!(hot.count_admitted(), CAPACITY, "the new policy has all entries");
         let kept = (1..=CAPACITY).filter(|number| holds(&hot, *number)).count();
         assert_eq!(kept as u64, CAPACITY, "and nothing was lost");
     }
-    // Many that pass by, while the thread panics again: what comes is decided about, and nothing is held for ever.
+    // A scan while the thread panics again: the policy decides every insert, and the surplus is evicted.
     supervisor.faults().inject(BackgroundTask::EvictionPolicy, Fault::Panic, 1);
     (1..=20 * CAPACITY).for_each(|number| load(&hot, number));
     assert_eq!(hot.count_admitted(), CAPACITY);
     assert_eq!(hot.len(), CAPACITY, "the surplus is evicted");
-    // What is read often comes in.
+    // A product that is read often is admitted.
     let new = 100 * CAPACITY;
     let began = std::time::Instant::now();
     while !(holds(&hot, new) && hot.count_admitted() == CAPACITY && holds(&hot, new)) {
@@ -283,7 +285,7 @@ fn eviction() {
 fn no_eviction() {
     let (hot, supervisor, metrics) = hot_tier();
     supervisor.faults().inject(BackgroundTask::EvictionPolicy, Fault::Panic, usize::MAX);
-    // It waits for one restart after the other.
+    // The request waits through all restarts.
     let asking = Arc::clone(&hot);
     let asked = std::thread::spawn(move || asking.count_admitted());
     let began = std::time::Instant::now();
@@ -293,12 +295,12 @@ fn no_eviction() {
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let failed = runtime.block_on(async { tokio::time::timeout(HANG, supervisor.failed()).await });
-    assert!(failed.unwrap().contains("`eviction_policy`"), "the instance is told to stop");
+    assert!(failed.unwrap().contains("`eviction_policy`"), "the supervisor reports the failure");
     while !asked.is_finished() {
-        assert!(began.elapsed() < HANG, "a question that waited is answered");
+        assert!(began.elapsed() < HANG, "the waiting request is answered");
         std::thread::yield_now();
     }
-    assert_eq!(hot.count_admitted(), 0, "and so is one that comes later");
+    assert_eq!(hot.count_admitted(), 0, "and so is a later one");
     (1..=10 * CAPACITY).for_each(|number| load(&hot, number));
     assert_eq!(hot.len(), CAPACITY + CANDIDATES, "full, and no more than that");
 }

@@ -1,4 +1,4 @@
-//! What an instance does not offer when it is set so.
+//! Switches: parts of the API that settings turn off.
 
 use hotshelf::proto::{
     AdminServiceClient, CreateProductRequest, DeleteProductRequest, ExplainProductRequest, Money,
@@ -45,7 +45,7 @@ async fn read_only(stack: Stack) {
     let rows: i64 =
         sqlx::query_scalar("SELECT count(*) FROM products").fetch_one(&stack.sql).await.unwrap();
     assert_eq!(rows, 1);
-    // Others write, and it follows.
+    // It serves the writes of other instances.
     let writer = stack.node().await;
     rename(&writer, id, "oak desk lamp").await;
     crate::harness::eventually("it serves the change", async || {
@@ -75,7 +75,7 @@ async fn left_out(stack: Stack) {
         assert_eq!(answer.code(), Code::Unimplemented, "{path}");
     }
     node.product(id).await;
-    // What is left out is not listed, either.
+    // Reflection does not list a service that is turned off.
     let node = stack.node_with(|args| args.switches.admin_service = false).await;
     let names = crate::edge::listed(&node).await;
     assert!(names.iter().any(|name| name == "hotshelf.v1.ProductService"), "{names:?}");

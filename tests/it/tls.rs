@@ -1,4 +1,5 @@
-//! gRPC over TLS takes the same path as without; its certificates are replaced while it serves, and clients may have to show theirs.
+//! gRPC over TLS: calls are served as without it, certificates are replaced while the instance serves, and client
+//! certificates can be required.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -25,13 +26,13 @@ use crate::harness::{
 const EXPLAIN: &str = "/hotshelf.v1.AdminService/ExplainProduct";
 const YEAR: Duration = Duration::from_secs(365 * 24 * 3_600);
 const GET: &str = "/hotshelf.v1.ProductService/GetProduct";
-/// Of localhost and 127.0.0.1, signed by itself, valid until 2126; the key is no secret.
+/// Of localhost and 127.0.0.1, self-signed, valid until 2126. The key is public.
 const CERTIFICATE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/tls/cert.pem");
 const KEY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/tls/key.pem");
 
 pub fn register(suite: &mut Suite<'_>) {
     suite.single("tls::calls_over_tls_are_answered_and_plain_ones_are_not", answered);
-    suite.single("tls::a_handshake_that_stalls_keeps_nobody_out", stalled);
+    suite.single("tls::a_stalled_handshake_does_not_block_others", stalled);
     suite.single("tls::a_certificate_is_replaced_while_serving_and_no_call_fails", replaced);
     suite.single("tls::a_broken_certificate_is_one_error_and_the_old_one_stays", broken);
     suite.single("tls::sighup_does_not_end_the_process", hangup);
@@ -77,7 +78,7 @@ async fn answered(stack: Stack) {
     assert!(answer.is_err(), "plain HTTP/2 is no handshake: {answer:?}");
 }
 
-/// Of those who say nothing, some have not begun with TLS, and some have ended with it.
+/// One silent connection before the TLS handshake, and one after it.
 async fn stalled(stack: Stack) {
     let id = stack.insert("walnut desk lamp").await;
     let app = serving(&stack).await;
@@ -89,13 +90,12 @@ async fn stalled(stack: Stack) {
         let line = text.lines().find_map(|line| line.strip_prefix("hotshelf_connections "));
         line.unwrap().parse::<u64>().unwrap()
     };
-    eventually("nobody keeps a place without a word", async || connections().await == 0).await;
+    eventually("silent connections are closed", async || connections().await == 0).await;
     let raw = Raw::over(handshake(port).await).await.unwrap();
     assert_eq!(raw.call(GET, &get(id)).await.code(), Code::Ok);
     drop((before, after));
 }
 
-/// The files of an instance.
 struct Files {
     _directory: tempfile::TempDir,
     certificate: PathBuf,
@@ -156,7 +156,7 @@ async fn replaced(stack: Stack) {
     };
     second.write(&files.certificate, &files.key);
     eventually("the second is served", async || serves(&second).await).await;
-    // By a signal, too.
+    // A signal makes the program read the files at once.
     first.write(&files.certificate, &files.key);
     program.signal(nix::sys::signal::Signal::SIGHUP);
     eventually("the first is served again", async || serves(&first).await).await;
@@ -172,13 +172,13 @@ async fn broken(stack: Stack) {
     let program = Program::serve(&stack, &files.arguments()).await;
     let errors = || program.log().lines().filter(|line| line.contains(" ERROR ")).count();
     std::fs::write(&files.certificate, "no certificate").unwrap();
-    eventually("it is said", async || errors() > 0).await;
+    eventually("it is logged", async || errors() > 0).await;
     let socket = authority.connect(program.port(), None).await.unwrap();
     assert_eq!(shown(&socket), first.der(), "the old one stays");
     let raw = Raw::over(socket).await.unwrap();
     assert_eq!(raw.call(GET, &get(id)).await.code(), Code::Ok);
     second.write(&files.certificate, &files.key);
-    eventually("it is mended", async || {
+    eventually("the new certificate is served", async || {
         let socket = authority.connect(program.port(), None).await.unwrap();
         shown(&socket) == second.der()
     })
@@ -190,10 +190,11 @@ async fn hangup(stack: Stack) {
     let id = stack.insert("walnut desk lamp").await;
     let program = Program::serve(&stack, &[]).await;
     let mut client = program.client().await;
-    for said in 1..=2 {
+    for signals in 1..=2 {
         program.signal(nix::sys::signal::Signal::SIGHUP);
         let line = "SIGHUP: there are no files";
-        eventually("the signal came", async || program.log().matches(line).count() >= said).await;
+        eventually("the signal is logged", async || program.log().matches(line).count() >= signals)
+            .await;
         client.get_product(get(id)).await.unwrap();
     }
 }
@@ -235,7 +236,7 @@ async fn node(stack: &Stack, files: &Files, tokens: bool) -> App {
     App::start(&args).await.unwrap()
 }
 
-/// What becomes of a call on a connection with this certificate; `None`: of the connection nothing does.
+/// The code of a call on a connection with this certificate; `None` when there is no connection.
 async fn code(
     servers: &Authority,
     app: &App,
@@ -244,7 +245,7 @@ async fn code(
     headers: HeaderMap,
 ) -> Option<Code> {
     let socket = servers.connect(app.grpc_addr.port(), client).await.ok()?;
-    // With TLS 1.3 a client hears only then that its certificate was refused.
+    // With TLS 1.3 the client's handshake ends before the server has verified its certificate.
     let raw = Raw::over(socket).await.ok()?;
     let status = raw.call_with(path, headers, framed(&get(1).encode_to_vec())).await.ok()?;
     Some(status.code())

@@ -1,5 +1,5 @@
-//! An instance that stood still for longer than every TTL and lease, and goes on: it neither serves nor fills what
-//! it still believes.
+//! An instance that stood still for longer than every TTL and lease, and continues: it neither serves its old memory
+//! nor fills Redis with an old load.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use tonic::transport::Channel;
 use crate::harness::{HANG, Program, Stack, Suite, cache_status, eventually, get};
 
 const LEASES: Duration = Duration::from_millis(300);
-// A call may sleep through much of the test.
+// A call may last for most of the test.
 const OPTIONS: [&str; 10] = [
     "--hot-lease",
     "300ms",
@@ -27,9 +27,9 @@ const OPTIONS: [&str; 10] = [
 ];
 
 pub fn register(suite: &mut Suite<'_>) {
-    suite.both("wakes::it_does_not_serve_what_it_believed", serves_nothing_old);
+    suite.both("wakes::it_does_not_serve_its_old_memory", serves_nothing_old);
     suite.both("wakes::it_does_not_fill_what_it_had_loaded", fills_nothing_old);
-    suite.both("wakes::what_postgres_said_long_ago_is_asked_again", asks_again);
+    suite.both("wakes::a_load_that_is_too_old_is_repeated", asks_again);
 }
 
 async fn read(mut client: ProductServiceClient<Channel>, id: i64) -> Product {
@@ -42,7 +42,7 @@ async fn rename(stack: &Stack, id: i64) {
     sqlx::query(AssertSqlSafe(rename)).execute(&stack.sql).await.unwrap();
 }
 
-/// Everything that the one who sleeps holds has run out.
+/// Waits until every lease and TTL of the stopped instance has expired.
 async fn leases_run_out() {
     tokio::time::sleep(LEASES * 3).await;
 }
@@ -71,8 +71,8 @@ async fn serves_nothing_old(stack: Stack) {
 async fn fills_nothing_old(stack: Stack) {
     let id = stack.insert("old").await;
     let sleeper = Program::serve(&stack, &OPTIONS).await;
-    // Or its insertion would break the lease.
-    stack.settled().await;
+    // Otherwise the relay of the insert would break the lease.
+    stack.wait_until_relayed().await;
     let lock = stack.lock_products().await;
     let mut client = sleeper.client().await;
     let reader = tokio::spawn(async move {
@@ -83,7 +83,7 @@ async fn fills_nothing_old(stack: Stack) {
     eventually("it is loading", || async { stack.running_loads().await == 1 }).await;
     assert!(stack.is_leased(id).await);
     sleeper.freeze().await;
-    // The old row is on its way to one who does not take it.
+    // Postgres sends the old row, which the stopped instance does not read.
     lock.rollback().await.unwrap();
     eventually("Postgres has answered", || async { stack.running_loads().await == 0 }).await;
     eventually("its lease has run out", || async { !stack.is_leased(id).await }).await;
@@ -92,7 +92,7 @@ async fn fills_nothing_old(stack: Stack) {
     assert_eq!(other.product(id).await.name, "new");
     let new = stack.redis_revision(id).await;
     assert!(new.is_some());
-    // With nothing there to compare with.
+    // Redis has no version to compare with.
     stack.redis_evict(id).await;
     sleeper.signal(Signal::SIGCONT);
     let (product, cache_status) = reader.await.unwrap();
@@ -101,7 +101,7 @@ async fn fills_nothing_old(stack: Stack) {
     assert!(filled.is_none() || filled == new, "{filled:?}, not {new:?}");
 }
 
-/// Neither a broken lease nor a poll tells the load that it is late.
+/// Neither a broken lease nor a poll rejects the late load.
 async fn asks_again(stack: Stack) {
     let id = stack.insert("old").await;
     let node = stack
@@ -121,7 +121,7 @@ async fn asks_again(stack: Stack) {
     let mut relays = node.pauses.arm(Point::RelayRead);
     rename(&stack, id).await;
     let relay = tokio::time::timeout(HANG, relays.recv()).await.unwrap().unwrap();
-    // Longer than an answer without a mark may be out of date.
+    // Longer than a response that is not marked stale may be out of date.
     tokio::time::sleep(Duration::from_secs(1) + LEASES).await;
     assert!(!node.hot.is_proven() && stack.is_leased(id).await);
     drop(load);

@@ -1,4 +1,4 @@
-//! What no generated client would send: each gets an error, and the connection lives on.
+//! Requests that no generated client sends: each gets an error, and the connection stays open.
 
 use bytes::Bytes;
 use hotshelf::proto::{CreateProductRequest, DeleteProductRequest, Money, Product};
@@ -21,11 +21,11 @@ const CHECK: &str = "/grpc.health.v1.Health/Check";
 const WATCH: &str = "/grpc.health.v1.Health/Watch";
 
 pub fn register(suite: &mut Suite<'_>) {
-    suite.single("wire::an_oversized_request_is_refused_and_says_so", oversized);
+    suite.single("wire::an_oversized_request_is_refused_with_its_reason", oversized);
     suite.single("wire::an_unknown_method_or_service_is_unimplemented", unknown);
     suite.single("wire::garbage_for_a_request_is_malformed_in_every_method", garbage);
     suite.single("wire::what_is_not_grpc_changes_nothing", other_protocols);
-    suite.single("wire::what_is_not_http2_is_closed_and_harms_nobody", not_http2);
+    suite.single("wire::what_is_not_http2_is_closed_and_other_connections_are_served", not_http2);
 }
 
 fn described(description: String) -> CreateProductRequest {
@@ -128,7 +128,7 @@ async fn other_protocols(stack: Stack) {
         headers.insert("origin", HeaderValue::from_static("https://evil.example"));
         raw.http(method, path, headers, request.clone()).await
     };
-    // What a page may send to any address: these three, or nothing.
+    // The content types that a web page can send to any address: these three, or none.
     let simple = ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data"];
     let others = ["application/json", "application/proto", "application/grpc-web"];
     let names = simple.into_iter().chain(others).map(Some).chain([None]);
@@ -161,11 +161,11 @@ async fn not_http2(stack: Stack) {
         let mut socket =
             tokio::net::TcpStream::connect(("127.0.0.1", node.grpc_addr.port())).await.unwrap();
         socket.write_all(hello.as_bytes()).await.unwrap();
-        // It may have been closed by now.
+        // The server may have closed it.
         let _ = socket.write_all(&[b'x'; 64]).await;
         let closed = async {
             let mut answer = Vec::new();
-            // However it closes.
+            // With or without a reset.
             let _ = socket.read_to_end(&mut answer).await;
         };
         tokio::time::timeout(HANG, closed).await.expect("it is closed");

@@ -13,20 +13,20 @@ use super::plan::{Fault, Plan, Way};
 use super::tally::Tally;
 
 const CHUNK: usize = 16 * 1024;
-/// Bytes under way per direction and connection. At the bound the sender is no longer read from, as
-/// by a full network.
-const UNDER_WAY: usize = 256 * 1024;
+/// Bound on the bytes in flight per direction and connection. At the bound the proxy stops reading
+/// from the sender, so that TCP holds the sender back.
+const IN_FLIGHT: usize = 256 * 1024;
 
 pub(super) struct Lane<'a> {
     way: Way,
     born: u64,
     plan: watch::Receiver<Plan>,
     tally: &'a Tally,
-    under_way: VecDeque<(Instant, Vec<u8>)>,
-    under_way_bytes: usize,
-    /// Some bytes are lost for good, so that no later one may be delivered.
+    in_flight: VecDeque<(Instant, Vec<u8>)>,
+    in_flight_bytes: usize,
+    /// Some bytes were discarded: a later one must not be delivered.
     torn: bool,
-    /// How the sender ended, once it has.
+    /// The end of the sender's stream, or its error.
     ended: Option<io::Result<()>>,
 }
 
@@ -38,15 +38,15 @@ impl<'a> Lane<'a> {
             born,
             plan,
             tally,
-            under_way: VecDeque::new(),
-            under_way_bytes: 0,
+            in_flight: VecDeque::new(),
+            in_flight_bytes: 0,
             torn: false,
             ended: None,
         }
     }
 
-    /// Carries bytes until the sender has ended and all is delivered; an error means that the
-    /// connection is to be reset.
+    /// Forwards bytes until the sender has ended and all are delivered. On an error the caller
+    /// resets the connection.
     pub(super) async fn carry(
         mut self,
         mut from: ReadHalf<'_>,
@@ -56,7 +56,7 @@ impl<'a> Lane<'a> {
         loop {
             let fault = self.plan.borrow_and_update().fault_of(self.born, self.way);
             if fault == Fault::BlackHole {
-                self.swallow_under_way();
+                self.discard_in_flight();
             } else if self.torn {
                 Tally::add(&self.tally.cut, 1);
                 return Err(io::ErrorKind::ConnectionReset.into());
@@ -64,26 +64,26 @@ impl<'a> Lane<'a> {
                 to.write_all(&chunk).await?;
                 Tally::add(&self.tally.lane(self.way).passed, chunk.len() as u64);
                 continue;
-            } else if self.under_way.is_empty()
+            } else if self.in_flight.is_empty()
                 && let Some(end) = self.ended.take()
             {
                 end?;
                 return to.shutdown().await;
             }
-            self.await_news(fault, &mut from, &mut buffer).await;
+            self.await_change(fault, &mut from, &mut buffer).await;
         }
     }
 
-    /// Waits for bytes, for the time to deliver some, or for another plan.
-    async fn await_news(&mut self, fault: Fault, from: &mut ReadHalf<'_>, buffer: &mut [u8]) {
-        let due = self.under_way.front().map(|(arrived, _)| *arrived + fault.delay());
+    /// Waits for bytes, for the time to deliver some, or for a change of the plan.
+    async fn await_change(&mut self, fault: Fault, from: &mut ReadHalf<'_>, buffer: &mut [u8]) {
+        let due = self.in_flight.front().map(|(arrived, _)| *arrived + fault.delay());
         let deliver = async {
             match due {
                 Some(due) => sleep_until(due).await,
                 None => pending().await,
             }
         };
-        let has_room = self.ended.is_none() && self.under_way_bytes < UNDER_WAY;
+        let has_room = self.ended.is_none() && self.in_flight_bytes < IN_FLIGHT;
         tokio::select! {
             changed = self.plan.changed() => if changed.is_err() {
                 // The proxy is being dropped, and this task with it.
@@ -102,25 +102,25 @@ impl<'a> Lane<'a> {
         if let Fault::Delay(_) = self.plan.borrow().fault_of(self.born, self.way) {
             Tally::add(&self.tally.lane(self.way).delayed, bytes.len() as u64);
         }
-        self.under_way_bytes += bytes.len();
-        self.under_way.push_back((Instant::now(), bytes.to_vec()));
+        self.in_flight_bytes += bytes.len();
+        self.in_flight.push_back((Instant::now(), bytes.to_vec()));
     }
 
-    fn swallow_under_way(&mut self) {
-        self.torn |= !self.under_way.is_empty();
-        Tally::add(&self.tally.lane(self.way).swallowed, self.under_way_bytes as u64);
-        self.under_way.clear();
-        self.under_way_bytes = 0;
+    fn discard_in_flight(&mut self) {
+        self.torn |= !self.in_flight.is_empty();
+        Tally::add(&self.tally.lane(self.way).swallowed, self.in_flight_bytes as u64);
+        self.in_flight.clear();
+        self.in_flight_bytes = 0;
     }
 
-    /// The oldest bytes, if they have been under way for long enough.
+    /// The oldest bytes, if they have been in flight for the delay.
     fn take_due(&mut self, fault: Fault) -> Option<Vec<u8>> {
-        let (arrived, _) = self.under_way.front()?;
+        let (arrived, _) = self.in_flight.front()?;
         if arrived.elapsed() < fault.delay() {
             return None;
         }
-        let (_, chunk) = self.under_way.pop_front()?;
-        self.under_way_bytes -= chunk.len();
+        let (_, chunk) = self.in_flight.pop_front()?;
+        self.in_flight_bytes -= chunk.len();
         Some(chunk)
     }
 }

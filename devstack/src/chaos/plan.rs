@@ -1,4 +1,4 @@
-//! What the proxy is to do to connections now.
+//! The faults that the proxy applies at this moment.
 
 use std::time::Duration;
 
@@ -30,7 +30,7 @@ pub(super) struct Plan {
     pub(super) cut: bool,
     to_server: Fault,
     to_client: Fault,
-    /// How often connections were forgotten; those from before the last time are.
+    /// Number of calls of `forget_connections`. Connections older than the last call are black holes.
     pub(super) forgotten: u64,
 }
 
@@ -39,7 +39,7 @@ impl Plan {
         Self { forgotten: self.forgotten, ..Self::default() }
     }
 
-    /// What is to be done to a connection that was made when `born` was `forgotten`.
+    /// The fault of a connection that was accepted when `forgotten` was `born`.
     pub(super) fn fault_of(&self, born: u64, way: Way) -> Fault {
         if born < self.forgotten { Fault::BlackHole } else { self.fault(way) }
     }

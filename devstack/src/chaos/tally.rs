@@ -1,4 +1,4 @@
-//! Counts of what the proxy did, by which a test proves that its fault really happened.
+//! Counts of what the proxy did, with which a test proves that its fault happened.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -9,25 +9,23 @@ use super::plan::Way;
 pub struct Counts {
     /// Connections accepted, refused ones included.
     pub accepted: u64,
-    /// Connections reset by a cut, or at the end of a black hole that had swallowed some of their
+    /// Connections reset by a cut, or at the end of a black hole that had discarded some of their
     /// bytes.
     pub cut: u64,
     /// New connections reset at once because of a cut.
     pub refused: u64,
-    /// Bytes from clients.
     pub to_server: LaneCounts,
-    /// Bytes from the server.
     pub to_client: LaneCounts,
 }
 
-/// What happened to the bytes of one direction.
+/// The bytes of one direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct LaneCounts {
-    /// Bytes delivered, late ones included.
+    /// Delivered, also late.
     pub passed: u64,
-    /// Bytes lost in a black hole.
+    /// Discarded by a black hole.
     pub swallowed: u64,
-    /// Bytes that arrived at the proxy under a delay.
+    /// Received by the proxy under a delay.
     pub delayed: u64,
 }
 

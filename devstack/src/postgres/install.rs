@@ -1,4 +1,4 @@
-//! Which PostgreSQL this machine has, and which user it runs as.
+//! Finds the PostgreSQL of this machine, and the user it runs as.
 
 use std::env;
 use std::fs;
@@ -13,16 +13,16 @@ use crate::Error;
 use crate::error::last_lines;
 
 const HINT: &str = "`apt-get install postgresql` or `brew install postgresql@17`";
-/// Parents of `<version>/bin` or `<name><version>/bin`, where packages put what they leave off
-/// PATH.
+/// Parents of `<version>/bin` or `<name><version>/bin`, where packages install programs that are not
+/// on PATH.
 const PACKAGES: [(&str, &str); 4] = [
     ("/usr/lib/postgresql", ""),
     ("/opt/homebrew/opt", "postgresql@"),
     ("/usr/local/opt", "postgresql@"),
     ("/usr", "pgsql-"),
 ];
-/// Users that may own a server's data when we are root.
-const STAND_INS: [&str; 2] = ["postgres", "nobody"];
+/// Users that may own a server's data when devstack runs as root.
+const OWNERS: [&str; 2] = ["postgres", "nobody"];
 
 pub(super) struct Install {
     bin: PathBuf,
@@ -36,13 +36,13 @@ impl Install {
         let bin = on_path()
             .or_else(newest_package)
             .ok_or(Error::NotInstalled { program: "PostgreSQL", hint: HINT })?;
-        // PATH may have links to some of the programs only.
+        // PATH may have links to only some of the programs.
         let real = fs::canonicalize(bin.join("postgres")).ok();
         let real = real.and_then(|postgres| Some(postgres.parent()?.to_owned()));
         let bin = real.filter(|bin| is_bin(bin)).unwrap_or(bin);
         let version =
             output_of(Command::new(bin.join("postgres")).arg("--version"), "postgres --version")?;
-        let owner = if geteuid().is_root() { stand_in() } else { None };
+        let owner = if geteuid().is_root() { owner_for_root() } else { None };
         Ok(Self { bin, version: version.trim().to_owned(), owner })
     }
 
@@ -50,15 +50,14 @@ impl Install {
         self.bin.join(name)
     }
 
-    /// The user that owns the data when it is not the user that runs us, because postgres refuses
-    /// to run as root.
+    /// The user that owns the data when devstack runs as root, because postgres refuses to.
     pub(super) fn owner(&self) -> Option<&User> {
         self.owner.as_ref()
     }
 
     pub(super) fn run_as_owner(&self, command: &mut Command) {
-        // Messages in English, because some are recognised; and macOS refuses to start a postmaster
-        // without a locale.
+        // Messages in English, because devstack matches some of them; and macOS refuses to start a
+        // postmaster without a locale.
         command.env("LC_ALL", "C").current_dir("/");
         if let Some(owner) = &self.owner {
             command.uid(owner.uid.as_raw()).gid(owner.gid.as_raw());
@@ -77,31 +76,31 @@ impl Install {
         output_of(&mut program, name)
     }
 
-    /// The system's temporary directory, unless it is private to root.
+    /// The system's temporary directory, or `/tmp` when only root has access to that.
     pub(super) fn temporary_parent(&self) -> Result<PathBuf, Error> {
         let usual = env::temp_dir();
         let parent = if self.check_reach(&usual).is_ok() { usual } else { PathBuf::from("/tmp") };
         self.check_reach(&parent).map(|()| parent)
     }
 
-    /// Whether the owner of the data can get there at all.
+    /// Fails when the owner of the data has no access to `dir`.
     pub(super) fn check_reach(&self, dir: &Path) -> Result<(), Error> {
         let Some(owner) = &self.owner else { return Ok(()) };
-        if dir.ancestors().all(|ancestor| lets_through(ancestor, owner)) {
+        if dir.ancestors().all(|ancestor| can_enter(ancestor, owner)) {
             return Ok(());
         }
         Err(Error::Unreachable { user: owner.name.clone(), dir: dir.display().to_string() })
     }
 }
 
-fn lets_through(dir: &Path, user: &User) -> bool {
+fn can_enter(dir: &Path, user: &User) -> bool {
     let Ok(metadata) = fs::metadata(dir) else { return false };
     let mode = metadata.mode();
     mode & 0o001 != 0 || (mode & 0o100 != 0 && metadata.uid() == user.uid.as_raw())
 }
 
-fn stand_in() -> Option<User> {
-    STAND_INS.iter().find_map(|name| User::from_name(name).ok().flatten())
+fn owner_for_root() -> Option<User> {
+    OWNERS.iter().find_map(|name| User::from_name(name).ok().flatten())
 }
 
 fn on_path() -> Option<PathBuf> {
@@ -129,12 +128,12 @@ fn is_bin(dir: &Path) -> bool {
     dir.join("postgres").is_file() && dir.join("initdb").is_file()
 }
 
-/// Runs a command to its end and gives what it wrote; an error tells its last words.
+/// Runs a command to its end and returns its standard output; an error has its last lines.
 pub(super) fn output_of(command: &mut Command, what: &str) -> Result<String, Error> {
     let output = command.output().map_err(Error::io(format!("run {what}")))?;
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
-    let words = [output.stdout, output.stderr].concat();
-    Err(Error::Failed { what: what.to_owned(), output: last_lines(&words) })
+    let lines = [output.stdout, output.stderr].concat();
+    Err(Error::Failed { what: what.to_owned(), output: last_lines(&lines) })
 }

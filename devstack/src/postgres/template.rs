@@ -1,4 +1,4 @@
-//! A data directory made once per PostgreSQL version and user, and copied from then on: copying
+//! A data directory made once per PostgreSQL version and user, and copied for each server: a copy
 //! takes a tenth of the time of `initdb`.
 
 use std::env;
@@ -14,13 +14,13 @@ use crate::Error;
 pub(super) const SUPERUSER: &str = "hotshelf";
 pub(super) const DATABASE: &str = "hotshelf";
 
-/// Part of the template's name: raise it when templates are to be made differently.
+/// Part of the template's name: raise it when `make` changes.
 const RECIPE: u32 = 1;
 
-/// Fills `data`, which does not exist yet, with a fresh cluster.
+/// Creates `data` as an empty database cluster.
 pub(super) fn copy_to(data: &Path, install: &Install) -> Result<(), Error> {
     let template = find_or_make(install)?;
-    // Copied under another name, so that a copy cut short is never taken for data.
+    // Copied under another name first, so that an interrupted copy is never used as data.
     let partial = data.with_extension("partial");
     remove_if_there(&partial)?;
     // `cp -Rp` keeps owner and mode, and clones blocks where the file system can.
@@ -31,7 +31,7 @@ pub(super) fn copy_to(data: &Path, install: &Install) -> Result<(), Error> {
     fs::rename(&partial, data).map_err(Error::io(format!("create {}", data.display())))
 }
 
-/// Brings a copy to the disk.
+/// Flushes a copy to the disk.
 pub(super) fn sync(data: &Path, install: &Install) -> Result<(), Error> {
     install.run("initdb", |initdb| {
         initdb.arg("--sync-only").arg("-D").arg(data);
@@ -71,7 +71,7 @@ fn publish(data: &Path, template: &Path) -> Result<(), Error> {
     }
 }
 
-/// An empty directory for data, of the user that owns them.
+/// Creates an empty directory for data, and makes the user that postgres runs as its owner.
 pub(super) fn create_dir(data: &Path, install: &Install) -> Result<(), Error> {
     let io = |what| Error::io(format!("{what} {}", data.display()));
     fs::create_dir(data).map_err(io("create"))?;
@@ -99,8 +99,8 @@ fn make(data: &Path, install: &Install) -> Result<(), Error> {
     create_database(data, install)
 }
 
-/// In single-user mode, which needs no port and no client. Whether `pg_stat_statements` is
-/// installed is found out by loading it.
+/// In single-user mode, which needs no port and no client. Loading `pg_stat_statements` shows whether
+/// it is installed.
 fn create_database(data: &Path, install: &Install) -> Result<(), Error> {
     const PRELOAD: &str = "shared_preload_libraries=pg_stat_statements";
     let sql = data.with_extension("sql");
@@ -115,7 +115,7 @@ fn create_database(data: &Path, install: &Install) -> Result<(), Error> {
 fn single_user(data: &Path, sql: &Path, install: &Install, settings: &[&str]) -> Result<(), Error> {
     let sql = fs::File::open(sql).map_err(Error::io("open the database's SQL"))?;
     install.run("postgres", |postgres| {
-        // Exits at the first error instead of going on with exit code 0.
+        // Exits at the first error; the default is to continue and exit with code 0.
         postgres.args(["--single", "-c", "exit_on_error=true", "-c", "fsync=off"]).args(settings);
         postgres.arg("-D").arg(data).arg("postgres").stdin(sql);
     })?;
@@ -138,7 +138,8 @@ fn name(install: &Install) -> String {
     format!("{version}-{owner}-{RECIPE}")
 }
 
-/// The user's cache; root's is not in its home, which the owner of the data could not reach.
+/// The user's cache directory. For root it is not in root's home, to which the owner of the data has
+/// no access.
 fn cache_dir(install: &Install) -> PathBuf {
     let home = || Some(PathBuf::from(env::var_os("HOME")?).join(".cache"));
     let cache = match install.owner() {

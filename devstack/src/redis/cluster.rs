@@ -13,22 +13,23 @@ const NODES: usize = 6;
 /// First and last hash slot of each master.
 const SLOTS: [(&str, &str); MASTERS] = [("0", "5460"), ("5461", "10922"), ("10923", "16383")];
 
-/// Every node's settings.
+/// Settings of every node.
 const SETTINGS: [(&str, &str); 5] = [
     ("cluster-enabled", "yes"),
-    // Too high: a test of failover takes as long. Too low: a busy machine fails over on its own.
+    // Milliseconds. Too high: a test of failover takes as long. Too low: a busy machine causes
+    // failovers.
     ("cluster-node-timeout", "2000"),
     ("cluster-announce-ip", "127.0.0.1"),
     // Otherwise each master waits five seconds for more replicas before it sends its data.
     ("repl-diskless-sync-delay", "0"),
-    // A master that is asked to end would otherwise wait ten seconds for its replicas.
+    // Otherwise a master waits up to ten seconds for its replicas on SIGTERM.
     ("shutdown-timeout", "0"),
 ];
 
 /// How to start a [`RedisCluster`].
 #[derive(Debug, Clone, Default)]
 pub struct ClusterOptions {
-    /// Where the nodes' logs live. Nothing else is kept: each start forms a new, empty cluster.
+    /// The directory of the nodes' logs. Nothing else is kept: each start forms a new, empty cluster.
     pub dir: Option<PathBuf>,
     /// More of redis.conf for every node, for instance `("maxmemory", "64mb")`.
     pub settings: Vec<(String, String)>,
@@ -40,7 +41,7 @@ pub struct RedisCluster {
 }
 
 impl RedisCluster {
-    /// Starts the nodes, forms the cluster, and waits until every node finds it sound.
+    /// Starts the nodes, forms the cluster, and waits until every node reports it as sound.
     pub fn start(options: &ClusterOptions) -> Result<Self, Error> {
         let nodes = start_nodes(options)?;
         let cluster = Self { nodes };
@@ -48,7 +49,7 @@ impl RedisCluster {
         Ok(cluster)
     }
 
-    /// The address, with the masters of the beginning:
+    /// The address, with the initial masters:
     /// `redis-cluster://127.0.0.1:P1?node=127.0.0.1:P2&node=127.0.0.1:P3`.
     #[must_use]
     pub fn url(&self) -> String {
@@ -59,15 +60,15 @@ impl RedisCluster {
         )
     }
 
-    /// The masters of the beginning, by ascending slots, and then the replica of each in the same
-    /// order. A failover changes their [`role`](Redis::role), not their place here.
+    /// The initial masters, by ascending slots, and then the replica of each in the same order. A
+    /// failover changes their [`role`](Redis::role), not this order.
     #[must_use]
     pub fn nodes(&self) -> &[Redis] {
         &self.nodes
     }
 
-    /// Waits until every node that runs finds all slots served and every replica follows its
-    /// master. Not for use with a paused node.
+    /// Waits until every running node reports that all slots are served, and every replica follows
+    /// its master. Fails while a node is paused.
     pub fn wait_until_sound(&self) -> Result<(), Error> {
         wait_until("a sound Redis Cluster", || self.running().all(is_sound))
     }
@@ -77,32 +78,32 @@ impl RedisCluster {
     }
 
     fn form(&self) -> Result<(), Error> {
-        self.give_out_slots()?;
-        self.introduce()?;
+        self.assign_slots()?;
+        self.meet()?;
         self.assign_replicas()?;
-        wait_until("telling all nodes of the replicas", || {
+        wait_until("propagating the replicas to all nodes", || {
             self.nodes.iter().all(|node| count_lines(node, "slave") == NODES - MASTERS)
         })?;
         self.wait_until_sound()
     }
 
-    fn give_out_slots(&self) -> Result<(), Error> {
+    fn assign_slots(&self) -> Result<(), Error> {
         for (index, (master, (first, last))) in self.nodes.iter().zip(SLOTS).enumerate() {
-            // Different from the start, so that the masters need not settle it among themselves.
+            // Distinct epochs, so that the masters have no epoch collision to resolve.
             master.command(&["CLUSTER", "SET-CONFIG-EPOCH", &(index + 1).to_string()])?;
             master.command(&["CLUSTER", "ADDSLOTSRANGE", first, last])?;
         }
         Ok(())
     }
 
-    /// Each to each: gossip alone would take seconds.
-    fn introduce(&self) -> Result<(), Error> {
+    /// Each node meets each other node: gossip alone would take seconds.
+    fn meet(&self) -> Result<(), Error> {
         for (index, node) in self.nodes.iter().enumerate() {
             for other in &self.nodes[index + 1..] {
                 node.command(&["CLUSTER", "MEET", "127.0.0.1", &other.port().to_string()])?;
             }
         }
-        wait_until("introducing six Redis nodes", || {
+        wait_until("meeting of six Redis nodes", || {
             self.nodes.iter().all(|node| {
                 count_lines(node, "connected") == NODES && count_lines(node, "handshake") == 0
             })
@@ -123,7 +124,7 @@ fn start_nodes(options: &ClusterOptions) -> Result<Vec<Redis>, Error> {
     thread::scope(|scope| {
         let starting: Vec<_> =
             (0..NODES).map(|index| scope.spawn(move || start_node(options, index))).collect();
-        // A start that panicked is not the caller's to hide.
+        // A panic of one start is propagated to the caller.
         starting
             .into_iter()
             .map(|node| node.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
@@ -141,7 +142,7 @@ fn start_node(options: &ClusterOptions, index: usize) -> Result<Redis, Error> {
     Redis::start_on(RedisOptions { dir, persist: false, settings }, ports::free_with_bus)
 }
 
-/// The peers of an earlier cluster had other ports, and may be somebody else by now.
+/// The ports of an earlier cluster's nodes may belong to other servers now.
 fn forget_peers(dir: &std::path::Path) -> Result<(), Error> {
     match std::fs::remove_file(dir.join("nodes.conf")) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -151,7 +152,7 @@ fn forget_peers(dir: &std::path::Path) -> Result<(), Error> {
     }
 }
 
-/// How many nodes `node` knows whose line has this word among its flags or states.
+/// The lines of `CLUSTER NODES` on `node` that have this word among their flags or states.
 fn count_lines(node: &Redis, word: &str) -> usize {
     let known = node.command(&["CLUSTER", "NODES"]).unwrap_or_default();
     known.lines().filter(|line| line.split([' ', ',']).any(|field| field == word)).count()

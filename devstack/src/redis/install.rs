@@ -1,4 +1,4 @@
-//! Which Redis this machine has.
+//! Finds the Redis of this machine.
 
 use std::env;
 use std::path::PathBuf;
@@ -7,7 +7,7 @@ use crate::Error;
 
 const PROGRAM: &str = "redis-server";
 const HINT: &str = "`apt-get install redis-server` or `brew install redis`";
-/// Searched after PATH: PATH may be a bare one, as under cron or an IDE.
+/// Searched after PATH, which may be minimal, as under cron or an IDE.
 const USUAL: [&str; 4] = ["/usr/bin", "/usr/sbin", "/usr/local/bin", "/opt/homebrew/bin"];
 
 pub(super) fn find() -> Result<PathBuf, Error> {

@@ -1,4 +1,4 @@
-//! Just enough of the Redis protocol to ask one question and print the answer.
+//! The part of the Redis protocol (RESP2) that one command and its reply need.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use crate::Error;
 
-/// For the connection and for each read: a paused server shows as an error, not as a test that
-/// hangs.
+/// For the connection and for each read: a paused server causes an error instead of a hang.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A reply, flattened to text.
@@ -16,7 +15,6 @@ enum Reply {
     Error(String),
 }
 
-/// Sends one command on a connection of its own.
 pub(super) fn command(port: u16, words: &[&str]) -> Result<String, Error> {
     let name = words.first().copied().unwrap_or_default();
     match ask(port, words).map_err(Error::io(format!("{name} to Redis on port {port}")))? {
@@ -73,7 +71,7 @@ fn read_array(input: &mut impl BufRead, length: Option<usize>) -> io::Result<Str
     Ok(lines.join("\n"))
 }
 
-/// `None` is the protocol's -1, for nothing.
+/// `None` is the protocol's -1, which means nil.
 fn parse_length(text: &str) -> io::Result<Option<usize>> {
     if text == "-1" {
         return Ok(None);

@@ -1,4 +1,4 @@
-//! What the products are made of.
+//! The words and sentences that products are made of.
 
 pub(super) const MATERIALS: [&str; 16] = [
     "Walnut",
@@ -57,7 +57,7 @@ pub(super) const EDITIONS: [&str; 8] = [
     "large",
 ];
 
-/// About 140 bytes each. Some have commas or quotes, which a reader of CSV has to get right.
+/// About 140 bytes each. Some have commas or quotes, which a CSV reader has to unquote.
 pub(super) const SENTENCES: [&str; 16] = [
     "Made by hand in a small workshop from a single piece of carefully dried material, so that no two of them ever look exactly alike.",
     "The surface is sealed with three thin coats of plant oil, which keeps out water, wine and coffee, and can be renewed at home in minutes.",

@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 use crate::pg::Connection;
 use crate::{eventually, refuses};
 
-/// A devstack that runs, and is killed when the test is over.
+/// A running devstack, killed on drop.
 struct Devstack {
     child: Child,
     lines: Receiver<String>,
@@ -25,7 +25,7 @@ impl Devstack {
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let output = BufReader::new(child.stdout.take().unwrap());
         let (sender, lines) = mpsc::channel();
-        // Ends with the output, or with nobody left to tell.
+        // Ends with the output, or when the receiver is dropped.
         thread::spawn(move || {
             output.lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
         });
@@ -74,20 +74,20 @@ fn command(arguments: &[&str]) -> Command {
     command
 }
 
-/// Gone, or a zombie where nobody reaps orphans, as in a container without an init.
+/// A zombie counts as ended: a container without an init may never reap orphans.
 fn is_gone(pid: &str) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| stat.contains(") Z "))
 }
 
 #[test]
-fn a_sigkilled_parent_takes_its_servers_and_their_directories_along() {
+fn servers_and_their_directories_are_removed_when_their_parent_is_sigkilled() {
     let scratch = tempfile::Builder::new().permissions(crate::readable()).tempdir().unwrap();
     let mut up = command(&["up"]);
     up.env("TMPDIR", scratch.path());
     let mut up = Devstack::spawn(up);
     let ports = up.read_ports();
     assert!(!ports.into_iter().any(refuses));
-    // The worst case for a server that has to go: frozen, with a client.
+    // The worst case for a stop: a frozen server with a client.
     let mut client = Connection::open(ports[0], "hotshelf").unwrap();
     let backend = client.query("SELECT pg_backend_pid()").unwrap();
     let postmaster = client.query("SELECT pg_read_file('postmaster.pid')").unwrap();
@@ -112,7 +112,7 @@ fn up_ends_on_sigterm() {
 }
 
 #[test]
-fn exec_gives_the_command_its_servers_and_ends_as_it_ends() {
+fn exec_gives_the_command_its_servers_and_exits_with_its_code() {
     let script = r#"echo "$DATABASE_URL"; echo "$REDIS_URL"; exit 7"#;
     let mut exec = Devstack::start(&["exec", "--", "sh", "-c", script]);
     let ports = exec.read_ports();
@@ -122,29 +122,29 @@ fn exec_gives_the_command_its_servers_and_ends_as_it_ends() {
 
 #[test]
 fn exec_keeps_the_servers_until_an_interrupted_command_has_ended() {
-    // The command hears of the signal once, and still finds its Redis afterwards.
+    // The command receives the signal once, and its Redis still runs afterwards.
     let script = r#"
         trap 'count=$((count + 1))' INT
         echo ready
         until [ "$count" ]; do sleep 0.05; done
         sleep 0.2
-        exec 3<>"/dev/tcp/127.0.0.1/${REDIS_URL##*:}" && echo "heard $count, Redis is there"
+        exec 3<>"/dev/tcp/127.0.0.1/${REDIS_URL##*:}" && echo "$count signals, Redis is there"
         exit 42"#;
     let mut exec = Devstack::start(&["exec", "--", "bash", "-c", script]);
     assert_eq!(exec.read_line(), "ready");
     exec.send(Signal::SIGINT);
-    assert_eq!(exec.read_line(), "heard 1, Redis is there");
+    assert_eq!(exec.read_line(), "1 signals, Redis is there");
     assert_eq!(exec.wait().code(), Some(42));
 }
 
 #[test]
-fn a_second_signal_kills_a_stubborn_command() {
+fn a_second_signal_kills_a_command_that_ignores_the_first() {
     let script = "trap '' TERM; echo ready; while :; do sleep 0.05; done";
     let mut exec = Devstack::start(&["exec", "--", "sh", "-c", script]);
     assert_eq!(exec.read_line(), "ready");
     let killed = 128 + Signal::SIGKILL as i32;
     eventually("the command was killed", || {
-        // Again and again, because two signals in a row can become one.
+        // Repeated, because two pending signals can become one.
         exec.send(Signal::SIGTERM);
         exec.child.try_wait().unwrap().is_some_and(|status| status.code() == Some(killed))
     });
@@ -158,7 +158,7 @@ fn a_command_that_is_not_there_is_127() {
 }
 
 #[test]
-fn a_reader_that_has_seen_enough_is_no_failure() {
+fn a_reader_that_closes_the_pipe_early_is_no_failure() {
     let mut sample = command(&["sample-products", "--count", "100000"]);
     sample.stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = sample.spawn().unwrap();

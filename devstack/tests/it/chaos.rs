@@ -9,7 +9,7 @@ use crate::{SILENCE, eventually};
 
 const DELAY: Duration = Duration::from_millis(250);
 
-/// Sends everything back. Its thread ends with the test binary.
+/// Its threads end with the test binary.
 fn echo_server() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = listener.local_addr().unwrap();
@@ -33,7 +33,7 @@ fn connect(proxy: &ChaosProxy) -> TcpStream {
     client
 }
 
-/// Sends some bytes and gives how long they took to come back.
+/// Sends some bytes and returns the time until they came back.
 fn echo(client: &mut TcpStream) -> std::io::Result<Duration> {
     let started = Instant::now();
     client.write_all(b"hello")?;
@@ -172,8 +172,8 @@ fn a_delay_holds_back_the_sender_instead_of_filling_memory() {
 
 #[test]
 fn a_dead_server_shows_as_a_reset() {
-    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let proxy = ChaosProxy::start(nobody).unwrap();
+    let unused = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let proxy = ChaosProxy::start(unused).unwrap();
     assert!(echo(&mut connect(&proxy)).is_err());
 }
 

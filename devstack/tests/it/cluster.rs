@@ -1,6 +1,6 @@
 use devstack::{ClusterOptions, Redis, RedisCluster, Role};
 
-/// One key in the slots of each of the first masters.
+/// One key in the slots of each initial master.
 const KEYS: [&str; 3] = ["b", "c", "a"];
 
 fn start() -> RedisCluster {

@@ -1,8 +1,8 @@
-//! Devstack's promises, each tried on real servers.
+//! Devstack's guarantees, each tested on real servers.
 
 #![allow(
     clippy::unwrap_used,
-    reason = "in a test, also outside of the functions that clippy knows to be one"
+    reason = "in a test, also outside of the functions that clippy recognises as one"
 )]
 
 use std::time::{Duration, Instant};
@@ -15,10 +15,10 @@ mod postgres;
 mod redis;
 mod sample;
 
-/// Long enough for a server to show that it does not answer.
+/// A server that does not respond for this long counts as silent.
 const SILENCE: Duration = Duration::from_millis(300);
 
-/// Waits for a condition, and fails with the claim that did not come true.
+/// Waits for a condition, and fails with its claim after 20 s.
 fn eventually(claim: &str, mut holds: impl FnMut() -> bool) {
     let started = Instant::now();
     while !holds() {
@@ -27,12 +27,12 @@ fn eventually(claim: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// Whether nobody listens on this port any more.
+/// Whether no server listens on this port.
 fn refuses(port: u16) -> bool {
     std::net::TcpStream::connect(("127.0.0.1", port)).is_err()
 }
 
-/// A directory that the user who owns PostgreSQL's data can reach when the tests run as root.
+/// When the tests run as root, the user that owns PostgreSQL's data has access to the directory.
 fn readable() -> std::fs::Permissions {
     std::os::unix::fs::PermissionsExt::from_mode(0o755)
 }

@@ -1,4 +1,4 @@
-//! Just enough of the PostgreSQL protocol for a question, so that no client has to be installed.
+//! The part of the PostgreSQL protocol that one query needs, so that no client has to be installed.
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
@@ -27,7 +27,7 @@ impl Connection {
         self.stream.set_read_timeout(Some(timeout))
     }
 
-    /// Sends a query and gives the first column, a row per line.
+    /// Sends a query and returns the first column, one line per row.
     pub(crate) fn query(&mut self, sql: &str) -> io::Result<String> {
         self.send(b"Q", format!("{sql}\0").as_bytes())?;
         self.read_answer()
@@ -66,13 +66,13 @@ impl Connection {
     }
 }
 
-/// After the number of columns (2 bytes) and this one's length (4 bytes) come the columns; the
-/// tests ask for one.
+/// The tests select one column. Before its bytes are the number of columns (2 bytes) and the length
+/// of this one (4 bytes).
 fn first_column(row: &[u8]) -> String {
     String::from_utf8_lossy(&row[6..]).into_owned()
 }
 
-/// Asks one question on a connection of its own.
+/// Runs one query on a connection of its own.
 pub(crate) fn query(port: u16, sql: &str) -> io::Result<String> {
     Connection::open(port, "hotshelf")?.query(sql)
 }

@@ -34,7 +34,7 @@ fn takes_settings() {
 }
 
 #[test]
-fn a_failed_start_tells_the_log_on_one_line() {
+fn a_failed_start_reports_the_log_on_one_line() {
     let settings = vec![("no-such-setting".to_owned(), "1".to_owned())];
     let failure = Redis::start(RedisOptions { settings, ..RedisOptions::default() })
         .err()

@@ -6,7 +6,7 @@ fn csv(count: u64, seed: u64) -> String {
     String::from_utf8(bytes).unwrap()
 }
 
-/// The fields of a row whose fields have no line breaks, which the sample's have not.
+/// The fields of a row. The sample's fields have no line breaks.
 fn fields(row: &str) -> Vec<String> {
     let (mut fields, mut quoted) = (vec![String::new()], false);
     let mut characters = row.chars().peekable();

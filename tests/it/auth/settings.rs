@@ -1,4 +1,4 @@
-//! What a start says of an open port, and where secrets come from.
+//! Warnings about an open port at start, and secrets from files.
 
 use super::Jwks;
 use super::tokens::Signer;
@@ -6,7 +6,7 @@ use crate::harness::{Program, Stack, get};
 
 pub async fn open_port(stack: Stack) {
     let open = "callers are not authenticated";
-    // It ends because there is no database, after what it has to say of its port.
+    // It ends because there is no database, after the warnings about its port.
     let run = async |more: &[&str]| {
         let nowhere = "postgres://nobody@127.0.0.1:1/none";
         let arguments = ["--database-url", nowhere, "--startup-timeout", "0s"];
@@ -38,7 +38,7 @@ pub async fn secrets(stack: Stack) {
     let nothing = file("nothing", "\n");
     let ended = Program::run(&["migrate", "--database-url-file", &database]).await;
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
-    // The defaults stand for not being given.
+    // A default value counts as not given.
     let defaults = [
         ["--database-url", "postgres://hotshelf:hotshelf@localhost:5432/hotshelf"],
         ["--redis-url", "redis://localhost:6379"],

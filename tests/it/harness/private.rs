@@ -1,4 +1,4 @@
-//! The world of a test that breaks servers: a Postgres and a Redis of its own, each behind a proxy.
+//! The environment of a test that breaks servers: a Postgres and a Redis of its own, each behind a proxy.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::Deref;
@@ -10,7 +10,7 @@ use hotshelf::config::ServeArgs;
 
 use super::{Node, Servers, Stack, Topology};
 
-/// Instances reach the servers through the proxies; the test's own SQL goes around them.
+/// Instances connect to the servers through the proxies; the test's own SQL does not.
 pub struct Private {
     stack: Stack,
     pub postgres: Arc<Postgres>,
@@ -29,9 +29,9 @@ impl Private {
         Self { stack, postgres, redis, to_postgres, to_redis }
     }
 
-    /// An instance that soon gives up a server that does not answer, and some of its options changed. A server that
-    /// answers does so in time, also when this machine is busy.
-    pub async fn impatient_node(&self, change: impl FnOnce(&mut ServeArgs)) -> Node {
+    /// An instance with short timeouts for its servers, and with changed options. The timeouts are long enough for a
+    /// healthy server on a busy machine.
+    pub async fn node_with_short_timeouts(&self, change: impl FnOnce(&mut ServeArgs)) -> Node {
         let options = |args: &mut ServeArgs| {
             args.redis.redis_timeout = Duration::from_secs(1);
             args.redis.lease_wait = Duration::from_secs(2);
@@ -42,13 +42,13 @@ impl Private {
         self.stack.node_with(options).await
     }
 
-    /// Whether Redis has an entry of `id`, asked on a connection of its own.
+    /// Whether Redis has an entry of `id`, read on a connection of its own.
     pub fn redis_holds(&self, id: i64) -> bool {
         let key = self.entry_key(id);
         self.redis.command(&["EXISTS", &key]).is_ok_and(|found| found.trim() == "1")
     }
 
-    /// The digest of what Redis has of `id`, asked on a connection of its own.
+    /// The SHA-1 of the entry of `id` in Redis, read on a connection of its own.
     pub fn redis_digest(&self, id: i64) -> Option<String> {
         let key = self.entry_key(id);
         let digest = "local held = redis.call('GET', KEYS[1]) return held and redis.sha1hex(held)";
@@ -72,7 +72,7 @@ fn through_proxy(url: &mut String, port: u16) -> ChaosProxy {
     proxy
 }
 
-/// The world of a test that breaks nodes of a cluster.
+/// The environment of a test that breaks nodes of a cluster.
 pub struct PrivateCluster {
     stack: Stack,
     pub cluster: Arc<RedisCluster>,
@@ -85,7 +85,7 @@ impl PrivateCluster {
         Self { stack, cluster: servers.cluster() }
     }
 
-    /// The place of the master that had the slot of `id` in the beginning, among the cluster's nodes.
+    /// The index, among the cluster's nodes, of the initial master of the slot of `id`.
     pub fn master_of(&self, id: i64) -> usize {
         self.slot_of(id) / 5_461
     }
@@ -95,7 +95,7 @@ impl PrivateCluster {
         slot.unwrap().trim().parse().unwrap()
     }
 
-    /// Whether a node that is a master has an entry of `id`.
+    /// Whether any master has an entry of `id`.
     pub fn is_held(&self, id: i64) -> bool {
         let key = self.entry_key(id);
         let holds =

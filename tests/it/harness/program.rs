@@ -1,4 +1,4 @@
-//! The program itself, in a process of its own: for what happens to processes.
+//! The program in a process of its own, for tests of signals, crashes and the command line.
 
 use std::fs::{self, DirEntry};
 use std::process::Stdio;
@@ -14,10 +14,9 @@ use tonic::transport::Channel;
 use super::node::{admin, channel};
 use super::{HANG, Stack, eventually};
 
-/// The program that cargo built for these tests.
 const PROGRAM: &str = env!("CARGO_BIN_EXE_hotshelf");
 
-/// A process that serves; killed when dropped.
+/// A serving process, killed on drop.
 pub struct Program {
     child: Child,
     port: u16,
@@ -34,7 +33,7 @@ pub struct Ended {
 }
 
 impl Program {
-    /// A command that ignores the environment of whoever runs the tests.
+    /// A command without the environment of the test run.
     pub fn command(arguments: &[&str]) -> Command {
         let mut command = Command::new(PROGRAM);
         command.args(arguments).env_clear().current_dir(std::env::temp_dir());
@@ -59,7 +58,7 @@ impl Program {
         Ended { code: output.status.code(), stdout, stderr }
     }
 
-    /// A command that serves in this test's world. `more` may also replace what is set here.
+    /// A command that serves with this test's options. `more` may also replace them.
     pub fn serving(stack: &Stack, more: &[&str]) -> Command {
         let mut command = Self::command(&["serve"]);
         for pair in stack.options().iter().filter(|pair| !more.contains(&pair[0])) {
@@ -69,31 +68,31 @@ impl Program {
         command
     }
 
-    /// Serves in this test's world, and is ready.
+    /// Starts [`Self::serving`], and waits until it reports its addresses.
     pub async fn serve(stack: &Stack, more: &[&str]) -> Self {
         Self::start(Self::serving(stack, more)).await
     }
 
-    /// Starts a prepared command, and is ready.
+    /// Starts a prepared command, and waits until it reports its addresses.
     pub async fn start(mut command: Command) -> Self {
-        // Nobody reads it.
+        // Standard output is not read, and must not fill a pipe.
         let mut child = command.stdout(Stdio::null()).spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let mut said = String::new();
+        let mut first_lines = String::new();
         let reported = async {
             loop {
                 let next = lines.next_line().await.unwrap();
-                let line = next.unwrap_or_else(|| panic!("it reports its address: {said}"));
-                said += &format!("{line}\n");
+                let line = next.unwrap_or_else(|| panic!("no address was reported: {first_lines}"));
+                first_lines += &format!("{line}\n");
                 if let Some(port) = port_in(&line, "grpc_addr") {
                     break (port, port_in(&line, "admin_addr").unwrap());
                 }
             }
         };
         let (port, admin_port) = tokio::time::timeout(HANG, reported).await.expect("serves");
-        let log = Arc::new(Mutex::new(said));
+        let log = Arc::new(Mutex::new(first_lines));
         let written = Arc::clone(&log);
-        // Read on, so that the process never waits for its log to be read.
+        // Reads on, so that the process never blocks on a full pipe.
         tokio::spawn(async move {
             while let Ok(Some(line)) = lines.next_line().await {
                 *written.lock().unwrap() += &format!("{line}\n");
@@ -106,9 +105,8 @@ impl Program {
         ProductServiceClient::new(channel(self.port).await)
     }
 
-    /// Its process.
     pub fn pid(&self) -> u32 {
-        self.child.id().expect("nobody waited for it")
+        self.child.id().expect("the process was not reaped")
     }
 
     pub fn port(&self) -> u16 {
@@ -119,12 +117,12 @@ impl Program {
         self.admin_port
     }
 
-    /// What the admin port answers.
+    /// Status and body of an admin request.
     pub async fn admin(&self, path: &str) -> (u16, String) {
         admin(self.admin_port, path).await
     }
 
-    /// What it has written to standard error.
+    /// The process's standard error until now.
     pub fn log(&self) -> String {
         self.log.lock().unwrap().clone()
     }
@@ -134,7 +132,7 @@ impl Program {
         kill(Pid::from_raw(pid), signal).unwrap();
     }
 
-    /// SIGSTOP, and waits until no thread runs: they go on until one of them has taken the signal.
+    /// Sends SIGSTOP, and waits until no thread runs: the others run until one of them has handled the signal.
     pub async fn freeze(&self) {
         self.signal(Signal::SIGSTOP);
         let threads = format!("/proc/{}/task", self.pid());
@@ -148,7 +146,7 @@ impl Program {
         .await;
     }
 
-    /// SIGKILL, and waits until it is gone.
+    /// Sends SIGKILL, and waits for the end.
     pub async fn kill(mut self) {
         self.child.kill().await.unwrap();
     }

@@ -1,5 +1,5 @@
-//! A bare HTTP/2 connection: for requests that no generated client would send, and for deadlines that only the
-//! server keeps (tonic's client keeps them too, and says CANCELLED).
+//! A bare HTTP/2 connection: for requests that no generated client sends, and for deadlines that only the server
+//! enforces (tonic's client enforces them too, and reports CANCELLED).
 
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{HeaderMap, Request};
@@ -19,14 +19,14 @@ impl Raw {
         Self::try_connect(port).await.unwrap()
     }
 
-    /// `Err` when the server closes the connection at once.
+    /// `Err` when the server closes the connection during the handshake.
     pub async fn try_connect(port: u16) -> Result<Self, hyper::Error> {
         let socket = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
         socket.set_nodelay(true).unwrap();
         Self::over(socket).await
     }
 
-    /// Over a connection that stands already.
+    /// Makes the HTTP/2 handshake on an open connection.
     pub async fn over(
         socket: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     ) -> Result<Self, hyper::Error> {
@@ -36,19 +36,18 @@ impl Raw {
         Ok(Self(sender))
     }
 
-    /// Sends a message.
     pub async fn call(&self, path: &str, message: &impl Message) -> Status {
         self.call_with(path, HeaderMap::new(), framed(&message.encode_to_vec())).await.unwrap()
     }
 
-    /// Sends a message with a deadline that the server is to keep.
+    /// Sends a message with a deadline that the server has to enforce.
     pub async fn call_within(&self, timeout: &str, path: &str, message: &impl Message) -> Status {
         let mut headers = HeaderMap::new();
         headers.insert("grpc-timeout", timeout.parse().unwrap());
         self.call_with(path, headers, framed(&message.encode_to_vec())).await.unwrap()
     }
 
-    /// Sends any request, which need not be gRPC's; the HTTP status of its answer.
+    /// Sends any request, also one that is not gRPC, and returns the HTTP status.
     pub async fn http(
         &self,
         method: http::Method,
@@ -63,7 +62,7 @@ impl Raw {
         self.0.clone().send_request(request).await.unwrap().status()
     }
 
-    /// Sends any body.
+    /// Sends any body as a gRPC request. `Err`: the connection or stream failed.
     pub async fn call_with(
         &self,
         path: &str,
@@ -84,7 +83,7 @@ impl Raw {
     }
 }
 
-/// A message as gRPC frames it: not compressed, its length.
+/// A gRPC frame: not compressed, the length, the message.
 pub fn framed(message: &[u8]) -> Bytes {
     let mut frame = BytesMut::new();
     frame.put_u8(0);

@@ -1,5 +1,5 @@
-//! The servers that tests share. Each is started when the first test asks for it, and stopped at the end of the
-//! run; devstack stops them also when the run is killed.
+//! The servers that tests share. Each is started when the first test needs it, and stopped at the end of the run;
+//! devstack stops them also when the run is killed.
 
 use std::sync::{Arc, Mutex};
 
@@ -9,7 +9,6 @@ use hotshelf::metrics::Metrics;
 /// The database that every test's database is a copy of.
 pub const TEMPLATE: &str = "template_hotshelf";
 
-/// The shared servers.
 #[derive(Clone, Default)]
 pub struct Servers {
     postgres: Arc<Mutex<Option<Arc<Postgres>>>>,
@@ -47,7 +46,7 @@ impl Servers {
 }
 
 fn started<T>(server: &Mutex<Option<Arc<T>>>, start: impl FnOnce() -> T) -> Arc<T> {
-    // A test that panics in here leaves `None`: the next one tries again.
+    // A start that panics leaves `None`: the next test starts the server again.
     let mut server = server.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     Arc::clone(server.get_or_insert_with(|| Arc::new(start())))
 }
@@ -67,7 +66,7 @@ fn make_template(server: &Postgres) {
         let options = hotshelf::config::DatabaseArgs::of(url).one_connection();
         let hotshelf = hotshelf::postgres::Postgres::new(&options, Metrics::new()).unwrap();
         hotshelf.migrate(hotshelf::postgres::Migrate::Auto).await.unwrap();
-        // Nobody may be connected to a template that is copied.
+        // PostgreSQL copies a template only while it has no other connections.
         hotshelf.close().await;
         admin.close().await;
     });

@@ -1,4 +1,4 @@
-//! What one test has for itself: a database, and a key space in Redis.
+//! The environment of one test: a database of its own, and a key space in Redis.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -15,13 +15,12 @@ use sqlx::{AssertSqlSafe, Executor};
 use super::servers::TEMPLATE;
 use super::{Node, Servers, eventually};
 
-/// How often a test looks whether its few changes are relayed, 10 ms apart, before it goes on: without Redis they are
-/// not. Looks instead of seconds, because a slow machine also looks more slowly.
-const LOOKS: usize = 300;
+/// Polls, 10 ms apart, for a relay to apply a test's few changes; after them the test goes on, because without Redis
+/// they are not relayed. A bound in polls instead of seconds, because a slow machine also polls more slowly.
+const POLLS: usize = 300;
 
 static NEXT: AtomicU64 = AtomicU64::new(1);
 
-/// Which kind of Redis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Topology {
     Single,
@@ -37,22 +36,21 @@ impl Topology {
     }
 }
 
-/// The world of one test.
 pub struct Stack {
-    /// Its database, for SQL of the test's own.
+    /// The database, for the test's own SQL.
     pub sql: PgPool,
     pub database_url: String,
     pub redis_url: String,
     pub namespace: String,
-    /// What comes before the id in each key: the namespace, and what is this database's own.
+    /// The part of each key before the id: the namespace and the scope of this database.
     pub key_prefix: String,
-    relayed_by_somebody: AtomicBool,
+    has_relay: AtomicBool,
     redis: Client,
-    // Kept, so that nobody stops them meanwhile.
+    // Keeps the servers running.
     servers: (Arc<Postgres>, Option<Arc<Redis>>, Option<Arc<RedisCluster>>),
 }
 
-/// The tests' own statements, which what a test sets for its database or role does not concern.
+/// A pool for the tests' own statements. Settings that a test makes for its database or role do not apply to it.
 pub fn connect(url: &str, connections: u32) -> PgPool {
     let options: PgConnectOptions = url.parse().unwrap();
     let options = options.options([
@@ -64,7 +62,7 @@ pub fn connect(url: &str, connections: u32) -> PgPool {
     PgPoolOptions::new().max_connections(connections).connect_lazy_with(options)
 }
 
-/// What a database has for its own in every key.
+/// The scope of a database: the part of each key that depends on its catalogue and epochs.
 pub async fn scope(sql: &PgPool) -> String {
     let scope = "SELECT substr(md5(concat_ws('/', id, (pg_control_system()).system_identifier, oid) \
             || '/' || epoch || '/' || redis_epoch), 1, 16) \
@@ -94,27 +92,18 @@ impl Stack {
         let sql = connect(&database_url, 5);
         let key_prefix = format!("{namespace}:{}", scope(&sql).await);
         let servers = (postgres, single, cluster);
-        let relayed_by_somebody = AtomicBool::new(false);
-        Self {
-            sql,
-            database_url,
-            redis_url,
-            namespace,
-            key_prefix,
-            relayed_by_somebody,
-            redis,
-            servers,
-        }
+        let has_relay = AtomicBool::new(false);
+        Self { sql, database_url, redis_url, namespace, key_prefix, has_relay, redis, servers }
     }
 
-    /// The program's own defaults, for this test's world, on free ports, and without its timeouts.
+    /// The program's defaults, with this test's servers, free ports and long timeouts.
     pub fn args(&self) -> ServeArgs {
         let options = self.options();
         let options = options.iter().flatten().copied();
         Cli::try_parse_from(["hotshelf"].into_iter().chain(options)).unwrap().serve
     }
 
-    /// The same as options of the command line. A timeout that has elapsed says nothing where other tests share the
+    /// The same as command line options. Long timeouts, because a short one may expire when other tests load the
     /// machine: a test of a timeout sets it.
     pub fn options(&self) -> [[&str; 2]; 11] {
         [
@@ -148,28 +137,28 @@ impl Stack {
         self.node_with(|_| {}).await
     }
 
-    /// An instance with some of its options changed. What was written before it started is relayed, so that no relay
-    /// breaks a lease that a test counts on.
+    /// An instance with changed options. Returns when earlier changes are relayed, so that the relay does not break a
+    /// lease that the test relies on.
     pub async fn node_with(&self, change: impl FnOnce(&mut ServeArgs)) -> Node {
         let mut args = self.args();
         change(&mut args);
         let node = Node::start(&args).await;
-        self.relayed_by_somebody.store(true, Ordering::Relaxed);
-        self.settled_if_redis_can().await;
+        self.has_relay.store(true, Ordering::Relaxed);
+        self.try_wait_until_relayed().await;
         node
     }
 
-    /// Inserts a product by SQL and returns its id, when the relay has seen it, if there is one yet.
+    /// Inserts a product by SQL and returns its id, after a relay has applied the change if an instance was started.
     pub async fn insert(&self, name: &str) -> i64 {
-        let id = self.insert_unheard(name).await;
-        if self.relayed_by_somebody.load(Ordering::Relaxed) {
-            self.settled_if_redis_can().await;
+        let id = self.insert_unrelayed(name).await;
+        if self.has_relay.load(Ordering::Relaxed) {
+            self.try_wait_until_relayed().await;
         }
         id
     }
 
     /// Inserts a product by SQL, and does not wait for the relay.
-    pub async fn insert_unheard(&self, name: &str) -> i64 {
+    pub async fn insert_unrelayed(&self, name: &str) -> i64 {
         sqlx::query_scalar("INSERT INTO products (name, price) VALUES ($1, 9.99) RETURNING id")
             .bind(name)
             .fetch_one(&self.sql)
@@ -177,8 +166,8 @@ impl Stack {
             .unwrap()
     }
 
-    /// How many times Postgres itself says that products were selected for the caches. It counts a statement when that has ended,
-    /// which may be after its rows have arrived; one that waits for a lock is not waited for.
+    /// The loads for the caches that Postgres has counted. It counts a statement at its end, which may be after its rows
+    /// have arrived, so this waits for running loads; it does not wait for one that waits for a lock.
     pub async fn loads(&self) -> i64 {
         let ending = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
              AND state = 'active' AND wait_event_type IS DISTINCT FROM 'Lock' \
@@ -218,17 +207,17 @@ impl Stack {
         self.redis.get(self.entry_key(id)).await.unwrap()
     }
 
-    /// Puts any bytes where an entry should be.
+    /// Stores any bytes under an entry's key.
     pub async fn redis_put(&self, id: i64, bytes: &[u8]) {
         let () = self.redis.set(self.entry_key(id), bytes, None, None, false).await.unwrap();
     }
 
-    /// Puts bytes that never expire where a lease should be.
+    /// Stores bytes without an expiry under a lease's key.
     pub async fn redis_put_lock(&self, id: i64, bytes: &[u8]) {
         let () = self.redis.set(self.lock_key(id), bytes, None, None, false).await.unwrap();
     }
 
-    /// Loads for the caches that Postgres is working on, or holds up, at this moment.
+    /// Loads for the caches that Postgres executes at this moment, waits for locks included.
     pub async fn running_loads(&self) -> i64 {
         sqlx::query_scalar(
             "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
@@ -239,20 +228,20 @@ impl Stack {
         .unwrap()
     }
 
-    /// Puts a list where an entry should be.
+    /// Stores a list under an entry's key.
     pub async fn redis_put_list(&self, id: i64) {
         let script = "redis.call('DEL', KEYS[1]) return redis.call('RPUSH', KEYS[1], 'garbage')";
         let () = self.redis.eval(script, self.entry_key(id), "").await.unwrap();
     }
 
-    /// Makes every load from Postgres hang until it is rolled back.
+    /// Makes every load from Postgres hang until the transaction is rolled back.
     pub async fn lock_products(&self) -> sqlx::Transaction<'static, sqlx::Postgres> {
         let mut lock = self.sql.begin().await.unwrap();
         lock.execute("LOCK TABLE products IN ACCESS EXCLUSIVE MODE").await.unwrap();
         lock
     }
 
-    /// The statements that hang behind a lock.
+    /// The statements that wait for a lock.
     pub async fn waiting_statements(&self) -> Vec<String> {
         sqlx::query_scalar(
             "SELECT query FROM pg_stat_activity \
@@ -263,12 +252,12 @@ impl Stack {
         .unwrap()
     }
 
-    /// What memory pressure would do.
+    /// Deletes the entry, as memory pressure would.
     pub async fn redis_evict(&self, id: i64) {
         let () = self.redis.del(self.entry_key(id)).await.unwrap();
     }
 
-    /// Publishes on a channel of this test's catalogue. Returns how many subscribers one Redis has for it.
+    /// Publishes on a channel of this test's catalogue. Returns the number of subscribers of one Redis.
     pub async fn redis_publish(&self, channel: &str, message: &[u8]) -> i64 {
         let channel = format!("{}:{channel}", self.key_prefix);
         let script = "return redis.call('PUBLISH', ARGV[1], ARGV[2])";
@@ -278,13 +267,13 @@ impl Stack {
         self.redis.eval(script, Vec::<String>::new(), args).await.unwrap()
     }
 
-    /// The version that Postgres holds.
+    /// The version in Postgres.
     pub async fn version(&self, id: i64) -> i64 {
         let version = sqlx::query_scalar("SELECT version FROM products WHERE id = $1");
         version.bind(id).fetch_one(&self.sql).await.unwrap()
     }
 
-    /// How many keys of this test there are, on one Redis.
+    /// The number of this test's keys on one Redis.
     pub async fn redis_keys(&self) -> i64 {
         let script = "return #redis.call('KEYS', ARGV[1])";
         self.redis
@@ -300,9 +289,9 @@ impl Stack {
         sqlx::query_scalar(unrelayed).fetch_one(&self.sql).await.unwrap()
     }
 
-    /// Waits until a relay has applied every change, or gives up.
-    async fn settled_if_redis_can(&self) {
-        for _ in 0..LOOKS {
+    /// Waits until a relay has applied every change, at most [`POLLS`] polls.
+    async fn try_wait_until_relayed(&self) {
+        for _ in 0..POLLS {
             if self.outbox().await == 0 {
                 break;
             }
@@ -310,8 +299,7 @@ impl Stack {
         }
     }
 
-    /// Waits until a relay has applied every change.
-    pub async fn settled(&self) {
+    pub async fn wait_until_relayed(&self) {
         eventually("every change is relayed", || async { self.outbox().await == 0 }).await;
     }
 
@@ -321,13 +309,12 @@ impl Stack {
         kept.fetch_one(&self.sql).await.unwrap()
     }
 
-    /// Whether somebody holds the lease of `id`.
     pub async fn is_leased(&self, id: i64) -> bool {
         let found: i64 = self.redis.exists(self.lock_key(id)).await.unwrap();
         found == 1
     }
 
-    /// How long the lease of `id` lasts if nobody renews it; zero if there is none.
+    /// The remaining time of the lease of `id` without a renewal; zero if there is no lease.
     pub async fn lease_left(&self, id: i64) -> Duration {
         let left: i64 = self.redis.pttl(self.lock_key(id)).await.unwrap();
         Duration::from_millis(left.try_into().unwrap_or_default())

@@ -1,11 +1,11 @@
-//! How late a thread comes that only sleeps: evidence of a busy machine that does not depend on the code under test.
+//! Measures how late a sleeping thread wakes: evidence of a busy machine, independent of the code under test.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 const SLEEP: Duration = Duration::from_millis(10);
-/// A machine whose threads come as late as this is too busy for judgements in tenths of a second.
+/// A machine whose threads wake later than this is too busy for assertions in tenths of a second.
 const TOO_LONG: Duration = Duration::from_millis(250);
 
 /// Measures until it is dropped.
@@ -35,7 +35,7 @@ impl StallMeter {
         (longest > TOO_LONG).then(|| format!("a thread that slept was {longest:?} late"))
     }
 
-    /// The longest that the thread was late until now.
+    /// The longest delay until now.
     pub fn longest(&self) -> Duration {
         Duration::from_micros(self.longest.load(Ordering::Relaxed))
     }

@@ -7,12 +7,11 @@ use libtest_mimic::{Arguments, Completion, Conclusion, Trial};
 use super::verdict::{self, LIMIT, Name};
 use super::{Private, PrivateCluster, Servers, Stack, Topology};
 
-/// Of tests that take minutes.
+/// Timeout of tests that take minutes.
 const LONG_LIMIT: Duration = Duration::from_secs(40 * 60);
-/// Tests at once for each core: they mostly wait.
+/// Concurrent tests per core: they mostly wait.
 const TESTS_PER_CORE: usize = 4;
 
-/// The tests.
 pub struct Suite<'a> {
     servers: &'a Servers,
     trials: Vec<Trial>,
@@ -24,14 +23,14 @@ impl<'a> Suite<'a> {
         Self { servers, trials: Vec::new(), alone: false }
     }
 
-    /// Tests that drive load or judge time: they run after all others, one at a time. `--list` shows the group.
+    /// Tests that generate load or assert on time: they run after all others, one at a time. `--list` shows the group.
     pub fn alone(&mut self, register: impl FnOnce(&mut Self)) {
         self.alone = true;
         register(self);
         self.alone = false;
     }
 
-    /// A test that runs against one Redis, and again against a Redis Cluster.
+    /// A test that runs once against one Redis, and once against a Redis Cluster.
     pub fn both<F>(&mut self, name: &str, test: fn(Stack) -> F)
     where
         F: Future<Output = ()> + Send + 'static,
@@ -41,7 +40,7 @@ impl<'a> Suite<'a> {
         }
     }
 
-    /// A test to which Redis does not matter.
+    /// A test that does not depend on the topology of Redis.
     pub fn single<F>(&mut self, name: &str, test: fn(Stack) -> F)
     where
         F: Future<Output = ()> + Send + 'static,
@@ -49,7 +48,7 @@ impl<'a> Suite<'a> {
         self.on_servers(name, Topology::Single, LIMIT, test);
     }
 
-    /// A test that only a Redis Cluster can run.
+    /// A test that needs a Redis Cluster.
     pub fn cluster<F>(&mut self, name: &str, test: fn(Stack) -> F)
     where
         F: Future<Output = ()> + Send + 'static,
@@ -57,7 +56,7 @@ impl<'a> Suite<'a> {
         self.on_servers(name, Topology::Cluster, LIMIT, test);
     }
 
-    /// A test that breaks servers, and so has its own.
+    /// A test that breaks servers, with servers of its own.
     pub fn private<F>(&mut self, name: &str, test: fn(Private) -> F)
     where
         F: Future<Output = ()> + Send + 'static,
@@ -68,7 +67,7 @@ impl<'a> Suite<'a> {
         });
     }
 
-    /// A test that breaks nodes of a Redis Cluster, and so has its own.
+    /// A test that breaks nodes of a Redis Cluster, with a cluster of its own.
     pub fn private_cluster<F>(&mut self, name: &str, test: fn(PrivateCluster) -> F)
     where
         F: Future<Output = ()> + Send + 'static,
@@ -87,14 +86,13 @@ impl<'a> Suite<'a> {
         });
     }
 
-    /// A test that takes minutes: only with `--ignored`.
+    /// A test that takes minutes: runs only with `--ignored`.
     pub fn long(&mut self, name: &str, test: fn()) {
         self.plain(name, test);
         self.ignore_last();
     }
 
-    /// A test that needs more than servers. Where `probe` cannot have it the test is reported as ignored, with the
-    /// reason.
+    /// A test that needs a tool. When `probe` does not find it the test is reported as ignored, with the reason.
     pub fn single_if<T, F>(
         &mut self,
         name: &str,
@@ -115,7 +113,7 @@ impl<'a> Suite<'a> {
         });
     }
 
-    /// A test that makes its own world. Where `missing` says what this machine lacks it is reported as ignored.
+    /// A test that makes its own environment. `missing` names what this machine lacks: the test is reported as ignored.
     pub fn own<F>(
         &mut self,
         name: &str,
@@ -133,7 +131,7 @@ impl<'a> Suite<'a> {
         });
     }
 
-    /// A test on servers that takes minutes: only with `--ignored`.
+    /// A test on servers that takes minutes: runs only with `--ignored`.
     pub fn long_single<F>(&mut self, name: &str, test: fn(Stack) -> F)
     where
         F: Future<Output = ()> + Send + 'static,

@@ -1,4 +1,4 @@
-//! How one test is run, and what comes of it: passed, failed, or not judged because the machine was too busy.
+//! Runs one test. The outcome is passed, failed, or no verdict because the machine was too busy.
 
 use std::backtrace::Backtrace;
 use std::cell::RefCell;
@@ -9,46 +9,47 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use libtest_mimic::{Completion, Failed};
 
-/// Only a test that hangs takes as long as this.
+/// Timeout of a test, which only a hang reaches.
 pub const LIMIT: Duration = Duration::from_secs(600);
 
 pub type Name = Arc<str>;
 
-/// Tests that share the machine hold it for reading, a test that runs alone for writing.
+/// Concurrent tests hold this for reading, a test that runs alone for writing.
 static MACHINE: RwLock<()> = RwLock::new(());
-/// Panics of tests that run: which test, and what.
+/// Panics of running tests: the test's name, and the message.
 static PANICS: Mutex<Vec<(Name, String)>> = Mutex::new(Vec::new());
 
 thread_local! {
-    /// The test that this thread works for.
+    /// The test that this thread belongs to.
     static TEST: RefCell<Option<Name>> = const { RefCell::new(None) };
 }
 
-/// The payload of a panic that is no verdict.
+/// The payload of a panic that ends a test without a verdict.
 struct Busy(String);
 
-/// Ends a test without a verdict: it runs once more, alone, and fails if that ends here too. Not for a broken promise.
+/// Ends a test without a verdict: it runs once more, alone, and fails if that run ends here too. Not for a broken
+/// guarantee.
 pub fn too_busy(evidence: &str) -> ! {
     panic_any(Busy(format!("the machine is too busy to judge: {evidence}")))
 }
 
-/// Runs a test beside others or alone, and a second time, alone, if the first has no verdict.
+/// Runs a test, with others or alone, and once more alone if the first run has no verdict.
 pub fn judge(
     name: &Name,
     alone: bool,
     test: impl Fn() -> Completion,
 ) -> Result<Completion, Failed> {
     let first = if alone {
-        let _whole = MACHINE.write().unwrap_or_else(PoisonError::into_inner);
+        let _exclusive = MACHINE.write().unwrap_or_else(PoisonError::into_inner);
         attempt(name, &test)
     } else {
-        let _part = MACHINE.read().unwrap_or_else(PoisonError::into_inner);
+        let _shared = MACHINE.read().unwrap_or_else(PoisonError::into_inner);
         attempt(name, &test)
     };
     let outcome = first.or_else(|failure| {
         let Failure::Busy(why) = failure else { return Err(failure) };
         eprintln!("{name}: {why}; once more, alone");
-        let _whole = MACHINE.write().unwrap_or_else(PoisonError::into_inner);
+        let _exclusive = MACHINE.write().unwrap_or_else(PoisonError::into_inner);
         attempt(name, &test)
     });
     outcome.map_err(|failure| {
@@ -66,21 +67,20 @@ fn attempt(name: &Name, test: impl Fn() -> Completion) -> Result<Completion, Fai
     TEST.set(Some(Arc::clone(name)));
     let outcome = catch_unwind(AssertUnwindSafe(test));
     TEST.set(None);
-    let mut said = Vec::new();
+    let mut messages = Vec::new();
     PANICS.lock().unwrap_or_else(PoisonError::into_inner).retain(|(of, what)| {
         if of == name {
-            said.push(what.clone());
+            messages.push(what.clone());
         }
         of != name
     });
     outcome.map_err(|payload| match payload.downcast::<Busy>() {
         Ok(busy) => Failure::Busy(busy.0),
-        Err(_) => Failure::Broken(said.join("\n")),
+        Err(_) => Failure::Broken(messages.join("\n")),
     })
 }
 
-/// From now on a panic of a test is part of its verdict: its message and its place, and with `RUST_BACKTRACE=full` the
-/// stack.
+/// Installs a hook that records each test's panics: message and location, and with `RUST_BACKTRACE=full` the stack.
 pub fn record_panics() {
     let with_stack = std::env::var("RUST_BACKTRACE").is_ok_and(|wanted| wanted == "full");
     std::panic::set_hook(Box::new(move |panic| record(panic, with_stack)));
@@ -104,7 +104,7 @@ fn record(panic: &PanicHookInfo<'_>, with_stack: bool) {
     }
 }
 
-/// Runs a test in its world, on threads of its own.
+/// Runs a test in its environment, on a runtime of its own.
 pub fn run<W, F>(
     name: &Name,
     limit: Duration,
@@ -125,7 +125,7 @@ pub fn run<W, F>(
         let test = AssertUnwindSafe(tokio::time::timeout(limit, test(world))).catch_unwind();
         test.await
     });
-    // Instances that a failed test leaves behind must not hold up the others.
+    // Instances that a failed test leaves running must not block the other tests.
     runtime.shutdown_background();
     match outcome {
         Ok(in_time) => assert!(in_time.is_ok(), "still running after {limit:?}"),

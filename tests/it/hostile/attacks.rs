@@ -1,4 +1,4 @@
-//! What hostile and broken clients do. Each attack says how many connections and requests it was.
+//! The attacks of hostile and broken clients. Each returns the number of its connections and requests.
 
 use hotshelf::proto::{BatchGetProductsRequest, StreamHotKeysRequest};
 use prost::Message;
@@ -26,7 +26,7 @@ const METHODS: [&str; 7] = [
 const INITIAL_WINDOW_SIZE: u16 = 4;
 /// Requests of an attack that sends several on one connection.
 const BURST: usize = 20;
-/// And of one that wants to overwhelm.
+/// Requests of an attack that floods one connection.
 const FLOOD: usize = 100;
 
 fn noise(random: &mut StdRng, longest: usize) -> Vec<u8> {
@@ -39,7 +39,7 @@ fn method(random: &mut StdRng) -> &'static str {
     METHODS[random.random_range(0..METHODS.len())]
 }
 
-/// Whatever is not HTTP/2: noise, HTTP/1, a part of the preface.
+/// No HTTP/2: noise, HTTP/1, a part of the preface.
 pub async fn no_http2(port: u16, random: &mut StdRng) -> usize {
     let Some(mut socket) = Socket::connect(port).await else { return 1 };
     let bytes = match random.random_range(0..3) {
@@ -51,7 +51,7 @@ pub async fn no_http2(port: u16, random: &mut StdRng) -> usize {
     1
 }
 
-/// Frames with any type, flags, stream, length and content, after a proper beginning.
+/// Frames with random type, flags, stream, length and content, after a valid preface and SETTINGS.
 pub async fn fuzzed_frames(port: u16, random: &mut StdRng) -> usize {
     let Some(mut socket) = Socket::greeted(port, &frame(SETTINGS, 0, 0, &[])).await else {
         return 1;
@@ -66,7 +66,7 @@ pub async fn fuzzed_frames(port: u16, random: &mut StdRng) -> usize {
                 frame(HEADERS, flags | END_HEADERS, stream, &block)
             }
         };
-        // Sometimes the length lies.
+        // Sometimes the length is wrong.
         if random.random_ratio(1, 5) {
             bytes[2] = bytes[2].wrapping_add(random.random_range(1..40));
         }
@@ -83,15 +83,15 @@ pub async fn fuzzed_bodies(port: u16, random: &mut StdRng) -> usize {
     for sent in 0..BURST {
         let mut bytes = noise(random, 400);
         match random.random_range(0..4) {
-            // A frame whose length is right, of a message that is noise.
+            // A frame with the right length, and noise as its message.
             0 => bytes = crate::harness::framed(&bytes).to_vec(),
-            // A compressed flag, and a length, that lie.
+            // A wrong compressed flag, and a wrong length.
             1 => bytes.splice(0..0, [1, 0, 0, 1, 0]).for_each(drop),
             2 => bytes.splice(0..0, [0, 255, 255, 255, 255]).for_each(drop),
             _ => {}
         }
         let call = raw.call_with(method(random), http::HeaderMap::new(), bytes.into());
-        // A stream that stays open is left, as clients do that give up.
+        // A call that does not end is cancelled, as by a client with a timeout.
         let answer = tokio::time::timeout(std::time::Duration::from_millis(200), call).await;
         if matches!(answer, Ok(Err(_))) {
             return sent + 1;
@@ -100,7 +100,7 @@ pub async fn fuzzed_bodies(port: u16, random: &mut StdRng) -> usize {
     BURST
 }
 
-/// Headers without an end.
+/// Headers without END_HEADERS.
 pub async fn endless_headers(port: u16, random: &mut StdRng) -> usize {
     let Some(mut socket) = Socket::greeted(port, &frame(SETTINGS, 0, 0, &[])).await else {
         return 1;
@@ -115,7 +115,7 @@ pub async fn endless_headers(port: u16, random: &mut StdRng) -> usize {
     1
 }
 
-/// Requests that are taken back as soon as they are made.
+/// Requests that are reset as soon as they are sent.
 pub async fn rapid_reset(port: u16, random: &mut StdRng) -> usize {
     let Some(mut socket) = Socket::greeted(port, &frame(SETTINGS, 0, 0, &[])).await else {
         return 1;
@@ -132,7 +132,7 @@ pub async fn rapid_reset(port: u16, random: &mut StdRng) -> usize {
     FLOOD
 }
 
-/// A request, and the connection is gone.
+/// A request, or a part of it, and a reset of the connection.
 pub async fn abrupt_disconnect(port: u16, random: &mut StdRng) -> usize {
     let Some(mut socket) = Socket::greeted(port, &frame(SETTINGS, 0, 0, &[])).await else {
         return 1;
@@ -144,12 +144,12 @@ pub async fn abrupt_disconnect(port: u16, random: &mut StdRng) -> usize {
     1
 }
 
-/// Tunnels, which nobody offers, and other methods.
+/// CONNECT, which the server does not offer, and other methods.
 pub async fn other_methods(port: u16, random: &mut StdRng) -> usize {
     let Some(mut socket) = Socket::greeted(port, &frame(SETTINGS, 0, 0, &[])).await else {
         return 1;
     };
-    // CONNECT has an authority and nothing else.
+    // CONNECT has only an authority.
     let connect = b"\x00\x07:method\x07CONNECT\x00\x0a:authority\x09localhost".to_vec();
     for sent in 0..BURST {
         let stream = u32::try_from(2 * sent + 1).unwrap();
@@ -164,8 +164,8 @@ pub async fn other_methods(port: u16, random: &mut StdRng) -> usize {
     BURST
 }
 
-/// Asks for much, and has no window for the answers; or reads nothing at all and pings. Returns the connection,
-/// for the attack lasts as long as it stands.
+/// Requests batches and streams with a window of zero for the responses, and pings without reading. Returns the
+/// connection, because the attack lasts until it is dropped.
 pub async fn never_reads(
     port: u16,
     random: &mut StdRng,
@@ -188,7 +188,7 @@ pub async fn never_reads(
     Some((socket, FLOOD))
 }
 
-/// Asks for as much as it can, so many times, and has no window for the answers.
+/// Requests the largest batch this many times, with a window of zero for the responses.
 pub async fn unread(port: u16, products: &[i64], times: usize) -> Socket {
     let mut socket = Socket::greeted(port, &setting(INITIAL_WINDOW_SIZE, 0)).await.unwrap();
     let batch = BatchGetProductsRequest { ids: products.to_vec(), ..Default::default() };
@@ -201,7 +201,7 @@ pub async fn unread(port: u16, products: &[i64], times: usize) -> Socket {
     socket
 }
 
-/// Calls as a friendly client makes them, but all at once: a message, and then the end of the stream.
+/// Valid calls, all at once: each a message, and then the end of the stream.
 pub async fn burst(port: u16, product: i64, calls: usize) -> Socket {
     let wide = frame(WINDOW_UPDATE, 0, 0, &(1_u32 << 20).to_be_bytes());
     let begin = [frame(SETTINGS, 0, 0, &[]), wide].concat();

@@ -1,4 +1,4 @@
-//! HTTP/2 as bytes, for clients that no library would be.
+//! HTTP/2 as bytes, for clients that no library can be.
 
 use std::time::Duration;
 
@@ -6,8 +6,8 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// A write that the server does not take for so long is given up.
-const PATIENCE: Duration = Duration::from_millis(500);
+/// Timeout of a connect or a write.
+const TIMEOUT: Duration = Duration::from_millis(500);
 
 pub const DATA: u8 = 0;
 pub const HEADERS: u8 = 1;
@@ -19,7 +19,7 @@ pub const CONTINUATION: u8 = 9;
 pub const END_STREAM: u8 = 1;
 pub const END_HEADERS: u8 = 4;
 
-/// One frame, well formed or not.
+/// One frame, valid or not.
 pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
     let mut frame = vec![length[1], length[2], length[3], kind, flags];
@@ -35,7 +35,7 @@ pub fn setting(name: u16, value: u32) -> Vec<u8> {
     frame(SETTINGS, 0, 0, &payload)
 }
 
-/// Request headers in HPACK, without its table and without Huffman's code.
+/// Request headers in HPACK (RFC 7541), without the dynamic table and without Huffman coding.
 pub fn headers(method: &str, path: &str) -> Vec<u8> {
     let mut block = Vec::new();
     field(&mut block, ":method", method);
@@ -61,38 +61,38 @@ pub fn body(stream: u32, message: &[u8]) -> Vec<u8> {
     frame(DATA, END_STREAM, stream, &crate::harness::framed(message))
 }
 
-/// A socket that says goodbye to nobody: dropping it resets the connection.
+/// A socket whose drop resets the connection.
 pub struct Socket(TcpStream);
 
 impl Socket {
-    /// `None` when the server does not take it.
+    /// `None` when the server does not accept the connection.
     pub async fn connect(port: u16) -> Option<Self> {
         let connecting = TcpStream::connect(("127.0.0.1", port));
-        let stream = tokio::time::timeout(PATIENCE, connecting).await.ok()?.ok()?;
+        let stream = tokio::time::timeout(TIMEOUT, connecting).await.ok()?.ok()?;
         stream.set_zero_linger().ok()?;
         Some(Self(stream))
     }
 
-    /// A connection whose HTTP/2 has begun.
+    /// A connection that has sent the preface and `settings`.
     pub async fn greeted(port: u16, settings: &[u8]) -> Option<Self> {
         let mut socket = Self::connect(port).await?;
         socket.send(&[PREFACE, settings].concat()).await;
         Some(socket)
     }
 
-    /// Sends what the server takes; it may have hung up, and be right to.
+    /// Returns whether all bytes were sent: the server may have closed the connection, rightly.
     pub async fn send(&mut self, bytes: &[u8]) -> bool {
-        self.send_within(PATIENCE, bytes).await
+        self.send_within(TIMEOUT, bytes).await
     }
 
-    pub async fn send_within(&mut self, patience: Duration, bytes: &[u8]) -> bool {
-        let sent = tokio::time::timeout(patience, self.0.write_all(bytes)).await;
+    pub async fn send_within(&mut self, timeout: Duration, bytes: &[u8]) -> bool {
+        let sent = tokio::time::timeout(timeout, self.0.write_all(bytes)).await;
         sent.is_ok_and(|sent| sent.is_ok())
     }
 
-    /// Waits until the server has ended so many streams, and returns how many of them by taking them back; `None`
-    /// when it hung up instead, or did not.
-    pub async fn ended(&mut self, count: usize, patience: Duration) -> Option<usize> {
+    /// Waits until the server has ended `count` streams, and returns how many of them by RST_STREAM; `None` when it closes
+    /// the connection first, or at the timeout.
+    pub async fn ended(&mut self, count: usize, timeout: Duration) -> Option<usize> {
         use tokio::io::AsyncReadExt;
         let (mut answered, mut reset) = (0, 0);
         let all = async {
@@ -107,15 +107,15 @@ impl Socket {
             }
             std::io::Result::Ok(())
         };
-        tokio::time::timeout(patience, all).await.ok()?.ok()?;
+        tokio::time::timeout(timeout, all).await.ok()?.ok()?;
         Some(reset)
     }
 
-    /// Waits until the server has hung up, for a while.
-    pub async fn hung_up(&mut self, patience: Duration) -> bool {
+    /// Whether the server closes the connection within `timeout`.
+    pub async fn hung_up(&mut self, timeout: Duration) -> bool {
         use tokio::io::AsyncReadExt;
         let mut buffer = [0; 4096];
         let end = async { while !matches!(self.0.read(&mut buffer).await, Ok(0) | Err(_)) {} };
-        tokio::time::timeout(patience, end).await.is_ok()
+        tokio::time::timeout(timeout, end).await.is_ok()
     }
 }

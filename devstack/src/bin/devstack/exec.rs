@@ -1,4 +1,4 @@
-//! Runs a command and ends as it ends.
+//! Runs a command and exits with its exit code.
 
 use std::ffi::OsString;
 use std::io::{self, IsTerminal};
@@ -11,12 +11,12 @@ use tokio::process::{Child, Command};
 
 use crate::signals::{Signals, runtime};
 
-/// As a shell reports a command that it could not start.
+/// The exit code with which a shell reports a command that it could not start.
 const NOT_STARTED: u8 = 127;
-/// As a shell reports a command that a signal ended: this plus the signal's number.
+/// A shell reports a command that a signal ended with this plus the signal's number.
 const BY_SIGNAL: u8 = 128;
 
-/// Runs `command` with these variables, passing signals on, and gives its exit code.
+/// Runs `command` with these variables, forwards signals to it, and returns its exit code.
 pub(crate) fn run(
     command: &[OsString],
     environment: [(&'static str, String); 2],
@@ -24,7 +24,7 @@ pub(crate) fn run(
     runtime()?.block_on(async {
         let mut signals = Signals::listen()?;
         match spawn(command, environment) {
-            Ok(mut child) => Ok(exit_code(see_through(&mut child, &mut signals).await?)),
+            Ok(mut child) => Ok(exit_code(wait_forwarding(&mut child, &mut signals).await?)),
             Err(error) => {
                 eprintln!("devstack: {}: {error}", command[0].display());
                 Ok(ExitCode::from(NOT_STARTED))
@@ -33,9 +33,9 @@ pub(crate) fn run(
     })
 }
 
-/// In a group of its own, so that Ctrl-C reaches the command only through us, and so exactly once.
+/// A process group of its own: Ctrl-C reaches the command only through devstack, and so exactly once.
 fn spawn(command: &[OsString], environment: [(&'static str, String); 2]) -> io::Result<Child> {
-    // A background group that reads from its terminal is stopped: an end of file is clearer.
+    // The kernel stops a background group that reads from its terminal: an end of file is clearer.
     let input = if io::stdin().is_terminal() { Stdio::null() } else { Stdio::inherit() };
     Command::new(&command[0])
         .args(&command[1..])
@@ -46,18 +46,17 @@ fn spawn(command: &[OsString], environment: [(&'static str, String); 2]) -> io::
         .spawn()
 }
 
-/// Waits for the command. The first signal is passed on as it is; whoever sends a second one is
-/// done waiting.
-async fn see_through(child: &mut Child, signals: &mut Signals) -> io::Result<ExitStatus> {
+/// Waits for the command. The first signal is forwarded as it is; each later one becomes SIGKILL.
+async fn wait_forwarding(child: &mut Child, signals: &mut Signals) -> io::Result<ExitStatus> {
     let group = child.id().map(|pid| Pid::from_raw(pid.cast_signed()));
-    let mut passed_on = false;
+    let mut forwarded = false;
     loop {
         tokio::select! {
             status = child.wait() => return status,
             signal = signals.next() => if let Some(group) = group {
-                // A group that is gone has nothing left to be told.
-                let _ = killpg(group, if passed_on { Signal::SIGKILL } else { signal });
-                passed_on = true;
+                // An error means that the group has ended.
+                let _ = killpg(group, if forwarded { Signal::SIGKILL } else { signal });
+                forwarded = true;
             },
         }
     }

@@ -15,8 +15,8 @@ use stack::{Stack, StackArgs};
 
 /// Private PostgreSQL and Redis on free loopback ports, and sample data.
 ///
-/// The servers are real ones, found on this machine, that nobody else uses. They end with devstack,
-/// however it ends.
+/// The servers are started from the programs installed on this machine, for this devstack alone. They
+/// end with devstack, however it ends.
 #[derive(Parser)]
 #[command(version)]
 struct Cli {
@@ -28,10 +28,10 @@ struct Cli {
 enum Task {
     /// Run a command with DATABASE_URL and REDIS_URL set, and stop the servers when it ends.
     ///
-    /// The command runs in a process group of its own. SIGINT (Ctrl-C) and SIGTERM are passed on to
-    /// that group once, and the servers stay up until the command has ended; a second signal kills
-    /// it. It cannot read from the terminal. The exit code is the command's: 128 + N when signal N
-    /// ended it, 127 when it could not be started.
+    /// The command runs in a process group of its own. The first SIGINT (Ctrl-C) or SIGTERM is
+    /// forwarded to that group, and the servers stay up until the command has ended; a second signal
+    /// kills it. It cannot read from the terminal. The exit code is the command's: 128 + N when
+    /// signal N ended it, 127 when it could not be started.
     Exec(ExecArgs),
     /// Start the servers, print `export DATABASE_URL=...` and `export REDIS_URL=...`, and wait for
     /// Ctrl-C or SIGTERM.
@@ -59,7 +59,7 @@ struct SampleArgs {
     seed: u64,
 }
 
-/// Errors here go to a person and nowhere else.
+/// Errors are only printed here, so their type does not matter.
 type Failure = Box<dyn std::error::Error>;
 
 fn main() -> ExitCode {
@@ -82,9 +82,9 @@ fn exec(args: &ExecArgs) -> Result<ExitCode, Failure> {
 fn up(args: &StackArgs) -> Result<(), Failure> {
     let stack = Stack::start(args)?;
     signals::runtime()?.block_on(async {
-        // Before anybody reads where the servers are, and perhaps ends us at once.
+        // Before the addresses are printed: their reader may send a signal at once.
         let mut signals = Signals::listen()?;
-        quiet_when_unread(print_exports(&stack))?;
+        ignore_broken_pipe(print_exports(&stack))?;
         signals.next().await;
         Ok(())
     })
@@ -101,11 +101,11 @@ fn print_exports(stack: &Stack) -> io::Result<()> {
 
 fn sample_products(args: &SampleArgs) -> Result<(), Failure> {
     let written = devstack::sample::write_csv(io::stdout().lock(), args.count, args.seed);
-    Ok(quiet_when_unread(written)?)
+    Ok(ignore_broken_pipe(written)?)
 }
 
-/// A reader such as `head` that has seen enough is no failure.
-fn quiet_when_unread(written: io::Result<()>) -> io::Result<()> {
+/// A reader that closes the pipe early, such as `head`, is no failure.
+fn ignore_broken_pipe(written: io::Result<()>) -> io::Result<()> {
     match written {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
         outcome => outcome,

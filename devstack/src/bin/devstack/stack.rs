@@ -1,4 +1,4 @@
-//! The servers that a command needs.
+//! The servers of one `devstack exec` or `devstack up`.
 
 use std::path::{Path, PathBuf};
 
@@ -12,8 +12,8 @@ pub(crate) struct StackArgs {
     /// A Redis Cluster of three masters and three replicas instead of one Redis.
     #[arg(long)]
     cluster: bool,
-    /// Keep data and logs in this directory, and use them again next time. A cluster keeps its logs
-    /// only. Without it, everything is temporary.
+    /// Keep data and logs in this directory, and use them again next time. A cluster keeps only its
+    /// logs. Without it, everything is temporary.
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
     /// Let PostgreSQL wait for the disk, so that what it confirms survives a power cut.
@@ -32,7 +32,7 @@ enum Cache {
 }
 
 impl Stack {
-    /// PostgreSQL first: it locks its directory, so that a second devstack with the same one stops
+    /// PostgreSQL first: it locks its directory, so a second devstack with the same directory fails
     /// here.
     pub(crate) fn start(args: &StackArgs) -> Result<Self, Error> {
         let dir = |name| args.dir.as_deref().map(|dir: &Path| dir.join(name));
@@ -56,7 +56,7 @@ impl Stack {
         Ok(Self { postgres, cache })
     }
 
-    /// Where a client finds the servers.
+    /// The servers' addresses, as variables for a client's environment.
     pub(crate) fn environment(&self) -> [(&'static str, String); 2] {
         let redis = match &self.cache {
             Cache::Single(redis) => redis.url(),
