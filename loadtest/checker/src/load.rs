@@ -158,7 +158,7 @@ pub async fn run(target: &Target, load: &Load) -> Result<Outcome, Error> {
 pub async fn run_beside<T>(
     target: &Target,
     load: &Load,
-    beside: impl AsyncFnOnce(Stage) -> T,
+    beside: impl AsyncFnOnce(RunInfo) -> T,
 ) -> Result<(Outcome, T), Error> {
     let products = truth::prepare(&target.sql, load.hot + load.cold).await?;
     let (stop, stopped) = watch::channel(false);
@@ -168,7 +168,7 @@ pub async fn run_beside<T>(
         None => load.clone(),
     };
     let beside = async {
-        let done = beside(Stage { products: world.products.clone(), clock: world.clock }).await;
+        let done = beside(RunInfo { products: world.products.clone(), clock: world.clock }).await;
         // Writers that had planned more leave it.
         stop.send_replace(true);
         done
@@ -192,7 +192,7 @@ pub async fn run_beside<T>(
 
 /// What is known to whoever does something beside the load.
 #[derive(Clone, Debug)]
-pub struct Stage {
+pub struct RunInfo {
     /// The products, the hottest first.
     pub products: Vec<i64>,
     /// The clock of the run.
