@@ -136,7 +136,7 @@ fn samples(outcome: &Outcome, timeline: &DrillTimeline) -> Vec<Sample> {
     // is not that of a cached read.
     let reads = outcome.history.reads.iter().filter_map(|read| {
         let due = read.begin - u64::from(read.late);
-        let cached = is_cached(read.product, read.wish) && read.tier != Tier::Unsaid;
+        let cached = is_cached(read.product, read.wish) && read.tier != Tier::Unknown;
         let latency = read.end - due;
         let sample = Sample { due, latency, cached, failed: false };
         (!is_allowed(&timeline.allowances, read.instance, due, read.end)).then_some(sample)
