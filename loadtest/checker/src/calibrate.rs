@@ -1,4 +1,4 @@
-//! What this machine can bear: callers that each wait for their answer, for a second.
+//! Measures for a second how many reads the instances answer: a closed loop, in which each caller waits for its response.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -6,19 +6,20 @@ use std::time::{Duration, Instant};
 use hotshelf::proto::GetProductRequest;
 use tokio::task::JoinSet;
 
-use crate::load::{Load, World};
+use crate::load::{Load, Run};
 use crate::{readers, writers};
 
 const CALLERS: usize = 8;
-const TIME: Duration = Duration::from_secs(1);
+const DURATION: Duration = Duration::from_secs(1);
 
-/// The load, lowered to `share` of the reads a second that the instances answer now where the plan asks for more.
-pub(crate) async fn fitted(world: &Arc<World>, load: &Load, share: f64) -> Load {
-    let bearable = share * answered(world).await;
+/// The load, lowered to at most `share` of the reads a second that the instances answer now.
+pub(crate) async fn scaled_down(run: &Arc<Run>, load: &Load, share: f64) -> Load {
+    let affordable = share * reads_per_second(run).await;
     #[expect(clippy::cast_precision_loss, reason = "a few instances")]
-    let looks = writers::changes(&load.mix) * (readers::LOOKS.len() * world.clients.len()) as f64;
-    let planned = load.read_rate + load.write_rate * looks;
-    let factor = (bearable / planned).min(1.0);
+    let probes =
+        writers::changes(&load.mix) * (readers::PROBE_DELAYS_MS.len() * run.clients.len()) as f64;
+    let planned = load.read_rate + load.write_rate * probes;
+    let factor = (affordable / planned).min(1.0);
     Load {
         read_rate: load.read_rate * factor,
         write_rate: load.write_rate * factor,
@@ -26,18 +27,18 @@ pub(crate) async fn fitted(world: &Arc<World>, load: &Load, share: f64) -> Load 
     }
 }
 
-/// Reads a second, of hot products, through all instances.
-async fn answered(world: &Arc<World>) -> f64 {
+/// Of all products in turn, through all instances.
+async fn reads_per_second(run: &Arc<Run>) -> f64 {
     let (mut callers, began) = (JoinSet::new(), Instant::now());
     for caller in 0..CALLERS {
-        let world = Arc::clone(world);
+        let run = Arc::clone(run);
         callers.spawn(async move {
             let mut answered = 0_u32;
-            let mut client = world.clients[caller % world.clients.len()].clone();
-            for id in world.products.iter().copied().cycle() {
+            let mut client = run.clients[caller % run.clients.len()].clone();
+            for id in run.products.iter().copied().cycle() {
                 let read = client.get_product(GetProductRequest { id, freshness: None }).await;
                 answered += u32::from(read.is_ok());
-                if began.elapsed() > TIME {
+                if began.elapsed() > DURATION {
                     break;
                 }
             }

@@ -1,4 +1,4 @@
-//! When the writes have stopped: every tier of every instance comes to hold what Postgres holds.
+//! After the last write: every tier of every instance must come to hold what Postgres holds.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,92 +11,92 @@ use tokio::task::JoinSet;
 use tonic::{Code, Status};
 
 use crate::history::Micros;
-use crate::load::{Load, World};
+use crate::load::{Load, Run};
 use crate::verify::{Rule, Violation};
 use crate::{Error, truth};
 
-/// Looks at once: the instances share the machine.
-const LOOKS: usize = 8;
+/// Probes in flight: few, because the instances share the machine.
+const IN_FLIGHT: usize = 8;
 
-/// What the tiers held.
 #[derive(Clone, Debug, Default)]
 pub struct Convergence {
-    /// Products times instances that were looked at.
-    pub looks: usize,
-    /// The last moment after the last write at which a tier did not hold what Postgres held.
-    pub settled_after: Duration,
-    /// Tiers that did not in time.
+    /// Written products times instances.
+    pub probes: usize,
+    /// From the last write to the last probe in which a tier did not agree with Postgres.
+    pub converged_after: Duration,
+    /// Tiers that did not agree within the bound.
     pub violations: Vec<Violation>,
 }
 
-/// One product at one instance, and what it should hold.
+/// One product at one instance.
 #[derive(Clone, Copy)]
-struct Place {
+struct Probe {
     product: i64,
     instance: usize,
+    /// The version in Postgres; `None` if there is no such product.
     truth: Option<i64>,
     redis_goes_back: bool,
 }
 
-/// Looks at every product that was written, through every instance, until each tier agrees with Postgres or
-/// its time is over. Nobody writes any more.
-pub(crate) async fn wait(world: &Arc<World>, load: &Load) -> Result<Convergence, Error> {
-    let (stopped, written) = world.written();
+/// Probes every product that was written, through every instance, until each tier agrees with Postgres or the bound has
+/// passed. All writes must have ended.
+pub(crate) async fn wait(run: &Arc<Run>, load: &Load) -> Result<Convergence, Error> {
+    let (stopped, written) = run.written();
     let truth: HashMap<i64, i64> =
-        truth::current(&world.sql, &world.products).await?.into_iter().collect();
-    let mut open: Vec<Place> = Vec::new();
+        truth::current(&run.sql, &run.products).await?.into_iter().collect();
+    let mut open: Vec<Probe> = Vec::new();
     for product in written {
         let truth = truth.get(&product).copied();
         let redis_goes_back = load.redis_goes_back;
-        let place = |instance| Place { product, instance, truth, redis_goes_back };
-        open.extend((0..world.clients.len()).map(place));
+        let probe = |instance| Probe { product, instance, truth, redis_goes_back };
+        open.extend((0..run.clients.len()).map(probe));
     }
-    let mut convergence = Convergence { looks: open.len(), ..Convergence::default() };
+    let mut convergence = Convergence { probes: open.len(), ..Convergence::default() };
     while !open.is_empty() {
-        open = round(world, open, stopped, load.bound, &mut convergence).await;
+        open = round(run, open, stopped, load.bound, &mut convergence).await;
     }
     Ok(convergence)
 }
 
-/// Looks once at every place, and returns those that get another chance.
+/// Runs every probe once. Returns those that disagreed within the bound, to be repeated.
 async fn round(
-    world: &Arc<World>,
-    open: Vec<Place>,
+    run: &Arc<Run>,
+    open: Vec<Probe>,
     stopped: Micros,
     bound: Duration,
     convergence: &mut Convergence,
-) -> Vec<Place> {
-    let (mut looks, mut rest, mut places) = (JoinSet::new(), Vec::new(), open.into_iter());
+) -> Vec<Probe> {
+    let (mut running, mut again, mut probes) = (JoinSet::new(), Vec::new(), open.into_iter());
     loop {
-        while looks.len() < LOOKS
-            && let Some(place) = places.next()
+        while running.len() < IN_FLIGHT
+            && let Some(probe) = probes.next()
         {
-            let world = Arc::clone(world);
-            looks.spawn(async move { (place, world.clock.now(), look(&world, place).await) });
+            let run = Arc::clone(run);
+            running.spawn(async move { (probe, run.clock.now(), run_probe(&run, probe).await) });
         }
-        let Some(looked) = looks.join_next().await else { return rest };
-        let Ok((place, began, Err(what))) = looked else { continue };
+        let Some(done) = running.join_next().await else { return again };
+        let Ok((probe, began, Err(what))) = done else { continue };
         let after = Duration::from_micros(began.saturating_sub(stopped));
-        convergence.settled_after = convergence.settled_after.max(after);
+        convergence.converged_after = convergence.converged_after.max(after);
         if after <= bound {
-            rest.push(place);
+            again.push(probe);
             continue;
         }
-        let Place { product, instance, .. } = place;
+        let Probe { product, instance, .. } = probe;
         let what = format!("instance {instance}, {after:?} after the last write: {what}");
         let violation = Violation { rule: Rule::Converges, product, at: began, what };
         convergence.violations.push(violation);
     }
 }
 
-async fn look(world: &World, place: Place) -> Result<(), String> {
-    let Place { product, instance, truth, redis_goes_back } = place;
+async fn run_probe(run: &Run, probe: Probe) -> Result<(), String> {
+    let Probe { product, instance, truth, redis_goes_back } = probe;
     let failed = |status: Status| format!("{:?}: {}", status.code(), status.message());
     let request = ExplainProductRequest { id: product };
-    let explained = world.admins[instance].clone().explain_product(request).await;
+    let explained = run.admins[instance].clone().explain_product(request).await;
     agrees(&explained.map_err(failed)?.into_inner(), truth, redis_goes_back)?;
     let request = GetProductRequest { id: product, freshness: None };
-    let served = match world.clients[instance].clone().get_product(request).await {
+    let served = match run.clients[instance].clone().get_product(request).await {
         Ok(response) => Some(response.into_inner().version),
         Err(status) if status.code() == Code::NotFound => None,
         Err(status) => return Err(failed(status)),
@@ -104,11 +104,11 @@ async fn look(world: &World, place: Place) -> Result<(), String> {
     if served == truth { Ok(()) } else { Err(format!("a read gave {served:?}, not {truth:?}")) }
 }
 
-/// Whether each tier holds this version, or nothing that it would serve. `None`: there is no such product.
-/// Where Redis may have gone back, what it holds and no instance would serve counts as nothing.
+/// Checks that each tier holds this version, or nothing that it would serve. `None`: there is no such product.
+/// If Redis may have gone back, an entry that no instance would serve counts as absent.
 ///
 /// # Errors
-/// The tier that does not, and what it holds.
+/// The tier that disagrees, and what it holds.
 pub fn agrees(
     explained: &ExplainProductResponse,
     truth: Option<i64>,
@@ -140,8 +140,8 @@ fn copy_agrees(tier: &str, copy: Option<&CachedCopy>, truth: Option<i64>) -> Res
     if held == truth { Ok(()) } else { Err(format!("{tier} holds {held:?}, not {truth:?}")) }
 }
 
-impl World {
-    /// When the last writer was told so, and what was written, the latest first.
+impl Run {
+    /// When the last write was confirmed, and the products that were written, the latest first.
     fn written(&self) -> (Micros, Vec<i64>) {
         let mut latest: HashMap<i64, Micros> = HashMap::new();
         self.each_ack(|ack| {

@@ -1,4 +1,4 @@
-//! The instances that are checked: processes of the program on servers of their own, or somebody else's.
+//! The instances that are checked: processes started on private servers, or existing ones.
 
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -12,39 +12,39 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tonic::transport::{Channel, Endpoint};
 
-/// Longer than a start takes.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// A call that takes longer is a failure.
-const CALL_TIME: Duration = Duration::from_secs(10);
+/// Until an instance that was started is ready.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+/// A call that takes longer fails.
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[derive(Args, Debug)]
 pub(crate) struct FleetArgs {
     /// How many instances to start.
     #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=100))]
     instances: u8,
-    /// A Redis Cluster instead of one Redis.
+    /// Starts a Redis Cluster instead of one Redis.
     #[arg(long)]
     cluster: bool,
-    /// The program to start; the one beside this one, if it is left out.
+    /// The program to start [default: hotshelf beside this program]
     #[arg(long, value_name = "FILE")]
     hotshelf: Option<PathBuf>,
-    /// An instance that runs already, instead of those: HOST:PORT. Give all of those that share a database.
+    /// Checks an existing instance, HOST:PORT, instead of starting some. Give all instances that share the database.
     #[arg(long, value_name = "ADDRESS", requires = "database_url")]
     instance: Vec<String>,
-    /// The database of those instances. The checker adds products, and a schema named checker, and removes
-    /// them at the end.
+    /// The database of the existing instances. The checker adds products and a schema named checker, and removes
+    /// both at the end.
     #[arg(long, value_name = "URL", requires = "instance")]
     database_url: Option<String>,
-    /// More options for the instances that it starts, after --.
+    /// Options for the instances that are started, after --.
     #[arg(last = true, value_name = "OPTION")]
     options: Vec<String>,
 }
 
-/// What is checked, and what has to live as long as that.
+/// The addresses of the instances, and the processes that must outlive the check.
 pub(crate) struct Fleet {
     addresses: Vec<String>,
     database_url: String,
-    // In this order they end.
+    // Dropped, and so ended, in this order.
     _instances: Vec<Child>,
     _redis: Option<Redis>,
     _cluster: Option<RedisCluster>,
@@ -63,7 +63,7 @@ impl Fleet {
                 _postgres: None,
             });
         }
-        // Blocks, but nothing else runs yet.
+        // Blocks the thread, on which nothing else runs yet.
         let postgres = Postgres::start(PostgresOptions::default())?;
         let (redis, cluster) = match args.cluster {
             true => (None, Some(RedisCluster::start(&ClusterOptions::default())?)),
@@ -94,7 +94,7 @@ impl Fleet {
         }
         let sql = PgPoolOptions::new()
             .max_connections(20)
-            .acquire_timeout(CALL_TIME)
+            .acquire_timeout(CALL_TIMEOUT)
             .connect(&self.database_url)
             .await?;
         Ok(Target { instances, sql })
@@ -104,10 +104,10 @@ impl Fleet {
 async fn connect(address: &str) -> Result<Channel, Error> {
     let unreachable = |error| Error::Instance(format!("{address} cannot be reached: {error}"));
     let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(unreachable)?;
-    endpoint.timeout(CALL_TIME).tcp_nodelay(true).connect().await.map_err(unreachable)
+    endpoint.timeout(CALL_TIMEOUT).tcp_nodelay(true).connect().await.map_err(unreachable)
 }
 
-/// Starts an instance, and waits until it serves.
+/// Starts an instance, and waits until it logs its address.
 async fn spawn(
     args: &FleetArgs,
     database_url: &str,
@@ -139,10 +139,10 @@ async fn spawn(
         }
         Err(Error::Instance(format!("an instance did not start: {last}")))
     };
-    let address = tokio::time::timeout(PATIENCE, reported)
-        .await
-        .map_err(|_| Error::Instance(format!("an instance does not serve after {PATIENCE:?}")))??;
-    // Read on, so that the process never waits for its log to be read.
+    let address = tokio::time::timeout(START_TIMEOUT, reported).await.map_err(|_| {
+        Error::Instance(format!("an instance does not serve after {START_TIMEOUT:?}"))
+    })??;
+    // Reads the log to the end: with a full pipe the process would block at its next line.
     tokio::spawn(async move {
         while let Ok(Some(line)) = lines.next_line().await {
             if line.contains("WARN") || line.contains("ERROR") {

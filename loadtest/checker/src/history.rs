@@ -1,4 +1,4 @@
-//! What is recorded of a run.
+//! The record of a run.
 
 use std::fmt;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -8,7 +8,7 @@ use hotshelf::proto::{Money, Product};
 /// Microseconds since the run began.
 pub type Micros = u64;
 
-/// The clock of a run: every moment in a history is read from it.
+/// The clock of a run. Every moment in a history is read from it.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
     origin: Instant,
@@ -16,25 +16,24 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// A clock that shows zero now.
+    /// A clock that reads zero now.
     #[must_use]
     pub fn start() -> Self {
         Self { origin: Instant::now(), wall: SystemTime::now() }
     }
 
-    /// What it shows now.
     #[must_use]
     pub fn now(&self) -> Micros {
         micros(self.origin.elapsed())
     }
 
-    /// What it showed at `moment`.
+    /// The reading at `moment`.
     #[must_use]
     pub fn at(&self, moment: Instant) -> Micros {
         micros(moment.saturating_duration_since(self.origin))
     }
 
-    /// What it showed when the wall clock said this, in microseconds since 1970.
+    /// The reading when the wall clock read this, in microseconds since 1970.
     #[must_use]
     pub fn at_wall(&self, micros_since_1970: i64) -> Micros {
         let origin = micros(self.wall.duration_since(UNIX_EPOCH).unwrap_or_default());
@@ -42,34 +41,31 @@ impl Clock {
     }
 }
 
-/// A duration in the unit of a history.
 #[must_use]
 pub fn micros(duration: Duration) -> Micros {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// Identifies the statement that gave a product its content.
+/// Identifies the statement that wrote the content of a product.
 pub type WriteId = u32;
 
-/// What the products are called, and cost, after a write: no two writes give the same.
+/// Name and price, in hundredths, of the products of a write: no two writes give the same.
 #[must_use]
 pub fn content(write: WriteId) -> (String, i64) {
     (format!("w{write}"), i64::from(write) * 7_919 % 9_999_999)
 }
 
-/// Which write gave this content; `None` when no write did, or a mixture of two.
+/// The write that gave this content. `None` if no write did, or if name and price are from two writes.
 #[must_use]
 pub fn write_of(name: &str, hundredths: i64) -> Option<WriteId> {
     let write = name.strip_prefix('w')?.parse().ok()?;
     (content(write) == (name.to_owned(), hundredths)).then_some(write)
 }
 
-/// A state of a product. In the order of commits: a deletion has the version of the row that it deleted.
+/// A state of a product. States order by commit: a deletion has the version of the row that it deleted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct State {
-    /// The version of the row.
     pub version: i64,
-    /// Whether there is no row any more.
     pub deleted: bool,
 }
 
@@ -87,140 +83,114 @@ impl fmt::Display for State {
 /// How a product was changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// UpdateProduct, through some instance.
+    /// UpdateProduct, through an instance.
     Api,
-    /// A statement, or a transaction, of plain SQL.
+    /// A statement or a transaction of plain SQL.
     Sql,
 }
 
-/// What Postgres says was committed.
+/// A committed state, from the record in Postgres.
 #[derive(Clone, Copy, Debug)]
 pub struct Committed {
-    /// The product.
     pub product: i64,
-    /// The state that it went into.
     pub state: State,
-    /// What gave it its content; `None` if that was nothing that the checker did.
+    /// The write that gave the content; `None` if it was none of the checker.
     pub write: Option<WriteId>,
     /// When the row was written, by the clock of Postgres: some time before the commit.
     pub written: Micros,
 }
 
-/// What a writer was told.
+/// A write that was confirmed to its writer.
 #[derive(Clone, Copy, Debug)]
 pub struct Ack {
-    /// The product.
     pub product: i64,
-    /// The state that it went into.
     pub state: State,
-    /// How.
     pub kind: Kind,
-    /// Nothing was committed before this.
+    /// The write was not committed before this.
     pub sent: Micros,
-    /// It was committed before this.
+    /// The write was committed before this.
     pub acked: Micros,
 }
 
-/// The tier that an answer says it comes from.
+/// The tier that a response names in `cache-status`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Tier {
-    /// The memory of the instance.
     Hot,
-    /// Redis.
     Redis,
-    /// Postgres.
     Postgres,
-    /// Not said for this product: a batch names the farthest tier of all its products.
-    Unsaid,
+    /// A batch names only the farthest tier of all its products.
+    Unknown,
 }
 
-/// What a reader asks for beyond the product.
+/// The freshness that a read asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wish {
-    /// Nothing.
+    /// None in particular.
     Plain,
-    /// `min_version`
     MinVersion(i64),
-    /// `max_staleness`
     MaxStaleness(Micros),
-    /// `latest`
     Latest,
 }
 
-/// What a reader was told.
+/// What a response shows of a product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Seen {
-    /// A product of this version. `None`: content that no write of the checker gives.
+    /// The version, and the write that gave the content; `None` if no write of the checker gives it.
     Product(i64, Option<WriteId>),
-    /// That there is no such product.
     Absent,
-    /// That Postgres has not reached the version that was asked for.
+    /// Postgres has not reached the requested version.
     NotReached,
 }
 
-/// One product in one answer.
+/// One product in one response.
 #[derive(Clone, Copy, Debug)]
 pub struct Read {
-    /// The product.
     pub product: i64,
-    /// Which instance answered.
     pub instance: u8,
-    /// The tier that it named.
     pub tier: Tier,
-    /// How long after its time the request was sent.
+    /// How long after it was due the request was sent.
     pub late: u32,
-    /// What was asked for.
     pub wish: Wish,
-    /// What was answered.
     pub seen: Seen,
-    /// Whether the answer says that it is stale.
+    /// The response is marked stale.
     pub stale: bool,
-    /// When the request was sent.
+    /// The request was sent.
     pub begin: Micros,
-    /// When the answer was there.
+    /// The response arrived.
     pub end: Micros,
 }
 
 /// A request that failed.
 #[derive(Clone, Debug)]
 pub struct Failure {
-    /// What was asked, and how it went wrong, without what differs from call to call.
+    /// Method, code and message, equal for all failures of one cause.
     pub what: String,
-    /// What was asked.
     pub request: Request,
-    /// When it was due.
     pub due: Micros,
-    /// When it had failed.
     pub end: Micros,
 }
 
-/// What a request was about.
+/// The numbers are a product and an instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request {
-    /// A read of this product, through this instance.
     Read(i64, u8, Wish),
-    /// A batch, through this instance.
     Batch(u8),
-    /// UpdateProduct, through this instance.
     Update(u8),
-    /// Plain SQL.
+    /// Plain SQL, sent to Postgres.
     Sql,
 }
 
-/// Everything that was recorded.
+/// Each list is in any order.
 #[derive(Clone, Debug, Default)]
 pub struct History {
-    /// How many instances there are.
+    /// The number of instances.
     pub instances: u8,
-    /// What was committed, in any order.
     pub committed: Vec<Committed>,
-    /// What writers were told, in any order.
     pub acks: Vec<Ack>,
-    /// What readers were told, in any order.
     pub reads: Vec<Read>,
 }
 
-/// What an answer shows of a product.
+/// What a response shows of this product.
 #[must_use]
 pub fn seen(product: &Product) -> Seen {
     let hundredths = |money: &Money| money.units * 100 + i64::from(money.nanos / 10_000_000);

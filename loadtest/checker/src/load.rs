@@ -1,5 +1,5 @@
-//! A run: open-loop readers and writers. Requests are sent when their time has come, whatever became of those
-//! before them, so that a stall is not hidden by the silence that it causes.
+//! A run: open-loop readers and writers. Each request is sent when it is due, whether or not earlier ones have been
+//! answered, so that a stall shows in every request that was due during it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
@@ -16,42 +16,40 @@ use crate::history::{Ack, Clock, Failure, History, Micros, Read, Request, WriteI
 use crate::plan::Pace;
 use crate::{Error, Target, calibrate, readers, truth, writers};
 
-/// What the instances are made to bear.
 #[derive(Clone, Debug)]
 pub struct Load {
-    /// Reads a second, by plan; looks at what was just written come on top.
+    /// Planned reads a second. Probes after writes are added to them.
     pub read_rate: f64,
-    /// Writes a second, by plan; some change several products.
+    /// Planned writes a second. Some change several products.
     pub write_rate: f64,
-    /// The share of what the instances can answer, measured for a second before the run, that the reads may be at most:
-    /// both rates are lowered to that. `None`: the rates as they are.
+    /// Before the run the reads that the instances answer are measured for a second. Both rates are lowered so that reads
+    /// and probes are at most this share of that. `None`: the rates as they are.
     pub share: Option<f64>,
-    /// How long.
     pub duration: Duration,
-    /// Products that nine of ten requests go to, by Zipf's law.
+    /// Nine of ten requests go to these products, by Zipf's law.
     pub hot: usize,
-    /// Products that the rest goes to, evenly.
+    /// The other requests go to these, evenly.
     pub cold: usize,
-    /// Requests in flight at which the generator gives up sending more.
+    /// The most requests in flight. A request above that is not sent, and counted.
     pub in_flight: usize,
     /// The same seed plans the same load.
     pub seed: u64,
-    /// How soon every change must be what every instance serves.
+    /// How soon every instance must serve a change.
     pub bound: Duration,
-    /// How writers write.
     pub mix: Mix,
-    /// Whether a server of Redis may come back with an older state. Then it may hold in the end what is old, if no instance would serve it.
+    /// A Redis server may come back with an older state. Then it may hold old entries in the end, if no instance would serve
+    /// them.
     pub redis_goes_back: bool,
 }
 
-/// Shares of the kinds of write; only their ratios count.
+/// Relative shares of the kinds of write.
 #[derive(Clone, Copy, Debug)]
 pub struct Mix {
     /// UpdateProduct.
     pub api: u32,
     /// UPDATE of one row.
     pub update: u32,
-    /// UPDATE of several rows, in one statement or in a transaction that stays open for a while.
+    /// UPDATE of several rows, in one statement; half of them in a transaction that stays open for a while.
     pub bulk: u32,
     /// DELETE, and INSERT of the same id a while later.
     pub replace: u32,
@@ -75,22 +73,19 @@ impl Default for Load {
     }
 }
 
-/// What came of a run.
+/// The result of a run.
 #[derive(Debug)]
 pub struct Outcome {
-    /// What was recorded.
     pub history: History,
-    /// What the tiers held when the writes had stopped.
     pub convergence: Convergence,
-    /// Requests that failed.
     pub failures: Vec<Failure>,
-    /// Requests that were not sent, because too many were in flight: the load was not what was asked for.
+    /// Requests that were not sent, because too many were in flight: the load was not the planned one.
     pub not_sent: u64,
 }
 
 impl Outcome {
-    /// Why nothing but a broken promise can be judged by this run: the load was not sent as planned, or calls ended by
-    /// the deadline of the client.
+    /// Why this run proves nothing but broken promises: the load was not sent as planned, or calls ended by the deadline of
+    /// the client.
     #[must_use]
     pub fn too_busy(&self) -> Option<String> {
         let late = |failure: &&Failure| {
@@ -101,14 +96,14 @@ impl Outcome {
             .then(|| format!("{not_sent} requests were not sent, {late} ended by their deadline"))
     }
 
-    /// The longest that a read was sent after it was due: what the machine took from the checker, and so from what it checks.
+    /// The longest time that a read was sent after it was due. The machine may have stalled the instances as long.
     #[must_use]
     pub fn longest_delay(&self) -> Duration {
         let longest = self.history.reads.iter().map(|read| read.late).max().unwrap_or(0);
         Duration::from_micros(longest.into())
     }
 
-    /// How often requests failed, by what went wrong.
+    /// Failures by method, code and message.
     #[must_use]
     pub fn reasons(&self) -> BTreeMap<&str, u64> {
         let mut reasons = BTreeMap::new();
@@ -119,18 +114,18 @@ impl Outcome {
     }
 }
 
-/// What readers and writers share.
-pub(crate) struct World {
+/// Shared by readers and writers.
+pub(crate) struct Run {
     pub(crate) products: Vec<i64>,
     pub(crate) clients: Vec<ProductServiceClient<Channel>>,
     pub(crate) admins: Vec<AdminServiceClient<Channel>>,
     pub(crate) sql: sqlx::PgPool,
     pub(crate) clock: Clock,
     pub(crate) tasks: TaskTracker,
-    /// Those of them that write.
+    /// The tasks that write.
     pub(crate) writers: TaskTracker,
     pub(crate) stopped: watch::Receiver<bool>,
-    /// The newest version of each product that a writer was told of.
+    /// The newest confirmed version of each product; 0 before the first write.
     newest: HashMap<i64, AtomicI64>,
     next_write: AtomicU32,
     in_flight: Arc<Semaphore>,
@@ -140,41 +135,40 @@ pub(crate) struct World {
     failures: Mutex<Vec<Failure>>,
 }
 
-/// Drives the load to its end, and looks at the tiers afterwards.
+/// Drives the load for its duration, and waits until the tiers have converged.
 ///
 /// # Errors
-/// When Postgres does not do what the checker itself needs.
+/// If a statement of the checker itself fails.
 pub async fn run(target: &Target, load: &Load) -> Result<Outcome, Error> {
     let (outcome, ()) =
         run_beside(target, load, async |_| tokio::time::sleep(load.duration).await).await?;
     Ok(outcome)
 }
 
-/// Drives the load while `beside` runs, whatever the planned duration, and returns what came of both.
-/// `beside` is given the products, the hottest first, and the clock of the run.
+/// Drives the load while `beside` runs, regardless of `load.duration`. Returns the results of both.
 ///
 /// # Errors
-/// When Postgres does not do what the checker itself needs.
+/// If a statement of the checker itself fails.
 pub async fn run_beside<T>(
     target: &Target,
     load: &Load,
-    beside: impl AsyncFnOnce(Stage) -> T,
+    beside: impl AsyncFnOnce(RunInfo) -> T,
 ) -> Result<(Outcome, T), Error> {
     let products = truth::prepare(&target.sql, load.hot + load.cold).await?;
     let (stop, stopped) = watch::channel(false);
-    let world = Arc::new(World::new(target, load, products, stopped));
+    let run = Arc::new(Run::new(target, load, products, stopped));
     let load = &match load.share {
-        Some(share) => calibrate::fitted(&world, load, share).await,
+        Some(share) => calibrate::scaled_down(&run, load, share).await,
         None => load.clone(),
     };
     let beside = async {
-        let done = beside(Stage { products: world.products.clone(), clock: world.clock }).await;
-        // Writers that had planned more leave it.
+        let done = beside(RunInfo { products: run.products.clone(), clock: run.clock }).await;
+        // Readers and writers send nothing more.
         stop.send_replace(true);
         done
     };
-    // Tasks of their own: what is done beside may block, and the load goes on.
-    let [reading, writing] = [Arc::clone(&world), Arc::clone(&world)];
+    // In tasks of their own, so that the load goes on when `beside` blocks its thread.
+    let [reading, writing] = [Arc::clone(&run), Arc::clone(&run)];
     let [reads, writes] = [load.clone(), load.clone()];
     let reading = tokio::spawn(async move { readers::drive(&reading, &reads).await });
     let writing = tokio::spawn(async move { writers::drive(&writing, &writes).await });
@@ -182,24 +176,23 @@ pub async fn run_beside<T>(
     let done = beside.await;
     reading.await?;
     writing.await?;
-    world.writers.close();
-    world.writers.wait().await;
-    let convergence = converge::wait(&world, load).await?;
-    world.tasks.close();
-    world.tasks.wait().await;
-    Ok((world.outcome(convergence).await?, done))
+    run.writers.close();
+    run.writers.wait().await;
+    let convergence = converge::wait(&run, load).await?;
+    run.tasks.close();
+    run.tasks.wait().await;
+    Ok((run.outcome(convergence).await?, done))
 }
 
-/// What is known to whoever does something beside the load.
+/// What [`run_beside`] passes to its closure.
 #[derive(Clone, Debug)]
-pub struct Stage {
-    /// The products, the hottest first.
+pub struct RunInfo {
+    /// The hottest first.
     pub products: Vec<i64>,
-    /// The clock of the run.
     pub clock: Clock,
 }
 
-impl World {
+impl Run {
     fn new(
         target: &Target,
         load: &Load,
@@ -225,7 +218,7 @@ impl World {
         }
     }
 
-    /// Does this beside everything else, unless too much is in flight already.
+    /// Spawns the request, unless too many are in flight.
     pub(crate) fn send(&self, request: impl Future<Output = ()> + Send + 'static) {
         let Ok(slot) = Arc::clone(&self.in_flight).try_acquire_owned() else {
             self.not_sent.fetch_add(1, Ordering::Relaxed);
@@ -241,7 +234,7 @@ impl World {
         self.next_write.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// The newest version that somebody was told of.
+    /// The newest confirmed version, if the product was written.
     pub(crate) fn newest(&self, product: i64) -> Option<i64> {
         let version = self.newest.get(&product)?.load(Ordering::Acquire);
         (version > 0).then_some(version)
@@ -254,8 +247,8 @@ impl World {
         self.acks.lock().unwrap_or_else(PoisonError::into_inner).push(ack);
     }
 
-    pub(crate) fn each_ack(&self, look: impl FnMut(&Ack)) {
-        self.acks.lock().unwrap_or_else(PoisonError::into_inner).iter().for_each(look);
+    pub(crate) fn each_ack(&self, visit: impl FnMut(&Ack)) {
+        self.acks.lock().unwrap_or_else(PoisonError::into_inner).iter().for_each(visit);
     }
 
     pub(crate) fn record_reads(&self, reads: impl IntoIterator<Item = Read>) {
@@ -267,7 +260,7 @@ impl World {
         self.failures.lock().unwrap_or_else(PoisonError::into_inner).push(failure);
     }
 
-    /// Moments until the load is stopped.
+    /// Moments to send requests at, until the load is stopped.
     pub(crate) fn pace(&self, rate: f64) -> Pace {
         Pace::new(rate, self.stopped.clone())
     }
@@ -280,7 +273,7 @@ impl World {
             acks: std::mem::take(&mut *self.acks.lock().unwrap_or_else(PoisonError::into_inner)),
             reads: std::mem::take(&mut *self.reads.lock().unwrap_or_else(PoisonError::into_inner)),
         };
-        truth::tidy(&self.sql, &self.products).await?;
+        truth::remove(&self.sql, &self.products).await?;
         let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
         let failures = std::mem::take(&mut *failures);
         let not_sent = self.not_sent.load(Ordering::Relaxed);

@@ -14,43 +14,43 @@ use humantime::parse_duration;
 
 use fleet::{Fleet, FleetArgs};
 
-/// Reads and writes products through several real instances, and fails if a promise was broken.
+/// Reads and writes products through several real instances, and fails if a promise is broken.
 ///
-/// Without --instance it starts instances of its own, on a PostgreSQL and a Redis of its own. Exits with 1
-/// when a promise was broken, a request failed, or the load could not be sent as planned.
+/// Without --instance it starts instances on a private PostgreSQL and a private Redis. Exits with 1 if a promise was
+/// broken, a request failed, or the load could not be sent as planned.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Cli {
     #[command(flatten)]
     fleet: FleetArgs,
-    /// Reads a second; looks at what was just written come on top: 10 at each instance for each change.
+    /// Reads a second. 10 probes through each instance after each change are added to them.
     #[arg(long, default_value_t = 1_500.0, value_name = "N", value_parser = rate)]
     read_rate: f64,
     /// Writes a second.
     #[arg(long, default_value_t = 30.0, value_name = "N", value_parser = rate)]
     write_rate: f64,
-    /// How long.
+    /// How long the load lasts.
     #[arg(long, default_value = "10m", value_name = "DURATION", value_parser = parse_duration)]
     duration: Duration,
-    /// Products that nine of ten requests go to, by Zipf's law.
+    /// Products to which nine of ten requests go, by Zipf's law.
     #[arg(long, default_value_t = 200, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     hot: u16,
-    /// Products that the rest goes to, evenly.
+    /// Products to which the other requests go, evenly.
     #[arg(long, default_value_t = 2_000, value_name = "N")]
     cold: u16,
-    /// Requests in flight at which the generator gives up sending more, and the run fails.
+    /// The most requests in flight. A request above that is not sent, and the run fails.
     #[arg(long, default_value_t = 2_000, value_name = "N")]
     in_flight: usize,
     /// The same seed plans the same load.
     #[arg(long, default_value_t = 1, value_name = "N")]
     seed: u64,
-    /// How soon every change must be what every instance serves.
+    /// How soon every instance must serve a change.
     #[arg(long, default_value = "1s", value_name = "DURATION", value_parser = parse_duration)]
     bound: Duration,
     /// Shares of writes: UpdateProduct, UPDATE of one row, UPDATE of several, DELETE and INSERT again.
     #[arg(long, default_value = "50,25,15,10", value_name = "A,U,B,R", value_parser = mix)]
     mix: Mix,
-    /// Where the history of a product is written to in which a promise was broken.
+    /// The directory for the history of a product in which a promise was broken.
     #[arg(long, default_value = ".", value_name = "DIR")]
     history_dir: PathBuf,
 }
@@ -77,7 +77,7 @@ async fn main() -> ExitCode {
     let cli = Cli::parse();
     let outcome = tokio::select! {
         outcome = check(&cli) => outcome,
-        // Returning drops, and so ends, the servers and the instances.
+        // Returning drops the servers and the instances, which ends them.
         () = interrupted() => Err(Error::Instance("interrupted".to_owned())),
     };
     match outcome {

@@ -1,4 +1,4 @@
-//! When requests are sent, and for which products.
+//! The moments at which requests are sent, and the products that they are for.
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 use crate::load::Load;
 
-/// Moments of a Poisson process: independent of each other, and of what became of the requests.
+/// Moments of a Poisson process: independent of each other, and of the responses.
 pub(crate) struct Pace {
     next: Instant,
     rate: f64,
@@ -20,7 +20,7 @@ impl Pace {
         Self { next: Instant::now(), rate, stopped }
     }
 
-    /// Waits for the next moment, or not at all if it has passed already; `None` when the load is stopped.
+    /// Waits for the next moment, if it has not passed already. `None` when the load is stopped.
     pub(crate) async fn next(&mut self, random: &mut ChaCha8Rng) -> Option<Instant> {
         let uniform: f64 = random.random_range(f64::MIN_POSITIVE..1.0);
         self.next += Duration::from_secs_f64(-uniform.ln() / self.rate);
@@ -32,7 +32,7 @@ impl Pace {
     }
 }
 
-/// Which product is next: nine of ten by Zipf's law among the hot ones, one evenly among the others.
+/// The product of each request: nine of ten by Zipf's law among the hot products, one evenly among the others.
 pub(crate) struct Keys {
     random: ChaCha8Rng,
     cumulated: Vec<f64>,
@@ -57,7 +57,7 @@ impl Keys {
         &mut self.random
     }
 
-    /// The place of the next one among the products of the run.
+    /// An index into the products of the run.
     pub(crate) fn next(&mut self) -> usize {
         let hot = self.cumulated.len();
         if self.cold > 0 && (hot == 0 || self.random.random_ratio(1, 10)) {

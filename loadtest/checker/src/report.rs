@@ -1,5 +1,4 @@
-//! What a run came to, for people: tables in Markdown, and the whole history of a product in which something
-//! is wrong.
+//! The result of a run: tables in Markdown, and the whole history of a product with a violation.
 
 use std::collections::HashSet;
 use std::fmt::{self, Write};
@@ -12,34 +11,32 @@ use crate::staleness::{Row, Since, percentile};
 use crate::timeline::Timeline;
 use crate::verify::{Line, Verdict, Violation};
 
-/// Violations that are printed, the first of each rule and product; the others are counted.
+/// The most violations that are printed, the first of each rule and product. The report counts all.
 const PRINTED: usize = 20;
 
 const CAPTION: &str = "Staleness: how long after the commit of a change an instance still served the older \
 state. Percentiles are over pairs of change and instance, not over reads: of each pair the longest time \
-counts, 0 when it never happened. A pair counts when the instance was asked for the product within a second \
-after the commit. Time counts from the moment at which the writer was told of the commit to the moment at \
-which the read was sent; \"since written\": from the moment at which the row was written, before the commit, \
-which is an upper bound. After each write its product was looked at through every instance ten times, about \
-1, 4, 8, 16 ... 1000 ms later, besides all other reads: what was seen is that fine.";
+counts, 0 if the older state was not served. A pair counts if the product was read through the instance within a second \
+after the commit. Time counts from the confirmation of the commit to the writer until the read was sent; \
+\"since written\": from the moment at which the row was written, before the commit, \
+which is an upper bound. After each write its product was read through every instance ten times, about \
+1, 4, 8, 16 ... 1000 ms later, besides all other reads: that is the resolution.";
 
 /// A run, as Markdown.
 #[derive(Debug)]
 pub struct Report<'a> {
-    /// What came of it.
     pub outcome: &'a Outcome,
-    /// What the history shows.
     pub verdict: &'a Verdict,
 }
 
 impl Report<'_> {
-    /// Everything that is wrong.
+    /// Of the history and of the convergence.
     #[must_use]
     pub fn violations(&self) -> Vec<&Violation> {
         self.verdict.violations.iter().chain(&self.outcome.convergence.violations).collect()
     }
 
-    /// Whether no promise was broken, and the load was what was asked for.
+    /// Whether no promise was broken, no request failed, and the load was sent as planned.
     #[must_use]
     pub fn is_sound(&self) -> bool {
         self.violations().is_empty()
@@ -76,7 +73,7 @@ impl Report<'_> {
             (Tier::Hot, "hot"),
             (Tier::Redis, "redis"),
             (Tier::Postgres, "postgres"),
-            (Tier::Unsaid, "in batches"),
+            (Tier::Unknown, "in batches"),
         ] {
             let of_tier = reads.iter().filter(|read| read.tier == tier);
             let mut times: Vec<Micros> =
@@ -101,8 +98,8 @@ impl Report<'_> {
         )?;
         writeln!(
             f,
-            "{} looks at the tiers after the last write: no disagreement later than {:?} after it.",
-            convergence.looks, convergence.settled_after,
+            "{} probes of the tiers after the last write: no disagreement later than {:?} after it.",
+            convergence.probes, convergence.converged_after,
         )?;
         let marked = history.reads.iter().filter(|read| read.stale).count();
         writeln!(f, "{marked} reads were marked stale.")?;
@@ -147,10 +144,7 @@ impl fmt::Display for Ms {
     }
 }
 
-/// Writes everything that happened to a product, in the order of time, and says where.
-///
-/// # Errors
-/// When the file cannot be written.
+/// Writes the history of a product in the order of time. Returns the path of the file.
 pub fn write_history(history: &History, product: i64, dir: &Path) -> io::Result<PathBuf> {
     let path = dir.join(format!("history-of-product-{product}.txt"));
     std::fs::write(&path, history_of(history, product))?;

@@ -1,24 +1,24 @@
 //! How long after a commit an instance still served the older state.
 //!
-//! Counted per change and instance, not per read: a product that is read a thousand times a second must not
-//! make the percentiles look good. Only pairs count of which something is known: the instance was asked for
-//! the product within a second after the commit.
+//! Counted per pair of change and instance, not per read: otherwise a product that is read a thousand times a second would
+//! improve the percentiles. A pair counts only if the product was read through the instance within a second after the
+//! commit, so that something is known about it.
 
 use std::collections::HashMap;
 
 use crate::history::{Kind, Micros, Read, Tier};
 use crate::timeline::{Step, Timeline};
 
-/// A pair counts if there was a read so soon after the commit.
+/// A pair counts if a read was sent within this time after the commit.
 const OBSERVED_WITHIN: Micros = 1_000_000;
 const TIERS: usize = 3;
 
-/// When the time begins to count.
+/// The moment from which time counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Since {
-    /// When the writer was told of the commit.
+    /// The commit was confirmed to the writer.
     Confirmed,
-    /// When the row was written, before the commit: too early, and so an upper bound.
+    /// The row was written, before the commit: the time is an upper bound.
     Written,
 }
 
@@ -31,7 +31,7 @@ impl Since {
     }
 }
 
-/// The longest time that a change was not seen at an instance: in any tier, and in each.
+/// The longest time that an instance served the older state: from any tier, and from each.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Pair {
     observed: bool,
@@ -39,31 +39,26 @@ pub struct Pair {
     by_tier: [Micros; TIERS],
 }
 
-/// All pairs.
+/// All pairs, by moment and by whether the write was an UpdateProduct.
 #[derive(Clone, Debug, Default)]
 pub struct Staleness {
     pairs: HashMap<(Since, bool), Vec<Pair>>,
 }
 
-/// A line of the table.
+/// A line of the table. Times are over all pairs, 0 for one in which no older state was served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Row {
-    /// Changes times instances.
     pub pairs: usize,
-    /// Those in which the older state was served after the commit.
+    /// Pairs in which the older state was served after the commit.
     pub stale: usize,
-    /// Half of the pairs: at most this long.
     pub p50: Micros,
-    /// 99 of 100.
     pub p99: Micros,
-    /// 999 of 1000.
     pub p999: Micros,
-    /// All.
     pub max: Micros,
 }
 
 impl Staleness {
-    /// The times of one kind of write, and one tier, or any.
+    /// Of one kind of write, and of one tier or any.
     #[must_use]
     pub fn row(&self, since: Since, kind: Kind, tier: Option<Tier>) -> Row {
         let pairs = self.pairs.get(&(since, kind == Kind::Api)).map_or(&[][..], Vec::as_slice);
@@ -83,7 +78,7 @@ impl Staleness {
         }
     }
 
-    /// The longest of all, since the writer was told.
+    /// The longest of all, since the confirmation of the commit.
     #[must_use]
     pub fn max(&self) -> Micros {
         let row = |kind| self.row(Since::Confirmed, kind, None).max;
@@ -91,40 +86,40 @@ impl Staleness {
     }
 }
 
-/// The value that this share of the sorted values is at or below.
+/// The value at or below which this share of the sorted values is (nearest rank).
 #[must_use]
 pub fn percentile(sorted: &[Micros], share: f64) -> Micros {
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
         clippy::cast_precision_loss,
-        reason = "a rank among what memory holds"
+        reason = "a rank in a vector"
     )]
     let rank = (sorted.len() as f64 * share).ceil() as usize;
     sorted.get(rank.saturating_sub(1)).copied().unwrap_or(0)
 }
 
-/// Watches the changes of one product at all instances.
-pub(crate) struct Watch<'a> {
+/// Records the staleness of one product at all instances.
+pub(crate) struct StalenessRecorder<'a> {
     timeline: &'a Timeline,
     since: Since,
     instances: usize,
     pairs: Vec<Pair>,
 }
 
-impl<'a> Watch<'a> {
+impl<'a> StalenessRecorder<'a> {
     pub(crate) fn new(timeline: &'a Timeline, instances: usize, since: Since) -> Self {
         let pairs = vec![Pair::default(); timeline.steps.len() * instances];
         Self { timeline, since, instances, pairs }
     }
 
-    /// Takes note of a read that showed the state at `place`; reads come in the order of their begin.
-    pub(crate) fn look(&mut self, read: &Read, place: usize) {
+    /// Records a read that showed the state at `index`. Reads must come in the order in which they began.
+    pub(crate) fn record(&mut self, read: &Read, index: usize) {
         let steps = &self.timeline.steps;
-        let over = steps.partition_point(|step| self.since.of(step) < read.begin);
-        for change in (0..over).rev() {
+        let committed = steps.partition_point(|step| self.since.of(step) < read.begin);
+        for change in (0..committed).rev() {
             let age = read.begin - self.since.of(&steps[change]);
-            let stale = change > place;
+            let stale = change > index;
             if !stale && age > OBSERVED_WITHIN {
                 break;
             }
@@ -139,8 +134,8 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// Hands over what was seen of the changes that somebody was told of.
-    pub(crate) fn end(self, staleness: &mut Staleness) {
+    /// Adds the pairs of the changes that were confirmed.
+    pub(crate) fn finish(self, staleness: &mut Staleness) {
         let changes = self.timeline.steps.iter().zip(self.pairs.chunks(self.instances.max(1)));
         for (step, pairs) in changes {
             let Some(kind) = step.kind else { continue };

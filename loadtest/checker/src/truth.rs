@@ -1,10 +1,10 @@
-//! What Postgres says: the products of a run, and a record of every change that was committed.
+//! The products of a run in Postgres, and a record of every committed change.
 
 use sqlx::{Executor, PgPool};
 
 use crate::history::{Clock, Committed, State, content, write_of};
 
-/// Written by a trigger, in the transaction of the change: what is not committed is not recorded.
+/// A trigger writes the record in the transaction of the change, so that it has committed changes only.
 const RECORD: [&str; 4] = [
     "CREATE SCHEMA checker",
     "CREATE TABLE checker.committed (product_id bigint NOT NULL, version bigint NOT NULL,
@@ -23,10 +23,7 @@ const RECORD: [&str; 4] = [
         FOR EACH ROW EXECUTE FUNCTION checker.record()",
 ];
 
-/// Begins the record, and makes the products of a run: all with the content of write 0.
-///
-/// # Errors
-/// When Postgres refuses.
+/// Starts the record, and inserts the products of a run: all with the content of write 0.
 pub async fn prepare(sql: &PgPool, products: usize) -> Result<Vec<i64>, sqlx::Error> {
     for statement in RECORD {
         sql.execute(statement).await?;
@@ -43,21 +40,15 @@ pub async fn prepare(sql: &PgPool, products: usize) -> Result<Vec<i64>, sqlx::Er
     .await
 }
 
-/// Removes the record and the products, for a database that is used for other things too.
-///
-/// # Errors
-/// When Postgres refuses.
-pub async fn tidy(sql: &PgPool, products: &[i64]) -> Result<(), sqlx::Error> {
+/// Removes the record and the products: the database may have other uses.
+pub async fn remove(sql: &PgPool, products: &[i64]) -> Result<(), sqlx::Error> {
     sql.execute("DROP TRIGGER IF EXISTS checker_record ON products").await?;
     sql.execute("DROP SCHEMA IF EXISTS checker CASCADE").await?;
     sqlx::query("DELETE FROM products WHERE id = ANY($1)").bind(products).execute(sql).await?;
     Ok(())
 }
 
-/// Everything that was committed to the products of this run.
-///
-/// # Errors
-/// When Postgres does not answer.
+/// Every committed change of the products of this run.
 pub async fn committed(sql: &PgPool, clock: &Clock) -> Result<Vec<Committed>, sqlx::Error> {
     let rows: Vec<(i64, i64, bool, String, i64, i64)> = sqlx::query_as(
         "SELECT product_id, version, deleted, name, (price * 100)::bigint,
@@ -73,10 +64,7 @@ pub async fn committed(sql: &PgPool, clock: &Clock) -> Result<Vec<Committed>, sq
     Ok(rows.into_iter().map(row).collect())
 }
 
-/// The version of each product that exists.
-///
-/// # Errors
-/// When Postgres does not answer.
+/// Id and version of each of these products that exists.
 pub async fn current(sql: &PgPool, products: &[i64]) -> Result<Vec<(i64, i64)>, sqlx::Error> {
     sqlx::query_as("SELECT id, version FROM products WHERE id = ANY($1)")
         .bind(products)

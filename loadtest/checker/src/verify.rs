@@ -1,4 +1,4 @@
-//! The rules, product by product.
+//! The rules, checked product by product.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
@@ -6,53 +6,49 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::history::{History, Micros, Read, Seen, State, Wish, micros};
-use crate::staleness::{Since, Staleness, Watch};
+use crate::staleness::{Since, Staleness, StalenessRecorder};
 use crate::timeline::Timeline;
 
 /// A promise that was broken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Rule {
-    /// What is served was committed, and not later.
+    /// Every served state was committed, and not served before it was sent.
     Committed,
     /// An instance that served a state never serves an older one.
     NeverBack,
-    /// Nothing older than `min_version`, and no refusal of a version that was committed.
+    /// Nothing older than `min_version` is served, and no committed version is refused.
     MinVersion,
-    /// Nothing that was not current within `max_staleness` of the request.
+    /// Nothing is served that was replaced more than `max_staleness` before the request.
     MaxStaleness,
-    /// Nothing older than what was committed before the request.
+    /// Nothing older than the last commit before the request is served.
     Latest,
-    /// Without wishes, nothing that was replaced longer ago than the bound, unless it is marked stale.
+    /// Plain reads: nothing that was replaced longer ago than the bound is served, unless it is marked stale.
     Bound,
-    /// A write that was confirmed is in Postgres.
+    /// A confirmed write is in Postgres.
     NotLost,
-    /// When the writes have stopped, every tier holds what Postgres holds, within the bound.
+    /// After the last write, every tier holds what Postgres holds, within the bound.
     Converges,
 }
 
 /// One breach of a rule.
 #[derive(Clone, Debug)]
 pub struct Violation {
-    /// The rule.
     pub rule: Rule,
-    /// The product whose history shows it.
     pub product: i64,
-    /// When.
     pub at: Micros,
-    /// What happened.
+    /// One line.
     pub what: String,
 }
 
-/// What a history shows.
+/// The result of the check of a history.
 #[derive(Clone, Debug, Default)]
 pub struct Verdict {
-    /// Broken promises, in the order of time.
+    /// In the order of time.
     pub violations: Vec<Violation>,
-    /// How long older states were served.
     pub staleness: Staleness,
 }
 
-/// Holds a history against every rule.
+/// Checks a history for violations of every rule.
 #[must_use]
 pub fn verify(history: &History, bound: Duration) -> Verdict {
     let mut verdict = Verdict::default();
@@ -83,28 +79,28 @@ fn grouped<T: Copy>(all: &[T], product: impl Fn(&T) -> i64) -> HashMap<i64, Vec<
     groups
 }
 
-/// Judges the reads of one product, in the order in which they began.
+/// Checks the reads of one product, in the order in which they began.
 struct Judge<'a> {
     timeline: &'a Timeline,
     bound: Micros,
-    /// For each instance the newest place that a read showed which had ended.
+    /// By instance: the index of the newest state that an ended read has shown.
     shown: Vec<usize>,
-    /// Reads that had not ended when the last one began: end, instance, place.
+    /// Reads that had not ended when the last one began: end, instance, index of the state.
     open: BinaryHeap<Reverse<(Micros, u8, usize)>>,
-    confirmed: Watch<'a>,
-    written: Watch<'a>,
+    since_confirmed: StalenessRecorder<'a>,
+    since_written: StalenessRecorder<'a>,
 }
 
 impl<'a> Judge<'a> {
     fn new(timeline: &'a Timeline, instances: u8, bound: Micros) -> Self {
-        let watch = |since| Watch::new(timeline, usize::from(instances), since);
+        let recorder = |since| StalenessRecorder::new(timeline, usize::from(instances), since);
         Self {
             timeline,
             bound,
             shown: vec![0; usize::from(instances)],
             open: BinaryHeap::new(),
-            confirmed: watch(Since::Confirmed),
-            written: watch(Since::Written),
+            since_confirmed: recorder(Since::Confirmed),
+            since_written: recorder(Since::Written),
         }
     }
 
@@ -127,48 +123,48 @@ impl<'a> Judge<'a> {
                 verdict.violations.push(Violation { rule, product, at, what });
             }
         }
-        self.confirmed.end(&mut verdict.staleness);
-        self.written.end(&mut verdict.staleness);
+        self.since_confirmed.finish(&mut verdict.staleness);
+        self.since_written.finish(&mut verdict.staleness);
     }
 
     fn breaches(&mut self, read: &Read) -> Vec<(Rule, String)> {
         self.close_before(read.begin);
         let floors = self.floors(read);
-        let lowest = floors.iter().map(|(_, place)| *place).max().unwrap_or(0);
-        let place = match self.place(read, lowest) {
-            Ok(place) => place,
+        let lowest = floors.iter().map(|(_, index)| *index).max().unwrap_or(0);
+        let index = match self.index_of(read, lowest) {
+            Ok(index) => index,
             Err(breach) => return vec![breach],
         };
-        self.open.push(Reverse((read.end, read.instance, place)));
-        // An absence may stand for any deletion: the newest is the one that says least against it.
+        self.open.push(Reverse((read.end, read.instance, index)));
+        // An absence may stand for any deletion. The newest is the most favourable one.
         let newest = match read.seen {
-            Seen::Absent => self.newest_deletion(read.end).unwrap_or(place),
-            _ => place,
+            Seen::Absent => self.newest_deletion(read.end).unwrap_or(index),
+            _ => index,
         };
-        self.confirmed.look(read, newest);
-        self.written.look(read, newest);
-        let missed = floors.into_iter().filter(|(_, floor)| place < *floor);
+        self.since_confirmed.record(read, newest);
+        self.since_written.record(read, newest);
+        let missed = floors.into_iter().filter(|(_, floor)| index < *floor);
         missed.map(|(rule, floor)| (rule, format!("older than {}", self.state(floor)))).collect()
     }
 
-    /// Takes note of what the reads showed that ended before this moment.
+    /// Records the states shown by reads that ended before this moment.
     fn close_before(&mut self, moment: Micros) {
-        while let Some(Reverse((end, instance, place))) = self.open.peek().copied() {
+        while let Some(Reverse((end, instance, index))) = self.open.peek().copied() {
             if end >= moment {
                 break;
             }
             self.open.pop();
             let shown = &mut self.shown[usize::from(instance)];
-            *shown = place.max(*shown);
+            *shown = index.max(*shown);
         }
     }
 
-    /// What this read must not be older than, and why.
+    /// The states that this read must not be older than, by rule.
     fn floors(&self, read: &Read) -> Vec<(Rule, usize)> {
         let mut floors = vec![(Rule::NeverBack, self.shown[usize::from(read.instance)])];
-        let before = |age| self.timeline.surely_at(read.begin.saturating_sub(age));
+        let before = |age| self.timeline.certainly_at(read.begin.saturating_sub(age));
         floors.push(match read.wish {
-            // The answer has said so itself.
+            // A response that is marked stale may be older than the bound.
             Wish::Plain if read.stale => return floors,
             Wish::Plain => (Rule::Bound, before(self.bound)),
             Wish::MinVersion(version) => (Rule::MinVersion, self.timeline.reaches(version)),
@@ -178,41 +174,42 @@ impl<'a> Judge<'a> {
         floors
     }
 
-    /// The state that this read shows, not below `lowest` if that can be.
-    fn place(&self, read: &Read, lowest: usize) -> Result<usize, (Rule, String)> {
+    /// The index of the state that this read shows. For an absence it is the first deletion from `lowest` on, if there is one.
+    fn index_of(&self, read: &Read, lowest: usize) -> Result<usize, (Rule, String)> {
         match read.seen {
             Seen::NotReached => Err((Rule::MinVersion, "a committed version was refused".into())),
             Seen::Product(version, write) => {
                 let state = State { version, deleted: false };
-                let place = self.timeline.place(state).ok_or_else(|| never("no such version"))?;
-                let step = &self.timeline.steps[place];
+                let index =
+                    self.timeline.index_of(state).ok_or_else(|| never("no such version"))?;
+                let step = &self.timeline.steps[index];
                 match write {
                     None => Err(never("a mixture of two writes")),
                     Some(_) if step.write != write => Err(never("the content of another version")),
                     Some(_) if step.sent > read.end => Err(never("served before it was sent")),
-                    Some(_) => Ok(place),
+                    Some(_) => Ok(index),
                 }
             }
             Seen::Absent => {
                 let newest =
                     self.newest_deletion(read.end).ok_or_else(|| never("it was never deleted"))?;
                 let deletions = lowest..=newest;
-                Ok(deletions.into_iter().find(|place| self.is_deletion(*place)).unwrap_or(newest))
+                Ok(deletions.into_iter().find(|index| self.is_deletion(*index)).unwrap_or(newest))
             }
         }
     }
 
     fn newest_deletion(&self, end: Micros) -> Option<usize> {
         let possible = self.timeline.possibly_at(end);
-        (0..=possible).rev().find(|place| self.is_deletion(*place))
+        (0..=possible).rev().find(|index| self.is_deletion(*index))
     }
 
-    fn is_deletion(&self, place: usize) -> bool {
-        self.timeline.steps.get(place).is_some_and(|step| step.state.deleted)
+    fn is_deletion(&self, index: usize) -> bool {
+        self.timeline.steps.get(index).is_some_and(|step| step.state.deleted)
     }
 
-    fn state(&self, place: usize) -> String {
-        let step = self.timeline.steps.get(place);
+    fn state(&self, index: usize) -> String {
+        let step = self.timeline.steps.get(index);
         step.map_or("every version".to_owned(), |step| step.state.to_string())
     }
 }

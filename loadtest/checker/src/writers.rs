@@ -1,5 +1,5 @@
-//! Writes, by the API and by plain SQL. What a writer was told is recorded; what came of a write whose writer
-//! was told of a failure, Postgres knows.
+//! Writes, by the API and by plain SQL. Confirmations are recorded here. Whether a write that failed was committed all the
+//! same, the record in Postgres shows.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,9 +11,9 @@ use rand::rngs::ChaCha8Rng;
 use tonic::Code;
 
 use crate::history::{Ack, Kind, Micros, Request, State, content};
-use crate::load::{Load, Mix, World};
+use crate::load::{Load, Mix, Run};
 use crate::plan::Keys;
-use crate::readers::{failure, look_again};
+use crate::readers::{failure, probe_after_write};
 
 /// Products of a bulk write.
 const BULK: u32 = 5;
@@ -24,7 +24,7 @@ const AWAY: std::ops::Range<u64> = 10..500;
 
 const UPDATE: &str = "UPDATE products SET name = $1, price = $2::numeric / 100 WHERE id = $3
     RETURNING id, version";
-/// Locked in order, so that two of them do not wait for each other.
+/// Locks the rows in order, so that two bulk updates cannot deadlock.
 const BULK_UPDATE: &str = "WITH locked AS (
         SELECT id FROM products WHERE id = ANY($3) ORDER BY id FOR UPDATE)
     UPDATE products SET name = $1, price = $2::numeric / 100
@@ -40,7 +40,7 @@ enum Write {
     Replace { away: Duration },
 }
 
-/// Products that a write changes, on average.
+/// Changes of a write, on average.
 pub(crate) fn changes(mix: &Mix) -> f64 {
     let Mix { api, update, bulk, replace } = *mix;
     let changed = api + update + bulk * BULK + replace * 2;
@@ -48,32 +48,32 @@ pub(crate) fn changes(mix: &Mix) -> f64 {
 }
 
 /// Writes until the load is stopped.
-pub(crate) async fn drive(world: &Arc<World>, load: &Load) {
-    let (mut keys, mut pace) = (Keys::new(load, 2), world.pace(load.write_rate));
+pub(crate) async fn drive(run: &Arc<Run>, load: &Load) {
+    let (mut keys, mut pace) = (Keys::new(load, 2), run.pace(load.write_rate));
     while let Some(due) = pace.next(keys.random()).await {
-        let product = world.products[keys.next()];
-        let write = plan(world, &load.mix, &mut keys);
-        let world_of_task = Arc::clone(world);
-        world.send(world.writers.track_future(async move {
-            let due = world_of_task.clock.at(due);
-            if let Err(error) = execute(&world_of_task, product, write).await {
-                world_of_task.record_failure(format!("SQL: {error}"), Request::Sql, due);
+        let product = run.products[keys.next()];
+        let write = plan(run, &load.mix, &mut keys);
+        let task_run = Arc::clone(run);
+        run.send(run.writers.track_future(async move {
+            let due = task_run.clock.at(due);
+            if let Err(error) = execute(&task_run, product, write).await {
+                task_run.record_failure(format!("SQL: {error}"), Request::Sql, due);
             }
         }));
     }
 }
 
-fn plan(world: &World, mix: &Mix, keys: &mut Keys) -> Write {
+fn plan(run: &Run, mix: &Mix, keys: &mut Keys) -> Write {
     let Mix { api, update, bulk, replace } = *mix;
     let point = keys.random().random_range(0..(api + update + bulk + replace).max(1));
     if point < api {
-        return Write::Api { instance: keys.random().random_range(0..world.clients.len()) };
+        return Write::Api { instance: keys.random().random_range(0..run.clients.len()) };
     }
     if point < api + update {
         return Write::Update;
     }
     if point < api + update + bulk {
-        let more = (1..BULK).map(|_| world.products[keys.next()]).collect();
+        let more = (1..BULK).map(|_| run.products[keys.next()]).collect();
         let open = keys.random().random_bool(0.5).then(|| pause(keys.random(), OPEN));
         return Write::Bulk { more, open };
     }
@@ -84,47 +84,47 @@ fn pause(random: &mut ChaCha8Rng, millis: std::ops::Range<u64>) -> Duration {
     Duration::from_millis(random.random_range(millis))
 }
 
-async fn execute(world: &Arc<World>, product: i64, write: Write) -> Result<(), sqlx::Error> {
-    let (name, price) = content(world.next_write());
-    let sent = world.clock.now();
+async fn execute(run: &Arc<Run>, product: i64, write: Write) -> Result<(), sqlx::Error> {
+    let (name, price) = content(run.next_write());
+    let sent = run.clock.now();
     match write {
-        Write::Api { instance } => by_api(world, instance, product, name, price).await,
+        Write::Api { instance } => by_api(run, instance, product, name, price).await,
         Write::Update => {
             let update = sqlx::query_as(UPDATE).bind(name).bind(price).bind(product);
-            told(world, sent, &update.fetch_all(&world.sql).await?, false);
+            confirm(run, sent, &update.fetch_all(&run.sql).await?, false);
         }
         Write::Bulk { mut more, open } => {
             more.push(product);
-            let mut transaction = world.sql.begin().await?;
+            let mut transaction = run.sql.begin().await?;
             let update = sqlx::query_as(BULK_UPDATE).bind(name).bind(price).bind(more);
             let written: Vec<(i64, i64)> = update.fetch_all(&mut *transaction).await?;
             if let Some(open) = open {
                 tokio::time::sleep(open).await;
             }
             transaction.commit().await?;
-            told(world, sent, &written, false);
+            confirm(run, sent, &written, false);
         }
         Write::Replace { away } => {
-            let gone = sqlx::query_as(DELETE).bind(product).fetch_all(&world.sql).await?;
-            told(world, sent, &gone, true);
-            if !gone.is_empty() && !stopped_within(world, away).await {
-                let (name, price) = content(world.next_write());
-                let sent = world.clock.now();
+            let gone = sqlx::query_as(DELETE).bind(product).fetch_all(&run.sql).await?;
+            confirm(run, sent, &gone, true);
+            if !gone.is_empty() && !stopped_within(run, away).await {
+                let (name, price) = content(run.next_write());
+                let sent = run.clock.now();
                 let insert = sqlx::query_as(INSERT).bind(name).bind(price).bind(product);
-                told(world, sent, &insert.fetch_all(&world.sql).await?, false);
+                confirm(run, sent, &insert.fetch_all(&run.sql).await?, false);
             }
         }
     }
     Ok(())
 }
 
-/// At the end of a run, what is away stays away.
-async fn stopped_within(world: &World, away: Duration) -> bool {
-    let mut stopped = world.stopped.clone();
+/// Returns whether the run ended within this time. Then a deleted product stays deleted.
+async fn stopped_within(run: &Run, away: Duration) -> bool {
+    let mut stopped = run.stopped.clone();
     tokio::time::timeout(away, stopped.wait_for(|stopped| *stopped)).await.is_ok()
 }
 
-async fn by_api(world: &Arc<World>, instance: usize, product: i64, name: String, price: i64) {
+async fn by_api(run: &Arc<Run>, instance: usize, product: i64, name: String, price: i64) {
     let price = Money {
         currency_code: "USD".to_owned(),
         units: price / 100,
@@ -135,30 +135,30 @@ async fn by_api(world: &Arc<World>, instance: usize, product: i64, name: String,
         update_mask: Some(FieldMask { paths: vec!["name".to_owned(), "price".to_owned()] }),
         expected_version: None,
     };
-    let sent = world.clock.now();
-    match world.clients[instance].clone().update_product(request).await {
+    let sent = run.clock.now();
+    match run.clients[instance].clone().update_product(request).await {
         Ok(response) => {
             let state = State { version: response.into_inner().version, deleted: false };
-            acknowledge(world, product, state, Kind::Api, sent);
-            look_again(world, product);
+            acknowledge(run, product, state, Kind::Api, sent);
+            probe_after_write(run, product);
         }
-        // Deleted for the moment.
+        // The product is deleted at this moment.
         Err(status) if status.code() == Code::NotFound => {}
         Err(status) => {
             let request = Request::Update(u8::try_from(instance).unwrap_or(u8::MAX));
-            world.record_failure(failure("UpdateProduct", &status), request, sent);
+            run.record_failure(failure("UpdateProduct", &status), request, sent);
         }
     }
 }
 
-fn told(world: &Arc<World>, sent: Micros, written: &[(i64, i64)], deleted: bool) {
+fn confirm(run: &Arc<Run>, sent: Micros, written: &[(i64, i64)], deleted: bool) {
     for (product, version) in written {
         let state = State { version: *version, deleted };
-        acknowledge(world, *product, state, Kind::Sql, sent);
-        look_again(world, *product);
+        acknowledge(run, *product, state, Kind::Sql, sent);
+        probe_after_write(run, *product);
     }
 }
 
-fn acknowledge(world: &World, product: i64, state: State, kind: Kind, sent: Micros) {
-    world.record_ack(Ack { product, state, kind, sent, acked: world.clock.now() });
+fn acknowledge(run: &Run, product: i64, state: State, kind: Kind, sent: Micros) {
+    run.record_ack(Ack { product, state, kind, sent, acked: run.clock.now() });
 }

@@ -1,59 +1,52 @@
-//! What a drill is.
+//! A fault, and what its drill demands while it lasts.
 
 use std::pin::Pin;
 use std::time::Duration;
 
 use crate::Error;
-use crate::stage::Stage;
+use crate::scenario::Scenario;
 
-/// Which Redis the instances use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Topology {
-    /// One, behind a proxy.
+    /// One Redis behind a proxy.
     Single,
-    /// A Redis Cluster of three masters with a replica each.
+    /// A Redis Cluster of three masters, each with a replica.
     Cluster,
 }
 
-/// Breaks something, proves that it is broken, holds it, and mends it.
-pub type Act = for<'a> fn(&'a Stage<'a>) -> Acting<'a>;
-/// It acts.
-pub type Acting<'a> = Pin<Box<dyn Future<Output = Result<(), Error>> + 'a>>;
+/// Break, prove that it is broken, hold, mend.
+pub type Steps = for<'a> fn(&'a Scenario<'a>) -> StepsFuture<'a>;
+pub type StepsFuture<'a> = Pin<Box<dyn Future<Output = Result<(), Error>> + 'a>>;
 
-/// A fault, and what callers may feel of it.
 #[derive(Clone, Debug)]
 pub struct Fault {
-    /// Its name.
     pub name: &'static str,
-    /// What happens, for people.
+    /// One line for `--list` and the table.
     pub what: &'static str,
-    /// The world that it needs.
     pub topology: Topology,
-    /// More options of the instances.
+    /// Added to the options of the instances.
     pub options: &'static [&'static str],
-    /// More settings of Redis.
+    /// Added to the settings of Redis.
     pub redis: &'static [(&'static str, &'static str)],
-    /// Whether reads of hot products that are changed meanwhile may be refused: each change costs a load, and the copy from before
-    /// it is not served.
+    /// Reads of hot products that are changed meanwhile may be refused: each change costs a load, and the copy from before
+    /// the change is not served.
     pub changed_may_fail: bool,
-    /// Whether a server of Redis may come back with an older state.
+    /// A Redis server may come back with an older state.
     pub redis_goes_back: bool,
-    /// Whether the instances see a wall clock that can be set.
+    /// The instances run under libfaketime, so that their wall clock can be set.
     pub sets_clocks: bool,
-    /// How long it is held.
+    /// How long the fault lasts. `Plan::longest_hold` may shorten it, down to `shortest`.
     pub hold: Duration,
-    /// Held for less it would show nothing.
+    /// A shorter fault would have no effect that can be measured.
     pub shortest: Duration,
     /// How old a plain read may be, where the options promise more than the plan.
     pub bound: Option<Duration>,
-    /// What callers may feel.
     pub demands: Demands,
-    /// What happens.
-    pub act: Act,
+    pub steps: Steps,
 }
 
-/// What must hold while a fault lasts. No violation, no lost update, the budget of Postgres and recovery without
-/// a person are demanded always; requests to an instance that is itself the victim are excused.
+/// What must hold while a fault lasts. Every drill demands besides: no violation, no lost update, no more loads than the
+/// budget of Postgres, and recovery without an operator. Requests to the instance that the fault hits do not count.
 #[derive(Clone, Copy, Debug)]
 pub struct Demands {
     /// No plain read of a hot product fails.
@@ -64,20 +57,20 @@ pub struct Demands {
     pub updates: bool,
     /// Every instance trusts its memory all the time.
     pub trusted: bool,
-    /// The p99 of plain reads of hot products is at most this many times what it was before.
+    /// The p99 of plain reads of hot products is at most this many times the p99 before the fault.
     pub p99_ratio: Option<f64>,
-    /// No older state is served for longer after a commit.
+    /// No older state is served for longer than this after a commit.
     pub stalest: Option<Duration>,
-    /// No read takes longer.
+    /// No read takes longer than this.
     pub slowest: Option<Duration>,
-    /// Two seconds after it began, plain reads of hot products are as fast as before.
+    /// Two seconds after the fault began, plain reads of hot products are as fast as before.
     pub soon_fast: bool,
-    /// What is refused is refused within this.
+    /// 95 % of the refusals take at most this.
     pub refused_within: Option<Duration>,
 }
 
 impl Demands {
-    /// Of a fault that callers should not feel but for its latency.
+    /// The fault costs callers latency, and no errors.
     pub const NOTHING_FAILS: Self = Self {
         cached_reads: true,
         reads: true,
@@ -89,16 +82,16 @@ impl Demands {
         soon_fast: false,
         refused_within: None,
     };
-    /// Of a fault that leaves only what is cached.
+    /// Only cached products are served.
     pub const CACHED_IS_SERVED: Self = Self { reads: false, updates: false, ..Self::NOTHING_FAILS };
-    /// Of a fault that takes every instance away.
+    /// Every instance is down for a while.
     pub const ALL_COMES_BACK: Self = Self { cached_reads: false, ..Self::CACHED_IS_SERVED };
 }
 
 impl Fault {
-    /// A fault of a world with one Redis, that callers should not feel.
+    /// A fault with one Redis, under which no request fails.
     #[must_use]
-    pub fn new(name: &'static str, what: &'static str, act: Act) -> Self {
+    pub fn new(name: &'static str, what: &'static str, steps: Steps) -> Self {
         Self {
             name,
             what,
@@ -112,17 +105,17 @@ impl Fault {
             shortest: Duration::ZERO,
             bound: None,
             demands: Demands::NOTHING_FAILS,
-            act,
+            steps,
         }
     }
 
-    /// A fault of a world with a Redis Cluster, that callers should not feel.
+    /// The same with a Redis Cluster.
     #[must_use]
-    pub fn of_cluster(name: &'static str, what: &'static str, act: Act) -> Self {
-        Self { topology: Topology::Cluster, ..Self::new(name, what, act) }
+    pub fn of_cluster(name: &'static str, what: &'static str, steps: Steps) -> Self {
+        Self { topology: Topology::Cluster, ..Self::new(name, what, steps) }
     }
 
-    /// What it needs and this machine does not have.
+    /// Why the drill cannot run on this machine.
     #[must_use]
     pub fn missing(&self) -> Option<&'static str> {
         (self.sets_clocks && crate::instance::faketime().is_none())

@@ -1,4 +1,4 @@
-//! An instance: a process that can be killed, frozen, and started again on the same ports.
+//! An instance of hotshelf: a process that can be killed, frozen, and started again on the same ports.
 
 use std::fs::{self, File};
 use std::net::TcpListener;
@@ -17,29 +17,28 @@ use tokio::process::{Child, Command};
 
 use crate::Error;
 
-/// Longer than a start takes.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// Until an instance that was started is ready.
+const START_TIMEOUT: Duration = Duration::from_secs(120);
 const POLL: Duration = Duration::from_millis(20);
-/// An instance that does not answer its admin port within this counts as silent.
-const ADMIN_TIME: Duration = Duration::from_millis(500);
+/// Of a request to the admin port.
+const ADMIN_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// One instance.
 #[derive(Debug)]
 pub struct Instance {
     program: PathBuf,
     arguments: Vec<String>,
-    /// Where its gRPC port is.
+    /// Of gRPC.
     pub port: u16,
     admin_port: u16,
     log: PathBuf,
     in_detail: bool,
-    /// What its wall clock shows beyond the real time, for libfaketime.
+    /// The file from which libfaketime reads the offset of the wall clock.
     clock: Option<PathBuf>,
     child: Mutex<Option<Child>>,
 }
 
 impl Instance {
-    /// An instance that does not run yet. It logs to `logs`, in detail, or else to `dir`.
+    /// Does not start it. The instance logs at debug level to `logs`, if given, or else at the default level to `dir`.
     pub(crate) fn new(
         (program, arguments): (&Path, &[String]),
         dir: &Path,
@@ -59,7 +58,7 @@ impl Instance {
         }
     }
 
-    /// Starts the process, and does not wait until it serves.
+    /// Starts the process. [`serving`](Self::serving) waits until it is ready.
     ///
     /// # Errors
     /// When it cannot be started.
@@ -92,41 +91,42 @@ impl Instance {
         Ok(())
     }
 
-    /// Waits until it serves.
+    /// Waits until the instance is ready.
     ///
     /// # Errors
-    /// When it does not, with the end of its log.
+    /// The last line of its log, if it is not ready within `START_TIMEOUT`.
     pub async fn serving(&self) -> Result<(), Error> {
         let began = Instant::now();
         while self.admin("/readyz").await.is_none_or(|(status, _)| status != 200) {
-            if began.elapsed() > PATIENCE {
+            if began.elapsed() > START_TIMEOUT {
                 let log = fs::read_to_string(&self.log).unwrap_or_default();
                 let last = log.lines().last().unwrap_or("nothing logged").to_owned();
-                return Err(Error::Instance(format!("an instance does not serve: {last}")));
+                return Err(Error::Instance(format!(
+                    "an instance is not ready after {START_TIMEOUT:?}: {last}"
+                )));
             }
             tokio::time::sleep(POLL).await;
         }
         Ok(())
     }
 
-    /// The pid, while it runs.
+    /// `None` if the process does not run.
     #[must_use]
     pub fn pid(&self) -> Option<u32> {
         let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
-        // Reaped, if it has ended.
+        // Reaps the process if it has ended.
         let child = child.as_mut()?;
         matches!(child.try_wait(), Ok(None)).then(|| child.id())?
     }
 
-    /// Sends a signal.
     pub fn signal(&self, signal: Signal) {
         if let Some(pid) = self.pid() {
-            // It runs: only a process that is gone could not be told.
+            // Fails only if the process has just ended.
             let _ = kill(Pid::from_raw(pid.cast_signed()), signal);
         }
     }
 
-    /// SIGKILL, and waits until it is gone.
+    /// Sends SIGKILL, and waits until the process has ended.
     ///
     /// # Errors
     /// When it cannot be killed.
@@ -140,28 +140,28 @@ impl Instance {
         }
     }
 
-    /// Sets how far its wall clock is off, for instance `+1h`.
+    /// Sets the offset of the wall clock, for instance `+1h`.
     ///
     /// # Errors
     /// When the file cannot be written.
     pub fn set_clock(&self, offset: &str) -> Result<(), Error> {
         let Some(clock) = &self.clock else { return Ok(()) };
-        // At once, so that no half of it is read.
+        // Renamed into place, so that libfaketime never reads half of it.
         let fresh = clock.with_extension("fresh");
         fs::write(&fresh, offset)
             .and_then(|()| fs::rename(&fresh, clock))
             .map_err(|error| Error::Io(clock.display().to_string(), error))
     }
 
-    /// What it has logged.
+    /// Everything that the instance has logged.
     #[must_use]
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// What its admin port answers, if it does in time.
+    /// Status and body of the admin port's response, or `None` without one within `ADMIN_TIMEOUT`.
     pub async fn admin(&self, path: &str) -> Option<(u16, String)> {
-        let ask = async {
+        let request = async {
             let mut socket = TcpStream::connect(("127.0.0.1", self.admin_port)).await.ok()?;
             let request =
                 format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
@@ -171,10 +171,10 @@ impl Instance {
             let (head, body) = answer.split_once("\r\n\r\n")?;
             Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
         };
-        tokio::time::timeout(ADMIN_TIME, ask).await.ok()?
+        tokio::time::timeout(ADMIN_TIMEOUT, request).await.ok()?
     }
 
-    /// The value of a series of its metrics.
+    /// The value of a series in `/metrics`.
     pub async fn metric(&self, series: &str) -> Option<f64> {
         let (_, text) = self.admin("/metrics").await?;
         let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
@@ -182,7 +182,8 @@ impl Instance {
     }
 }
 
-/// A port that is free now, of those that neither devstack nor the system hands out. Never the same twice: it is bound later.
+/// A port that is free now, from a range that neither devstack nor the kernel hands out. Never the same twice, because the
+/// instance binds it later.
 fn free_port() -> u16 {
     const PORTS: Range<u16> = 27_000..32_000;
     static NEXT: LazyLock<AtomicU16> = LazyLock::new(|| rand::random_range(PORTS).into());
@@ -191,14 +192,14 @@ fn free_port() -> u16 {
     ports.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).unwrap_or_default()
 }
 
-/// The library that sets a process' clock, where Debian puts it.
+/// libfaketime, which sets the clock of a process, where Debian installs it.
 pub(crate) fn faketime() -> Option<PathBuf> {
     let tail = "faketime/libfaketime.so.1";
     let of_machine = fs::read_dir("/usr/lib").into_iter().flatten().flatten();
     of_machine.map(|dir| dir.path().join(tail)).find(|library| library.exists())
 }
 
-/// Whether the process is stopped by a signal.
+/// Whether a signal has stopped the process.
 #[must_use]
 pub fn is_frozen(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! Which promises a drill shows to be broken.
+//! Compares the figures of a drill with what its fault demands.
 
 use std::time::Duration;
 
@@ -8,12 +8,12 @@ use crate::figures::{Figures, Rate};
 use crate::trust::Trust;
 use crate::{Demands, Fault, Plan};
 
-/// What "as fast as before" may be off by: so little is the scheduler's.
-const ABOUT: Micros = 1_000;
+/// Tolerance of "as fast as before": the jitter of the scheduler.
+const SCHEDULER_JITTER: Micros = 1_000;
 
-/// Codes that a caller can act on. Any other is a defect, and CANCELLED is the client's own timeout: a call without
-/// an end.
-const FAIR: [&str; 3] = [": Unavailable:", ": ResourceExhausted:", ": DeadlineExceeded:"];
+/// Codes that a caller can act on. Any other is a defect. CANCELLED is the timeout of the client itself: the server did
+/// not answer at all.
+const ACTIONABLE: [&str; 3] = [": Unavailable:", ": ResourceExhausted:", ": DeadlineExceeded:"];
 
 /// Broken promises, one line each.
 pub(crate) fn breaches(
@@ -41,11 +41,11 @@ fn of_always(figures: &Figures, budget: usize) -> Vec<String> {
         let first = figures.violations.iter().find(|one| one.starts_with(rule));
         demand(false, format!("{times} times {rule}; {}", first.map_or("", String::as_str)));
     }
-    demand(figures.database.ever > 0, "no load was counted in Postgres".to_owned());
+    demand(figures.database.highest_count > 0, "no load was counted in Postgres".to_owned());
     for (reason, times) in &figures.reasons {
-        let fair = FAIR.iter().any(|code| reason.contains(code));
+        let actionable = ACTIONABLE.iter().any(|code| reason.contains(code));
         demand(
-            fair,
+            actionable,
             format!("{times} requests failed in a way that no caller can act on: {reason}"),
         );
     }
@@ -69,11 +69,11 @@ fn of_failures(demands: &Demands, figures: &Figures) -> Vec<String> {
     };
     let mut breaches: Vec<String> = broken.map(line).collect();
     if demands.trusted && figures.trust.samples == 0 {
-        breaches.push("the leases were never looked at".to_owned());
+        breaches.push("hotshelf_hot_lease_valid was never read".to_owned());
     }
     if demands.trusted && figures.trust.lapses > 0 {
         let Trust { lapses, samples } = figures.trust;
-        breaches.push(format!("memory was not trusted in {lapses} of {samples} looks"));
+        breaches.push(format!("memory was not trusted in {lapses} of {samples} samples"));
     }
     if figures.cached_reads.all == 0 {
         breaches.push("nothing was read".to_owned());
@@ -82,13 +82,14 @@ fn of_failures(demands: &Demands, figures: &Figures) -> Vec<String> {
 }
 
 fn of_speed(demands: &Demands, figures: &Figures) -> Vec<String> {
-    let Figures { p99_before, p99_during, p99_settled, slowest, refused, stalest, .. } = *figures;
+    let Figures { p99_before, p99_during, p99_stabilised, slowest, refused, stalest, .. } =
+        *figures;
     let longer = |time: Micros, limit: Option<Duration>| {
         limit.filter(|limit| time > micros(*limit)).map(|limit| (time, limit))
     };
     let mut breaches = Vec::new();
     #[expect(clippy::cast_precision_loss, reason = "times of some seconds")]
-    let ratio = p99_during.saturating_sub(ABOUT) as f64 / p99_before.max(1) as f64;
+    let ratio = p99_during.saturating_sub(SCHEDULER_JITTER) as f64 / p99_before.max(1) as f64;
     if let Some(limit) = demands.p99_ratio.filter(|limit| ratio > *limit) {
         breaches.push(format!("p99 of hot products was {ratio:.1} times of before, not {limit}"));
     }
@@ -101,9 +102,10 @@ fn of_speed(demands: &Demands, figures: &Figures) -> Vec<String> {
     if let Some((time, limit)) = longer(refused[1], demands.refused_within) {
         breaches.push(format!("refusing took {time} us (p95), and may take {limit:?}"));
     }
-    let settled = p99_settled.filter(|_| demands.soon_fast);
-    if let Some(settled) = settled.filter(|settled| *settled > 2 * p99_before + ABOUT) {
-        breaches.push(format!("p99 stayed at {settled} us, and was {p99_before} us before"));
+    let limit = 2 * p99_before + SCHEDULER_JITTER;
+    let stabilised = p99_stabilised.filter(|_| demands.soon_fast);
+    if let Some(p99) = stabilised.filter(|p99| *p99 > limit) {
+        breaches.push(format!("p99 stayed at {p99} us, and was {p99_before} us before"));
     }
     breaches
 }

@@ -1,20 +1,20 @@
-//! Drills: three real instances under steady load, a fault that really happens, and what callers felt of it.
+//! Drills: real instances under steady load, a real fault, and how callers are affected.
 //!
 //! Read it in this order:
 //!
-//! - [`fault`]: what a drill is: the fault, the world that it needs, and what callers may feel of it;
-//!   [`faults`] has all of them, each a straight line: break, prove, hold, mend.
+//! - [`fault`]: a fault, the servers that it needs, and what must hold while it lasts; [`faults`] has all of them, each a
+//!   straight line: break, prove, hold, mend.
 //! - [`plan`]: how long each part of a drill takes, and under which load.
-//! - [`world`]: the private servers and the [`instance`]s.
-//! - [`stage`]: what a fault has at hand.
-//! - [`products`]: products beside the load, and what the instances and Redis hold of them.
-//! - [`database`]: how busy Postgres was; [`trust`]: whether the instances trusted their memory.
-//! - [`run`](mod@run): one drill from beginning to end; [`figures`] is what it came to, [`judge`] which promises that
-//!   breaks, [`table`] the same for people.
+//! - [`servers`]: the private servers and the [`instance`]s.
+//! - [`scenario`]: the servers under load, as the steps of a fault use them.
+//! - [`products`]: products outside the load, and their copies in the instances and in Redis.
+//! - [`database`]: the load on Postgres; [`trust`]: whether the instances trusted their memory.
+//! - [`run`](mod@run): one drill from beginning to end; [`figures`]: its measurements; [`judge`]: the promises that they
+//!   show to be broken; [`table`]: the figures as Markdown.
 //!
-//! The load comes from the checker of coherence; its rules are held against everything that was read. Requests
-//! are sent when they are due, whatever became of those before them, and every latency counts from that moment,
-//! so that a stall is not hidden by the silence that it causes.
+//! The load and the rules for everything that is read are those of the coherence checker. The load is an open loop: each
+//! request is sent when it is due, whether or not earlier ones have been answered, and its latency counts from that
+//! moment. So a stall shows in every request that was due during it.
 
 pub mod database;
 pub mod fault;
@@ -25,10 +25,10 @@ pub mod judge;
 pub mod plan;
 pub mod products;
 pub mod run;
-pub mod stage;
+pub mod scenario;
+pub mod servers;
 pub mod table;
 pub mod trust;
-pub mod world;
 
 pub use fault::{Demands, Fault};
 pub use plan::Plan;
@@ -37,22 +37,22 @@ pub use run::{Drilled, run};
 /// Why a drill could not be finished: one line for the operator.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The load could not be driven or checked.
+    /// The load could not be sent or checked.
     #[error("{0}")]
     Checker(#[from] checker::Error),
-    /// A private server did not do what was asked of it.
+    /// A command to a private server failed.
     #[error("{0}")]
     Server(#[from] devstack::Error),
-    /// Postgres did not do what the drill itself needs.
+    /// A statement of the drill itself failed.
     #[error("PostgreSQL: {0}")]
     Sql(#[from] sqlx::Error),
-    /// A file or a process.
+    /// A file or a process, and why it failed.
     #[error("{0}: {1}")]
     Io(String, std::io::Error),
-    /// An instance did not start.
+    /// An instance did not start or answer, or the drill was interrupted or called with wrong arguments.
     #[error("{0}")]
     Instance(String),
-    /// The fault did not happen, so that its drill would say nothing.
+    /// The fault did not take place, so the drill proves nothing.
     #[error("not proven: {0}")]
     NotProven(String),
 }

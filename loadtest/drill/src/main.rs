@@ -9,36 +9,36 @@ use clap::Parser;
 use drill::table::{Line, Table};
 use drill::{Drilled, Error, Fault, Plan, faults, run};
 
-/// Between these lines a file has the table.
+/// With `--write`, the table replaces the lines between these two.
 const BEGIN: &str = "<!-- make drill: begin -->";
 const END: &str = "<!-- make drill: end -->";
 
-/// Breaks Redis, Postgres, the network and instances under load, and prints what callers felt.
+/// Breaks Redis, Postgres, the network and instances under load, and prints how callers were affected.
 ///
-/// Each drill has private servers and three instances of its own. Exits with 1 when a promise was broken, or a
-/// fault could not be shown to have taken place.
+/// Each drill has private servers and three instances of its own. Exits with 1 if a promise was broken, or if a
+/// fault could not be proven to have taken place.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Cli {
-    /// Only these faults.
+    /// Runs only these faults.
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     only: Vec<String>,
-    /// A few seconds each, and no demands about speed.
+    /// Holds each fault for a few seconds, and demands nothing about speed.
     #[arg(long)]
     short: bool,
     /// Lists the faults.
     #[arg(long)]
     list: bool,
-    /// The program to start; the one beside this one, if it is left out.
+    /// The program to start [default: hotshelf beside this program]
     #[arg(long, value_name = "FILE")]
     hotshelf: Option<PathBuf>,
     /// Reads a second.
     #[arg(long, value_name = "N")]
     read_rate: Option<f64>,
-    /// Keeps what the instances log there, in a directory for each fault, with all details.
+    /// Keeps the logs of the instances there, at debug level, in a directory for each fault.
     #[arg(long, value_name = "DIR")]
     logs: Option<PathBuf>,
-    /// Also puts the table into this file, between the lines that say where.
+    /// Also writes the table into this file, between its two marker lines.
     #[arg(long, value_name = "FILE")]
     write: Option<PathBuf>,
 }
@@ -48,7 +48,7 @@ async fn main() -> ExitCode {
     let cli = Cli::parse();
     let outcome = tokio::select! {
         outcome = drill(&cli) => outcome,
-        // Returning drops, and so ends, the servers and the instances.
+        // Returning drops the servers and the instances, which ends them.
         () = interrupted() => Err(Error::Instance("interrupted".to_owned())),
     };
     match outcome {
@@ -76,7 +76,7 @@ async fn drill(cli: &Cli) -> Result<bool, Error> {
             continue;
         }
         match run(fault, &plan).await {
-            Ok(one) => drilled.push(reported(one)),
+            Ok(one) => drilled.push(print_result(one)),
             Err(error) => {
                 not_done += 1;
                 eprintln!("{}: NOT DONE: {error}", fault.name);
@@ -122,8 +122,8 @@ fn plan(cli: &Cli) -> Result<Plan, Error> {
     Ok(plan)
 }
 
-/// Says at once what came of it.
-fn reported(drilled: Drilled) -> Drilled {
+/// Prints the result as soon as the drill is over.
+fn print_result(drilled: Drilled) -> Drilled {
     eprintln!("{}", Line(&drilled));
     eprintln!("  proven: {}", drilled.proofs.join("; "));
     let [p50, p95, p99] = drilled.figures.refused.map(|us| us / 1_000);
@@ -147,10 +147,11 @@ fn reported(drilled: Drilled) -> Drilled {
 fn write(path: &Path, table: &str) -> Result<(), Error> {
     let failed = |error| Error::Io(path.display().to_string(), error);
     let text = fs::read_to_string(path).map_err(failed)?;
-    let place =
+    let around =
         text.split_once(BEGIN).and_then(|(before, rest)| Some((before, rest.split_once(END)?.1)));
-    let (before, after) = place.ok_or_else(|| {
-        Error::Instance(format!("{} has no place for the table: {BEGIN}, {END}", path.display()))
+    let (before, after) = around.ok_or_else(|| {
+        let path = path.display();
+        Error::Instance(format!("{path} lacks the lines for the table: {BEGIN}, {END}"))
     })?;
     fs::write(path, format!("{before}{BEGIN}\n\n{table}\n{END}{after}")).map_err(failed)
 }

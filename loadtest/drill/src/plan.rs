@@ -6,35 +6,32 @@ use std::time::Duration;
 use checker::Load;
 use checker::load::Mix;
 
-/// How drills are done.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// The program.
+    /// The hotshelf program.
     pub program: PathBuf,
-    /// Where the instances write down everything that they do; nothing but warnings is kept otherwise.
+    /// The directory for logs at debug level. Without it the logs are deleted with the servers.
     pub logs: Option<PathBuf>,
-    /// How many instances.
     pub instances: usize,
-    /// Options of all of them.
+    /// Options of every instance.
     pub options: &'static [&'static str],
-    /// What they bear, all the time.
     pub load: Load,
-    /// Before anything is measured.
+    /// Under load, before anything is measured.
     pub warm_up: Duration,
-    /// Before the fault.
+    /// Measured before the fault.
     pub baseline: Duration,
     /// The longest that a fault is held.
     pub longest_hold: Duration,
-    /// After the fault.
+    /// Under load, after recovery.
     pub aftermath: Duration,
-    /// The longest that recovery may take.
-    pub patience: Duration,
-    /// Whether demands about speed count: not where others share the machine.
+    /// From the end of the fault until every instance trusts its memory.
+    pub recovery_timeout: Duration,
+    /// Whether demands about speed count: not if other work shares the machine.
     pub timed: bool,
 }
 
 impl Plan {
-    /// As long as a fault has to be held to be felt: past every TTL that it concerns.
+    /// Holds each fault past every TTL that it concerns.
     #[must_use]
     pub fn full(program: PathBuf) -> Self {
         let load = Load {
@@ -56,12 +53,12 @@ impl Plan {
             baseline: Duration::from_secs(3),
             longest_hold: Duration::from_secs(10),
             aftermath: Duration::from_secs(3),
-            patience: Duration::from_secs(20),
+            recovery_timeout: Duration::from_secs(20),
             timed: true,
         }
     }
 
-    /// A few seconds each.
+    /// Holds each fault for a few seconds.
     #[must_use]
     pub fn short(program: PathBuf) -> Self {
         let full = Self::full(program);
@@ -75,7 +72,7 @@ impl Plan {
         }
     }
 
-    /// For a test on any machine: a load that a tenth of two cores bears, and bounds that only a fault of ours passes.
+    /// For a test on any machine: a load for a tenth of two cores, and bounds that only a defect of hotshelf exceeds.
     #[must_use]
     pub fn test(program: PathBuf) -> Self {
         let short = Self::short(program);
@@ -90,13 +87,13 @@ impl Plan {
         Self {
             load,
             instances: 2,
-            // A busy machine is not a broken server.
+            // A busy machine must not look like a broken server.
             options: &["--database-acquire-timeout", "5s", "--redis-timeout", "500ms"],
             warm_up: Duration::from_millis(500),
             baseline: Duration::from_millis(500),
             longest_hold: Duration::from_millis(1_500),
             aftermath: Duration::from_millis(500),
-            patience: Duration::from_secs(120),
+            recovery_timeout: Duration::from_secs(120),
             ..short
         }
     }

@@ -1,5 +1,5 @@
-//! Products of the drill's own, which the load does not know: changed beside it, read through every instance, and looked for in
-//! Redis.
+//! Products that the load does not use. A fault changes them, reads them through every instance, and inspects their
+//! entries in Redis.
 
 use std::time::{Duration, Instant};
 
@@ -16,21 +16,18 @@ use tonic::{Response, Status};
 use crate::Error;
 use crate::instance::Instance;
 
-/// Longer than any change takes to be served.
+/// Until every instance serves a change.
 const TIMEOUT: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(5);
-const CALL_TIME: Duration = Duration::from_secs(15);
+const CALL_TIMEOUT: Duration = Duration::from_secs(15);
 /// Products of a BatchGetProducts.
 const BATCH: usize = 1_000;
 
-/// The version in an entry's head, which a double of Lua holds exactly as far as tests count.
-const VERSION_OF: &str = "local held = redis.call('GET', KEYS[1]) if not held then return '' end
+/// The version in the header of an entry. A Lua number holds it exactly up to 2^53.
+const READ_VERSION: &str = "local held = redis.call('GET', KEYS[1]) if not held then return '' end
     local high, low = struct.unpack('>I4I4', held, 3) return string.format('%.0f', high * 2 ^ 32 + low)";
 
-/// Inserts products of this name. Returns their ids.
-///
-/// # Errors
-/// When Postgres refuses.
+/// Inserts products with this name. Returns their ids.
 pub async fn insert(sql: &PgPool, name: &str, count: usize) -> Result<Vec<i64>, Error> {
     let insert =
         "INSERT INTO products (name, price) SELECT $1, 1 FROM generate_series(1, $2) RETURNING id";
@@ -39,15 +36,12 @@ pub async fn insert(sql: &PgPool, name: &str, count: usize) -> Result<Vec<i64>, 
 }
 
 /// Changes a product by SQL. Returns the new version.
-///
-/// # Errors
-/// When Postgres refuses.
 pub async fn change(sql: &PgPool, product: i64) -> Result<i64, Error> {
     let update = "UPDATE products SET price = price + 0.01 WHERE id = $1 RETURNING version";
     Ok(sqlx::query_scalar(update).bind(product).fetch_one(sql).await?)
 }
 
-/// The key of a product's entry on this server, where there is one catalogue.
+/// The key of a product's entry on this server, if only one catalogue uses it.
 pub(crate) fn entry_key(redis: &Redis, product: i64) -> Option<String> {
     let keys = redis.command(&["KEYS", &format!("hotshelf:*:{{{product}}}:p")]).ok()?;
     keys.lines().find(|key| key.starts_with("hotshelf:")).map(str::to_owned)
@@ -56,31 +50,31 @@ pub(crate) fn entry_key(redis: &Redis, product: i64) -> Option<String> {
 /// The version of the entry that Redis holds.
 pub(crate) fn held_version(redis: &Redis, product: i64) -> Option<i64> {
     let key = entry_key(redis, product)?;
-    redis.command(&["EVAL", VERSION_OF, "1", &key]).ok()?.parse().ok()
+    redis.command(&["EVAL", READ_VERSION, "1", &key]).ok()?.parse().ok()
 }
 
-/// A connection to each of some instances.
-pub struct Fleet {
+/// A gRPC client for each of some instances.
+pub struct Clients {
     clients: Vec<ProductServiceClient<Channel>>,
 }
 
-impl Fleet {
-    /// Of these; connected when they are asked first.
+impl Clients {
+    /// Each client connects at its first call.
     ///
     /// # Errors
-    /// When an address cannot be one.
+    /// If an address is malformed.
     pub fn of<'a>(instances: impl IntoIterator<Item = &'a Instance>) -> Result<Self, Error> {
         let client = |instance: &Instance| {
             let address = format!("http://127.0.0.1:{}", instance.port);
             let failed = |error| Error::Instance(format!("{address}: {error}"));
             let endpoint = Endpoint::from_shared(address.clone()).map_err(failed)?;
-            Ok(ProductServiceClient::new(endpoint.timeout(CALL_TIME).connect_lazy()))
+            Ok(ProductServiceClient::new(endpoint.timeout(CALL_TIMEOUT).connect_lazy()))
         };
         let clients = instances.into_iter().map(client).collect::<Result<_, Error>>()?;
         Ok(Self { clients })
     }
 
-    /// What each instance answers to a plain read.
+    /// A plain read through each instance, in their order.
     pub async fn read(&self, product: i64) -> Vec<Result<Product, Status>> {
         let mut answers = Vec::new();
         for instance in 0..self.clients.len() {
@@ -89,10 +83,7 @@ impl Fleet {
         answers
     }
 
-    /// What this one answers.
-    ///
-    /// # Errors
-    /// What it refuses with.
+    /// A plain read through one instance, with the metadata of the response.
     pub async fn read_through(
         &self,
         instance: usize,
@@ -105,7 +96,7 @@ impl Fleet {
     /// Reads each product through every instance, so that it is cached.
     ///
     /// # Errors
-    /// When one cannot be read.
+    /// If one read fails.
     pub async fn warm(&self, products: &[i64]) -> Result<(), Error> {
         for product in products {
             for answer in self.read(*product).await {
@@ -115,10 +106,10 @@ impl Fleet {
         Ok(())
     }
 
-    /// The same for many.
+    /// The same in batches, for many products.
     ///
     /// # Errors
-    /// When a batch cannot be read.
+    /// If one batch fails.
     pub async fn warm_together(&self, products: &[i64]) -> Result<(), Error> {
         for batch in products.chunks(BATCH) {
             let (max_staleness, latest) = Default::default();
@@ -137,9 +128,6 @@ impl Fleet {
     }
 
     /// UpdateProduct, through this instance. Returns the new version.
-    ///
-    /// # Errors
-    /// What it refuses with.
     pub async fn update(&self, instance: usize, product: i64, units: i64) -> Result<i64, Status> {
         let price = Some(Money { currency_code: "USD".to_owned(), units, nanos: 0 });
         let request = UpdateProductRequest {
@@ -151,10 +139,10 @@ impl Fleet {
         Ok(updated.into_inner().version)
     }
 
-    /// Changes a product by SQL. Returns how long after the commit the last instance served that.
+    /// Changes a product by SQL. Returns the time from the commit until every instance serves the change.
     ///
     /// # Errors
-    /// When one of them never does.
+    /// If an instance does not serve it within `TIMEOUT`.
     pub async fn time_to_serve_change(
         &self,
         sql: &PgPool,
@@ -164,10 +152,10 @@ impl Fleet {
         self.time_to_serve(product, version, Instant::now()).await
     }
 
-    /// How long after `committed` the last instance serves this version or a newer one.
+    /// The time from `committed` until every instance serves this version or a newer one.
     ///
     /// # Errors
-    /// When one of them never does.
+    /// If an instance does not serve it within `TIMEOUT`.
     pub async fn time_to_serve(
         &self,
         product: i64,
@@ -178,7 +166,7 @@ impl Fleet {
         while !behind.is_empty() {
             let mut still = Vec::new();
             for instance in behind {
-                // Until here it has not served it.
+                // At this moment the instance has not served it yet.
                 took = committed.elapsed();
                 match self.read_through(instance, product).await {
                     Ok(served) if served.get_ref().version >= version => {}

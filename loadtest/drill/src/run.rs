@@ -1,98 +1,100 @@
-//! One drill: warm up, measure, break, hold, mend, watch it recover, check everything that was read.
+//! One drill: warm up, measure, break, hold, mend, wait for recovery, check everything that was read.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use checker::history::Micros;
+use checker::load::RunInfo;
 use checker::{Load, run_beside, verify};
 use hotshelf::proto::{BatchGetProductsRequest, ProductServiceClient};
 use tonic::transport::Channel;
 
-use crate::database::{DatabaseLoad, Observer};
+use crate::database::{DatabaseLoad, DatabaseSampler};
 use crate::figures::Figures;
 use crate::instance::Instance;
 use crate::judge;
-use crate::stage::{Excuse, Stage};
+use crate::scenario::{Allowance, Scenario};
+use crate::servers::{Servers, connect};
 use crate::trust::Trust;
-use crate::world::{World, connect};
 use crate::{Error, Fault, Plan};
 
 const POLL: Duration = Duration::from_millis(50);
 const WARM_TRIES: usize = 40;
-/// P3: until then every instance has the newest.
+/// P3: how soon every instance serves a change.
 const LOADED_WITHIN: Micros = 1_000_000;
-/// Of each instance.
+/// Lines of the log of each instance.
 const WARNINGS: usize = 5;
 
-/// What a drill came to.
+/// The result of a drill.
 #[derive(Debug)]
 pub struct Drilled {
-    /// Which.
     pub fault: Fault,
-    /// What was measured.
     pub figures: Figures,
-    /// By what it is known that the fault took place.
+    /// What shows that the fault took place, one line each.
     pub proofs: Vec<String>,
     /// Broken promises, one line each.
     pub breaches: Vec<String>,
-    /// The last warnings of the instances, to find the reason.
+    /// The last warnings in the logs of the instances, to find the cause of a breach.
     pub warnings: Vec<String>,
 }
 
-/// When what happened, and what was seen beside the load.
+/// The moments of a drill, and what was measured apart from the load.
 #[derive(Debug)]
-pub(crate) struct Course {
+pub(crate) struct DrillTimeline {
+    /// The baseline began.
     pub(crate) measured: Micros,
+    /// The fault began.
     pub(crate) broken: Micros,
+    /// The fault ended.
     pub(crate) mended: Micros,
-    /// When every instance trusted its memory again; `None` when that did not happen in time.
+    /// Every instance trusted its memory again; `None` if not within `Plan::recovery_timeout`.
     pub(crate) trusted: Option<Micros>,
     pub(crate) database: DatabaseLoad,
     pub(crate) trust: Trust,
     pub(crate) proofs: Vec<String>,
-    /// Promises of the fault's own that were broken.
+    /// Broken promises that only this fault demands.
     pub(crate) breaches: Vec<String>,
-    pub(crate) excuses: Vec<Excuse>,
-    /// The products that every instance had read before.
+    pub(crate) allowances: Vec<Allowance>,
+    /// The products that every instance had read before the fault.
     pub(crate) hot: HashSet<i64>,
 }
 
-/// Does one drill, in a world of its own.
+/// Runs one drill on servers of its own.
 ///
 /// # Errors
-/// When the drill itself could not be done, or its fault did not happen; broken promises are no errors.
+/// If the drill could not be run, or its fault did not take place. Broken promises are part of the result.
 pub async fn run(fault: &Fault, plan: &Plan) -> Result<Drilled, Error> {
-    let world = World::start(fault, plan).await?;
-    let target = world.target().await?;
+    let servers = Servers::start(fault, plan).await?;
+    let target = servers.target().await?;
     let instances = target.instances.clone();
-    let beside = async |stage: checker::load::Stage| {
-        warm(&instances, &stage.products[..plan.load.hot]).await;
-        course(fault, plan, &world, stage).await
+    let beside = async |run: RunInfo| {
+        warm(&instances, &run.products[..plan.load.hot]).await;
+        drill(fault, plan, &servers, run).await
     };
     let load = Load { redis_goes_back: fault.redis_goes_back, ..plan.load.clone() };
-    let (outcome, course) = run_beside(&target, &load, beside).await?;
-    let mut course = course?;
-    if let Some(since) = changes_matter_since(fault, &course) {
+    let (outcome, timeline) = run_beside(&target, &load, beside).await?;
+    let mut timeline = timeline?;
+    if let Some(since) = uncached_if_changed_since(fault, &timeline) {
         for change in outcome.history.committed.iter().filter(|one| one.written >= since) {
-            course.hot.remove(&change.product);
+            timeline.hot.remove(&change.product);
         }
     }
     let verdict = verify(&outcome.history, fault.bound.unwrap_or(plan.load.bound));
-    let figures = Figures::new(&outcome, &verdict, &course);
-    let mut breaches = judge::breaches(fault, plan, &figures, world.budget);
-    breaches.extend(course.breaches);
-    let warnings = world.instances.iter().flat_map(warnings).collect();
-    Ok(Drilled { fault: fault.clone(), figures, proofs: course.proofs, breaches, warnings })
+    let figures = Figures::new(&outcome, &verdict, &timeline);
+    let mut breaches = judge::breaches(fault, plan, &figures, servers.budget);
+    breaches.extend(timeline.breaches);
+    let warnings = servers.instances.iter().flat_map(warnings).collect();
+    Ok(Drilled { fault: fault.clone(), figures, proofs: timeline.proofs, breaches, warnings })
 }
 
-/// What was changed since this moment does not count as cached, if there is one: the copy from before the change is not served.
-fn changes_matter_since(fault: &Fault, course: &Course) -> Option<Micros> {
+/// Products that were changed after this moment do not count as cached: the copy from before the change is not served.
+fn uncached_if_changed_since(fault: &Fault, timeline: &DrillTimeline) -> Option<Micros> {
     if fault.changed_may_fail {
-        return Some(course.measured);
+        return Some(timeline.measured);
     }
-    // Only what is cached is served, and an instance may still have been loading the newest changes.
+    // Only cached products are served, and an instance may still have been loading the newest changes.
     let only_cached = fault.demands.cached_reads && !fault.demands.reads;
-    only_cached.then(|| course.broken.saturating_sub(LOADED_WITHIN))
+    only_cached.then(|| timeline.broken.saturating_sub(LOADED_WITHIN))
 }
 
 fn warnings(instance: &Instance) -> Vec<String> {
@@ -103,13 +105,13 @@ fn warnings(instance: &Instance) -> Vec<String> {
     last
 }
 
-/// Every instance reads every hot product, so that it is known what is cached.
+/// Reads every hot product through every instance, so that each instance has all of them in memory.
 async fn warm(instances: &[Channel], hot: &[i64]) {
     for instance in instances {
         let request = BatchGetProductsRequest { ids: hot.to_vec(), ..Default::default() };
         let mut client = ProductServiceClient::new(instance.clone());
         for _ in 0..WARM_TRIES {
-            // Refused, where the budget is small and the load has begun. An instance that never can will fail what is measured.
+            // May be refused if the budget is small, for the load has begun. If every try fails, the measured reads fail too.
             if client.batch_get_products(request.clone()).await.is_ok() {
                 break;
             }
@@ -118,33 +120,33 @@ async fn warm(instances: &[Channel], hot: &[i64]) {
     }
 }
 
-async fn course(
+async fn drill(
     fault: &Fault,
     plan: &Plan,
-    world: &World,
-    stage: checker::load::Stage,
-) -> Result<Course, Error> {
+    servers: &Servers,
+    run: RunInfo,
+) -> Result<DrillTimeline, Error> {
     tokio::time::sleep(plan.warm_up).await;
-    let (clock, hot) = (stage.clock, stage.products[..plan.load.hot].iter().copied().collect());
-    let observer = Observer::start(connect(&world.postgres.url(), 1).await?, clock);
-    let stage =
-        Stage::new(world, plan, stage, fault.hold.min(plan.longest_hold).max(fault.shortest));
+    let (clock, hot) = (run.clock, run.products[..plan.load.hot].iter().copied().collect());
+    let sampler = DatabaseSampler::start(connect(&servers.postgres.url(), 1).await?, clock);
+    let hold = fault.hold.min(plan.longest_hold).max(fault.shortest);
+    let scenario = Scenario::new(servers, plan, run, hold);
     let measured = clock.now();
     tokio::time::sleep(plan.baseline).await;
     let broken = clock.now();
     let mut trust = Trust::default();
     tokio::select! {
-        acted = (fault.act)(&stage) => acted?,
-        never = trust.watch(&world.instances) => match never {},
+        done = (fault.steps)(&scenario) => done?,
+        never = trust.sample(&servers.instances) => match never {},
     }
     let mended = clock.now();
-    stage.well();
-    let trusted = trusted(world, plan.patience).await.then(|| clock.now());
+    scenario.end_allowances();
+    let trusted = trusted_within(plan.recovery_timeout, servers).await.then(|| clock.now());
     tokio::time::sleep(plan.aftermath).await;
     let ended = clock.now();
-    let (proofs, breaches, excuses) = stage.done();
-    let database = observer.between(broken, ended);
-    Ok(Course {
+    let (proofs, breaches, allowances) = scenario.finish();
+    let database = sampler.between(broken, ended);
+    Ok(DrillTimeline {
         measured,
         broken,
         mended,
@@ -153,17 +155,17 @@ async fn course(
         trust,
         proofs,
         breaches,
-        excuses,
+        allowances,
         hot,
     })
 }
 
-/// Waits until every instance says that it trusts its memory.
-async fn trusted(world: &World, patience: Duration) -> bool {
+/// Waits until every instance trusts its memory. Returns whether that was in time.
+async fn trusted_within(timeout: Duration, servers: &Servers) -> bool {
     let began = Instant::now();
-    for instance in &world.instances {
+    for instance in &servers.instances {
         while instance.metric("hotshelf_hot_lease_valid").await != Some(1.0) {
-            if began.elapsed() > patience {
+            if began.elapsed() > timeout {
                 return false;
             }
             tokio::time::sleep(POLL).await;

@@ -1,4 +1,4 @@
-//! Drills as a table in Markdown.
+//! Results of drills as a table in Markdown.
 
 use std::fmt;
 
@@ -12,7 +12,6 @@ const HEAD: &str = "\
 recovered after | loads in Postgres | most at once | violations |
 |---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|";
 
-/// All of them.
 #[derive(Debug)]
 pub struct Table<'a>(pub &'a [Drilled]);
 
@@ -23,7 +22,6 @@ impl fmt::Display for Table<'_> {
     }
 }
 
-/// One of them.
 #[derive(Debug)]
 pub struct Line<'a>(pub &'a Drilled);
 
@@ -49,7 +47,6 @@ impl fmt::Display for Line<'_> {
     }
 }
 
-/// How many, and of how many.
 struct Failed(Rate);
 
 impl fmt::Display for Failed {

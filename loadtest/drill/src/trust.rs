@@ -1,24 +1,23 @@
-//! Whether the instances trusted their memory, as they say themselves.
+//! Whether the instances trusted their memory, by their metric `hotshelf_hot_lease_valid`.
 
 use std::convert::Infallible;
 use std::time::Duration;
 
 use crate::instance::Instance;
 
-const INTERVAL: Duration = Duration::from_millis(100);
+const SAMPLE_INTERVAL: Duration = Duration::from_millis(100);
 
-/// What looks at `hotshelf_hot_lease_valid` came to.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Trust {
-    /// Looks that were answered.
+    /// Samples that an instance answered.
     pub samples: usize,
-    /// Those that found memory not trusted.
+    /// Samples in which memory was not trusted.
     pub lapses: usize,
 }
 
 impl Trust {
-    /// Looks at every instance, again and again. An instance that does not answer says nothing.
-    pub(crate) async fn watch(&mut self, instances: &[Instance]) -> Infallible {
+    /// Samples every instance until it is dropped. Without an answer of its admin port there is no sample.
+    pub(crate) async fn sample(&mut self, instances: &[Instance]) -> Infallible {
         loop {
             for instance in instances {
                 let Some(valid) = instance.metric("hotshelf_hot_lease_valid").await else {
@@ -27,7 +26,7 @@ impl Trust {
                 self.samples += 1;
                 self.lapses += usize::from(valid < 1.0);
             }
-            tokio::time::sleep(INTERVAL).await;
+            tokio::time::sleep(SAMPLE_INTERVAL).await;
         }
     }
 }

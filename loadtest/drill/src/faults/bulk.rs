@@ -4,71 +4,73 @@ use std::time::{Duration, Instant};
 
 use super::isolation::demand_changes;
 use crate::Error;
-use crate::products::{Fleet, insert};
-use crate::stage::Stage;
+use crate::products::{Clients, insert};
+use crate::scenario::Scenario;
 
-/// Rows of the job: in the full plan, and elsewhere.
+/// Rows of the job: in the full plan, and in the short ones.
 const ROWS: (usize, usize) = (1_000_000, 20_000);
-/// How many of them every instance has in memory, likewise.
+/// How many of them every instance has in memory: in the full plan, and in the short ones.
 const CACHED: (usize, usize) = (100_000, 2_000);
-/// How many of those are waited for one by one.
-const LOOKED_AT: usize = 20;
-/// `max_staleness`: P3 of what a bulk job changes.
+/// Cached rows whose new version the drill waits for, one by one.
+const AWAITED: usize = 20;
+/// `--max-staleness`: P3 for the rows of a bulk job.
 const MAX_STALENESS: Duration = Duration::from_secs(5);
-/// An instance that starts takes at most so much longer than one before the job, besides twice that time.
+/// An instance that starts after the job takes at most twice the time of one before it, and this.
 const START_ALLOWANCE: Duration = Duration::from_secs(1);
-/// Longer than changes are kept.
-const FORGOTTEN: Duration = Duration::from_secs(300);
+/// Longer than an instance keeps recent changes.
+const RETENTION: Duration = Duration::from_secs(300);
 
-pub(super) async fn change_all(stage: &Stage<'_>) -> Result<(), Error> {
-    let (sql, instances) = (&stage.world.sql, &stage.world.instances);
-    let fleet = Fleet::of(instances)?;
-    let (rows, cached) = if stage.timed { (ROWS.0, CACHED.0) } else { (ROWS.1, CACHED.1) };
+pub(super) async fn change_all(scenario: &Scenario<'_>) -> Result<(), Error> {
+    let (sql, instances) = (&scenario.servers.sql, &scenario.servers.instances);
+    let clients = Clients::of(instances)?;
+    let (rows, cached) = if scenario.timed { (ROWS.0, CACHED.0) } else { (ROWS.1, CACHED.1) };
     let (ids, other) = (insert(sql, "bulk", rows).await?, insert(sql, "own", 1).await?);
     let cached: Vec<i64> = ids.iter().step_by(rows / cached).copied().collect();
-    if stage.timed {
-        // Or the job would be the second one within the time that changes are kept.
+    if scenario.timed {
+        // Or the instances would have to keep the changes of two jobs at a time.
         let inserted = Instant::now();
-        while remembers(stage, rows).await && inserted.elapsed() < FORGOTTEN {
+        while keeps_changes(scenario, rows).await && inserted.elapsed() < RETENTION {
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
     }
-    fleet.warm_together(&cached).await?;
-    fleet.warm(&other).await?;
-    let before = time_to_start(stage).await?;
+    clients.warm_together(&cached).await?;
+    clients.warm(&other).await?;
+    let before = time_to_start(scenario).await?;
     let change = async {
         let began = Instant::now();
         let update = sqlx::query("UPDATE products SET price = 2 WHERE id = ANY($1)").bind(&ids);
         let changed = update.execute(sql).await?.rows_affected();
         let (committed, mut slowest) = (Instant::now(), Duration::ZERO);
-        let looked_at: Vec<i64> =
-            cached.iter().step_by(cached.len() / LOOKED_AT).copied().collect();
+        let awaited: Vec<i64> = cached.iter().step_by(cached.len() / AWAITED).copied().collect();
         let versions = "SELECT id, version FROM products WHERE id = ANY($1)";
         let versions: Vec<(i64, i64)> =
-            sqlx::query_as(versions).bind(&looked_at).fetch_all(sql).await?;
+            sqlx::query_as(versions).bind(&awaited).fetch_all(sql).await?;
         for (product, version) in versions {
-            slowest = slowest.max(fleet.time_to_serve(product, version, committed).await?);
+            slowest = slowest.max(clients.time_to_serve(product, version, committed).await?);
         }
         let what = format!(
             "{changed} rows, {} of them cached, were changed in {:?}, and served within {slowest:?}",
             cached.len(),
             committed - began
         );
-        stage.demand(what.clone(), slowest <= stage.bound.min(MAX_STALENESS).max(stage.soon()));
-        stage.prove(what, changed == rows as u64)?;
-        let after = time_to_start(stage).await?;
+        scenario.demand(
+            what.clone(),
+            slowest <= scenario.bound.min(MAX_STALENESS).max(scenario.soon()),
+        );
+        scenario.prove(what, changed == rows as u64)?;
+        let after = time_to_start(scenario).await?;
         let what =
             format!("an instance started in {before:?} before, and in {after:?} right after");
-        stage.demand(what.clone(), after <= before * 2 + START_ALLOWANCE);
-        stage.prove(what, true)
+        scenario.demand(what.clone(), after <= before * 2 + START_ALLOWANCE);
+        scenario.prove(what, true)
     };
-    let (changed, beside) = tokio::join!(change, demand_changes(stage, &fleet, other[0]));
+    let (changed, beside) = tokio::join!(change, demand_changes(scenario, &clients, other[0]));
     changed.and(beside)
 }
 
-/// Whether an instance still keeps as many changes as the job will make.
-async fn remembers(stage: &Stage<'_>, rows: usize) -> bool {
-    for instance in &stage.world.instances {
+/// Whether an instance still keeps half as many changes as the job makes, or more.
+async fn keeps_changes(scenario: &Scenario<'_>, rows: usize) -> bool {
+    for instance in &scenario.servers.instances {
         let kept = instance.metric("hotshelf_recent_changes").await.unwrap_or_default();
         if kept >= rows as f64 / 2.0 {
             return true;
@@ -77,9 +79,9 @@ async fn remembers(stage: &Stage<'_>, rows: usize) -> bool {
     false
 }
 
-/// How long another instance takes to be ready.
-async fn time_to_start(stage: &Stage<'_>) -> Result<Duration, Error> {
-    let instance = stage.world.another_instance();
+/// From the start of one more instance until it is ready.
+async fn time_to_start(scenario: &Scenario<'_>) -> Result<Duration, Error> {
+    let instance = scenario.servers.another_instance();
     let began = Instant::now();
     instance.start()?;
     instance.serving().await?;

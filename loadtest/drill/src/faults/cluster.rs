@@ -1,101 +1,102 @@
-//! Parts of a Redis Cluster are gone, or move.
+//! Nodes of a Redis Cluster fail, and slots move.
 
 use devstack::{Redis, RedisCluster, Role};
 
 use crate::Error;
 use crate::fault::Fault;
 use crate::instance::is_frozen;
-use crate::stage::{Stage, blocking};
+use crate::scenario::{Scenario, blocking};
 
 pub(super) const MASTERS: usize = 3;
-/// First hash slot of each master of the beginning, and the end.
+/// First hash slot of each master as the cluster is created, and the end.
 const FIRST_SLOTS: [u16; MASTERS + 1] = [0, 5461, 10923, 16384];
-/// How many of the hottest products move.
+/// Hot products whose slots move.
 const MOVED: usize = 30;
 
 pub(super) fn all() -> Vec<Fault> {
     // The replica may lack the last writes of its master.
     let failover = |fault| Fault { redis_goes_back: true, ..fault };
     let all = [
-        failover(Fault::of_cluster("cluster-master-killed", "kill -9, failover", |stage| {
-            Box::pin(master_killed(stage))
+        failover(Fault::of_cluster("cluster-master-killed", "kill -9, failover", |scenario| {
+            Box::pin(master_killed(scenario))
         })),
-        failover(Fault::of_cluster("cluster-master-frozen", "SIGSTOP, failover", |stage| {
-            Box::pin(master_frozen(stage))
+        failover(Fault::of_cluster("cluster-master-frozen", "SIGSTOP, failover", |scenario| {
+            Box::pin(master_frozen(scenario))
         })),
-        Fault::of_cluster("cluster-resharding", "hot slots move: ASK, TRYAGAIN, MOVED", |stage| {
-            Box::pin(resharding(stage))
-        }),
-        Fault::of_cluster("cluster-half-gone", "two masters and a replica killed", |stage| {
-            Box::pin(half_gone(stage))
+        Fault::of_cluster(
+            "cluster-resharding",
+            "hot slots move: ASK, TRYAGAIN, MOVED",
+            |scenario| Box::pin(resharding(scenario)),
+        ),
+        Fault::of_cluster("cluster-half-gone", "two masters and a replica killed", |scenario| {
+            Box::pin(half_gone(scenario))
         }),
     ];
     all.map(|fault| Fault { demands: super::UNFELT, ..fault }).into()
 }
 
-/// A key in the slot of the product: only what is in braces counts.
+/// A key in the slot of the product: only the text in braces is hashed.
 fn key_of(product: i64) -> String {
     format!("x:{{{product}}}:p")
 }
 
-/// The slot of a key, and which of the first masters has it.
-fn place_of(cluster: &RedisCluster, key: &str) -> Result<(u16, usize), Error> {
+/// The slot of a key, and the index of the master that first owned it.
+fn slot_and_master(cluster: &RedisCluster, key: &str) -> Result<(u16, usize), Error> {
     let slot = cluster.nodes()[0].command(&["CLUSTER", "KEYSLOT", key])?;
     let slot = slot.parse().unwrap_or(0);
     Ok((slot, FIRST_SLOTS.iter().rposition(|first| *first <= slot).unwrap_or(0)))
 }
 
-/// Which of the first masters has this product.
 pub(super) fn master_of(cluster: &RedisCluster, product: i64) -> Result<usize, Error> {
-    Ok(place_of(cluster, &key_of(product))?.1)
+    Ok(slot_and_master(cluster, &key_of(product))?.1)
 }
 
-/// The first master of the hottest product, and its replica.
-pub(super) fn hottest_shard<'a>(stage: &Stage<'a>) -> Result<[&'a Redis; 2], Error> {
-    let cluster = stage.cluster()?;
-    let index = master_of(cluster, stage.products[0])?;
+/// The master of the hottest product, and its replica.
+pub(super) fn hottest_shard<'a>(scenario: &Scenario<'a>) -> Result<[&'a Redis; 2], Error> {
+    let cluster = scenario.cluster()?;
+    let index = master_of(cluster, scenario.products[0])?;
     Ok([index, index + MASTERS].map(|index| &cluster.nodes()[index]))
 }
 
-async fn replica_takes_over(stage: &Stage<'_>, replica: &Redis) -> Result<(), Error> {
+async fn replica_takes_over(scenario: &Scenario<'_>, replica: &Redis) -> Result<(), Error> {
     let took_over = async || blocking(|| replica.role()).is_ok_and(|role| role == Role::Master);
-    stage.prove_soon("its replica became master", took_over).await
+    scenario.prove_soon("its replica became master", took_over).await
 }
 
-/// How many nodes say `word` of another.
-pub(super) fn said_of(node: &Redis, word: &str) -> usize {
-    let known = blocking(|| node.command(&["CLUSTER", "NODES"])).unwrap_or_default();
-    known.lines().filter(|line| line.split([' ', ',']).any(|field| field == word)).count()
+/// How many nodes have this flag in the node's own CLUSTER NODES.
+pub(super) fn nodes_flagged(node: &Redis, flag: &str) -> usize {
+    let nodes = blocking(|| node.command(&["CLUSTER", "NODES"])).unwrap_or_default();
+    nodes.lines().filter(|line| line.split([' ', ',']).any(|field| field == flag)).count()
 }
 
-async fn master_killed(stage: &Stage<'_>) -> Result<(), Error> {
-    let cluster = stage.cluster()?;
-    let [master, replica] = hottest_shard(stage)?;
+async fn master_killed(scenario: &Scenario<'_>) -> Result<(), Error> {
+    let cluster = scenario.cluster()?;
+    let [master, replica] = hottest_shard(scenario)?;
     master.kill();
-    stage.prove("the master of the hottest product is gone", master.pid().is_none())?;
-    replica_takes_over(stage, replica).await?;
-    stage.prove("CLUSTER NODES says fail", said_of(replica, "fail") > 0)?;
-    stage.hold().await;
+    scenario.prove("the master of the hottest product is gone", master.pid().is_none())?;
+    replica_takes_over(scenario, replica).await?;
+    scenario.prove("CLUSTER NODES flags it as failed", nodes_flagged(replica, "fail") > 0)?;
+    scenario.hold().await;
     blocking(|| master.start_again().and_then(|()| cluster.wait_until_sound()))?;
     Ok(())
 }
 
-async fn master_frozen(stage: &Stage<'_>) -> Result<(), Error> {
-    let cluster = stage.cluster()?;
-    let [master, replica] = hottest_shard(stage)?;
+async fn master_frozen(scenario: &Scenario<'_>) -> Result<(), Error> {
+    let cluster = scenario.cluster()?;
+    let [master, replica] = hottest_shard(scenario)?;
     master.pause();
-    stage
+    scenario
         .prove_soon("its process is in state T", async || master.pid().is_some_and(is_frozen))
         .await?;
-    replica_takes_over(stage, replica).await?;
-    stage.hold().await;
+    replica_takes_over(scenario, replica).await?;
+    scenario.hold().await;
     master.resume();
     blocking(|| cluster.wait_until_sound())?;
     Ok(())
 }
 
-async fn half_gone(stage: &Stage<'_>) -> Result<(), Error> {
-    let cluster = stage.cluster()?;
+async fn half_gone(scenario: &Scenario<'_>) -> Result<(), Error> {
+    let cluster = scenario.cluster()?;
     let gone = [&cluster.nodes()[0], &cluster.nodes()[1], &cluster.nodes()[MASTERS]];
     gone.iter().for_each(|node| node.kill());
     let left = &cluster.nodes()[2];
@@ -103,8 +104,8 @@ async fn half_gone(stage: &Stage<'_>) -> Result<(), Error> {
         let info = blocking(|| left.command(&["CLUSTER", "INFO"])).unwrap_or_default();
         info.contains("cluster_state:fail")
     };
-    stage.prove_soon("the master that is left says cluster_state:fail", state).await?;
-    stage.hold().await;
+    scenario.prove_soon("the remaining master reports cluster_state:fail", state).await?;
+    scenario.hold().await;
     for node in gone {
         blocking(|| node.start_again())?;
     }
@@ -112,14 +113,14 @@ async fn half_gone(stage: &Stage<'_>) -> Result<(), Error> {
     Ok(())
 }
 
-async fn resharding(stage: &Stage<'_>) -> Result<(), Error> {
-    let cluster = stage.cluster()?;
-    let hottest = stage.products.iter().take(MOVED);
+async fn resharding(scenario: &Scenario<'_>) -> Result<(), Error> {
+    let cluster = scenario.cluster()?;
+    let hottest = scenario.products.iter().take(MOVED);
     let keys: Vec<String> = hottest.map(|product| key_of(*product)).collect();
-    let pause = stage.hold / u32::try_from(keys.len()).unwrap_or(1) / 2;
+    let pause = scenario.hold / u32::try_from(keys.len()).unwrap_or(1) / 2;
     let (mut asked, mut moved) = (0, 0);
     for key in &keys {
-        let (slot, from) = place_of(cluster, key)?;
+        let (slot, from) = slot_and_master(cluster, key)?;
         let from = &cluster.nodes()[from];
         let to = cluster.nodes()[..MASTERS].iter().find(|node| node.port() != from.port());
         let Some(to) = to else { continue };
@@ -128,20 +129,21 @@ async fn resharding(stage: &Stage<'_>) -> Result<(), Error> {
         moved += usize::from(finish_moving(cluster, from, to, slot, key)?);
         tokio::time::sleep(pause).await;
     }
-    stage.prove(format!("{asked} keys were answered with ASK, {moved} with MOVED"), asked > 0)?;
-    // From here on every node can know.
+    scenario
+        .prove(format!("{asked} keys were answered with ASK, {moved} with MOVED"), asked > 0)?;
+    // Every node can know the new owners from here on.
     blocking(|| cluster.wait_until_sound())?;
-    let told = async || blocking(|| keys.iter().all(|key| places_agree(cluster, key)));
-    stage.prove_soon("all nodes agree where they are now", told).await
+    let agreed = async || blocking(|| keys.iter().all(|key| nodes_agree(cluster, key)));
+    scenario.prove_soon("all nodes agree where they are now", agreed).await
 }
 
-/// How a node sends callers elsewhere.
-fn redirects(node: &Redis, key: &str, how: &str) -> bool {
-    node.command(&["TYPE", key]).is_err_and(|error| error.to_string().contains(how))
+/// Whether the node answers with this redirection, ASK or MOVED.
+fn redirects(node: &Redis, key: &str, redirection: &str) -> bool {
+    node.command(&["TYPE", key]).is_err_and(|error| error.to_string().contains(redirection))
 }
 
-/// Whether exactly one master answers for this key, and each other node sends callers to it.
-fn places_agree(cluster: &RedisCluster, key: &str) -> bool {
+/// Whether exactly one master answers for this key, and all other nodes redirect to it.
+fn nodes_agree(cluster: &RedisCluster, key: &str) -> bool {
     let nodes = cluster.nodes().iter();
     let answers: Vec<_> = nodes.map(|node| node.command(&["TYPE", key])).collect();
     let moved = answers.iter().filter_map(|answer| match answer {
@@ -152,12 +154,12 @@ fn places_agree(cluster: &RedisCluster, key: &str) -> bool {
     answers.iter().filter(|answer| answer.is_ok()).count() == 1 && moved.len() == 1
 }
 
-/// The slot's keys are on the way. Returns whether the old place answers ASK.
+/// Begins to migrate the slot. Returns whether the old owner answers ASK.
 fn start_moving(from: &Redis, to: &Redis, slot: u16, key: &str) -> Result<bool, Error> {
     let slot = slot.to_string();
     let (source, target) = (from.command(&["CLUSTER", "MYID"])?, to.command(&["CLUSTER", "MYID"])?);
     if !from.command(&["CLUSTER", "NODES"])?.lines().any(|line| is_owner(line, &slot)) {
-        // Moved already, with another product.
+        // The slot has moved already, with another product.
         return Ok(false);
     }
     to.command(&["CLUSTER", "SETSLOT", &slot, "IMPORTING", &source])?;
@@ -166,7 +168,7 @@ fn start_moving(from: &Redis, to: &Redis, slot: u16, key: &str) -> Result<bool, 
     Ok(redirects(from, key, "ASK"))
 }
 
-/// Whether this line of CLUSTER NODES is the node's own, and its ranges have the slot.
+/// Whether this line of CLUSTER NODES is the node's own, and its ranges contain the slot.
 fn is_owner(line: &str, slot: &str) -> bool {
     let slot: u16 = slot.parse().unwrap_or(0);
     let ranges = line.split(' ').skip(8).filter(|range| !range.starts_with('['));
@@ -191,7 +193,7 @@ fn move_keys(from: &Redis, to: &Redis, slot: &str) -> Result<(), Error> {
     Ok(())
 }
 
-/// The slot is the other node's. Returns whether the old place answers MOVED.
+/// Assigns the slot to the new owner. Returns whether the old owner answers MOVED.
 fn finish_moving(
     cluster: &RedisCluster,
     from: &Redis,
@@ -201,13 +203,13 @@ fn finish_moving(
 ) -> Result<bool, Error> {
     let slot = slot.to_string();
     let target = to.command(&["CLUSTER", "MYID"])?;
-    // What was written meanwhile.
+    // Keys that were written meanwhile.
     let mut left = from.command(&["CLUSTER", "COUNTKEYSINSLOT", &slot])?;
     while left != "0" {
         move_keys(from, to, &slot)?;
         left = from.command(&["CLUSTER", "COUNTKEYSINSLOT", &slot])?;
     }
-    // The new owner first, so that no caller is sent in circles.
+    // The new owner first, so that no client is redirected in circles.
     for node in std::iter::once(to).chain(&cluster.nodes()[..MASTERS]) {
         node.command(&["CLUSTER", "SETSLOT", &slot, "NODE", &target])?;
     }

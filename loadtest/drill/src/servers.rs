@@ -17,63 +17,60 @@ use crate::fault::Topology;
 use crate::instance::Instance;
 use crate::{Error, Fault, Plan};
 
-/// Above `--max-call-time`, so that the server has the last word: a call that takes longer has no end.
-const CALL_TIME: Duration = Duration::from_secs(15);
-/// Enough for the instances and for what the drill does itself, and few enough to be used up.
+/// Above `--max-call-time`, so that the server ends each call. A call that takes longer is one that the server does not end.
+const CALL_TIMEOUT: Duration = Duration::from_secs(15);
+/// Enough for the instances and for the drill itself, and few enough for a fault to use them up.
 const POSTGRES_CONNECTIONS: u32 = 80;
-/// Loads at once that an instance may have in Postgres: the default of `--database-loads`.
-const LOADS: usize = 8;
-/// The relay of an instance reads, too, one batch at a time.
-const RELAY: usize = 1;
+/// Loads that one instance may run in Postgres at a time: the default of `--database-loads`.
+const DATABASE_LOADS: usize = 8;
+/// The relay of an instance adds one load at a time.
+const RELAY_LOADS: usize = 1;
 
-/// The Redis of a world.
-pub enum RedisSide {
-    /// One, and the proxy that instances reach it through.
+pub enum RedisEndpoint {
+    /// The instances connect to the proxy.
     Single(Box<Redis>, ChaosProxy),
-    /// A cluster, reached directly: its nodes tell clients their addresses.
+    /// The instances connect directly, because the nodes give clients their addresses.
     Cluster(RedisCluster),
 }
 
-/// The servers and the instances. The checker, and the drill's own SQL, go around the proxies.
-pub struct World {
-    /// The instances; they end first.
+/// The servers and the instances. The checker, and the SQL of the drill itself, go around the proxies.
+pub struct Servers {
+    /// First, because fields are dropped in order: the instances end before the servers that they use.
     pub instances: Vec<Instance>,
-    /// A connection pool of the drill's own.
+    /// For the drill itself.
     pub sql: PgPool,
     /// Between the instances and Postgres.
     pub to_postgres: ChaosProxy,
-    /// Redis.
-    pub redis: RedisSide,
-    /// Postgres.
+    pub redis: RedisEndpoint,
     pub postgres: Postgres,
-    /// Loads at once that all instances together may have in Postgres.
+    /// Loads that all instances together may run in Postgres at a time.
     pub budget: usize,
     program: PathBuf,
     arguments: Vec<String>,
     dir: TempDir,
 }
 
-impl World {
-    /// Starts everything, and waits until every instance serves.
+impl Servers {
+    /// Starts the servers and the instances, and waits until every instance is ready.
     ///
     /// # Errors
-    /// When something does not start.
+    /// If one of them does not start.
     pub async fn start(fault: &Fault, plan: &Plan) -> Result<Self, Error> {
-        let (postgres, redis) = tokio::task::block_in_place(|| servers(fault))?;
+        let (postgres, redis) = tokio::task::block_in_place(|| start_databases(fault))?;
         let mut database_url = postgres.url();
         let sql = connect(&database_url, 4).await?;
-        // Not the instances': without it the loads could not be counted.
+        // For the drill, which counts loads with it; the instances do not need it.
         sql.execute("CREATE EXTENSION pg_stat_statements").await?;
         let to_postgres = through_proxy(&mut database_url, postgres.port())?;
         let (redis, redis_url) = match redis {
-            RedisServers::Cluster(cluster) => {
+            StartedRedis::Cluster(cluster) => {
                 let url = cluster.url();
-                (RedisSide::Cluster(cluster), url)
+                (RedisEndpoint::Cluster(cluster), url)
             }
-            RedisServers::Single(redis) => {
+            StartedRedis::Single(redis) => {
                 let mut url = redis.url();
                 let proxy = through_proxy(&mut url, redis.port())?;
-                (RedisSide::Single(redis, proxy), url)
+                (RedisEndpoint::Single(redis, proxy), url)
             }
         };
         let dir = tempfile::tempdir()
@@ -100,19 +97,19 @@ impl World {
         for instance in &instances {
             instance.serving().await?;
         }
-        let budget = plan.instances * (loads(fault.options) + RELAY);
+        let budget = plan.instances * (database_loads(fault.options) + RELAY_LOADS);
         let program = plan.program.clone();
         Ok(Self { instances, sql, to_postgres, redis, postgres, budget, program, arguments, dir })
     }
 
-    /// Another instance of the fleet, which does not run yet.
+    /// One more instance on the same servers, not started.
     #[must_use]
     pub fn another_instance(&self) -> Instance {
         let (program, number) = ((&*self.program, &*self.arguments), self.instances.len());
         Instance::new(program, self.dir.path(), None, number, false)
     }
 
-    /// Another instance, which does not run yet: with the same options, but for the database.
+    /// One more instance with the same options but another database, not started.
     #[must_use]
     pub fn instance_on(&self, database_url: &str) -> Instance {
         let own = self.arguments.iter().skip_while(|argument| *argument != "--database-url").nth(1);
@@ -125,36 +122,36 @@ impl World {
         Instance::new((&self.program, &arguments), self.dir.path(), None, number, false)
     }
 
-    /// What the checker drives.
+    /// Connections for the checker.
     ///
     /// # Errors
-    /// When an instance or Postgres cannot be reached.
+    /// If an instance or Postgres cannot be reached.
     pub async fn target(&self) -> Result<Target, Error> {
         let mut instances = Vec::new();
         for instance in &self.instances {
             let address = format!("http://127.0.0.1:{}", instance.port);
             let unreachable = |error| Error::Instance(format!("{address}: {error}"));
             let endpoint = Endpoint::from_shared(address.clone()).map_err(unreachable)?;
-            let endpoint = endpoint.timeout(CALL_TIME).tcp_nodelay(true);
+            let endpoint = endpoint.timeout(CALL_TIMEOUT).tcp_nodelay(true);
             instances.push(endpoint.connect().await.map_err(unreachable)?);
         }
         Ok(Target { instances, sql: connect(&self.postgres.url(), 15).await? })
     }
 }
 
-/// A pool that goes around the proxy, and can be told from the instances by its name.
+/// A pool that goes around the proxy, and differs from those of the instances by its `application_name`.
 pub(crate) async fn connect(url: &str, connections: u32) -> Result<PgPool, Error> {
-    let pool = PgPoolOptions::new().max_connections(connections).acquire_timeout(CALL_TIME);
+    let pool = PgPoolOptions::new().max_connections(connections).acquire_timeout(CALL_TIMEOUT);
     Ok(pool.connect(&format!("{url}?application_name=drill")).await?)
 }
 
-enum RedisServers {
+enum StartedRedis {
     Single(Box<Redis>),
     Cluster(RedisCluster),
 }
 
-fn servers(fault: &Fault) -> Result<(Postgres, RedisServers), Error> {
-    // Durable: a drill that kills it looks for lost updates.
+fn start_databases(fault: &Fault) -> Result<(Postgres, StartedRedis), Error> {
+    // Durable, because drills that kill Postgres check for lost updates.
     let options = PostgresOptions {
         durable: true,
         max_connections: POSTGRES_CONNECTIONS,
@@ -165,11 +162,11 @@ fn servers(fault: &Fault) -> Result<(Postgres, RedisServers), Error> {
     let redis = match fault.topology {
         Topology::Single => {
             let options = RedisOptions { settings, ..RedisOptions::default() };
-            RedisServers::Single(Box::new(Redis::start(options)?))
+            StartedRedis::Single(Box::new(Redis::start(options)?))
         }
         Topology::Cluster => {
             let options = ClusterOptions { settings, ..ClusterOptions::default() };
-            RedisServers::Cluster(RedisCluster::start(&options)?)
+            StartedRedis::Cluster(RedisCluster::start(&options)?)
         }
     };
     Ok((Postgres::start(options)?, redis))
@@ -182,8 +179,8 @@ fn through_proxy(url: &mut String, port: u16) -> Result<ChaosProxy, Error> {
     Ok(proxy)
 }
 
-/// What the options say, or the default.
-fn loads(options: &[&str]) -> usize {
+/// The value of `--database-loads` in the options, or the default.
+fn database_loads(options: &[&str]) -> usize {
     let mut options = options.iter().skip_while(|option| **option != "--database-loads");
-    options.nth(1).and_then(|loads| loads.parse().ok()).unwrap_or(LOADS)
+    options.nth(1).and_then(|loads| loads.parse().ok()).unwrap_or(DATABASE_LOADS)
 }
