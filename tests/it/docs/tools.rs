@@ -1,7 +1,9 @@
 //! JSON as the command-line tools of gRPC decode it. They do not agree on `google.protobuf.FieldMask`.
 
 use hotshelf::proto::DESCRIPTORS;
-use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor, MethodDescriptor};
+use prost_reflect::{
+    DescriptorPool, DynamicMessage, MessageDescriptor, MethodDescriptor, ReflectMessage,
+};
 use serde_json::Value;
 
 const FIELD_MASK: &str = "google.protobuf.FieldMask";
