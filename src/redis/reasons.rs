@@ -67,7 +67,7 @@ pub(super) fn words(reason: RedisRefusal) -> (&'static str, &'static str, &'stat
         Reason::NoPermission => (
             "Redis denies a command or a key",
             PART,
-            "grant it to the user (ACL SETUSER), see the README",
+            "grant it to the user (ACL SETUSER), see docs/operating.md",
         ),
         Reason::BadDatabase => (
             "Redis has no database of this number",

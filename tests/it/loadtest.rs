@@ -1,14 +1,13 @@
 //! The load tests for operators: the k6 script runs for a few seconds, and the configurations of ghz, which is not
-//! installed here, are compared with the contract.
+//! installed, are compared with the contract by the rules of ghz' own decoder.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use hotshelf::proto::DESCRIPTORS;
-use prost_reflect::{DescriptorPool, DynamicMessage, MethodDescriptor};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::process::Command;
 
+use crate::docs::tools::{self, Json};
 use crate::examples::install;
 use crate::harness::{HANG, Stack, Suite, finish};
 
@@ -20,6 +19,7 @@ pub fn register(suite: &mut Suite<'_>) {
     });
     suite.single_if("loadtest::k6_fails_without_the_products", install::k6, k6_without_products);
     suite.plain("loadtest::ghz_calls_what_the_contract_has", ghz);
+    suite.plain("loadtest::k6_gets_field_masks_in_the_canonical_form", k6_field_masks);
 }
 
 const PRODUCTS: i32 = 200;
@@ -130,23 +130,30 @@ fn check(file: &str, config: &Value) -> String {
         humantime::parse_duration(text(option)).unwrap();
     }
     assert!(["close", "wait", "ignore"].contains(&text("duration-stop")), "{file}");
-    let method = method(text("call"));
+    let call = text("call");
     for end in [first_of, last_of] {
         let data = filled_in(&config["data"].to_string(), end);
-        let mut json = serde_json::Deserializer::from_str(&data);
-        let message = DynamicMessage::deserialize(method.input(), &mut json);
+        let message = tools::decode(Json::Jsonpb, call, &data);
         message.unwrap_or_else(|error| panic!("{file}: {error}: {data}"));
-        json.end().unwrap();
     }
-    method.name().to_owned()
+    tools::method(call).unwrap().name().to_owned()
 }
 
-fn method(call: &str) -> MethodDescriptor {
-    let pool = DescriptorPool::decode(DESCRIPTORS).unwrap();
-    let (service, method) = call.split_once('/').unwrap();
-    let service = pool.get_service_by_name(service).unwrap_or_else(|| panic!("{call}"));
-    let method = service.methods().find(|known| known.name() == method);
-    method.unwrap_or_else(|| panic!("{call}"))
+/// The run of the script shows the same; this shows it where k6 cannot be installed.
+fn k6_field_masks() {
+    let script = include_str!("../../loadtest/products.js");
+    let fields = ["updateMask:", "update_mask:"];
+    let masks = fields.iter().flat_map(|field| script.split(field).skip(1));
+    let masks: Vec<&str> = masks.map(|rest| rest.trim_start()).collect();
+    assert!(!masks.is_empty());
+    for mask in masks {
+        let path = mask.strip_prefix('\'').and_then(|rest| rest.split('\'').next());
+        let path = path.unwrap_or_else(|| panic!("k6 takes a field mask as a string: {mask}"));
+        let request = json!({ "product": { "id": 1 }, "updateMask": path }).to_string();
+        let call = "hotshelf.v1.ProductService/UpdateProduct";
+        tools::decode(Json::Canonical, call, &request)
+            .unwrap_or_else(|why| panic!("{path}: {why}"));
+    }
 }
 
 fn first_of(from: i64, _to: i64) -> i64 {

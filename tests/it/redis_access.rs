@@ -10,7 +10,7 @@ use tonic::transport::Channel;
 
 use crate::harness::{Private, PrivateCluster, Program, Suite, cache_status, eventually, get};
 
-const README: &str = include_str!("../../README.md");
+const OPERATING: &str = include_str!("../../docs/operating.md");
 
 /// Long enough for dozens of failed connections, and a dozen probes.
 const A_WHILE: Duration = Duration::from_secs(3);
@@ -26,7 +26,7 @@ pub fn register(suite: &mut Suite<'_>) {
     suite.private("redis_access::a_missing_password_is_reported_once", no_auth);
     suite.private("redis_access::without_scripts_what_redis_holds_is_served", no_scripts);
     suite.private("redis_access::without_mget_batches_are_served", no_mget);
-    suite.private("redis_access::the_commands_that_the_readme_lists_are_enough", listed);
+    suite.private("redis_access::the_commands_that_the_documentation_lists_are_enough", listed);
     suite.private("redis_access::a_database_that_does_not_exist_is_reported_once", bad_database);
     suite.private("redis_access::a_server_that_is_no_cluster_is_reported_once", not_a_cluster);
     suite.private("redis_access::a_replica_is_reported_once_and_used_when_promoted", replica);
@@ -271,7 +271,7 @@ async fn no_mget(world: Private) {
 }
 
 async fn listed(world: Private) {
-    let (_, list) = README.split_once("needs the commands ").unwrap();
+    let (_, list) = OPERATING.split_once("needs the commands ").unwrap();
     let (list, _) = list.split_once("on keys and channels").unwrap();
     let listed = list.split('`').skip(1).step_by(2).map(|name| format!("+{}", name.to_lowercase()));
     let keys = format!("~{}:*", world.namespace);
