@@ -88,7 +88,8 @@ impl HotKeys {
         }
     }
 
-    /// The sketch of this thread. Threads rarely share one, so its lock is nearly always free and its cache lines stay on one core.
+    /// The sketch of this thread. Threads rarely share one, so its lock is nearly always free and its cache lines stay on one
+    /// core.
     fn shard(&self) -> &Mutex<BucketedTopK<ProductId>> {
         &self.shards[thread_number() & (self.shards.len() - 1)]
     }

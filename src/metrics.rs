@@ -320,8 +320,8 @@ impl fmt::Debug for Metrics {
     }
 }
 
-/// Calls that ended, by method and code. A series appears with its first call, except OK, which every method has from the start, so
-/// that a rate begins at zero.
+/// Calls that ended, by method and code. A series appears with its first call, except OK, which every method has from the start,
+/// so that a rate begins at zero.
 fn handled(meter: &Meter) -> Arc<Cells> {
     let cells = Arc::new(Cells::new(Method::ALL.len() * CODES.len()));
     let read = Arc::clone(&cells);

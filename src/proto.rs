@@ -1,5 +1,5 @@
-//! The code that `build.rs` generates from `proto/`. It describes the server half of the services by hand, so that an answer can be
-//! bytes that are already encoded.
+//! The code that `build.rs` generates from `proto/`. It describes the server half of the services by hand, so that an answer can
+//! be bytes that are already encoded.
 #![allow(unreachable_pub, unused_qualifications, clippy::all, reason = "generated code")]
 
 pub mod google {

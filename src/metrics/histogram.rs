@@ -1,5 +1,5 @@
-//! The durations of calls: a histogram for each method, on sharded counters. OpenTelemetry has no observable histogram, so this one
-//! is a collector in the exporter's registry.
+//! The durations of calls: a histogram for each method, on sharded counters. OpenTelemetry has no observable histogram, so this
+//! one is a collector in the exporter's registry.
 
 use std::sync::Arc;
 use std::time::Duration;
