@@ -1,8 +1,8 @@
-//! Compiles the protos with protox, so that nobody needs protoc.
+//! Compiles the protos with protox, so that a build does not need protoc.
 
 #![expect(
     clippy::disallowed_methods,
-    reason = "cargo speaks to build scripts through the environment"
+    reason = "cargo passes OUT_DIR to a build script in the environment"
 )]
 
 use std::error::Error;
@@ -11,12 +11,12 @@ use std::path::PathBuf;
 use tonic_build::manual::{Builder, Method, Service};
 
 const PROTOS: [&str; 2] = ["hotshelf/v1/product_service.proto", "hotshelf/v1/admin_service.proto"];
-/// What reflection describes besides: without it grpcurl shows the details of errors as bytes. The messages are tonic-types'.
+/// Described by reflection only, because without it grpcurl shows the details of errors as bytes. tonic-types has the messages.
 const DESCRIBED: &str = "google/rpc/error_details.proto";
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
-    // sqlx::migrate! embeds the files but cannot tell cargo that one was added.
+    // sqlx::migrate! embeds the files, but cargo would not rebuild when a file is added.
     println!("cargo:rerun-if-changed=migrations");
 
     let mut compiler = protox::Compiler::new(["proto"])?;
@@ -50,8 +50,8 @@ fn admin_service() -> Service {
         .build()
 }
 
-/// The server side, by hand: answers that carry products are bytes that were encoded when the product
-/// was loaded, so their methods have a codec of ours. The reads are not here: see `src/rpc/reads.rs`.
+/// The server side is described by hand: a write answers with the bytes that were encoded when the product was written, through
+/// `StoredCodec`. GetProduct and BatchGetProducts are missing, because `src/rpc/reads.rs` answers them itself.
 fn product_service() -> Service {
     let unary = |name: &str, route: &str, stored: bool| {
         let message = |suffix: &str| format!("crate::proto::{route}{suffix}");

@@ -1,5 +1,4 @@
-//! The composition root: makes the parts, connects them, starts and stops them. It knows everything, and
-//! decides nothing about products.
+//! The composition root: creates the parts, connects them, starts and stops them. Decides nothing about products.
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -26,11 +25,13 @@ use crate::rpc::{self, Health, Identity};
 #[cfg(feature = "test-hooks")]
 use crate::supervisor::Fault;
 
-/// How long a start waits for Redis before it goes on without.
-const REDIS_PATIENCE: Duration = Duration::from_secs(2);
-/// How long a start waits for its connections to Postgres to be opened.
-const POSTGRES_PATIENCE: Duration = Duration::from_secs(5);
-/// Between two tries to reach Postgres when starting.
+/// The longest that a start waits for Redis; then it goes on without Redis.
+const REDIS_TIMEOUT: Duration = Duration::from_secs(2);
+/// The longest that a start waits until its connections to Postgres are open; then it goes on with fewer.
+const POSTGRES_TIMEOUT: Duration = Duration::from_secs(5);
+/// The longest that a start waits for its first poll of the outbox; then it serves, with memory that is not trusted yet.
+const FIRST_POLL_TIMEOUT: Duration = Duration::from_secs(2);
+/// The pause between two attempts to reach Postgres at a start.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 
 /// Why an instance could not start: one line for the operator.
@@ -38,22 +39,17 @@ const RETRY_PAUSE: Duration = Duration::from_millis(500);
 #[error("{0}")]
 pub struct StartError(String);
 
-/// An instance that serves.
+/// A running instance. The public fields are for tests that look inside.
 #[derive(Debug)]
 pub struct App {
-    /// Where gRPC is served.
+    /// The address that the gRPC port is bound to, also when port 0 was asked for.
     pub grpc_addr: SocketAddr,
-    /// Where the admin port is.
+    /// The same of the admin port.
     pub admin_addr: SocketAddr,
-    /// The catalogue, for tests that look inside.
     pub catalog: Arc<Catalog>,
-    /// The hot tier, for tests that look inside.
     pub hot: Arc<HotCache>,
-    /// What was counted.
     pub metrics: Arc<Metrics>,
-    /// Where tests may hold it.
     pub pauses: PausePoints,
-    /// Which of its protections tests may turn off.
     pub controls: Controls,
     relay: Arc<Relay>,
     redis: Arc<Redis>,
@@ -67,11 +63,12 @@ pub struct App {
 }
 
 impl App {
-    /// Starts an instance; it is ready when this returns.
+    /// Starts an instance. When this returns the instance is ready: it has joined the epoch, polled the outbox and loaded the
+    /// hottest products, or the timeouts of these steps have passed.
     ///
     /// # Errors
-    /// One line for the operator: a port in use, a URL that cannot be read, Postgres out of reach for
-    /// longer than the startup timeout, a schema that this program does not know.
+    /// One line for the operator: a port in use, a URL that cannot be parsed, Postgres unreachable for longer than
+    /// `startup_timeout`, a schema of a newer version.
     pub async fn start(args: &ServeArgs) -> Result<Self, StartError> {
         let metrics = Metrics::new();
         let identity = Identity::load(&args.identity().map_err(StartError)?, &metrics).await;
@@ -85,8 +82,8 @@ impl App {
         let drain = Drain::new(Arc::clone(&metrics));
         let readiness = Readiness::not_yet("starting");
         let refusals = Refusals::new(&metrics);
-        let (observed, noted) = (Arc::clone(&metrics), Arc::clone(&refusals));
-        admin::serve(admin, observed, readiness.clone(), noted, &drain);
+        let (scraped, listed) = (Arc::clone(&metrics), Arc::clone(&refusals));
+        admin::serve(admin, scraped, readiness.clone(), listed, &drain);
 
         let postgres = Postgres::new(&args.postgres(), Arc::clone(&metrics)).map_err(StartError)?;
         let redis = Redis::connect(args.redis(), Arc::clone(&metrics), controls.clone())
@@ -96,7 +93,7 @@ impl App {
         let mut change_reader = postgres.change_reader();
         let entered = enter_epoch(&mut change_reader, &redis, &metrics).await;
         entered.map_err(|error| StartError(format!("DATABASE_URL: {error}")))?;
-        postgres.warm(POSTGRES_PATIENCE).await;
+        postgres.warm(POSTGRES_TIMEOUT).await;
         let maintained = Arc::clone(&postgres);
         drain.spawn_loop(BackgroundTask::PostgresConnections, move || {
             Arc::clone(&maintained).maintain()
@@ -138,12 +135,12 @@ impl App {
             &drain,
         );
         let served = Arc::clone(&catalog);
-        let (rpc, proofs) = (args.rpc(), Arc::clone(&identity));
-        let health = rpc::serve(grpc, served, rpc, proofs, &drain, &metrics, &refusals).await;
+        let (options, verifier) = (args.rpc(), Arc::clone(&identity));
+        let health = rpc::serve(grpc, served, options, verifier, &drain, &metrics, &refusals).await;
         readiness.set_not_ready("loading the hottest products");
-        // What a node holds is of use only when the age of its data is known.
-        let _ = tokio::time::timeout(REDIS_PATIENCE, catalog.probe_redis()).await;
-        follow_changes(&hot).await;
+        // Entries of a Redis node are suspect until a probe has read its replication id.
+        let _ = tokio::time::timeout(REDIS_TIMEOUT, catalog.probe_redis()).await;
+        wait_for_first_poll(&hot).await;
         catalog.warm(args.caching.warm_timeout).await;
         health.set(true).await;
         readiness.set_ready();
@@ -169,19 +166,19 @@ impl App {
         })
     }
 
-    /// Certificates and keys are read again.
+    /// Reads certificates and keys again, as SIGHUP asks for.
     pub fn reload(&self) {
         self.identity.reload();
     }
 
-    /// Resolves when a background task cannot be kept running, with one sentence for the operator: this instance is to be
-    /// stopped then.
+    /// Resolves when a background task cannot be kept running, with one sentence for the operator. The caller then stops the
+    /// instance.
     pub async fn failed(&self) -> String {
         self.drain.supervisor().failed().await
     }
 
-    /// Drains and stops: reports NOT_SERVING, ends streams, lets calls in flight finish within the grace
-    /// time. Returns whether all of them did.
+    /// Drains and stops: reports NOT_SERVING, serves on for `drain_delay`, ends streams, and waits at most `drain_grace` for
+    /// calls in flight. Returns whether all of them ended in time.
     pub async fn stop(mut self) -> bool {
         self.readiness.set_not_ready("draining");
         self.health.set(false).await;
@@ -190,7 +187,7 @@ impl App {
         self.health.end_watches().await;
         let in_time = self.drain.finish(self.drain_grace).await;
         if !in_time {
-            tracing::warn!(grace = ?self.drain_grace, "calls were still in flight after the grace time");
+            tracing::warn!(grace = ?self.drain_grace, "calls were still in flight after DRAIN_GRACE; they were cut off");
         }
         self.relay.let_go().await;
         self.redis.close().await;
@@ -201,14 +198,14 @@ impl App {
 
 #[cfg(feature = "test-hooks")]
 impl App {
-    /// Stops everything where it is, as near to SIGKILL as a test in one process comes: nothing is finished,
-    /// given back or said.
+    /// Stops everything at once, as near to SIGKILL as a test in one process comes: no call is finished, no lease released,
+    /// nothing logged.
     pub async fn crash(self) {
         self.drain.abandon();
         self.postgres.close().await;
     }
 
-    /// Makes a background task fail so many times.
+    /// Makes a background task fail `times` times.
     pub fn inject(&self, task: BackgroundTask, fault: Fault, times: usize) {
         self.drain.supervisor().faults().inject(task, fault, times);
     }
@@ -242,12 +239,12 @@ async fn bind(address: SocketAddr, name: &str) -> Result<TcpListener, StartError
                 "is in use by another process; stop that one, or choose another port with --{flag}"
             ),
             ErrorKind::AddrNotAvailable => {
-                format!("is no address of this machine; choose another with --{flag}")
+                format!("is not an address of this machine; choose another with --{flag}")
             }
             ErrorKind::PermissionDenied => {
                 format!("needs privileges; choose a port above 1023 with --{flag}")
             }
-            _ => format!("cannot be listened on ({error}); choose another with --{flag}"),
+            _ => format!("cannot be bound ({error}); choose another with --{flag}"),
         };
         StartError(format!("{name} {address} {cure}"))
     })
@@ -256,10 +253,10 @@ async fn bind(address: SocketAddr, name: &str) -> Result<TcpListener, StartError
 fn address(listener: &TcpListener) -> Result<SocketAddr, StartError> {
     listener
         .local_addr()
-        .map_err(|error| StartError(format!("a listener without an address: {error}")))
+        .map_err(|error| StartError(format!("the address of a port cannot be read: {error}")))
 }
 
-/// Brings the schema up to date, and waits for Postgres if it is not there yet.
+/// Brings the schema up to date. While Postgres cannot be reached it retries, for at most `startup_timeout`.
 async fn migrate(
     postgres: &Postgres,
     args: &PostgresArgs,
@@ -280,13 +277,13 @@ async fn migrate(
             return Err(StartError(postgres.out_of_reach(&why)));
         }
         readiness.set_not_ready(&format!("waiting for PostgreSQL: {why}"));
-        tracing::warn!(%why, "waiting for PostgreSQL");
+        tracing::warn!(%why, "PostgreSQL cannot be reached; waiting for PostgreSQL");
         tokio::time::sleep(RETRY_PAUSE).await;
     }
 }
 
-/// Without an epoch Redis has no keys: those of another catalogue, or of versions that PostgreSQL has lost while no instance ran,
-/// must never be read.
+/// Sets the catalogue and epoch that every key in Redis begins with. Before that Redis must not be read: its entries may be of
+/// another catalogue, or of versions that PostgreSQL lost while no instance ran.
 async fn enter_epoch(
     reader: &mut ChangeReader,
     redis: &Redis,
@@ -294,8 +291,8 @@ async fn enter_epoch(
 ) -> Result<(), postgres::Error> {
     let (scope, catalogue) = reader.scope().await?;
     redis.set_scope(&scope, &catalogue);
-    // Without Redis, too, it serves; what is wrong is logged there.
-    redis.wait_until_connected(REDIS_PATIENCE).await;
+    // An instance serves without Redis, too. The Redis module logs why it cannot connect.
+    redis.wait_until_connected(REDIS_TIMEOUT).await;
     if relay::compare_marks(redis, reader, metrics).await? {
         reader.start_over();
         let (scope, catalogue) = reader.scope().await?;
@@ -305,46 +302,48 @@ async fn enter_epoch(
     Ok(())
 }
 
-/// Waits a while for the first look at the outbox: what is read before is not trusted for long.
-async fn follow_changes(hot: &HotCache) {
+/// Waits for the first poll of the outbox, at most [`FIRST_POLL_TIMEOUT`]: memory that is filled before is trusted only for half
+/// of `max_staleness`.
+async fn wait_for_first_poll(hot: &HotCache) {
     let began = Instant::now();
-    while !hot.is_proven() && began.elapsed() < REDIS_PATIENCE {
+    while !hot.is_proven() && began.elapsed() < FIRST_POLL_TIMEOUT {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
-/// The gauges of what the parts hold.
+/// Registers the gauges that read the parts.
 fn observe(parts: &Parts) {
     let Parts { metrics, hot, redis, postgres, .. } = parts;
     metrics.build_info();
     let help = "Entries in this process' memory.";
     metrics.gauge("hotshelf.hot.entries", help, hot, HotCache::len);
     let help =
-        "What those entries cost, in bytes: their encoded size, and what keeping them takes.";
+        "Bytes of memory that those entries take: their encoded size and about 250 bytes each.";
     metrics.gauge("hotshelf.hot.bytes", help, hot, HotCache::bytes);
-    let help = "Whether the outbox has been read so recently that memory is trusted: 1 or 0.";
+    let help =
+        "1 while the last read of the outbox is recent enough that memory is trusted, else 0.";
     metrics.gauge("hotshelf.hot.lease.valid", help, hot, |hot| hot.is_proven().into());
-    let help = "Connections to Redis that stand.";
+    let help = "Open connections to Redis.";
     metrics.gauge("hotshelf.redis.connected", help, redis, Redis::connected);
-    let help = "Circuit breakers in front of Redis that are open, or being probed.";
+    let help = "Circuit breakers of Redis that are open or half open.";
     metrics.gauges("hotshelf.redis.breakers.open", help, redis, Redis::open_breakers);
-    let help = "Redis servers that refuse something again and again, by reason; one that is out of reach is among them.";
+    let help = "Redis servers that keep refusing commands or connections, by reason; an unreachable one counts.";
     metrics.gauges("hotshelf.redis.refusing", help, redis, Redis::refusing);
-    let help = "Redis servers that do not offer something that hotshelf does without.";
+    let help = "Redis servers that lack an optional capability.";
     metrics.gauges("hotshelf.redis.limited", help, redis, Redis::limited);
-    let help = "Other databases whose instances use the same Redis and namespace.";
+    let help = "Other databases with instances that use the same Redis and namespace; should be 0.";
     metrics.gauge("hotshelf.redis.other.catalogues", help, redis, Redis::other_catalogues);
     let help = "Open connections to PostgreSQL.";
     metrics.gauge("hotshelf.postgres.connections", help, postgres, Postgres::connections);
     let help = "Open connections to PostgreSQL that are not in use.";
     metrics.gauge("hotshelf.postgres.connections.idle", help, postgres, Postgres::idle_connections);
-    let help = "Loads from PostgreSQL that run or wait.";
+    let help = "Loads from PostgreSQL that run or wait for their turn.";
     metrics.gauge("hotshelf.postgres.loads.in.flight", help, postgres, Postgres::loads_in_flight);
-    let help = "Statements for callers that run, by their share of the connections to PostgreSQL.";
+    let help = "Statements of callers that run, by share of the connections to PostgreSQL.";
     metrics.gauges("hotshelf.postgres.share.in.use", help, postgres, Postgres::in_use);
-    let help = "Statements for callers that wait for their turn, by share.";
+    let help = "Statements of callers that wait for their turn, by share.";
     metrics.gauges("hotshelf.postgres.share.waiting", help, postgres, Postgres::waiting);
-    let help = "Statements for callers that may run at once, by share.";
+    let help = "Statements of callers that may run at once, by share.";
     metrics.gauges("hotshelf.postgres.share.limit", help, postgres, Postgres::limit);
     let help = "Commands of callers that Redis has not answered yet.";
     metrics.gauge("hotshelf.redis.commands.in.flight", help, redis, Redis::commands_in_flight);

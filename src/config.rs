@@ -1,4 +1,5 @@
-//! Every knob, and the only reader of the environment. Each part gets its own options, never the whole.
+//! Every setting, read once, and the only reader of the environment. Each part gets options of its own (`options.rs`), never all
+//! settings.
 
 mod edge;
 mod identity;
@@ -21,148 +22,135 @@ use limits::{DAY, HOUR, LONGEST_TTL, MILLISECOND, MINUTE, duration, namespace, n
 use crate::postgres::Migrate;
 pub use switches::SwitchArgs;
 
-/// A gRPC product catalogue that is read through memory, Redis and PostgreSQL.
+/// A gRPC product catalogue that reads through memory, Redis and PostgreSQL.
 ///
-/// Every option can also be given in the environment, or in a file named .env in the working directory.
-/// Durations are written like 250ms, 5s, 1m 30s. A value that cannot work is refused, and the refusal says what works.
+/// Every option can also be given in the environment, or in a file named .env in the working directory; flags win.
+/// Durations are written like 250ms, 5s, 1m 30s. A value that cannot work is refused with the values that work.
 #[derive(Debug, Parser)]
 #[command(name = "hotshelf", version, max_term_width = 100)]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct Cli {
-    /// What to do.
     #[command(subcommand)]
     pub command: Option<Command>,
-    /// The options of `serve`, which is what happens without a command.
+    /// The options of `serve`, which is the default command.
     #[command(flatten)]
     pub serve: ServeArgs,
 }
 
-/// What the program can do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Serves products. This is what happens without a command.
+    /// Serves products. The default command.
     Serve(Box<ServeArgs>),
-    /// Brings the database schema up to date, and ends. `serve` does so too, when it starts.
+    /// Brings the database schema up to date, then exits. `serve` does so too at its start.
     Migrate(DatabaseArgs),
     /// Imports products from a CSV file in one transaction: all of them, or none.
     ///
-    /// The file begins with a line that names its columns: name and price, and optionally id, currency
-    /// (USD if it is left out) and description, in any order. A product whose id exists is changed to what
-    /// the file says; one that is the same already is left alone.
+    /// The first line of the file names its columns, in any order: name and price, and optionally id, currency (USD when
+    /// missing) and description. A row with the id of an existing product replaces its values; a row with the same values
+    /// changes nothing.
     Import(ImportArgs),
 }
 
-/// Where PostgreSQL is.
 #[derive(Args, Clone, Debug)]
 pub struct DatabaseArgs {
-    /// PostgreSQL, the truth: postgres://USER:PASSWORD@HOST:PORT/DATABASE.
+    /// The URL of PostgreSQL, the truth: postgres://USER:PASSWORD@HOST:PORT/DATABASE.
     ///
-    /// Must be the primary: a lagging replica would fill the caches with old versions.
+    /// Has to be the primary: a lagging replica would fill the caches with old versions.
     #[arg(long, env, hide_env_values = true, value_name = "URL")]
     #[arg(default_value = Self::DEFAULT)]
     pub database_url: String,
-    /// A file with that URL in one line, instead of DATABASE_URL: for a mounted secret.
+    /// A file that holds this URL in one line, in place of DATABASE_URL; for a mounted secret.
     #[arg(long, env, default_value = "", value_name = "FILE")]
     pub database_url_file: String,
 }
 
-/// The options of `import`.
 #[derive(Args, Clone, Debug)]
 pub struct ImportArgs {
-    /// Where to.
     #[command(flatten)]
     pub database: DatabaseArgs,
-    /// The file; - reads standard input.
+    /// The CSV file; - reads standard input.
     pub file: PathBuf,
-    /// Leaves bad rows out and says which, instead of importing nothing.
+    /// Skips invalid rows and reports them, instead of importing nothing.
     #[arg(long)]
     pub skip_bad: bool,
-    /// Does nothing when there are products already.
+    /// Imports nothing when the table already has products.
     #[arg(long)]
     pub if_empty: bool,
 }
 
-/// The options of `serve`.
 #[derive(Args, Clone, Debug)]
 pub struct ServeArgs {
-    /// Where PostgreSQL is.
     #[command(flatten)]
     pub database: DatabaseArgs,
-    /// Connections, limits and deadlines of PostgreSQL.
     #[command(flatten, next_help_heading = "PostgreSQL")]
     pub postgres: PostgresArgs,
-    /// Redis.
     #[command(flatten, next_help_heading = "Redis")]
     pub redis: RedisArgs,
-    /// What is kept, and for how long.
     #[command(flatten, next_help_heading = "Caching")]
     pub caching: CachingArgs,
-    /// The gRPC port.
     #[command(flatten, next_help_heading = "Serving")]
     pub serving: ServingArgs,
-    /// Who may call.
     #[command(flatten, next_help_heading = "Callers")]
     pub identity: IdentityArgs,
-    /// What is offered at all.
     #[command(flatten, next_help_heading = "Switches")]
     pub switches: SwitchArgs,
-    /// Where to stand still until the process is killed.
+    /// The pause point at which the process stops until it is killed.
     #[cfg(feature = "test-hooks")]
     #[arg(long, hide = true)]
     pub hold_at: Option<crate::pause::Point>,
-    /// The background task that ends as soon as it is started.
+    /// The background task that fails at each start.
     #[cfg(feature = "test-hooks")]
     #[arg(long, hide = true)]
     pub fail_always: Option<crate::metrics::BackgroundTask>,
 }
 
-/// Connections, limits and deadlines of PostgreSQL.
 #[derive(Args, Clone, Debug)]
 pub struct PostgresArgs {
-    /// Connections for reads and writes, opened ahead; background tasks have up to five more.
+    /// Connections for reads and writes, opened at the start; background tasks use up to five more.
     ///
-    /// Divided into shares, none of which can take those of another: database-loads, one for ExplainProduct, and of the rest a
-    /// fifth for `latest` reads and four fifths for writes. Too high: many instances exhaust max_connections. Too low: calls wait.
+    /// They are divided into shares: database-loads for loads, one for ExplainProduct, a fifth of the rest for `latest` reads and
+    /// the others for writes. No share can use the connections of another. Too high: many instances exhaust max_connections. Too
+    /// low: calls wait.
     #[arg(long, env, default_value_t = 12, value_name = "N", value_parser = number::<u32>(4, 10_000))]
     pub database_connections: u32,
-    /// How long to wait for a free connection.
+    /// The longest wait for a free connection.
     ///
-    /// Too high: callers pile up behind a slow database. Too low: short bursts are refused.
+    /// Too high: calls pile up behind a slow database. Too low: short bursts are refused.
     #[arg(long, env, default_value = "500ms", value_name = "DURATION", value_parser = duration(MILLISECOND, HOUR))]
     pub database_acquire_timeout: Duration,
-    /// How long a statement may take; the server ends it then. There is always a limit.
+    /// The longest that a statement may run; then PostgreSQL cancels it.
     ///
-    /// Too high: a hung statement holds its connection. Too low: a busy database fails writes.
+    /// Too high: a hung statement holds its connection for longer. Too low: writes fail while the database is busy.
     #[arg(long, env, default_value = "2s", value_name = "DURATION", value_parser = duration(MILLISECOND, DAY))]
     pub database_statement_timeout: Duration,
-    /// Loads for the caches that may run at once: their share of the connections, at most three less than all.
+    /// Loads for the caches that may run at once: their share of the connections. At most database-connections less three.
     ///
-    /// Too high: `latest` reads and writes have fewer. Too low: a cold start takes longer.
+    /// Too high: `latest` reads and writes have fewer connections. Too low: a cold start takes longer.
     #[arg(long, env, default_value_t = 5, value_name = "N", value_parser = number::<usize>(1, 9_997))]
     pub database_loads: usize,
-    /// Loads, and apart from them `latest` reads, that may wait for their turn; 0: none wait.
+    /// The bound of the queue of loads, and of the separate queue of `latest` reads; 0: none wait.
     ///
-    /// More are refused with RESOURCE_EXHAUSTED, those of the caller with the most first.
+    /// A load that does not fit is refused with RESOURCE_EXHAUSTED, first those of the caller with the most in the queue. While
+    /// PostgreSQL is slow the bound is lower: as many loads as get their turn within half of database-acquire-timeout.
     ///
-    /// Fewer may while PostgreSQL is slow: as many as will have their turn within half the acquire timeout.
-    /// Too high: overload becomes timeouts. Too low: a cold start is refused needlessly.
+    /// Too high: overload becomes timeouts. Too low: loads of a cold start are refused needlessly.
     #[arg(long, env, default_value_t = 256, value_name = "N", value_parser = number::<usize>(0, 100_000))]
     pub database_queued_loads: usize,
-    /// Whether `serve` brings the database schema up to date when it starts: auto or never.
+    /// Whether `serve` brings the database schema up to date at its start.
     ///
-    /// With never, or where nothing is missing, it needs no rights to create anything.
+    /// With never, or when the schema is up to date, `serve` needs no right to create anything.
     #[arg(long, env, value_enum, default_value = "auto", value_name = "WHEN")]
     pub migrate: Migrate,
-    /// How long `serve` waits for PostgreSQL when it starts, alive and not ready, before it gives up;
-    /// 0s: it tries once.
+    /// The longest that `serve` waits for PostgreSQL at its start, live and not ready, before it exits; 0s: it tries once.
+    ///
+    /// Too high: a wrong URL is noticed late. Too low: the instance exits while PostgreSQL restarts.
     #[arg(long, env, default_value = "30s", value_name = "DURATION", value_parser = duration(Duration::ZERO, DAY))]
     pub startup_timeout: Duration,
 }
 
-/// Redis.
 #[derive(Args, Clone, Debug)]
 pub struct RedisArgs {
-    /// Redis: redis://USER:PASSWORD@HOST:PORT/DB, rediss:// for TLS, or
+    /// The URL of Redis: redis://USER:PASSWORD@HOST:PORT/DB, rediss:// for TLS, or
     /// redis-cluster://HOST:PORT?node=HOST:PORT&node=HOST:PORT.
     #[arg(
         long,
@@ -172,171 +160,186 @@ pub struct RedisArgs {
         value_name = "URL"
     )]
     pub redis_url: String,
-    /// A file with that URL in one line, instead of REDIS_URL: for a mounted secret.
+    /// A file that holds this URL in one line, in place of REDIS_URL; for a mounted secret.
     #[arg(long, env, default_value = "", value_name = "FILE")]
     pub redis_url_file: String,
     /// Treats REDIS_URL as a node of a Redis Cluster, whatever its scheme.
     #[arg(long, env, default_value_t = false, num_args = 0..=1, default_missing_value = "true")]
     #[arg(value_name = "BOOL", value_parser = BoolishValueParser::new())]
     pub redis_cluster: bool,
-    /// The first part of every key, so that several catalogues can share one Redis.
+    /// The first part of every key and channel, so that several catalogues can share one Redis.
     #[arg(long, env, default_value = "hotshelf", value_name = "NAME", value_parser = namespace)]
     pub redis_namespace: String,
-    /// Connections to Redis, or to each node of a cluster; each is pipelined.
+    /// Connections to Redis, or to each node of a cluster. Commands are pipelined on each.
+    ///
+    /// Too high: connections that Redis has to keep for every instance. Too low: one slow response delays more commands.
     #[arg(long, env, default_value_t = 4, value_name = "N", value_parser = number::<usize>(1, 128))]
     pub redis_connections: usize,
-    /// How long a command may take before the read goes on without Redis.
+    /// The timeout of a command; then the read goes on without Redis.
     ///
-    /// Too high: a frozen Redis slows every miss. Too low: a busy one sends needless load to PostgreSQL.
+    /// Too high: a frozen Redis slows every miss. Too low: a busy Redis causes needless loads from PostgreSQL.
     #[arg(long, env, default_value = "100ms", value_name = "DURATION", value_parser = duration(MILLISECOND, MINUTE))]
     pub redis_timeout: Duration,
-    /// How long the lease of an instance that died in the middle of a load keeps others from loading.
+    /// The TTL of the lease for a load: after a crash of its holder, the time until another instance can take the lease.
     ///
-    /// It is renewed while the load runs. Too high: readers wait longer after a crash. Too low: an
-    /// instance that pauses loses its lease, and the load is done twice.
+    /// The holder renews the lease while its load runs. Too high: reads wait longer after a crash. Too low: an instance that
+    /// pauses loses its lease, and another loads the same product.
     #[arg(long, env, default_value = "1s", value_name = "DURATION", value_parser = duration(10 * MILLISECOND, HOUR))]
     pub lease_ttl: Duration,
-    /// How long to wait for another instance's load before asking PostgreSQL without the lease.
+    /// The longest wait for another instance's load; then PostgreSQL is read without the lease.
     ///
-    /// At least the lease TTL, so that a dead holder's lease is taken over instead.
+    /// At least lease-ttl, so that a waiter takes over the lease of a crashed holder first. Too high: reads wait longer for a
+    /// load that hangs. Too low: slow loads are repeated by other instances.
     #[arg(long, env, default_value = "2s", value_name = "DURATION", value_parser = duration(10 * MILLISECOND, HOUR))]
     pub lease_wait: Duration,
 }
 
-/// What is kept, and for how long.
 #[derive(Args, Clone, Debug)]
 pub struct CachingArgs {
-    /// Products that are kept in this process' memory.
+    /// Products that this process keeps in memory.
     ///
-    /// Too high: memory; each costs its encoded size and about 250 bytes, 8 of them at the start. Too low: more reads go
-    /// to Redis. At most 100,000,000.
+    /// Each takes its encoded size and about 250 bytes, 8 of which are allocated at the start. Too high: memory. Too low: more
+    /// reads go to Redis.
     #[arg(long, env, default_value_t = 100_000, value_name = "N", value_parser = number::<u64>(1, 100_000_000))]
     pub hot_capacity: u64,
-    /// Largest product that is kept in this process' memory, encoded, in bytes; larger ones are read from Redis.
+    /// The largest product that is kept in memory, in bytes of its encoding; larger ones are read from Redis.
     ///
-    /// Memory holds at most hot-capacity times this and 250 bytes. Too high: that bound. Too low: more reads
-    /// go to Redis.
+    /// Memory is bounded by hot-capacity times the sum of this and 250 bytes. Too high: memory. Too low: more reads go to Redis.
     #[arg(long, env, default_value_t = 16_384, value_name = "BYTES", value_parser = number::<usize>(1, 1 << 30))]
     pub hot_max_product_bytes: usize,
-    /// How old an answer may be, whatever has failed, that is not marked stale.
+    /// The bound on the age of an answer that is not marked stale, under any single fault.
     ///
-    /// While the outbox cannot be read, a copy is trusted for half of it after it was compared with PostgreSQL. Too high:
-    /// prices are older after a fault. Too low: more reads go to Redis and PostgreSQL during one.
+    /// While the outbox cannot be read, a copy is trusted for half of this time after its last comparison with PostgreSQL. Too
+    /// high: older prices during a fault. Too low: more reads go to Redis and PostgreSQL during a fault.
     #[arg(long, env, default_value = "5s", value_name = "DURATION", value_parser = duration(MILLISECOND, DAY))]
     pub max_staleness: Duration,
-    /// For how long a read of the outbox lets memory be trusted; at most max-staleness. 0s: not at all.
+    /// How long memory is trusted after a read of the outbox; at most max-staleness. 0s: not at all.
     ///
-    /// Too high: changes are seen later when the outbox cannot be read. Too low: a pause of PostgreSQL sends reads to Redis.
+    /// Too high: changes are observed later while the outbox cannot be read. Too low: a pause of PostgreSQL sends reads to Redis.
     #[arg(long, env, default_value = "2s", value_name = "DURATION", value_parser = duration(Duration::ZERO, DAY))]
     pub hot_lease: Duration,
-    /// After this long a cached product is loaded again in the background, and served meanwhile.
+    /// The age past which a cached product is refreshed in the background, and served meanwhile.
     ///
-    /// Too high: what no write made known is seen later. Too low: more load on PostgreSQL.
+    /// Too high: a change that no trigger recorded is served later. Too low: more load on PostgreSQL.
     #[arg(long, env, default_value = "1m", value_name = "DURATION", value_parser = duration(MILLISECOND, LONGEST_TTL))]
     pub soft_ttl: Duration,
-    /// For how long past its soft TTL a cached product may be served, marked stale, when it cannot be
-    /// loaded again; 0s: it is not.
+    /// How long past its soft TTL a cached product may be served, marked stale, when it cannot be loaded; 0s: not at all.
     ///
-    /// Too high: memory of Redis. Too low: an outage of PostgreSQL is felt sooner.
+    /// Too high: memory of Redis. Too low: reads fail sooner in an outage of PostgreSQL.
     #[arg(long, env, default_value = "1h", value_name = "DURATION", value_parser = duration(Duration::ZERO, LONGEST_TTL))]
     pub stale_if_error: Duration,
-    /// How long the absence of a product is cached.
+    /// How long a tombstone, the absence of a product, is cached.
+    ///
+    /// Too high: memory for ids that do not exist. Too low: repeated reads of such ids go to PostgreSQL.
     #[arg(long, env, default_value = "30s", value_name = "DURATION", value_parser = duration(MILLISECOND, LONGEST_TTL))]
     pub tombstone_ttl: Duration,
-    /// How often each instance reads the outbox of changes in PostgreSQL.
+    /// The interval at which each instance reads the outbox in PostgreSQL.
     ///
-    /// Too high: while Redis is away, changes are seen later. Too low: idle queries on PostgreSQL, of every instance.
+    /// Too high: changes are observed later while Redis is down. Too low: every instance sends idle queries to PostgreSQL.
     #[arg(long, env, default_value = "250ms", value_name = "DURATION", value_parser = duration(MILLISECOND, MINUTE))]
     pub change_poll_interval: Duration,
-    /// How often the one instance that relays reads the outbox, to bring Redis up to date and to tell the others.
+    /// The interval at which the relay, in one instance, reads the outbox, updates Redis and publishes the changes.
     ///
-    /// Too high: changes by plain SQL are seen later. Too low: idle queries on PostgreSQL.
+    /// Too high: changes by plain SQL are observed later. Too low: idle queries on PostgreSQL.
     #[arg(long, env, default_value = "50ms", value_name = "DURATION", value_parser = duration(MILLISECOND, MINUTE))]
     pub relay_interval: Duration,
-    /// For how long changes are kept in the outbox after they became visible.
+    /// How long a change is kept in the outbox after it became visible.
     ///
-    /// Too high: more memory, in every instance. Too low: an instance that stands still for longer compares all of its
-    /// memory with PostgreSQL.
+    /// Too high: memory in every instance. Too low: an instance that pauses for longer loads everything in its memory again.
     #[arg(long, env, default_value = "1m", value_name = "DURATION", value_parser = duration(100 * MILLISECOND, DAY))]
     pub change_retention: Duration,
-    /// Changes that an instance keeps in its memory, about 40 bytes each: those of the outbox.
+    /// Recent changes that an instance keeps in memory, about 40 bytes each: those that are still in the outbox.
     ///
-    /// With more at once everything that is cached is compared with PostgreSQL. Too low: large bulk jobs do that. Too high: memory.
+    /// When there are more, everything that is cached is loaded again. Too high: memory. Too low: a large bulk job causes that.
     #[arg(long, env, default_value_t = 2_000_000, value_name = "N", value_parser = number::<usize>(1, 1_000_000_000))]
     pub max_recent_changes: usize,
-    /// How often the fleet's ranking of hot products is updated, and the hottest refreshed ahead of time.
+    /// The interval at which the fleet's ranking of hot products is updated, and the hottest refreshed ahead of their soft TTL.
+    ///
+    /// Too high: a product that becomes hot is refreshed ahead later. Too low: commands to Redis.
     #[arg(long, env, default_value = "1s", value_name = "DURATION", value_parser = duration(10 * MILLISECOND, HOUR))]
     pub refresh_interval: Duration,
-    /// How many of the fleet's hottest products are kept warm; 0 for none.
+    /// How many of the fleet's hottest products are refreshed ahead; 0: none.
+    ///
+    /// Too high: loads of products that are rarely read. Too low: more reads pass a soft TTL.
     #[arg(long, env, default_value_t = 100, value_name = "N", value_parser = number::<u16>(0, 1_000))]
     pub refresh_keys: u16,
-    /// How long an instance that starts may take to load the fleet's hottest products before it reports
-    /// that it is ready; 0s: it does not wait.
+    /// The longest that a start loads the fleet's hottest products before the instance reports ready; 0s: it does not wait.
+    ///
+    /// Too high: a start takes longer while Redis or PostgreSQL is slow. Too low: the first reads of hot products are misses.
     #[arg(long, env, default_value = "5s", value_name = "DURATION", value_parser = duration(Duration::ZERO, HOUR))]
     pub warm_timeout: Duration,
 }
 
-/// The ports.
 #[derive(Args, Clone, Debug)]
 pub struct ServingArgs {
-    /// Where gRPC is served.
+    /// The address of the gRPC port.
     #[arg(long, env, default_value = "0.0.0.0:50051", value_name = "ADDRESS")]
     pub grpc_addr: SocketAddr,
-    /// A PEM file with the certificate to serve gRPC over TLS with, and those that lead to one that clients know.
+    /// A PEM file with the server's certificate chain; with it gRPC is served over TLS only.
     ///
-    /// It and its key are read again when they change, and on SIGHUP.
+    /// The chain and its key are read again when they change, and on SIGHUP.
     #[arg(long, env, default_value = "", value_name = "FILE")]
     pub grpc_tls_cert: String,
-    /// A PEM file with the certificate's private key.
+    /// A PEM file with the private key of that certificate.
     #[arg(long, env, default_value = "", value_name = "FILE")]
     pub grpc_tls_key: String,
-    /// Where /metrics, /livez and /readyz are served.
+    /// The address of the admin port: /metrics, /livez, /readyz and /callers.
     ///
-    /// By default to this machine only. In a container: 0.0.0.0:9464, as its image has it.
+    /// The default is reachable from this machine only. The container image sets 0.0.0.0:9464.
     #[arg(long, env, default_value = "127.0.0.1:9464", value_name = "ADDRESS")]
     pub admin_addr: SocketAddr,
-    /// Connections at once; more are closed as they come. Leave file descriptors for Redis and PostgreSQL.
+    /// Connections at once; a connection above the limit is closed as soon as it is accepted.
+    ///
+    /// Too high: memory, and file descriptors that the process may not get. Too low: clients cannot connect.
     #[arg(long, env, default_value_t = 10_000, value_name = "N", value_parser = number::<usize>(1, 1_000_000))]
     pub max_connections: usize,
     /// Calls at once on one connection (HTTP/2 SETTINGS_MAX_CONCURRENT_STREAMS).
+    ///
+    /// Too high: memory, 512 bytes for each on its way in. Too low: calls of a busy client wait in the client.
     #[arg(long, env, default_value_t = 1_024, value_name = "N", value_parser = number::<u32>(1, 1_000_000))]
     pub max_streams_per_connection: u32,
-    /// Unary calls at once; more are refused with RESOURCE_EXHAUSTED.
+    /// Unary calls at once; a call above the limit is refused with RESOURCE_EXHAUSTED.
     ///
-    /// When half are taken a connection that has more than an eighth of those that are free gets no more. Too high: overload becomes latency and memory. Too low: bursts are refused needlessly.
+    /// Once half of them are in use, a connection gets no more when it has more than an eighth of those that are free. Too high:
+    /// overload becomes latency and memory. Too low: bursts are refused needlessly.
     #[arg(long, env, default_value_t = 10_000, value_name = "N", value_parser = number::<usize>(1, 1_000_000))]
     pub max_calls: usize,
-    /// Bytes of batches that wait for their callers to read them; past it more are refused with RESOURCE_EXHAUSTED.
+    /// Bytes of batch responses that wait to be sent; a batch above the limit is refused with RESOURCE_EXHAUSTED.
     ///
-    /// A connection that holds more than an eighth of what is free gets no more. Too high: callers that do not read cost
-    /// that memory. Too low: large batches are refused; the largest that can be asked for is about 70 MB.
+    /// A connection gets no more when it holds more than an eighth of what is free. Too high: memory for callers that do not
+    /// read. Too low: large batches are refused; the largest possible one is about 70 MB.
     #[arg(long, env, default_value_t = 268_435_456, value_name = "BYTES", value_parser = number::<usize>(131_072, 1 << 40))]
     pub max_unsent_bytes: usize,
-    /// The longest that a unary call may take, whatever the caller allows.
+    /// The longest that a unary call may take, also when the caller's deadline is later.
+    ///
+    /// Too high: calls that hang hold their memory. Too low: slow loads and writes fail.
     #[arg(long, env, default_value = "10s", value_name = "DURATION", value_parser = duration(MILLISECOND, DAY))]
     pub max_call_time: Duration,
-    /// Largest request in bytes; larger ones are refused. A product is at most about 70 kB.
+    /// The largest request in bytes; a larger one is refused. A product is at most about 70 kB.
     #[arg(long, env, default_value_t = 262_144, value_name = "BYTES", value_parser = number::<usize>(1_024, 1 << 26))]
     pub max_request_bytes: usize,
-    /// Streams of hot keys at once; more are refused. 0: none.
+    /// Streams of hot keys at once; a stream above the limit is refused with RESOURCE_EXHAUSTED. 0: none.
     ///
-    /// A connection that holds more than half of what is free gets no more. Too high: memory, and messages to send. Too
+    /// A connection gets no more when it has more than half of those that are free. Too high: memory, and messages to send. Too
     /// low: dashboards are refused.
     #[arg(long, env, default_value_t = 100, value_name = "N", value_parser = number::<usize>(0, 100_000))]
     pub max_watchers: usize,
-    /// After this long without a sign of life a peer is pinged.
+    /// The time without any frame of a peer after which the server sends an HTTP/2 ping.
+    ///
+    /// Too high: dead peers hold connections for longer. Too low: pings on idle connections.
     #[arg(long, env, default_value = "30s", value_name = "DURATION", value_parser = duration(100 * MILLISECOND, DAY))]
     pub keepalive_interval: Duration,
-    /// A peer that does not answer a ping, or does not begin to speak HTTP/2, for this long is gone.
+    /// The timeout of a ping, and of the first frame of a connection; then the connection is closed.
+    ///
+    /// Too high: dead peers hold connections for longer. Too low: peers on slow networks lose theirs.
     #[arg(long, env, default_value = "20s", value_name = "DURATION", value_parser = duration(100 * MILLISECOND, HOUR))]
     pub keepalive_timeout: Duration,
-    /// Connections.
     #[command(flatten)]
     pub edge: EdgeArgs,
-    /// On SIGTERM, how long to report NOT_SERVING and serve on, so that load balancers notice; 0s: not at all.
+    /// How long to report NOT_SERVING and serve on after SIGTERM, so that load balancers stop sending calls; 0s: not at all.
     #[arg(long, env, default_value = "0s", value_name = "DURATION", value_parser = duration(Duration::ZERO, DAY))]
     pub drain_delay: Duration,
-    /// After that, how long calls in flight may take to finish.
+    /// How long calls in flight may take after drain-delay; then they are cut off.
     #[arg(long, env, default_value = "20s", value_name = "DURATION", value_parser = duration(MILLISECOND, DAY))]
     pub drain_grace: Duration,
 }
@@ -352,14 +355,14 @@ mod tests {
     }
 
     #[test]
-    fn serve_is_what_happens_without_a_command() {
+    fn serve_is_the_default_command() {
         let cli = Cli::try_parse_from(["hotshelf", "--soft-ttl", "7s"]).expect("valid");
         assert!(cli.command.is_none());
         assert_eq!(cli.serve.caching.soft_ttl, Duration::from_secs(7));
     }
 
     #[test]
-    fn every_knob_says_what_it_is_for() {
+    fn every_option_has_a_help_text() {
         let command = Cli::command();
         for argument in command.get_arguments() {
             assert!(argument.get_help().is_some(), "{} has no help", argument.get_id());

@@ -1,7 +1,7 @@
-//! Which products this instance is asked for most: a heavy-hitters sketch of bounded size.
+//! The most read products of this instance: a heavy-hitters sketch of bounded size.
 //!
-//! Every read is counted in the sketch of its thread (HeavyKeeper: Gong et al., USENIX ATC 2018). From time
-//! to time the sketches are collected into a slice and begun anew; rates are what the last slices say.
+//! Each thread counts its reads in a sketch (HeavyKeeper: Gong et al., USENIX ATC 2018). Each refresh interval the sketches are
+//! merged into a slice and replaced with empty ones; a rate is the count of the last slices over the time that they took.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -12,26 +12,27 @@ use parking_lot::Mutex;
 use crate::metrics::thread_number;
 use crate::product::ProductId;
 
-/// Products that each sketch ranks: the most that a caller may ask for.
+/// Products that each sketch ranks: the greatest `limit` of StreamHotKeys.
 const TRACKED: usize = 1_000;
-/// 2048 buckets of 4 cells of 16 bytes: 128 KiB for each sketch.
+/// 2,048 buckets of 4 cells of 16 bytes: 128 KiB for each sketch.
 const WIDTH: usize = 2_048;
 const DEPTH: usize = 4;
-/// The paper's b = 1.08: how reluctantly a counted product gives its place to another.
+/// The paper's b = 1.08: a colliding product decays a cell of count C with the probability b^-C, and takes it over at 0.
 const DECAY: f64 = 1.0 / 1.08;
-/// Rates are over this many slices.
+/// Rates cover this many slices. Too few: rates jump. Too many: a product that cooled down stays in the ranking for longer.
 const SLICES: usize = 10;
-/// More sketches than this buy nothing but memory.
+/// Sketches of one instance. More would cost memory without less contention.
 const MAX_SHARDS: usize = 64;
 
-/// What one instance is asked for most.
 pub struct HotKeys {
     shards: Box<[Mutex<BucketedTopK<ProductId>>]>,
     slices: Mutex<Slices>,
 }
 
 struct Slices {
+    /// At most [`SLICES`], the oldest first.
     done: VecDeque<Slice>,
+    /// When the current slice began.
     began: Instant,
 }
 
@@ -40,14 +41,12 @@ struct Slice {
     lasted: Duration,
 }
 
-/// A product that is read often.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct HotKey {
-    /// The product.
     pub id: ProductId,
-    /// Reads per second.
+    /// Estimated reads per second.
     pub per_second: f64,
-    /// The true rate is at most this far away, in 95 of 100 cases.
+    /// The true rate differs from the estimate by at most this, with a probability of 95 %.
     pub error_bound: f64,
 }
 
@@ -62,7 +61,7 @@ fn sketch() -> BucketedTopK<ProductId> {
 }
 
 impl HotKeys {
-    /// Empty sketches, one for about each core.
+    /// Empty sketches: the number of cores, rounded up to a power of two, at most [`MAX_SHARDS`].
     #[must_use]
     pub fn new() -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -81,7 +80,7 @@ impl HotKeys {
         self.shard().lock().add(&id, 1);
     }
 
-    /// Counts a read of each.
+    /// Counts a read of each product of a batch.
     pub fn record_all(&self, ids: &[ProductId]) {
         let mut sketch = self.shard().lock();
         for id in ids {
@@ -89,7 +88,8 @@ impl HotKeys {
         }
     }
 
-    /// This thread's sketch, so that its lock is nearly always free and on no other core.
+    /// The sketch of this thread. Threads rarely share one, so its lock is nearly always free and its cache lines stay on one
+    /// core.
     fn shard(&self) -> &Mutex<BucketedTopK<ProductId>> {
         &self.shards[thread_number() & (self.shards.len() - 1)]
     }
@@ -126,7 +126,7 @@ impl HotKeys {
         let seconds = lasted.as_secs_f64().max(1.0);
         let mut ranked: Vec<_> = counts.into_iter().collect();
         ranked.sort_unstable_by_key(|(id, count)| (std::cmp::Reverse(*count), *id));
-        // A product may have been read this often before it was tracked at all.
+        // The sketch forgets what it does not rank: a product may have had that many reads before it was tracked.
         let untracked = if ranked.len() < TRACKED { 0 } else { ranked[TRACKED - 1].1 };
         ranked.truncate(limit);
         let key = |(id, count): (ProductId, u64)| {
@@ -140,6 +140,7 @@ impl HotKeys {
         ranked.into_iter().map(key).collect()
     }
 
+    /// The sum of what `take` returns of each sketch.
     fn collect(
         &self,
         take: impl Fn(&mut BucketedTopK<ProductId>) -> BucketedTopK<ProductId>,
@@ -181,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn the_most_read_come_first_across_slices() {
+    fn the_ranking_counts_the_last_slices_and_the_current_one() {
         let keys = HotKeys::new();
         for round in 0..300 {
             keys.record(id(1));
@@ -199,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_read_any_more_is_forgotten() {
+    fn a_product_without_reads_leaves_the_ranking() {
         let keys = HotKeys::new();
         keys.record(id(1));
         for _ in 0..=SLICES {

@@ -1,25 +1,32 @@
-//! hotshelf: a gRPC product catalogue that is read through memory, Redis and PostgreSQL.
+//! hotshelf: a gRPC product catalogue that reads through memory, Redis and PostgreSQL.
+//!
+//! PostgreSQL holds the truth. Memory and Redis hold copies, each with the version at which it was read.
 //!
 //! # The map, in reading order
 //!
-//! - [`app`] makes the parts and connects them; [`config`] has every knob.
-//! - [`rpc`] is the edge: protobuf becomes a domain type once and back once.
-//! - [`catalog`] reads and writes products, and makes every decision of both paths.
-//! - [`hot_cache`], [`redis`] and [`postgres`] are the tiers; [`entry`] is what the first two hold.
-//! - [`relay`] carries every committed change from the outbox to Redis and to all instances.
-//! - [`hot_keys`] knows what is read most; [`import`] reads CSV files; [`logging`] bounds the log.
-//! - [`product`], [`moment`], [`caller`], [`metrics`], [`drain`], [`supervisor`], [`pause`], [`controls`] and [`refusals`] may
-//!   be used anywhere.
+//! - [`app`] creates the parts, connects them, starts and stops them; [`config`] holds every setting.
+//! - [`rpc`] is the gRPC port: a request becomes a domain type once, and an answer becomes a message once.
+//! - [`catalog`] makes every decision of a read and of a write: singleflight, load, fallback, change feed, refresh.
+//! - [`product`] and [`entry`] are the domain: ids, revisions, prices, and a cached answer with its TTLs.
+//! - [`hot_cache`], [`redis`] and [`postgres`] are the tiers. [`recent_changes`] holds the floor of each product that changed
+//!   lately: the revision below which no tier may serve it.
+//! - [`relay`] applies committed changes from the outbox to Redis, in one instance for the whole fleet.
+//! - [`hot_keys`] finds the heavy hitters; [`import`] loads CSV files; [`admin`] serves `/metrics`, `/livez` and `/readyz`.
+//! - Any module may use [`moment`] (instants in eight bytes), [`caller`], [`metrics`], [`drain`] (the only place that spawns
+//!   tasks), [`supervisor`] (restarts them) and [`refusals`]. [`logging`] bounds the log.
+//! - [`pause`] and [`controls`] are hooks for tests; without the feature `test-hooks` both are empty.
 //!
-//! # What is never the case
+//! # Invariants
 //!
-//! - No tier goes from a newer revision of a product back to an older one while it holds that product.
-//! - No cache decides what is right: versions do, and those come from Postgres.
+//! - Within one epoch no tier replaces a revision of a product with an older one.
+//! - No clock and no order of arrival decides which of two copies is newer: only the version does, and PostgreSQL assigns it.
 //! - No error of Redis reaches a caller.
+//! - No committed write is reported as failed because a cache did not take it.
 //! - No queue, wait or table is without a bound.
-//! - No module but `rpc`, `app` and `proto` knows tonic; none but `redis` knows fred, none but `postgres`
-//!   knows sqlx, none but `hot_cache` knows mini-moka, none but `config` and `main` reads the environment.
-//! - There is no process-wide state: two instances can live in one test.
+//! - No background task ends without a restart, a count and a line of the log.
+//! - No process-wide state: two instances can run in one test.
+//! - No module but `rpc`, `app` and `proto` uses tonic, none but `redis` uses fred, none but `postgres` uses sqlx, none but
+//!   `hot_cache` uses mini-moka, none but `config` and `main` reads the environment (`scripts/check-fences.sh`).
 
 pub mod admin;
 pub mod app;

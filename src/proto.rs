@@ -1,28 +1,17 @@
-//! What `build.rs` makes of the protos. The server half of the service is made by hand there, so that
-//! its answers may be bytes that are already encoded.
-#![allow(
-    missing_docs,
-    unreachable_pub,
-    unused_qualifications,
-    clippy::all,
-    reason = "generated code"
-)]
+//! The code that `build.rs` generates from `proto/`. It describes the server half of the services by hand, so that an answer can
+//! be bytes that are already encoded.
+#![allow(unreachable_pub, unused_qualifications, clippy::all, reason = "generated code")]
 
-/// Google's common types.
 pub mod google {
-    /// `google.type`
     pub mod r#type {
         tonic::include_proto!("google.r#type");
     }
-    /// `google.api`
     pub mod api {
         tonic::include_proto!("google.api");
     }
 }
 
-/// The package of the service.
 pub mod hotshelf {
-    /// Version 1.
     pub mod v1 {
         tonic::include_proto!("hotshelf.v1");
     }
@@ -45,8 +34,8 @@ pub use hotshelf::v1::admin_service_client::AdminServiceClient;
 pub use hotshelf::v1::product_service_client::ProductServiceClient;
 pub use hotshelf::v1::*;
 
-/// Every proto with its imports and comments, for reflection.
+/// The descriptors of every proto with its imports and comments, for server reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
-/// `google.protobuf.Empty`, as prost has it.
+/// The Rust type that prost maps `google.protobuf.Empty` to.
 pub type Empty = ();

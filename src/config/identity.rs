@@ -1,4 +1,4 @@
-//! Who may call: the settings, and what they are to the gRPC port.
+//! TLS, authentication and the names of callers: the settings, and the options that the gRPC port gets.
 
 use std::time::Duration;
 
@@ -8,40 +8,39 @@ use super::ServeArgs;
 use super::limits::{MINUTE, duration};
 use crate::rpc::{IdentityOptions, Scopes, TlsOptions, TokenOptions};
 
-/// Who may call.
 #[derive(Args, Clone, Debug)]
 pub struct IdentityArgs {
-    /// A PEM file with the authorities that issue the certificates of clients; needs GRPC_TLS_CERT.
+    /// A PEM file with the authorities of client certificates; needs GRPC_TLS_CERT.
     ///
-    /// With it every client has to show a certificate; where AUTH_JWKS_FILE is given, too, a token will do instead.
+    /// With it every client has to present a certificate or, when AUTH_JWKS_FILE is set, a token.
     #[arg(long, env, default_value = "", value_name = "FILE")]
     pub grpc_tls_client_ca: String,
-    /// What a caller may do that shows a certificate and no token: any of products.read, products.write, hotshelf.admin.
+    /// The scopes of a caller with a certificate and no token: any of products.read, products.write, hotshelf.admin.
     ///
-    /// More: every client with a certificate may do it. Less: they need tokens for it.
+    /// Too many: every client with a certificate may do that. Too few: such clients need tokens.
     #[arg(long, env, default_value = "products.read products.write", value_name = "SCOPES", value_parser = scopes)]
     pub grpc_tls_client_scopes: String,
-    /// A JSON Web Key Set with the public keys of bearer tokens (ES256, EdDSA, RS256); with it calls need tokens.
+    /// A file with the public keys of bearer tokens (JSON Web Key Set; ES256, EdDSA, RS256); with it calls need tokens.
     ///
-    /// It is read again when it changes. Needs AUTH_AUDIENCE and AUTH_ISSUER.
+    /// The file is read again when it changes, and on SIGHUP. Needs AUTH_AUDIENCE and AUTH_ISSUER.
     #[arg(long, env, default_value = "", value_name = "FILE")]
     pub auth_jwks_file: String,
-    /// The audience that a token must be for (`aud`).
+    /// The audience that a token has to name (`aud`).
     #[arg(long, env, default_value = "", value_name = "TEXT")]
     pub auth_audience: String,
-    /// The issuer that a token must be from (`iss`).
+    /// The issuer that a token has to name (`iss`).
     #[arg(long, env, default_value = "", value_name = "TEXT")]
     pub auth_issuer: String,
     /// How far the clocks of this server and of the issuer may differ; 0s: not at all.
     ///
-    /// Too high: tokens are accepted for longer than they say. Too low: new ones are refused.
+    /// Too high: tokens are accepted for that long after they expired. Too low: new tokens are refused.
     #[arg(long, env, default_value = "30s", value_name = "DURATION", value_parser = duration(Duration::ZERO, 10 * MINUTE))]
     pub auth_leeway: Duration,
-    /// The metadata by which a proxy in front says who calls: x-forwarded-for, say. Of a list the last entry counts.
+    /// The metadata in which a proxy sends the name of the caller, such as x-forwarded-for. Of a list the last entry counts.
     ///
-    /// Set: shares of PostgreSQL and Redis are by that name, and any client that reaches this port can claim one, so allow only the
-    /// proxy. Unset: all that a proxy sends on one connection is one caller. It is no authentication; a token or certificate
-    /// goes before it.
+    /// With it the shares of PostgreSQL and Redis are fair between these names. Any client that reaches this port can send any
+    /// name, so admit only the proxy. Without it all calls on one connection of a proxy are of one caller. It does not
+    /// authenticate: a token or a certificate takes precedence.
     #[arg(long, env, default_value = "", value_name = "NAME", value_parser = metadata)]
     pub caller_metadata: String,
 }
@@ -63,10 +62,10 @@ fn metadata(name: &str) -> Result<String, String> {
 }
 
 impl ServeArgs {
-    /// How the server and its callers prove who they are.
+    /// The options of TLS and authentication.
     ///
     /// # Errors
-    /// One sentence for the operator, when settings are missing that belong together.
+    /// One sentence for the operator when settings that belong together are not all given.
     pub fn identity(&self) -> Result<IdentityOptions, String> {
         let (identity, tls) = (&self.identity, self.tls()?);
         let tokens = self.tokens()?;
@@ -75,7 +74,7 @@ impl ServeArgs {
             && tokens.is_none()
             && certificate_scopes.is_empty()
         {
-            return Err("GRPC_TLS_CLIENT_SCOPES is empty, and no caller could do anything; give scopes, or AUTH_JWKS_FILE for tokens"
+            return Err("GRPC_TLS_CLIENT_SCOPES is empty, so every call would be refused; give scopes, or AUTH_JWKS_FILE for tokens"
                 .to_owned());
         }
         let caller_metadata = given(&identity.caller_metadata);
@@ -111,7 +110,7 @@ impl ServeArgs {
                 let leeway = identity.auth_leeway;
                 Ok(Some(TokenOptions { jwks_file, audience, issuer, leeway }))
             }
-            (None, _, _) => Err("AUTH_AUDIENCE and AUTH_ISSUER say which tokens are accepted; give AUTH_JWKS_FILE, too".to_owned()),
+            (None, _, _) => Err("AUTH_AUDIENCE and AUTH_ISSUER have no effect without keys; give AUTH_JWKS_FILE, too".to_owned()),
             (Some(_), _, _) => Err("AUTH_JWKS_FILE alone would accept tokens that are meant for other services; give AUTH_AUDIENCE and AUTH_ISSUER, too".to_owned()),
         }
     }

@@ -1,4 +1,4 @@
-//! What a setting may be: each by itself when it is read, and those that depend on each other in [`ServeArgs::check`].
+//! The bounds of settings: of each when it is parsed, and of those that depend on each other in [`ServeArgs::check`].
 
 use std::fmt::Display;
 use std::net::SocketAddr;
@@ -14,10 +14,10 @@ pub(super) const MILLISECOND: Duration = Duration::from_millis(1);
 pub(super) const MINUTE: Duration = Duration::from_secs(60);
 pub(super) const HOUR: Duration = Duration::from_secs(3_600);
 pub(super) const DAY: Duration = Duration::from_secs(24 * 3_600);
-/// An entry keeps both of its TTLs as milliseconds in 32 bits, which is 49 days: enough for the jittered sum of two.
+/// An entry stores each TTL as milliseconds in 32 bits, at most 49 days. The hard TTL is the jittered sum of two settings.
 pub(super) const LONGEST_TTL: Duration = Duration::from_secs(20 * 24 * 3_600);
 
-/// Reads a duration within these bounds. Those of a setting for which 0s means something begin there.
+/// Parses a duration from `least` to `most`. A setting for which 0s has a meaning begins at zero.
 pub(super) fn duration(
     least: Duration,
     most: Duration,
@@ -32,7 +32,7 @@ pub(super) fn duration(
     }
 }
 
-/// Reads a number within these bounds.
+/// Parses a number from `least` to `most`.
 pub(super) fn number<N>(
     least: N,
     most: N,
@@ -46,7 +46,7 @@ where
     }
 }
 
-/// Reads the first part of every key. Braces would move the hash tag of a cluster's keys.
+/// Parses the first part of every key. A brace would change the hash tag, so an entry and its lease would be in different slots.
 pub(super) fn namespace(text: &str) -> Result<String, String> {
     const LONGEST: usize = 100;
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte);
@@ -60,21 +60,21 @@ impl ServeArgs {
     /// Refuses settings that cannot work together.
     ///
     /// # Errors
-    /// One sentence for the operator: which settings, what is wrong, and what works.
+    /// One sentence for the operator: the settings, the conflict, and the values that work.
     pub fn check(&self) -> Result<(), String> {
         let (postgres, redis, caching) = (&self.postgres, &self.redis, &self.caching);
         let connections = postgres.database_connections;
         let most = connections.saturating_sub(PostgresOptions::OTHER_SHARES);
         if postgres.database_loads > most as usize {
             return Err(format!(
-                "DATABASE_LOADS is {}, and leaves no connection each to writes, latest reads and ExplainProduct; use at most {most}, three less than DATABASE_CONNECTIONS",
+                "DATABASE_LOADS is {}, and leaves less than one connection each for writes, latest reads and ExplainProduct; use at most {most}, three less than DATABASE_CONNECTIONS",
                 postgres.database_loads
             ));
         }
         at_most(
             ("LEASE_TTL", redis.lease_ttl),
             ("LEASE_WAIT", redis.lease_wait),
-            "no load would wait long enough to take over the lease of an instance that died",
+            "no load would wait long enough to take over the lease of a crashed instance",
         )?;
         at_most(
             ("HOT_LEASE", caching.hot_lease),
@@ -90,7 +90,7 @@ impl ServeArgs {
             (self.serving.max_request_bytes, self.serving.edge.max_incomplete_request_bytes);
         if incomplete < 16 * largest {
             return Err(format!(
-                "MAX_INCOMPLETE_REQUEST_BYTES is {incomplete}, and a large request that comes in parts would be refused; use at least {}, 16 times MAX_REQUEST_BYTES",
+                "MAX_INCOMPLETE_REQUEST_BYTES is {incomplete}, so large requests that arrive in parts would be refused; use at least {}, 16 times MAX_REQUEST_BYTES",
                 16 * largest
             ));
         }
@@ -116,7 +116,7 @@ fn at_most(
     Err(format!("{lower} is {low}, and {otherwise}; use at most {upper}, which is {high}"))
 }
 
-/// Whether both cannot be listened on; 0 is any free port.
+/// Whether only one of the addresses can be bound. Port 0 is any free port.
 fn collide(one: SocketAddr, other: SocketAddr) -> bool {
     let any = one.ip().is_unspecified() || other.ip().is_unspecified();
     one.port() != 0 && one.port() == other.port() && (any || one.ip() == other.ip())

@@ -1,4 +1,4 @@
-//! From the command line to the options of each part.
+//! The options of each part, from the settings.
 
 use std::time::Duration;
 
@@ -11,20 +11,19 @@ use crate::redis::RedisOptions;
 use crate::relay::RelayOptions;
 use crate::rpc::{EdgeOptions, RpcOptions, Switches};
 
-/// Host, port and database of a URL.
+/// The host, port and database of a URL, without user and password.
 fn without_password(url: &str) -> String {
-    let place = url.split_once("://").map_or(url, |(_, place)| place);
-    let place = place.rsplit_once('@').map_or(place, |(_, place)| place);
-    place.split('?').next().unwrap_or_default().to_owned()
+    let authority = url.split_once("://").map_or(url, |(_, authority)| authority);
+    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    host.split('?').next().unwrap_or_default().to_owned()
 }
 
-/// 0s is how a limit is switched off.
+/// `None` for 0s, which switches a limit off.
 fn unless_zero(duration: Duration) -> Option<Duration> {
     (!duration.is_zero()).then_some(duration)
 }
 
 impl ServeArgs {
-    /// The options of Postgres.
     #[must_use]
     pub fn postgres(&self) -> PostgresOptions {
         PostgresOptions {
@@ -37,7 +36,6 @@ impl ServeArgs {
         }
     }
 
-    /// The options of Redis.
     #[must_use]
     pub fn redis(&self) -> RedisOptions {
         RedisOptions {
@@ -48,12 +46,11 @@ impl ServeArgs {
             connections: self.redis.redis_connections,
             command_timeout: self.redis.redis_timeout,
             lease_ttl: self.redis.lease_ttl,
-            // The other half is for how long it takes to relay the changes of this one again.
+            // Half of the retention: the relay needs the other half to apply the changes of the first again.
             coverage: self.caching.change_retention / 2,
         }
     }
 
-    /// The options of the hot tier.
     #[must_use]
     pub fn hot_cache(&self) -> HotCacheOptions {
         HotCacheOptions {
@@ -72,7 +69,6 @@ impl ServeArgs {
         }
     }
 
-    /// The options of the relay.
     #[must_use]
     pub fn relay(&self) -> RelayOptions {
         RelayOptions {
@@ -82,7 +78,6 @@ impl ServeArgs {
         }
     }
 
-    /// The options of the catalogue.
     #[must_use]
     pub fn catalog(&self) -> CatalogOptions {
         CatalogOptions {
@@ -95,7 +90,6 @@ impl ServeArgs {
         }
     }
 
-    /// The options of the edge.
     #[must_use]
     pub fn rpc(&self) -> RpcOptions {
         let serving = &self.serving;
@@ -126,7 +120,7 @@ impl ServeArgs {
 }
 
 impl DatabaseArgs {
-    /// Options for one command that does one thing after the other.
+    /// Options for `migrate` and `import`, which run one statement at a time and without a statement timeout.
     #[must_use]
     pub fn one_connection(&self) -> PostgresOptions {
         PostgresOptions {

@@ -1,14 +1,14 @@
-//! Secrets that are in files, where neither `ps` nor a crash report shows them.
+//! Secrets from files: neither `ps` nor a dump of the environment shows them.
 
 use std::fs;
 
 use super::{Cli, Command, DatabaseArgs, RedisArgs, ServeArgs};
 
 impl Cli {
-    /// Puts what the files of secrets hold in the place of the settings that they stand for.
+    /// Replaces DATABASE_URL and REDIS_URL with the contents of their files, where these are given.
     ///
     /// # Errors
-    /// One sentence for the operator: which file cannot be read, or that a secret is given twice.
+    /// One sentence for the operator when a file cannot be used, or both a URL and its file are given.
     pub fn read_secrets(&mut self) -> Result<(), String> {
         match &mut self.command {
             None => self.serve.read_secrets(),
@@ -27,7 +27,6 @@ impl ServeArgs {
 }
 
 impl DatabaseArgs {
-    /// The database at this URL.
     #[must_use]
     pub fn of(database_url: String) -> Self {
         Self { database_url, database_url_file: String::new() }

@@ -1,4 +1,4 @@
-//! Counters of closed sets of labels.
+//! Counter families over closed sets of labels.
 
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use opentelemetry::metrics::Meter;
 use super::labels::LabelSet;
 use super::sharded::Cells;
 
-/// A family of counters, one for each member of a closed set.
+/// One counter for each member of `L`.
 #[derive(Debug)]
 pub struct Counters<L> {
     cells: Arc<Cells>,
@@ -46,17 +46,15 @@ impl<L: LabelSet> Counters<L> {
         Self { cells, labels: PhantomData }
     }
 
-    /// Counts one.
     pub fn inc(&self, member: L) {
         self.add(member, 1);
     }
 
-    /// Counts some.
     pub fn add(&self, member: L, amount: u64) {
         self.cells.add(member.index(), amount);
     }
 
-    /// The count so far.
+    /// The sum over all shards. Concurrent additions may or may not be in it.
     #[must_use]
     pub fn get(&self, member: L) -> u64 {
         self.cells.sum(member.index())

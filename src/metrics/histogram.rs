@@ -1,5 +1,5 @@
-//! A histogram of durations on sharded counters, for each RPC method. OpenTelemetry has no observable
-//! histogram, so this one is a collector in the exporter's own registry.
+//! The durations of calls: a histogram for each method, on sharded counters. OpenTelemetry has no observable histogram, so this
+//! one is a collector in the exporter's registry.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,16 +10,15 @@ use prometheus::proto;
 use super::labels::{LabelSet, Method};
 use super::sharded::Cells;
 
-/// Upper bounds in microseconds. A hot read takes some ten of them, a stampede on a slow database seconds.
+/// Upper bounds of the buckets in microseconds: a hot read takes about 10, a load from a slow database seconds.
 const BOUNDS_MICROS: [u64; 16] = [
     10, 30, 50, 100, 300, 600, 1_000, 3_000, 6_000, 10_000, 30_000, 100_000, 300_000, 1_000_000,
     3_000_000, 10_000_000,
 ];
-/// The buckets with the one without a bound, then the sum of the durations in nanoseconds.
+/// The cells of one method: a bucket for each bound, the bucket above all bounds, and the sum of the durations in nanoseconds.
 const CELLS: usize = BOUNDS_MICROS.len() + 2;
 const SUM: usize = BOUNDS_MICROS.len() + 1;
 
-/// How long calls took, by method.
 #[derive(Debug)]
 pub(super) struct CallDurations {
     cells: Cells,
@@ -30,12 +29,12 @@ impl CallDurations {
     pub(super) fn new() -> Arc<Self> {
         let desc = Desc::new(
             "grpc_server_handling_seconds".to_owned(),
-            "How long calls took until their last byte was handed to the connection, in seconds."
+            "Time from the start of a call until its last byte was handed to the connection, in seconds."
                 .to_owned(),
             Method::LABELS.iter().map(|label| (*label).to_owned()).collect(),
             std::collections::HashMap::new(),
         );
-        let desc = desc.expect("the name and the labels are well formed");
+        let desc = desc.expect("the name and the labels are valid for Prometheus");
         Arc::new(Self { cells: Cells::new(Method::ALL.len() * CELLS), desc })
     }
 
@@ -70,7 +69,7 @@ impl CallDurations {
     }
 }
 
-/// As the exporter's registry holds them.
+/// The histogram as a collector, which the registry owns.
 pub(super) struct Collected(pub(super) Arc<CallDurations>);
 
 impl Collector for Collected {

@@ -1,4 +1,4 @@
-//! The label values of every metric: closed sets, so that nobody can make one up from outside.
+//! The label values of every metric: closed sets, so that no caller can add a series.
 
 /// A closed set of label values.
 pub(super) trait LabelSet: Copy + 'static {
@@ -6,13 +6,13 @@ pub(super) trait LabelSet: Copy + 'static {
     const LABELS: &'static [&'static str];
     /// Every member, in the order of `index`.
     const ALL: &'static [Self];
-    /// The place in `ALL`.
+    /// The index in `ALL`.
     fn index(self) -> usize;
     /// The values, in the order of `LABELS`.
     fn values(self) -> Vec<&'static str>;
 }
 
-/// Declares an enum whose members carry label values.
+/// Declares an enum with the label values of each member.
 macro_rules! label_set {
     ($(#[$doc:meta])* $name:ident { $($label:literal),* } [$($(#[$member_doc:meta])* $member:ident = [$($value:literal),*],)+]) => {
         $(#[$doc])*
@@ -34,7 +34,7 @@ macro_rules! label_set {
     };
 }
 
-// After the macro, which it uses.
+// Below the macro, because both modules use it.
 mod auth;
 mod callers;
 
@@ -42,187 +42,170 @@ pub use auth::AuthRefusal;
 pub use callers::{ConnectionEnd, PostgresShare, Shed};
 
 label_set! {
-    /// What asking a cache tier came to.
+    /// The result of a lookup in a cache tier.
     Lookup { "tier", "result" } [
-        /// Memory served it.
         HotHit = ["hot", "hit"],
-        /// Memory did not hold it.
         HotMiss = ["hot", "miss"],
-        /// Memory held it, but not fresh enough for this read.
+        /// Memory holds an entry that may not be served to this read: invalidated, not trusted, expired or not fresh enough.
         HotStale = ["hot", "stale"],
-        /// Redis served it.
         RedisHit = ["redis", "hit"],
-        /// Redis did not hold it.
         RedisMiss = ["redis", "miss"],
-        /// Redis held it, but not fresh enough for this read.
+        /// Redis holds an entry that may not be served to this read.
         RedisStale = ["redis", "stale"],
-        /// Redis did not answer.
+        /// Redis did not respond, or its breaker is open.
         RedisError = ["redis", "error"],
     ]
 }
 
 label_set! {
-    /// Where a read's answer came from.
+    /// The tier that an answer came from, in the order in which a read asks them.
     ServedBy { "served_by" } [
-        /// This process' memory.
         Hot = ["hot"],
-        /// Redis.
         Redis = ["redis"],
-        /// Postgres.
         Postgres = ["postgres"],
     ]
 }
 
 label_set! {
-    /// What became of asking for a lease, or of holding one.
+    /// The outcome of a request for a lease, or of holding one.
     LeaseOutcome { "outcome" } [
-        /// It was taken, and the load is ours.
+        /// This load took the lease.
         Acquired = ["acquired"],
-        /// Another instance holds it: we wait for its fill.
+        /// Another load holds the lease: this one waits for its fill.
         Held = ["held"],
-        /// It was broken or had expired when the load came to fill.
+        /// A write broke the lease, or it expired, before the load filled.
         Lost = ["lost"],
-        /// Its holder took longer than we wait: read without it.
+        /// The load waited for `lease_wait` and read Postgres without the lease.
         WaitedOut = ["waited_out"],
     ]
 }
 
 label_set! {
-    /// Why a fill was not kept.
+    /// Why a tier rejected a fill.
     FillRejection { "tier", "reason" } [
-        /// Redis held something newer.
+        /// Redis holds a newer revision.
         RedisOlder = ["redis", "older"],
-        /// The lease was not ours any more.
+        /// The load does not hold the lease any more.
         RedisLeaseLost = ["redis", "lease_lost"],
-        /// Memory held something newer.
+        /// Memory holds a newer revision.
         HotOlder = ["hot", "older"],
-        /// Something newer was committed while the load ran.
+        /// A newer revision was committed while the load ran, or may have been.
         HotBelowFloor = ["hot", "below_floor"],
-        /// More came at once than could be considered for memory.
+        /// More new entries came at once than the eviction policy takes.
         HotCrowded = ["hot", "crowded"],
     ]
 }
 
 label_set! {
-    /// What became of a refresh that a read asked for.
+    /// The outcome of a read's request for a refresh.
     RefreshRequest { "outcome" } [
-        /// It waits for the refresher.
         Queued = ["queued"],
-        /// The queue was full; the next read asks again.
+        /// The queue was full. The next read requests the refresh again.
         Dropped = ["dropped"],
     ]
 }
 
 label_set! {
-    /// A command or script that Redis was sent.
+    /// The purpose of a command or script that is sent to Redis.
     RedisOperation { "operation" } [
-        /// Reading entries.
+        /// Reads entries.
         Get = ["get"],
-        /// Taking leases.
+        /// Takes, renews or releases a lease.
         Lease = ["lease"],
-        /// Filling under a lease.
+        /// Stores a loaded entry under its lease.
         Fill = ["fill"],
-        /// Writing through after a commit.
+        /// Writes through after a commit.
         Publish = ["publish"],
-        /// Telling other instances of changes.
+        /// Publishes changes to the other instances.
         Hint = ["hint"],
-        /// What the relay replaces and removes.
+        /// Finds, replaces or removes entries that are older than a change; writes the relay's mark.
         Relay = ["relay"],
-        /// Looking for other catalogues.
+        /// Enters this catalogue into the list of those that use the namespace, and reads the list.
         Probe = ["probe"],
-        /// The fleet's ranking of hot keys.
+        /// Reads or adds to the fleet's ranking of hot keys.
         Ranking = ["ranking"],
     ]
 }
 
 label_set! {
-    /// Why a Redis server refuses what it is asked for, again and again.
+    /// Why a Redis server keeps refusing connections or commands.
     RedisRefusal { "reason" } [
-        /// It knows no such user with this password.
+        /// The server has no such user, or another password for it.
         WrongPassword = ["wrong_password"],
-        /// It wants a password, and none is configured.
+        /// The server requires a password, and none is configured.
         NoAuth = ["no_auth"],
         /// The user lacks a permission.
         NoPermission = ["no_permission"],
-        /// It has no database of this number.
+        /// The server has no database of this number.
         BadDatabase = ["bad_database"],
-        /// Its certificate was issued by an authority that is not trusted here.
+        /// The issuer of the server's certificate is not trusted here.
         UnknownCa = ["unknown_ca"],
-        /// It wants a client certificate.
+        /// The server requires a client certificate.
         CertificateRequired = ["certificate_required"],
         /// The TLS handshake fails for another reason.
         Tls = ["tls"],
-        /// A cluster is configured, and it is not part of one.
+        /// A cluster is configured, and the server is not part of one.
         NotACluster = ["not_a_cluster"],
-        /// A single server is configured, and it is part of a cluster.
+        /// A single server is configured, and the server is part of a cluster.
         IsACluster = ["is_a_cluster"],
-        /// It takes no writes, because it is a replica.
+        /// The server is a replica, which refuses writes.
         ReadOnlyReplica = ["read_only_replica"],
-        /// The cluster says that it is down.
+        /// The cluster reports CLUSTERDOWN.
         ClusterDown = ["cluster_down"],
         /// Some slots of the cluster have no server.
         NoSlots = ["no_slots"],
-        /// It has as many clients as it may have.
+        /// The server has reached `maxclients`.
         TooManyClients = ["too_many_clients"],
-        /// It takes connections from its own machine only.
+        /// The server accepts connections from its own machine only.
         ProtectedMode = ["protected_mode"],
-        /// It does not answer.
+        /// The server does not respond.
         Unreachable = ["unreachable"],
     ]
 }
 
 label_set! {
-    /// What a Redis server does not offer, and hotshelf does without.
+    /// An optional capability that a Redis server lacks.
     RedisCapability { "capability" } [
-        /// A replication id or run id, which tells a restart or failover.
+        /// A replication id or run id, which changes at a restart or failover.
         ReplicationId = ["replication_id"],
     ]
 }
 
 label_set! {
-    /// What of Redis has a circuit breaker of its own.
+    /// What a circuit breaker of Redis guards.
     RedisDependency { "dependency" } [
-        /// Commands to a server.
+        /// All commands to one server but those of the ranking; one breaker for each server.
         Commands = ["commands"],
         /// The fleet's ranking of hot keys.
         Ranking = ["ranking"],
     ]
 }
 
-/// What a circuit breaker does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BreakerState {
-    /// It lets everybody ask.
+    /// Commands pass.
     Closed,
-    /// Nobody asks.
+    /// Commands fail at once.
     Open,
-    /// A probe asks, and nobody else.
+    /// One probe passes; commands fail at once.
     HalfOpen,
 }
 
 label_set! {
-    /// A circuit breaker changed its state.
+    /// A change of a circuit breaker's state: each [`RedisDependency`] with each [`BreakerState`], in that order.
     BreakerMove { "dependency", "to" } [
-        /// See [`RedisDependency`] and [`BreakerState`].
         CommandsClosed = ["commands", "closed"],
-        /// As above.
         CommandsOpen = ["commands", "open"],
-        /// As above.
         CommandsHalfOpen = ["commands", "half_open"],
-        /// As above.
         RankingClosed = ["ranking", "closed"],
-        /// As above.
         RankingOpen = ["ranking", "open"],
-        /// As above.
         RankingHalfOpen = ["ranking", "half_open"],
     ]
 }
 
 impl BreakerMove {
-    /// Of this dependency, to this state.
     #[must_use]
     pub fn of(dependency: RedisDependency, to: BreakerState) -> Self {
-        // In the order of both.
         Self::ALL[dependency as usize * 3 + to as usize]
     }
 }
@@ -231,25 +214,25 @@ label_set! {
     /// A loop or thread that runs for as long as the instance does, and is restarted when it ends.
     #[cfg_attr(feature = "test-hooks", derive(clap::ValueEnum, Hash))]
     BackgroundTask { "task" } [
-        /// Accepts connections of the gRPC port.
+        /// Accepts connections at the gRPC port.
         GrpcPort = ["grpc_port"],
         /// Reads certificates and keys again when their files change.
         IdentityFiles = ["identity_files"],
         /// Serves the admin port.
         AdminPort = ["admin_port"],
-        /// Keeps connections to PostgreSQL open, and probes it while it is down.
+        /// Keeps connections to PostgreSQL open, and probes PostgreSQL while it is down.
         PostgresConnections = ["postgres_connections"],
-        /// Reads the changes that this and other instances and SQL have made.
+        /// Polls the outbox and applies its changes to memory.
         ChangeFeed = ["change_feed"],
-        /// Takes in what other instances publish.
+        /// Receives the changes that other instances publish.
         ChangeHints = ["change_hints"],
-        /// Applies changes to Redis.
+        /// Applies the changes of the outbox to Redis, in the one instance that holds the relay's lease.
         Relay = ["relay"],
-        /// Probes Redis servers, and reads their replication ids.
+        /// Probes the Redis servers, and reads their replication ids.
         RedisProbe = ["redis_probe"],
-        /// Loads again what reads found past its soft TTL.
+        /// Loads the products that reads found past their soft TTL.
         RefreshOnRequest = ["refresh_on_request"],
-        /// Loads hot products again ahead of their soft TTL.
+        /// Loads the fleet's hottest products ahead of their soft TTL.
         RefreshAhead = ["refresh_ahead"],
         /// The thread of the eviction policy.
         EvictionPolicy = ["eviction_policy"],
@@ -257,17 +240,15 @@ label_set! {
 }
 
 impl PostgresShare {
-    /// Every share.
     pub(crate) fn all() -> &'static [Self] {
         Self::ALL
     }
 }
 
 impl BackgroundTask {
-    /// How many there are.
     pub(crate) const COUNT: usize = Self::ALL.len();
 
-    /// Its name in metrics, in the log and on `/readyz`.
+    /// The name in metrics, in the log and on `/readyz`.
     #[must_use]
     pub fn name(self) -> &'static str {
         self.values()[0]
@@ -275,29 +256,19 @@ impl BackgroundTask {
 }
 
 label_set! {
-    /// The methods that are served. What is called by another name counts as `Other`.
+    /// The methods that are served. Every other path counts as `Other`, so that clients cannot add series.
     Method { "grpc_type", "grpc_service", "grpc_method" } [
-        /// GetProduct
         GetProduct = ["unary", "hotshelf.v1.ProductService", "GetProduct"],
-        /// BatchGetProducts
         BatchGetProducts = ["unary", "hotshelf.v1.ProductService", "BatchGetProducts"],
-        /// UpdateProduct
         UpdateProduct = ["unary", "hotshelf.v1.ProductService", "UpdateProduct"],
-        /// CreateProduct
         CreateProduct = ["unary", "hotshelf.v1.ProductService", "CreateProduct"],
-        /// DeleteProduct
         DeleteProduct = ["unary", "hotshelf.v1.ProductService", "DeleteProduct"],
-        /// StreamHotKeys
         StreamHotKeys = ["server_stream", "hotshelf.v1.ProductService", "StreamHotKeys"],
-        /// ExplainProduct
         ExplainProduct = ["unary", "hotshelf.v1.AdminService", "ExplainProduct"],
-        /// Health.Check
         HealthCheck = ["unary", "grpc.health.v1.Health", "Check"],
-        /// Health.Watch
         HealthWatch = ["server_stream", "grpc.health.v1.Health", "Watch"],
-        /// Reflection, either version.
+        /// Server reflection, v1 and v1alpha.
         Reflection = ["bidi_stream", "grpc.reflection", "ServerReflectionInfo"],
-        /// Anything else.
         Other = ["unknown", "unknown", "unknown"],
     ]
 }
@@ -311,13 +282,13 @@ impl RedisRefusal {
 }
 
 impl Method {
-    /// Whether a call lives until its caller has enough of it.
+    /// Whether a call is a stream, which ends when its caller ends it.
     #[must_use]
     pub fn is_lasting(self) -> bool {
         matches!(self, Self::StreamHotKeys | Self::HealthWatch | Self::Reflection)
     }
 
-    /// The method that a request's path names.
+    /// The method of a request's path.
     #[must_use]
     pub fn of_path(path: &str) -> Self {
         match path {

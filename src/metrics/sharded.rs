@@ -1,13 +1,13 @@
-//! Counters that cores do not share, so that counting costs a few nanoseconds on any number of cores;
-//! adding them up is the scrape's work.
+//! Counters whose shards cores do not share: an addition takes a few nanoseconds on any number of cores, and a scrape sums up the
+//! shards.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-/// More shards than this buy nothing but memory.
+/// More shards would cost memory without less contention.
 const MAX_SHARDS: usize = 64;
 
-/// Numbers threads for the choice of a shard. Process-wide, and harmless: it only spreads.
+/// The number of the next thread, by which it chooses its shard. Process-wide, and harmless: it never changes a sum.
 static NEXT_THREAD: AtomicUsize = AtomicUsize::new(0);
 
 thread_local! {
@@ -23,12 +23,12 @@ pub(crate) fn thread_number() -> usize {
     })
 }
 
-/// One core's cells, on cache lines of their own.
+/// A copy of all cells, on cache lines of its own (128 bytes: x86 prefetches lines in pairs).
 #[repr(align(128))]
 #[derive(Debug)]
 struct Shard(Box<[AtomicU64]>);
 
-/// A row of counters.
+/// A row of counters, by index.
 #[derive(Debug)]
 pub(super) struct Cells {
     shards: Box<[Shard]>,
@@ -38,7 +38,7 @@ impl Cells {
     pub(super) fn new(cells: usize) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let shards = (cores * 2).next_power_of_two().min(MAX_SHARDS);
-        // Whole cache lines, so that neighbouring allocations are not written by another core.
+        // Whole cache lines: otherwise an allocation that follows would share a line with this shard.
         let padded = cells.next_multiple_of(16);
         let shard = || Shard((0..padded).map(|_| AtomicU64::new(0)).collect());
         Self { shards: (0..shards).map(|_| shard()).collect() }

@@ -1,31 +1,29 @@
-//! Labels of what was refused for who the caller is.
+//! Labels of authentication and authorization.
 
 use super::LabelSet;
 
 label_set! {
-    /// Why a caller or its call was refused.
+    /// Why a handshake or a call was refused.
     AuthRefusal { "reason" } [
-        /// A client certificate is missing, or not of the authority.
+        /// The client certificate is missing, or another authority issued it.
         Certificate = ["certificate"],
-        /// Neither a token nor a certificate.
+        /// The call has no token, and its connection no certificate.
         TokenMissing = ["token_missing"],
-        /// What is sent as a token is none.
+        /// The `authorization` metadata holds no token that can be parsed.
         TokenMalformed = ["token_malformed"],
-        /// Another algorithm than that of the key.
+        /// The algorithm of the token is not that of its key.
         Algorithm = ["algorithm"],
-        /// A key that is not among those of the file.
+        /// The key of the token is not in the file of keys.
         UnknownKey = ["unknown_key"],
-        /// The signature is not that of the key.
+        /// The key does not verify the signature.
         Signature = ["signature"],
-        /// The token has expired.
         TokenExpired = ["token_expired"],
-        /// It is not valid yet.
         NotYetValid = ["not_yet_valid"],
-        /// It is for another service.
+        /// The token is for another audience.
         Audience = ["audience"],
-        /// It is from another issuer.
+        /// The token is from another issuer.
         Issuer = ["issuer"],
-        /// The caller is known, and may not call this method.
+        /// The caller is authenticated and lacks the scope of the method.
         ScopeMissing = ["scope_missing"],
     ]
 }

@@ -1,29 +1,27 @@
-//! Labels of what callers are limited by, and refused for.
+//! Labels of the limits for callers.
 
 use super::LabelSet;
 
 label_set! {
-    /// Why a call or a connection was refused.
+    /// The limit that a call or a connection was refused for.
     Shed { "reason" } [
-        /// Too many calls in flight.
+        /// Calls in flight.
         Calls = ["calls"],
-        /// Too many connections.
         Connections = ["connections"],
-        /// Too many streams.
         Streams = ["streams"],
-        /// Too many bytes of answers that wait to be sent.
+        /// Bytes of responses that wait to be sent.
         UnsentBytes = ["unsent_bytes"],
-        /// Too many bytes of requests that are not complete.
+        /// Bytes of incomplete requests.
         RequestBytes = ["request_bytes"],
-        /// The share of loads for the caches has too much waiting.
+        /// The queue of loads for the caches.
         Loads = ["loads"],
-        /// That of `latest` reads.
+        /// The queue of `latest` reads.
         Latest = ["latest"],
-        /// That of writes.
+        /// The queue of writes.
         Writes = ["writes"],
-        /// That of ExplainProduct.
+        /// The queue of ExplainProduct.
         Operators = ["operators"],
-        /// Too many writes of one product wait.
+        /// The queue of writes of one product.
         Product = ["product"],
     ]
 }
@@ -31,25 +29,25 @@ label_set! {
 label_set! {
     /// Why the server closed a connection.
     ConnectionEnd { "reason" } [
-        /// It had lived long enough.
+        /// The connection reached `max_connection_age`.
         Age = ["age"],
-        /// It had no calls.
+        /// The connection had no calls for `max_connection_idle`.
         Idle = ["idle"],
-        /// Its peer did not begin to speak.
+        /// The peer did not begin HTTP/2 within `keepalive_timeout`.
         Silent = ["silent"],
-        /// Its peer flooded it: with requests that it took back, say.
+        /// The peer sent more resets or other control frames than h2 tolerates (such as rapid reset, CVE-2023-44487).
         Flood = ["flood"],
-        /// Calls were still in flight after the grace of an age or an idle connection.
+        /// Calls were still in flight after `max_connection_age_grace`.
         Grace = ["grace"],
     ]
 }
 
 label_set! {
-    /// A share of the connections to PostgreSQL. None can take those of another.
+    /// A share of the connections to PostgreSQL. No share can use the connections of another.
     PostgresShare { "share" } [
-        /// Reads that the caches may answer, when they cannot.
+        /// Loads for the caches.
         Loads = ["loads"],
-        /// Reads that no cache may answer.
+        /// Reads that no cache may answer (`latest`, `min_version`, `max_staleness`).
         Latest = ["latest"],
         /// UpdateProduct, CreateProduct and DeleteProduct.
         Writes = ["writes"],
@@ -59,7 +57,6 @@ label_set! {
 }
 
 impl Shed {
-    /// How many there are.
     pub(crate) const COUNT: usize = Self::ALL.len();
 
     /// The value of the label.

@@ -70,15 +70,15 @@ const OTHERS: [Row; 3] = [
 const TOGETHER: [(&[(&str, &str)], &str); 16] = [
     (
         &[("database-connections", "7")],
-        "DATABASE_LOADS is 5, and leaves no connection each to writes, latest reads and ExplainProduct; use at most 4, three less than DATABASE_CONNECTIONS",
+        "DATABASE_LOADS is 5, and leaves less than one connection each for writes, latest reads and ExplainProduct; use at most 4, three less than DATABASE_CONNECTIONS",
     ),
     (
         &[("database-loads", "10")],
-        "DATABASE_LOADS is 10, and leaves no connection each to writes, latest reads and ExplainProduct; use at most 9, three less than DATABASE_CONNECTIONS",
+        "DATABASE_LOADS is 10, and leaves less than one connection each for writes, latest reads and ExplainProduct; use at most 9, three less than DATABASE_CONNECTIONS",
     ),
     (
         &[("lease-wait", "500ms")],
-        "LEASE_TTL is 1s, and no load would wait long enough to take over the lease of an instance that died; use at most LEASE_WAIT, which is 500ms",
+        "LEASE_TTL is 1s, and no load would wait long enough to take over the lease of a crashed instance; use at most LEASE_WAIT, which is 500ms",
     ),
     (
         &[("hot-lease", "6s")],
@@ -98,7 +98,7 @@ const TOGETHER: [(&[(&str, &str)], &str); 16] = [
     ),
     (
         &[("max-request-bytes", "8388608")],
-        "MAX_INCOMPLETE_REQUEST_BYTES is 67108864, and a large request that comes in parts would be refused; use at least 134217728, 16 times MAX_REQUEST_BYTES",
+        "MAX_INCOMPLETE_REQUEST_BYTES is 67108864, so large requests that arrive in parts would be refused; use at least 134217728, 16 times MAX_REQUEST_BYTES",
     ),
     (
         &[("grpc-tls-cert", "cert.pem")],
@@ -115,7 +115,7 @@ const TOGETHER: [(&[(&str, &str)], &str); 16] = [
             ("grpc-tls-client-ca", "ca.pem"),
             ("grpc-tls-client-scopes", ""),
         ],
-        "GRPC_TLS_CLIENT_SCOPES is empty, and no caller could do anything; give scopes, or AUTH_JWKS_FILE for tokens",
+        "GRPC_TLS_CLIENT_SCOPES is empty, so every call would be refused; give scopes, or AUTH_JWKS_FILE for tokens",
     ),
     (
         &[("grpc-tls-client-scopes", "products.read products.delete")],
@@ -127,7 +127,7 @@ const TOGETHER: [(&[(&str, &str)], &str); 16] = [
     ),
     (
         &[("auth-audience", "products")],
-        "AUTH_AUDIENCE and AUTH_ISSUER say which tokens are accepted; give AUTH_JWKS_FILE, too",
+        "AUTH_AUDIENCE and AUTH_ISSUER have no effect without keys; give AUTH_JWKS_FILE, too",
     ),
     (
         &[("database-url", "postgres://u:p@h/d"), ("database-url-file", "secret")],
