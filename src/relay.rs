@@ -310,7 +310,7 @@ impl Relay {
         let mark = work.reader.mark(&self.holder, &seen, done).await?;
         if let Some(mark) = &mark {
             // The next one replaces it.
-            let _ = self.redis.leave_mark(&format!("{} {}", mark.id, mark.token)).await;
+            let _ = self.redis.write_mark(&format!("{} {}", mark.id, mark.token)).await;
         }
         Ok(mark.is_some())
     }
