@@ -1,7 +1,7 @@
 //! Circuit breakers: after too many failures, callers' commands are refused until a probe succeeds.
 //!
-//! A leaky bucket counts: a failure fills it by as much as ten replies in time drain, so the breaker trips after a few failures in
-//! a row, and also when a tenth of the commands fails for long. Late replies are failures, too, but those that overlap in time
+//! A leaky bucket counts: a failure fills it by as much as ten replies in time drain, so the breaker trips after a few failures
+//! in a row, and also when a tenth of the commands fails for long. Late replies are failures, too, but those that overlap in time
 //! count as one, because a pause of this process makes them all late.
 //! The breaker has no clock: a loop sends the probes, one at a time, and no caller's command serves as one.
 

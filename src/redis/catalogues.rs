@@ -1,5 +1,5 @@
-//! Detects other catalogues in the same Redis and namespace. Their keys differ, so entries cannot be mixed up; but it is probably a
-//! mistake, and operations on the namespace (counting or deleting its keys) affect both.
+//! Detects other catalogues in the same Redis and namespace. Their keys differ, so entries cannot be mixed up; but it is
+//! probably a mistake, and operations on the namespace (counting or deleting its keys) affect both.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 

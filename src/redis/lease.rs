@@ -1,5 +1,6 @@
 //! Leases: at most one instance loads a product from Postgres at a time. Redis accepts a fill only from the holder, and every
-//! write breaks the lease, so a slow load cannot store an old version. (Nishtala et al., "Scaling Memcache at Facebook", NSDI 2013.)
+//! write breaks the lease, so a slow load cannot store an old version.
+//! (Nishtala et al., "Scaling Memcache at Facebook", NSDI 2013.)
 
 use std::convert::Infallible;
 use std::time::Duration;
