@@ -60,7 +60,7 @@ const PRUNE_MARKS: &str = "DELETE FROM hotshelf.marks \
     WHERE id = ANY(ARRAY(SELECT id FROM hotshelf.marks ORDER BY id LIMIT $2)) \
         AND mark_time < clock_timestamp() - 2 * $1::bigint * interval '1 millisecond' \
         AND id < (SELECT max(id) FROM hotshelf.marks)";
-const KNOWS_MARK: &str = "SELECT coalesce(EXISTS (SELECT FROM hotshelf.marks WHERE id = $1 AND token::text = $2) \
+const HAS_MARK: &str = "SELECT coalesce(EXISTS (SELECT FROM hotshelf.marks WHERE id = $1 AND token::text = $2) \
     OR $1 < (SELECT min(id) FROM hotshelf.marks), false)";
 const ABANDON_REDIS: &str = "UPDATE hotshelf.catalogue SET redis_epoch = gen_random_uuid()";
 /// Rows that are deleted at once. They are packed: each is a thousand changes at most.
@@ -100,7 +100,7 @@ impl ChangeReader {
     }
 
     /// Gives the lease back, so that another instance need not wait for its end.
-    pub(crate) async fn let_relay_go(&mut self, holder: &str) -> Result<(), Error> {
+    pub(crate) async fn release_relay(&mut self, holder: &str) -> Result<(), Error> {
         let let_go = async |connection: &mut PgConnection| {
             sqlx::query(LET_GO).bind(holder).execute(connection).await.map(drop)
         };
@@ -127,9 +127,9 @@ impl ChangeReader {
     }
 
     /// Whether this database has a mark, or may have pruned it.
-    pub(crate) async fn knows_mark(&mut self, mark: &Mark) -> Result<bool, Error> {
+    pub(crate) async fn has_mark(&mut self, mark: &Mark) -> Result<bool, Error> {
         let knows = async |connection: &mut PgConnection| {
-            let knows = sqlx::query_scalar(KNOWS_MARK).bind(mark.id).bind(&mark.token);
+            let knows = sqlx::query_scalar(HAS_MARK).bind(mark.id).bind(&mark.token);
             knows.fetch_one(connection).await
         };
         self.run(knows).await
