@@ -149,7 +149,7 @@ impl Relay {
             let holds = if work.maintenance_at <= Instant::now() {
                 self.maintain(&mut work).await?
             } else if work.needs_mark && work.is_idle() {
-                self.mark(&mut work).await? && work.reader.note_relayed(&self.holder).await?
+                self.mark(&mut work).await? && work.reader.record_relayed(&self.holder).await?
             } else {
                 true
             };
@@ -300,8 +300,9 @@ impl Relay {
         Ok(())
     }
 
-    /// Writes a mark to Postgres and to Redis. If Postgres lacks it later, Postgres has gone back. A mark follows each write soon:
-    /// a restore to a moment between the previous mark and the write would not be detected. Returns whether the lease is held.
+    /// Writes a mark to Postgres and to Redis. If Postgres lacks it later, Postgres has gone back. A mark follows each write
+    /// soon: a restore to a moment between the previous mark and the write would not be detected. Returns whether the lease is
+    /// held.
     async fn mark(&self, work: &mut Work<'_>) -> Result<bool, postgres::Error> {
         work.needs_mark = false;
         let (seen, done) = (work.reader.seen().clone(), work.is_idle());

@@ -1,7 +1,7 @@
 //! The records of a CSV file (RFC 4180), each with the line on which it starts.
 //!
-//! csv-core parses the fields. The csv crate on top of it miscounts lines that end in `\r\n`, and where a closing quote is missing
-//! it reads the rest of the file into memory as one field.
+//! csv-core parses the fields. The csv crate on top of it miscounts lines that end in `\r\n`, and where a closing quote is
+//! missing it reads the rest of the file into memory as one field.
 
 use std::io::{self, BufRead};
 
