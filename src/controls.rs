@@ -1,37 +1,37 @@
-//! Negative controls: a test turns a protection off, and sees the harm that it prevents. A protection that
-//! nothing fails without is not tested.
+//! Negative controls: a test turns a protection off and checks that the fault it prevents occurs. If no test fails without a
+//! protection, then no test covers it.
 //!
-//! Only with the feature `test-hooks`; without it [`Controls`] is empty, and every protection holds.
+//! Only with the feature `test-hooks`; without it [`Controls`] is empty, and every protection is on.
 
 #[cfg(feature = "test-hooks")]
 use std::sync::Arc;
 #[cfg(feature = "test-hooks")]
 use std::sync::atomic::{AtomicU16, Ordering};
 
-/// What keeps the tiers coherent.
+/// A rule that keeps the tiers coherent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protection {
-    /// Redis keeps what is newer.
+    /// Redis never replaces an entry by an older one.
     RedisVersions,
-    /// A slot of memory keeps what is newer.
+    /// A slot of memory never replaces an entry by an older one.
     SlotVersions,
-    /// A load is not kept when something newer was committed meanwhile.
+    /// The result of a load is rejected when it is below the floor: a newer revision was committed since the load began.
     LoadFloor,
-    /// Only the holder of the lease fills Redis.
+    /// Redis accepts a fill only from the holder of the lease.
     FillLease,
-    /// What writes left undone, and what SQL wrote, is applied to Redis.
+    /// The relay applies to Redis the changes that SQL or an incomplete UpdateProduct made.
     Relay,
-    /// An instance notices that changes were pruned which it has not read.
+    /// An instance detects that changes were pruned before it read them.
     GapDetection,
-    /// What a Redis holds that may have lost writes is not taken for current.
+    /// Entries of a Redis that may have lost writes are suspect.
     RedisHistory,
-    /// An instance notices that PostgreSQL went back.
+    /// An instance detects that PostgreSQL went back to an earlier state.
     Epoch,
-    /// A version that PostgreSQL has not given out is not served.
+    /// A version that PostgreSQL has not assigned is not served.
     VersionCeiling,
-    /// What is read from the outbox is applied.
+    /// Changes read from the outbox are applied to memory.
     ChangeFeed,
-    /// What other instances publish is applied.
+    /// Changes that other instances publish are applied to memory.
     Hints,
 }
 
@@ -44,7 +44,7 @@ pub struct Controls {
 
 #[cfg(feature = "test-hooks")]
 impl Controls {
-    /// Turns a protection off, for good.
+    /// Turns a protection off. It cannot be turned on again.
     pub fn turn_off(&self, protection: Protection) {
         self.off.fetch_or(1 << protection as u8, Ordering::SeqCst);
     }

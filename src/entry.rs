@@ -1,5 +1,4 @@
-//! One cached answer: a product, encoded once, or the knowledge that there is none; with its revision and
-//! how long it may be used.
+//! One cached answer: a product, encoded once, or a tombstone; with its revision and its TTLs.
 
 use std::fmt::{self, Debug, Formatter};
 use std::time::Duration;
@@ -12,42 +11,42 @@ use crate::moment::Moment;
 use crate::product::{Product, ProductId, Revision, Version};
 use crate::proto;
 
-/// Bytes before a gRPC message: that it is not compressed, and its length
+/// Bytes before a gRPC message: the compressed flag and the length
 /// (<https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>, Length-Prefixed-Message).
 pub const PREFIX: usize = 5;
 
-/// Clocks of other machines may be ahead of ours by this much.
+/// How far the clocks of other machines may be ahead of this one.
 pub const MAX_CLOCK_SKEW: Duration = Duration::from_secs(1);
 
-/// A cached answer, immutable. All clones share one allocation, with the product's bytes behind what is known of them: there
-/// are many, and each is a few lines of the processor's cache.
+/// A cached answer, immutable. All clones share one allocation that contains the head and the product's bytes, so that a hit
+/// touches few cache lines.
 #[derive(Clone)]
 pub struct Entry(ThinArc<EntryHead, u8>);
 
-/// What is known of an entry's bytes. That there are none is what a tombstone says.
+/// The entry without its bytes. A tombstone has no bytes.
 #[derive(Clone, Copy, Debug)]
 struct EntryHead {
     version: Version,
     known_at: Moment,
-    /// In milliseconds: two `Duration`s are 32 bytes.
+    /// Milliseconds in a `u32`, because two `Duration`s would take 32 bytes.
     soft_ms: u32,
     hard_ms: u32,
-    /// Whether another machine's clock stamped it, so that `known_at` may be too late.
+    /// Whether another machine set `known_at`, which is then up to [`MAX_CLOCK_SKEW`] too late.
     foreign: bool,
-    /// Whether something newer may have been lost.
+    /// Whether Redis may have lost a newer entry.
     suspect: bool,
 }
 
-/// How long after `known_at` an entry may be used.
+/// How long an entry may be used, counted from `known_at`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ttl {
-    /// Past it the entry is served, and refreshed in the background.
+    /// After it the entry is still served, and refreshed in the background.
     pub soft: Duration,
-    /// Past it the entry is gone.
+    /// After it the entry must not be used.
     pub hard: Duration,
 }
 
-/// How long entries may be used, before jitter.
+/// The configured TTLs, before jitter.
 #[derive(Clone, Copy, Debug)]
 pub struct TtlPolicy {
     /// After this long a cached product is refreshed in the background.
@@ -59,20 +58,20 @@ pub struct TtlPolicy {
 }
 
 impl TtlPolicy {
-    /// Of a product; jittered by a tenth, so that what was loaded together does not expire together.
+    /// The TTL of a product, jittered by a tenth, so that products loaded together do not expire together.
     #[must_use]
     pub fn product(&self) -> Ttl {
         let soft = self.soft.mul_f64(rand::random_range(0.9..1.1));
         Ttl { soft, hard: soft + self.stale_if_error }
     }
 
-    /// The longest that any entry may be used.
+    /// An upper bound for the time that any entry may be used, with the clock skew.
     #[must_use]
     pub fn longest(&self) -> Duration {
         (self.soft.mul_f64(1.1) + self.stale_if_error).max(self.tombstone) + MAX_CLOCK_SKEW
     }
 
-    /// Of the absence of one.
+    /// The TTL of a tombstone, jittered downwards.
     #[must_use]
     pub fn tombstone(&self) -> Ttl {
         let ttl = self.tombstone.mul_f64(rand::random_range(0.9..1.0));
@@ -87,7 +86,7 @@ impl Entry {
         Self::new(EntryHead::new(product.version, known_at, ttl), &frame(product))
     }
 
-    /// The answer that there is no product, and was none after `version`.
+    /// The answer that the product does not exist, and did not exist after `version`.
     #[must_use]
     pub fn tombstone(version: Version, known_at: Moment, ttl: Ttl) -> Self {
         Self::new(EntryHead::new(version, known_at, ttl), &[])
@@ -97,8 +96,8 @@ impl Entry {
         Self(ThinArc::from_header_and_slice(head, frame))
     }
 
-    /// An entry from the frame that another one held, stamped by any machine's clock. `None` when the frame is not
-    /// one: a product's message behind its prefix, or nothing for a tombstone.
+    /// An entry from the frame of another one, with a `known_at` from any machine's clock. `None` when the frame is invalid: it
+    /// must be a message behind its prefix, or empty for a tombstone.
     #[must_use]
     pub fn from_frame(
         revision: Revision,
@@ -118,19 +117,17 @@ impl Entry {
         &self.0.header.header
     }
 
-    /// Which state of the product this is.
     #[must_use]
     pub fn revision(&self) -> Revision {
         Revision { version: self.head().version, deleted: self.is_tombstone() }
     }
 
-    /// Whether it says that there is no product.
     #[must_use]
     pub fn is_tombstone(&self) -> bool {
         self.frame().is_empty()
     }
 
-    /// When Postgres was last known to hold this revision: just before the statement that showed it.
+    /// When Postgres was last known to hold this revision: the moment just before the statement that read it.
     #[must_use]
     pub fn known_at(&self) -> Moment {
         self.head().known_at
@@ -148,10 +145,10 @@ impl Entry {
         self.frame().get(PREFIX..)
     }
 
-    /// Whether it can be the answer to a read of `id`: not when it holds another product.
+    /// Whether the entry can answer a read of `id`. False when it contains another product.
     #[must_use]
     pub fn is_of(&self, id: ProductId) -> bool {
-        // Fields are encoded in the order of their numbers, and `id` is the first.
+        // prost encodes fields in the order of their numbers, and `id` is field 1.
         const ID: u8 = 1 << 3;
         match self.product() {
             None => true,
@@ -162,38 +159,36 @@ impl Entry {
         }
     }
 
-    /// How long it may be used after `known_at`.
     #[must_use]
     pub fn ttl(&self) -> Ttl {
         let millis = |ms: u32| Duration::from_millis(ms.into());
         Ttl { soft: millis(self.head().soft_ms), hard: millis(self.head().hard_ms) }
     }
 
-    /// The same, of which something newer may have been lost.
+    /// A copy that is marked as suspect.
     #[must_use]
     pub fn suspect(&self) -> Self {
         Self::new(EntryHead { suspect: true, ..*self.head() }, self.frame())
     }
 
-    /// Whether something newer may have been lost. Then it may be served only when nothing better can be had.
+    /// Whether Redis may have lost a newer entry. A suspect entry is served only as a fallback.
     #[must_use]
     pub fn is_suspect(&self) -> bool {
         self.head().suspect
     }
 
-    /// Whether it is due to be refreshed.
     #[must_use]
     pub fn past_soft(&self, now: Moment) -> bool {
         now > self.known_at() + self.ttl().soft
     }
 
-    /// Whether it is due to be refreshed when this share of its soft TTL is all that it gets.
+    /// Whether this percentage of its soft TTL has passed.
     #[must_use]
     pub fn is_due(&self, percent: u32, now: Moment) -> bool {
         now > self.known_at() + self.ttl().soft * percent / 100
     }
 
-    /// Since when it was current at the latest, whatever the clock of the machine that loaded it says.
+    /// A lower bound for the true `known_at`, even if the clock of the machine that loaded the entry was ahead.
     #[must_use]
     pub fn surely_known_at(&self) -> Moment {
         match self.head().foreign {
@@ -202,7 +197,6 @@ impl Entry {
         }
     }
 
-    /// Whether it must not be used any more.
     #[must_use]
     pub fn past_hard(&self, now: Moment) -> bool {
         now > self.known_at() + self.ttl().hard
@@ -224,10 +218,10 @@ impl EntryHead {
     }
 }
 
-/// What stands before a message of this length.
+/// The gRPC prefix of a message of this length.
 ///
 /// # Panics
-/// Above 4 GiB, which no limit of ours lets happen.
+/// Above 4 GiB. The limits on messages are far below.
 #[must_use]
 pub fn prefix(length: usize) -> [u8; PREFIX] {
     let [a, b, c, d] = u32::try_from(length).expect("far below 4 GiB").to_be_bytes();
@@ -260,29 +254,26 @@ fn to_message(product: &Product) -> proto::Product {
     }
 }
 
-/// How fresh a caller wants an answer to be.
+/// The freshness that a caller requires.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Freshness {
-    /// Whatever the caches may serve.
+    /// Any entry that a cache may serve.
     Cached,
-    /// Nothing older than this version; the request arrived at `arrived`.
+    /// This version or a newer one.
     MinVersion {
-        /// The oldest version that will do.
+        /// The oldest acceptable version.
         version: Version,
-        /// What Postgres said after this moment is as new as it gets.
+        /// When the request arrived. An entry read from Postgres after it is accepted at any version: there is no newer one.
         arrived: Moment,
     },
-    /// Nothing that was not known to be current at this moment or later.
+    /// An entry known to be current at this moment or later.
     KnownSince(Moment),
-    /// Nothing that is due to be refreshed once this share of its own soft TTL has passed.
-    NotDue {
-        /// The share.
-        percent: u32,
-    },
+    /// An entry of whose soft TTL less than this percentage has passed.
+    NotDue { percent: u32 },
 }
 
 impl Freshness {
-    /// Whether `entry` is what the caller may be given, as far as versions and `known_at` tell.
+    /// Whether `entry` is fresh enough, judged by its version and `known_at` alone.
     #[must_use]
     pub fn accepts(&self, entry: &Entry) -> bool {
         match *self {

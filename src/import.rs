@@ -1,7 +1,7 @@
-//! `hotshelf import`: a CSV file into `products`, all of it or nothing.
+//! `hotshelf import`: imports a CSV file into `products`, in one transaction.
 //!
-//! A million rows take no more memory than a thousand: one record, and one chunk of COPY, are held at a
-//! time, and what needs all of the rows at once happens in Postgres.
+//! Memory is bounded whatever the number of rows: one record and one chunk of COPY are held at a time, and operations that need
+//! all rows run in Postgres.
 
 mod file;
 mod progress;
@@ -20,32 +20,30 @@ use crate::product::Invalid;
 use file::CsvFile;
 use progress::{Progress, per_second};
 
-/// What to import, and how.
 #[derive(Clone, Debug)]
 pub struct ImportOptions {
     /// The file, or `-` for the standard input.
     pub file: PathBuf,
-    /// Leave bad rows out, and report them, instead of importing nothing.
+    /// Leave bad rows out and report them. Otherwise a bad row fails the import.
     pub skip_bad: bool,
 }
 
-/// What became of the rows of a file. Its `Display` is a line for people.
+/// The result of an import. Its `Display` is a line for the operator.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Summary {
     /// Rows that were read, bad ones included.
     pub rows: u64,
     /// Bad rows that were left out.
     pub left_out: u64,
-    /// What the others did.
+    /// What the other rows did.
     pub merged: Merged,
-    /// How long it took.
     pub elapsed: Duration,
 }
 
-/// Why an import failed. Its `Display` is a line for people.
+/// Why an import failed. Its `Display` is a line for the operator.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The file cannot be read, or has something that cannot be imported: which, where and why.
+    /// The file cannot be read, or a row of it cannot be imported. Contains the line, the column and the reason.
     #[error("{0}; nothing was imported")]
     File(String),
     /// Postgres failed.
@@ -53,12 +51,11 @@ pub enum Error {
     Postgres(#[from] postgres::Error),
 }
 
-/// Imports a file. It reads the file between the chunks that it sends, so it is for a process that does
-/// nothing else.
+/// Imports a file. It reads the file with blocking calls between the chunks, so it must not run in a process that serves.
 ///
 /// # Errors
-/// [`Error::File`] when nothing was imported because of the file. What [`Error::Postgres`] means for the
-/// rows is told by the error inside.
+/// [`Error::File`] when nothing was imported because of the file. After [`Error::Postgres`] nothing was imported either,
+/// unless the error inside is [`postgres::Error::OutcomeUnknown`].
 pub async fn run(postgres: &Postgres, options: &ImportOptions) -> Result<Summary, Error> {
     let refuse = |problem: Problem| Error::File(problem.in_file(&options.file));
     let mut file = CsvFile::open(&options.file).map_err(refuse)?;
@@ -85,7 +82,7 @@ pub async fn run(postgres: &Postgres, options: &ImportOptions) -> Result<Summary
     })
 }
 
-/// Something in a file that cannot be imported.
+/// Why a file or one of its rows cannot be imported.
 #[derive(Debug, PartialEq, Eq)]
 struct Problem {
     line: Option<u64>,

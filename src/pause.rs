@@ -1,7 +1,6 @@
-//! Named places where a test may hold the program, so that races are played out step by step.
+//! Named points at which a test pauses tasks, so that it can run a race step by step.
 //!
-//! Only with the feature `test-hooks`; without it [`PausePoints`] is empty and reaching a point is
-//! nothing.
+//! Only with the feature `test-hooks`; without it [`PausePoints`] is empty and [`reach`](PausePoints::reach) does nothing.
 
 #[cfg(feature = "test-hooks")]
 use std::{collections::HashMap, sync::Arc};
@@ -11,29 +10,28 @@ use parking_lot::Mutex;
 #[cfg(feature = "test-hooks")]
 use tokio::sync::{mpsc, oneshot};
 
-/// A place where a test may hold the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "test-hooks", derive(clap::ValueEnum))]
 pub enum Point {
     /// A load has read Postgres and not yet filled Redis.
     LoadedFromPostgres,
-    /// A load has filled Redis, or tried to, and memory does not hold its result yet.
+    /// A load has tried to fill Redis, and its result is not in memory yet.
     FilledRedis,
-    /// A write is committed, and no cache knows.
+    /// A write is committed, and no cache reflects it.
     Committed,
-    /// Memory was told of a write, and Redis does not know yet.
+    /// Memory reflects a write, and Redis does not yet.
     OfferedToMemory,
-    /// A write is in Redis, and no other instance has been told.
+    /// A write is in Redis, and not yet published to other instances.
     Published,
     /// The relay has read changes, and Redis does not reflect them.
     RelayRead,
-    /// The relay has broken the leases, and Redis still holds what is old.
+    /// The relay has broken the leases, and Redis still holds the old entries.
     RelaySuperseded,
-    /// The relay has applied changes to Redis, and nothing says so yet.
+    /// The relay has applied changes to Redis, and has not recorded it in Postgres yet.
     RelayApplied,
-    /// The outbox is about to be read for memory.
+    /// The change feed is about to read the outbox.
     PollOutbox,
-    /// Redis was asked for an entry, and its answer was not looked at.
+    /// Redis has returned an entry, and it has not been checked yet.
     ReadRedis,
 }
 
@@ -48,17 +46,16 @@ pub struct PausePoints {
     panics: Arc<Mutex<Option<Point>>>,
 }
 
-/// Somebody is held at a point until this is dropped.
+/// A task is paused until this is dropped.
 #[cfg(feature = "test-hooks")]
 #[derive(Debug)]
 pub struct Paused(
-    #[expect(dead_code, reason = "dropping it is what it is for")] oneshot::Sender<()>,
+    #[expect(dead_code, reason = "it is held only to be dropped")] oneshot::Sender<()>,
 );
 
 #[cfg(feature = "test-hooks")]
 impl PausePoints {
-    /// Holds whoever reaches `point` from now on, until [`release`](Self::release); what was held comes out
-    /// of the receiver.
+    /// Pauses every task that reaches `point`, until [`release`](Self::release). The receiver returns each paused task.
     #[must_use]
     pub fn arm(&self, point: Point) -> mpsc::UnboundedReceiver<Paused> {
         let (sender, receiver) = mpsc::unbounded_channel();
@@ -66,13 +63,13 @@ impl PausePoints {
         receiver
     }
 
-    /// Holds whoever reaches `point` until the process is killed, and says so in the log.
+    /// Pauses every task that reaches `point` until the process is killed, and logs it.
     #[must_use]
     pub fn held_for_ever(point: Option<Point>) -> Self {
         Self { held_for_ever: point, ..Self::default() }
     }
 
-    /// Lets everybody pass `point` again. Those already held stay so until their [`Paused`] is dropped.
+    /// Lets tasks pass `point` again. A task that is paused already stays so until its [`Paused`] is dropped.
     pub fn release(&self, point: Point) {
         self.armed.lock().remove(&point);
     }

@@ -1,4 +1,4 @@
-//! The Postgres tier: the truth. The only module that knows sqlx.
+//! The Postgres tier, which is the truth. The only module that uses sqlx.
 
 mod attempts;
 mod budget;
@@ -45,42 +45,42 @@ use session::Session;
 pub(crate) use snapshot::Snapshot;
 use writers::Writers;
 
-/// The server itself ends a statement that takes too long. When it has not even said so this much later, it
-/// is frozen or cut off.
-const SILENCE: Duration = Duration::from_secs(1);
-/// Connections for background tasks and for commands, besides that of [`Postgres::load_now`].
+/// The server cancels a statement after the statement timeout. If its error has not arrived this much later, the server is frozen
+/// or unreachable, and the statement times out here.
+const CANCEL_GRACE: Duration = Duration::from_secs(1);
+/// Connections for background tasks and commands, besides the one of [`Postgres::load_now`].
 const BACKGROUND: u32 = 3;
-/// The statements that callers wait for, prepared when a connection is opened ahead.
+/// Statements of calls. They are prepared on each connection that is opened ahead of its use.
 const PREPARED: &[&str] = &[products::LOAD, writes::UPDATE, writes::CREATE, writes::DELETE];
 
-/// How to reach Postgres, and how much may be asked of it.
+/// How to reach Postgres, and the load that it may get.
 #[derive(Clone, Debug)]
 pub struct PostgresOptions {
     /// `postgres://user:password@host:port/database`
     pub url: String,
-    /// Connections for the reads and writes of callers, divided into shares.
+    /// Connections for the reads and writes of calls, divided into shares.
     pub connections: u32,
-    /// How long to wait for one of them.
+    /// The timeout of waiting for a turn or for a connection.
     pub acquire_timeout: Duration,
-    /// How long a statement may take; the server enforces it.
+    /// The timeout of a statement, which the server enforces. Zero: none.
     pub statement_timeout: Duration,
-    /// Loads for the caches that may run at once: their share of the connections.
+    /// Cache loads that may run at once: their share of the connections.
     pub loads: usize,
-    /// Loads that may wait for their turn.
+    /// Loads that may wait for a turn.
     pub queued_loads: usize,
 }
 
-/// Connections for explanations. Operators ask one at a time.
+/// Connections for ExplainProduct.
 const OPERATORS: usize = 1;
-/// Explanations that may wait.
+/// Calls of ExplainProduct that may wait.
 const QUEUED_OPERATORS: usize = 16;
 
 impl PostgresOptions {
     /// Connections that [`loads`](Self::loads) must leave to the other shares: one for each.
     pub const OTHER_SHARES: u32 = 3;
 
-    /// How many connections a share has. Of what loads and operators leave, a fifth is for `latest` reads, and the rest for writes,
-    /// which hold theirs longest. Each share has one at least.
+    /// The connections of a share. Of those that loads and operators leave, a fifth is for `latest` reads and the rest for
+    /// writes, which hold a connection longest. Each share has at least one.
     #[must_use]
     pub fn share(&self, share: PostgresShare) -> usize {
         let rest = (self.connections as usize).saturating_sub(self.loads + OPERATORS);
@@ -94,18 +94,18 @@ impl PostgresOptions {
     }
 }
 
-/// The connections of one instance, and what may be asked on them.
+/// The connections of one instance, and the budgets of their shares.
 #[derive(Debug)]
 pub struct Postgres {
     session: Session,
-    /// For callers.
+    /// For calls.
     callers: Arc<Connections>,
-    /// For the loads of a background task.
+    /// For [`Postgres::load_now`].
     background: Arc<Connections>,
-    /// For everything else that no caller waits for.
+    /// For the other statements of background tasks and commands.
     pool: PgPool,
     statement_timeout: Duration,
-    /// How long an answer may take; `None`: for ever.
+    /// The timeout of a response; `None`: no limit.
     timeout: Option<Duration>,
     loads: Arc<Budget>,
     latest: Arc<Budget>,
@@ -116,17 +116,17 @@ pub struct Postgres {
 }
 
 impl Postgres {
-    /// Connections are opened when they are first used, and ahead by [`maintain`](Self::maintain).
+    /// Connections are opened at their first use, or ahead of it by [`maintain`](Self::maintain).
     ///
     /// # Errors
-    /// When the URL is not one of Postgres, in words for the operator.
+    /// When the URL cannot be used: a message for the operator.
     pub fn new(options: &PostgresOptions, metrics: Arc<Metrics>) -> Result<Self, String> {
         let statement_timeout = options.statement_timeout;
-        let timeout = (!statement_timeout.is_zero()).then(|| statement_timeout + SILENCE);
+        let timeout = (!statement_timeout.is_zero()).then(|| statement_timeout + CANCEL_GRACE);
         let session = Session::new(&options.url, statement_timeout)?;
         let acquire_timeout = options.acquire_timeout;
         let connections = |limit| Connections::new(session.clone(), limit, acquire_timeout);
-        // A statement has a turn of its share before it takes a connection: so there is one for each turn.
+        // A statement takes a turn of its share before a connection, so each turn needs one.
         let turns: usize = PostgresShare::all().iter().map(|share| options.share(*share)).sum();
         let reads = |share, queued, is_steady| {
             let (running, timeout) = (options.share(share), Some(acquire_timeout));
@@ -148,17 +148,14 @@ impl Postgres {
         })
     }
 
-    /// Opens the connections, within `limit`: the first reads should not wait for that.
+    /// Opens all connections, in at most `limit`, so that the first reads need not wait for them.
     pub async fn warm(&self, limit: Duration) {
         let callers = self.callers.warm(PREPARED, limit);
         let background = self.background.warm(&PREPARED[..1], limit);
         tokio::join!(callers, background);
     }
 
-    /// Keeps connections open and alive, and finds out whether Postgres is down.
-    ///
-    /// # Errors
-    /// It never ends.
+    /// Keeps connections open and alive, and detects when Postgres is down or up again. Never returns.
     pub async fn maintain(self: Arc<Self>) -> Result<Infallible, Infallible> {
         let callers = Arc::clone(&self.callers).maintain(PREPARED);
         let background = Arc::clone(&self.background).maintain(&PREPARED[..1]);
@@ -166,7 +163,6 @@ impl Postgres {
         match never {}
     }
 
-    /// Waits for the answer to a statement, but not for ever.
     async fn in_time<T>(
         &self,
         answer: impl Future<Output = Result<T, sqlx::Error>>,
@@ -174,38 +170,38 @@ impl Postgres {
         within(self.timeout, answer).await
     }
 
-    /// Connections that are open.
+    /// Open connections.
     #[must_use]
     pub fn connections(&self) -> u64 {
         self.callers.counts().0 + self.background.counts().0 + u64::from(self.pool.size())
     }
 
-    /// Connections that are open and not in use.
+    /// Open connections that are not in use.
     #[must_use]
     pub fn idle_connections(&self) -> u64 {
         self.callers.counts().1 + self.background.counts().1 + self.pool.num_idle() as u64
     }
 
-    /// Loads that run or wait.
+    /// Loads that run or wait for a turn.
     #[must_use]
     pub fn loads_in_flight(&self) -> u64 {
         let in_flight = |share| self.in_use(share) + self.waiting(share);
         in_flight(PostgresShare::Loads) + in_flight(PostgresShare::Latest)
     }
 
-    /// Statements of a share that run.
+    /// Turns of a share that are taken.
     #[must_use]
     pub fn in_use(&self, share: PostgresShare) -> u64 {
         self.counts(share)[0]
     }
 
-    /// Statements of a share that wait.
+    /// Places in the queue of a share that are taken.
     #[must_use]
     pub fn waiting(&self, share: PostgresShare) -> u64 {
         self.counts(share)[1]
     }
 
-    /// Statements of a share that may run at once.
+    /// Turns of a share.
     #[must_use]
     pub fn limit(&self, share: PostgresShare) -> u64 {
         self.counts(share)[2]
@@ -220,7 +216,7 @@ impl Postgres {
         }
     }
 
-    /// Closes the connections. One whose statement still runs is not waited for: the end of a drain is a limit.
+    /// Closes the connections, in at most 1 s: the drain is over, so a statement that still runs is cut off.
     pub async fn close(&self) {
         let close = async {
             tokio::join!(self.callers.close(), self.background.close(), self.pool.close());
@@ -228,7 +224,7 @@ impl Postgres {
         let _ = tokio::time::timeout(Duration::from_secs(1), close).await;
     }
 
-    /// For the operator: what cannot be reached, why, and what to do.
+    /// For the operator: the address, the reason, and what to check.
     #[must_use]
     pub fn out_of_reach(&self, why: &str) -> String {
         let options = &self.session.connect;
@@ -262,8 +258,8 @@ async fn within<T>(
     in_time.unwrap_or_else(|_| Err(sqlx::Error::Io(ErrorKind::TimedOut.into())))
 }
 
-/// sqlx asks a connection that is given back for a sign of life, and waits for it without a limit: one that was
-/// cut off without a word would hold its place in the pool until TCP gives up, a quarter of an hour later.
+/// sqlx pings a connection that returns to the pool, without a timeout. A connection that was cut off without a FIN or RST would
+/// occupy its place in the pool until TCP gives up, a quarter of an hour later.
 async fn is_alive(
     connection: &mut PgConnection,
     limit: Option<Duration>,

@@ -1,5 +1,5 @@
-//! What a product is: ids, versions, prices, the product itself and what may be changed of it.
-//! No I/O, and nothing of protobuf: requests become these types at the edge, once.
+//! The domain types: ids, versions, prices, products and patches.
+//! No I/O and no protobuf: the edge converts requests into these types once.
 
 use std::fmt;
 use std::str::FromStr;
@@ -17,13 +17,12 @@ pub const MAX_PRICE_HUNDREDTHS: i64 = 9_999_999_999;
 pub struct ProductId(i64);
 
 impl ProductId {
-    /// `None` when `id` is not positive.
+    /// `None` unless `id` is positive.
     #[must_use]
     pub fn new(id: i64) -> Option<Self> {
         (id > 0).then_some(Self(id))
     }
 
-    /// The number.
     #[must_use]
     pub fn get(self) -> i64 {
         self.0
@@ -36,8 +35,8 @@ impl fmt::Display for ProductId {
     }
 }
 
-/// The version of a product: taken from one sequence while the row is locked, so for each product it
-/// grows in the order of commits.
+/// The version of a product. It comes from one sequence and is taken while the row is locked, so for each product versions grow
+/// in the order of commits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Version(pub i64);
 
@@ -47,41 +46,37 @@ impl fmt::Display for Version {
     }
 }
 
-/// A state in the history of one product, and the order of "newest wins".
+/// A state of one product. The order of revisions is that of "newest wins".
 ///
-/// The absence of a product has no version of its own in Postgres; it is newer than the version that was
-/// deleted, and older than whatever is inserted afterwards. So at equal versions a tombstone wins.
+/// A deletion has no version of its own in Postgres. It is newer than the deleted version and older than the version of a later
+/// insert, so at equal versions the tombstone is newer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Revision {
-    /// The version of the product, or the last one known before it was gone (0: none is known).
+    /// The version of the product, or the last one known before its deletion (0: none is known).
     pub version: Version,
-    /// Whether the product was gone after that version.
+    /// Whether the product was deleted after that version.
     pub deleted: bool,
 }
 
 impl Revision {
-    /// Older than everything: nothing is known.
+    /// Older than every other revision.
     pub const NONE: Self = Self { version: Version(0), deleted: false };
 
-    /// The product exists at `version`.
     #[must_use]
     pub fn live(version: Version) -> Self {
         Self { version, deleted: false }
     }
 
-    /// The product is gone, and was so after `version`.
     #[must_use]
     pub fn gone_after(version: Version) -> Self {
         Self { version, deleted: true }
     }
 }
 
-/// That a product changed, and to which state.
+/// A committed change of a product, and the state it led to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Change {
-    /// The product.
     pub id: ProductId,
-    /// Its new state.
     pub revision: Revision,
 }
 
@@ -90,15 +85,14 @@ pub struct Change {
 pub struct Currency([u8; 3]);
 
 impl Currency {
-    /// A code that is already stored. SQL writers may store one that ISO 4217 does not know, and such a
-    /// product is still served.
+    /// A code from the database. It need not be in ISO 4217: SQL may store any three capital letters, and such a product is
+    /// still served.
     #[must_use]
     pub fn stored(code: &str) -> Option<Self> {
         let letters: [u8; 3] = code.as_bytes().try_into().ok()?;
         letters.iter().all(u8::is_ascii_uppercase).then_some(Self(letters))
     }
 
-    /// The three letters.
     #[must_use]
     pub fn code(&self) -> &str {
         std::str::from_utf8(&self.0).expect("both constructors take only ASCII letters")
@@ -108,7 +102,7 @@ impl Currency {
 impl FromStr for Currency {
     type Err = Invalid;
 
-    /// Takes the codes of ISO 4217 only.
+    /// Accepts only the codes of ISO 4217.
     fn from_str(code: &str) -> Result<Self, Invalid> {
         let known =
             Self::stored(code).filter(|_| iso_currency::Currency::from_code(code).is_some());
@@ -120,8 +114,8 @@ impl FromStr for Currency {
 
 /// A price, with the precision of `google.type.Money`: units of a currency and billionths.
 ///
-/// A price that the API writes is 0.00 to 99999999.99 and has two decimals for every currency, because the column has
-/// two: the third decimal of dinars is refused. A price that SQL wrote may have more, once the type of the column was changed.
+/// A price written through the API is 0.00 to 99999999.99 and has two decimals in every currency, because the column has
+/// two: the third decimal of dinars is refused. A stored price may have more decimals if an operator changed the column's type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Price {
     units: i64,
@@ -129,14 +123,14 @@ pub struct Price {
     currency: Currency,
 }
 
-/// The nanos of a hundredth.
+/// Nanos per hundredth.
 const HUNDREDTH: i32 = 10_000_000;
-/// Digits of a stored price: all of them fit `Money`.
+/// The most digits of a stored price, before and after the point. `Money` can express all of them.
 const STORED_DIGITS: (usize, usize) = (18, 9);
 
 impl Price {
     /// # Errors
-    /// When the amount is negative or past the column.
+    /// When the amount is negative or above the maximum of the column.
     pub fn new(hundredths: i64, currency: Currency) -> Result<Self, Invalid> {
         if hundredths < 0 {
             return Err(Invalid::new("must not be negative"));
@@ -148,10 +142,10 @@ impl Price {
         Ok(Self { units: hundredths / 100, nanos, currency })
     }
 
-    /// A price that is already stored, as Postgres writes it.
+    /// A price from the database, in the text format of Postgres.
     ///
     /// # Errors
-    /// When `Money` cannot express it: NaN, infinity, more than 9 decimals or than 18 digits before them.
+    /// When `Money` cannot express it: NaN, infinity, more than 9 decimals, or more than 18 digits before the point.
     pub fn stored(amount: &str, currency: Currency) -> Result<Self, Invalid> {
         let inexpressible = || Invalid::new(format!("Money cannot express {}", clip(amount)));
         let (negative, digits) = match amount.strip_prefix('-') {
@@ -175,7 +169,7 @@ impl Price {
     /// Reads an amount written as `12`, `12.5` or `12.50`.
     ///
     /// # Errors
-    /// When it is not such a number, has more than two decimals, or is past the column.
+    /// When it is not such a number, has more than two decimals, or is above the maximum of the column.
     pub fn parse(amount: &str, currency: Currency) -> Result<Self, Invalid> {
         let (units, decimals) = amount.split_once('.').unwrap_or((amount, "0"));
         let digits =
@@ -194,19 +188,18 @@ impl Price {
         Self::new(hundredths, currency)
     }
 
-    /// The amount in hundredths of the currency's unit. Only a stored price can have more decimals, which are cut off here.
+    /// The amount in hundredths of the currency's unit. Further decimals, which only a stored price can have, are cut off.
     #[must_use]
     pub fn hundredths(self) -> i64 {
         self.units * 100 + i64::from(self.nanos / HUNDREDTH)
     }
 
-    /// The units and billionths of `Money`, of the same sign.
+    /// The units and nanos of `Money`, which have the same sign.
     #[must_use]
     pub fn money(self) -> (i64, i32) {
         (self.units, self.nanos)
     }
 
-    /// The currency.
     #[must_use]
     pub fn currency(self) -> Currency {
         self.currency
@@ -218,7 +211,6 @@ impl Price {
 pub struct Name(String);
 
 impl Name {
-    /// The text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -247,7 +239,6 @@ impl TryFrom<String> for Name {
 pub struct Description(String);
 
 impl Description {
-    /// The text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -277,12 +268,12 @@ fn refuse_nul(text: &str) -> Result<(), Invalid> {
     Ok(())
 }
 
-/// The start of a caller's text, short enough for an error message.
+/// The first 20 characters of a caller's text, for an error message.
 fn clip(text: &str) -> &str {
     text.char_indices().nth(20).map_or(text, |(end, _)| &text[..end])
 }
 
-/// Why a value was refused, in words that follow the name of the field.
+/// Why a value was refused. The text continues a sentence that begins with the name of the field.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Invalid(String);
@@ -294,44 +285,31 @@ impl Invalid {
     }
 }
 
-/// A product as Postgres holds it.
+/// A row of `products`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Product {
-    /// Its id.
     pub id: ProductId,
-    /// Its name.
     pub name: String,
-    /// Its price.
     pub price: Price,
-    /// Its description.
     pub description: String,
-    /// Its version.
     pub version: Version,
-    /// When it was created.
     pub create_time: SystemTime,
-    /// When it was last changed.
     pub update_time: SystemTime,
 }
 
-/// A product that somebody wants to create.
+/// A product to create.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewProduct {
-    /// Its name.
     pub name: Name,
-    /// Its price.
     pub price: Price,
-    /// Its description.
     pub description: Description,
 }
 
-/// What an update changes; `None` stays as it is.
+/// An update. A field that is `None` keeps its value.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Patch {
-    /// The new name.
     pub name: Option<Name>,
-    /// The new price.
     pub price: Option<Price>,
-    /// The new description.
     pub description: Option<Description>,
 }
 

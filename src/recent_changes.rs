@@ -1,8 +1,8 @@
-//! Which products changed lately, and to which revision: the floor below which no copy is kept or served.
+//! The recently changed products and their newest revisions: the floor, below which no copy is kept or served.
 //!
-//! It mirrors the outbox: a change is here from the poll that brought it until the row has been pruned, and rows are pruned only when
-//! Redis reflects them. So a copy in Redis that is older than a change is found out, however far the relay is behind; and so
-//! is a load that was under way when the change was committed.
+//! The map mirrors the outbox: it contains a change from the poll that read it until its row is pruned, and rows are pruned only
+//! when Redis reflects them. So an older copy in Redis is detected however far the relay is behind, and so is a load that was in
+//! flight when the change was committed.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,23 +12,22 @@ use parking_lot::RwLock;
 
 use crate::product::{ProductId, Revision, Version};
 
-/// Generations that are kept apart. A look goes through all of them; older ones are merged.
+/// Generations in the map. A lookup goes through all of them; when there are more, the oldest two are merged.
 const GENERATIONS: usize = 64;
-/// Changes that were published and that no poll has confirmed yet. More are not taken: the next poll brings them.
+/// Changes published by other instances that no poll has read yet. Further ones are dropped: the next poll reads them.
 const PUBLISHED: usize = 65_536;
 
-/// The same of what was written here. So many are written only while the outbox cannot be read for minutes.
+/// The same bound for writes of this instance, which reach it only when the outbox is unreachable for minutes.
 const WRITTEN: usize = 262_144;
 
-/// The newest revision of each product, about 40 bytes for each.
+/// The newest revision of each product, about 40 bytes per product.
 pub type Floors = HashMap<ProductId, Revision, RandomState>;
 
-/// The changes of the last minute or so, of one instance.
 #[derive(Debug)]
 pub struct RecentChanges {
     state: RwLock<State>,
     capacity: usize,
-    /// Polls that have been applied.
+    /// The number of the last applied poll.
     polls: AtomicU64,
 }
 
@@ -37,61 +36,59 @@ struct State {
     /// The oldest first.
     generations: VecDeque<Generation>,
     size: usize,
-    /// The newest poll whose changes have been dropped.
+    /// The newest poll whose changes were dropped.
     dropped: u64,
-    /// Polls that have been sent.
+    /// The number of the last sent poll.
     sent: u64,
-    /// Written here or heard of from others, with the number of polls that had been sent then.
+    /// Changes written by this instance or published by others, each with the value of `sent` at that time.
     published: HashMap<ProductId, (Revision, u64), RandomState>,
 }
 
 #[derive(Debug)]
 struct Generation {
     poll: u64,
-    /// In the order of the reader's snapshots: dropped when it is below what has been pruned.
     floors: Floors,
     truncated_below: Version,
 }
 
-/// The number of a poll that was sent.
+/// The number of a sent poll.
 #[derive(Clone, Copy, Debug)]
 pub struct PollNumber(u64);
 
-/// What was known when a load or a write began.
+/// The state at the start of a load or a write.
 #[derive(Clone, Copy, Debug)]
 pub struct Began {
-    /// Polls that had been applied.
+    /// The number of the last applied poll.
     polls: u64,
-    /// The floor then. Its change may be pruned before the load ends, which has read Redis before that was told.
+    /// The floor at the start. It is kept here because its change may be pruned before the load ends, while the load may have
+    /// read Redis before Redis reflected the change.
     floor: Revision,
 }
 
 impl RecentChanges {
-    /// Room for so many changes.
+    /// `capacity` is the maximum number of changes.
     #[must_use]
     pub fn new(capacity: usize) -> Self {
         Self { state: RwLock::default(), capacity, polls: AtomicU64::new(0) }
     }
 
-    /// How many changes it has room for.
     #[must_use]
     pub fn capacity(&self) -> usize {
         self.capacity
     }
 
-    /// How many it holds.
+    /// Changes from polls; published ones do not count.
     #[must_use]
     pub fn len(&self) -> usize {
         self.state.read().size
     }
 
-    /// Whether it holds none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The oldest revision that a copy of `id` may have: what is older is known to be out of date.
+    /// The oldest revision that a copy of `id` may have. An older copy is known to be stale.
     #[must_use]
     pub fn floor(&self, id: ProductId) -> Revision {
         let state = self.state.read();
@@ -99,32 +96,33 @@ impl RecentChanges {
         state.floor(id).max(published.unwrap_or(Revision::NONE))
     }
 
-    /// A load or a write of `id` begins.
+    /// Called at the start of a load or a write of `id`.
     #[must_use]
     pub fn begin(&self, id: ProductId) -> Began {
         let polls = self.polls.load(Ordering::Acquire);
-        // Without what is only published: that may be wrong, and the floor lasts as long as the load.
+        // Without published changes: they may be wrong, and this floor stays until the end of the load.
         let floor = self.state.read().floor(id);
         Began { polls, floor }
     }
 
-    /// The floor of what began then.
+    /// The floor for the result of a load or write that began at `began`.
     #[must_use]
     pub fn floor_since(&self, began: Began, id: ProductId) -> Revision {
         self.floor(id).max(began.floor)
     }
 
-    /// Whether every change since then is still here. Otherwise it took too long to tell whether its result is current.
+    /// Whether the map still contains every change since `began`. If not, the load took so long that its result cannot be
+    /// checked.
     #[must_use]
     pub fn covers(&self, began: Began) -> bool {
         self.state.read().dropped <= began.polls
     }
 
-    /// Takes in a change that was written here, or that another instance has published. It counts until a poll that is sent
-    /// later has been applied: that one brings the change itself, if it was committed.
+    /// Adds a change of this instance or one that another instance has published. It counts until a poll that is sent later is
+    /// applied: that poll reads the change from the outbox, if it was committed.
     ///
-    /// Returns false when there have been so many writes without a poll that they are forgotten: then every copy from before this
-    /// moment must be taken for out of date.
+    /// Returns false when too many writes without a poll overflowed the map and were dropped. Then every copy from before this
+    /// moment must be treated as stale.
     pub fn publish(&self, id: ProductId, revision: Revision, written_here: bool) -> bool {
         let mut state = self.state.write();
         if !written_here && state.published.len() >= PUBLISHED {
@@ -141,7 +139,7 @@ impl RecentChanges {
         !overflows
     }
 
-    /// A poll is about to be sent.
+    /// Called just before a poll is sent.
     #[must_use]
     pub fn poll_is_sent(&self) -> PollNumber {
         let mut state = self.state.write();
@@ -149,13 +147,13 @@ impl RecentChanges {
         PollNumber(state.sent)
     }
 
-    /// There are more changes than fit: none is kept, and what began before the poll is rejected.
+    /// Drops all changes because there are more than fit. Loads that began before the poll are rejected.
     pub fn overflow(&self, poll: PollNumber) {
-        self.state.write().forget_all(poll.0);
+        self.state.write().drop_all(poll.0);
         self.polls.store(poll.0, Ordering::Release);
     }
 
-    /// Takes in what a poll brought. Returns false when there is no room for it: see [`overflow`](Self::overflow).
+    /// Adds the changes of a poll. Returns false, and adds none, when they do not fit: see [`overflow`](Self::overflow).
     pub fn apply(
         &self,
         poll: PollNumber,
@@ -172,20 +170,21 @@ impl RecentChanges {
             state.generations.push_back(Generation { poll: poll.0, floors, truncated_below });
             state.merge_oldest();
         }
-        // In the generations now, or never committed.
+        // The others are in the generations, or were never committed.
         state.published.retain(|_, (_, sent)| *sent >= poll.0);
         drop(state);
         self.polls.store(poll.0, Ordering::Release);
         true
     }
 
-    /// What there was too much of is applied to Redis by now. What began before is rejected: it may have read Redis before that.
+    /// The changes that did not fit are applied to Redis. Loads that began before are rejected: they may have read Redis
+    /// earlier.
     pub fn overflow_ends(&self, poll: PollNumber) {
         let mut state = self.state.write();
         state.dropped = state.dropped.max(poll.0);
     }
 
-    /// Forgets what polls up to this one brought: Redis reflects it, and no copy is older.
+    /// Drops the changes of polls up to this one. The caller ensures that Redis reflects them and that no older copy is left.
     pub fn drop_through(&self, poll: PollNumber) {
         let mut state = self.state.write();
         while let Some(oldest) = state.generations.pop_front_if(|oldest| oldest.poll <= poll.0) {
@@ -194,11 +193,11 @@ impl RecentChanges {
         }
     }
 
-    /// Forgets everything: PostgreSQL is another. Loads that are under way are rejected.
+    /// Drops everything, because the epoch changed. Loads in flight are rejected.
     pub fn reset(&self) {
         let mut state = self.state.write();
         let sent = state.sent;
-        state.forget_all(sent);
+        state.drop_all(sent);
         state.published.clear();
     }
 }
@@ -209,7 +208,7 @@ impl State {
         floors.max().unwrap_or(Revision::NONE)
     }
 
-    fn forget_all(&mut self, poll: u64) {
+    fn drop_all(&mut self, poll: u64) {
         self.generations.clear();
         self.size = 0;
         self.dropped = self.dropped.max(poll);

@@ -1,5 +1,5 @@
-//! The Redis tier: one string for each product, stored by version, and the leases of those who load.
-//! The only module that knows fred.
+//! The Redis tier: one string per product, stored by version, and the leases under which products are loaded.
+//! The only module that uses fred.
 
 mod admission;
 mod breaker;
@@ -57,22 +57,22 @@ use scripts::Scripts;
 /// How to reach Redis, and how long to wait for it.
 #[derive(Clone, Debug)]
 pub struct RedisOptions {
-    /// `redis://`, `rediss://`, `redis-cluster://` or `rediss-cluster://`.
+    /// The scheme is `redis`, `rediss`, `redis-cluster` or `rediss-cluster`.
     pub url: String,
-    /// Cluster mode whatever the scheme says.
+    /// Cluster mode, whatever the scheme.
     pub cluster: bool,
     /// The first part of every key.
     pub namespace: String,
-    /// What the database is called, for operators who find another catalogue in the namespace.
+    /// The name of the database, which operators see when two catalogues share the namespace.
     pub database: String,
-    /// Connections; each is pipelined.
+    /// Connections per server; each is pipelined.
     pub connections: usize,
-    /// How long any command may take.
+    /// The timeout of a command.
     pub command_timeout: Duration,
-    /// After this long the lease of a holder that died is free.
+    /// The lease of a crashed holder expires after this long.
     pub lease_ttl: Duration,
-    /// What was known to be current this long before a restart or failover is still taken for current, because the changes
-    /// of that time are known from elsewhere. Too high: what Redis lost is served. Too low: needless loads afterwards.
+    /// Entries known to be current less than this long before a restart or failover stay trusted, because recent changes cover
+    /// that time. Too high: old entries are served for which Redis lost the newer ones. Too low: needless loads afterwards.
     pub coverage: Duration,
 }
 
@@ -87,29 +87,29 @@ pub struct Redis {
     options: RedisOptions,
     metrics: Arc<Metrics>,
     controls: Controls,
-    /// What the databases of other catalogues in the namespace are called.
+    /// The databases of other catalogues in the namespace.
     other_catalogues: Mutex<Vec<String>>,
 }
 
-/// Redis did not do what it was asked: down, frozen, loading, full. Counted and logged where it happened;
-/// never the caller's error.
+/// A Redis command failed or was not sent: Redis is down, frozen, loading or full. It is counted and logged where it happens,
+/// and never becomes a caller's error.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Unavailable;
 
-/// Where something that is known to be committed comes from.
+/// The source of a committed entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Publish {
-    /// A write: loads that began before it must not fill, so it breaks the lease.
+    /// A write. It breaks the lease, so that loads which began before it cannot fill.
     Written,
-    /// Postgres was read without a lease.
+    /// A read of Postgres without a lease.
     Read,
 }
 
 impl Redis {
-    /// Connects in the background, and goes on trying for ever.
+    /// Connects in the background; failed attempts are retried without limit.
     ///
     /// # Errors
-    /// When the URL is not one that fred understands, in words for the operator.
+    /// When fred rejects the URL: a message for the operator.
     pub fn connect(
         options: RedisOptions,
         metrics: Arc<Metrics>,
@@ -130,7 +130,7 @@ impl Redis {
         })
     }
 
-    /// From now on everything goes by these keys: those of the catalogue's identity and epoch.
+    /// Switches to the keys of this catalogue and epoch.
     pub(crate) fn set_scope(&self, scope: &str, catalogue: &str) {
         let keys = Keys::new(&self.options.namespace, scope, catalogue);
         if self.keys.load().prefix != keys.prefix {
@@ -138,7 +138,6 @@ impl Redis {
         }
     }
 
-    /// Whether this is the scope of the keys.
     pub(crate) fn has_scope(&self, scope: &str) -> bool {
         self.keys.load().prefix == Keys::new(&self.options.namespace, scope, "").prefix
     }
@@ -151,8 +150,8 @@ impl Redis {
         Arc::clone(&self.keys)
     }
 
-    /// Waits until the first connections stand, Redis refuses them, or `timeout` has passed. Returns whether they stand; why
-    /// they do not is logged.
+    /// Waits until every connection is established, Redis refuses one, or `timeout` has passed. Returns whether all are
+    /// established; the reason why not is logged.
     pub async fn wait_until_connected(&self, timeout: Duration) -> bool {
         let began = Instant::now();
         loop {
@@ -174,25 +173,25 @@ impl Redis {
                 ));
                 return false;
             }
-            // A cluster without a known node is asked by way of new connections.
+            // With no node known yet, each attempt opens a new connection to every seed.
             let pause = if nodes.is_empty() { 250 } else { 10 };
             tokio::time::sleep(Duration::from_millis(pause)).await;
         }
     }
 
-    /// How many connections for commands stand.
+    /// Established connections for commands.
     #[must_use]
     pub fn connected(&self) -> u64 {
         self.nodes.all().iter().map(|node| node.connections() as u64).sum()
     }
 
-    /// Commands of callers that are not answered yet.
+    /// Callers' commands without a reply so far.
     #[must_use]
     pub fn commands_in_flight(&self) -> u64 {
         self.admission.counts()[0]
     }
 
-    /// Commands of callers that wait to be sent.
+    /// Callers' commands in the queue.
     #[must_use]
     pub fn commands_waiting(&self) -> u64 {
         self.admission.counts()[1]
@@ -202,7 +201,7 @@ impl Redis {
         self.admission.admit(caller, keys).await.ok_or(Unavailable)
     }
 
-    /// How many breakers do not let callers ask.
+    /// Breakers that are open or half open.
     #[must_use]
     pub fn open_breakers(&self, of: RedisDependency) -> u64 {
         match of {
@@ -213,17 +212,15 @@ impl Redis {
         }
     }
 
-    /// Closes the connections.
     pub async fn close(&self) {
         join_all(self.nodes.all().iter().map(|node| node.close())).await;
     }
 
-    /// Whether keys have nodes of their own.
     pub(crate) fn is_cluster(&self) -> bool {
         self.nodes.is_cluster()
     }
 
-    /// Replaces what Redis holds by what is known to be committed, if that is newer.
+    /// Replaces the entry in Redis by a committed one, unless Redis holds a newer entry or none.
     pub(crate) async fn publish(
         &self,
         id: ProductId,
@@ -242,7 +239,7 @@ impl Redis {
         Ok(())
     }
 
-    /// With the protection off, what Redis holds is made to look like the oldest of all.
+    /// With the protection off, gives the entry in Redis the lowest revision, so that any entry replaces it.
     async fn forget_versions(&self, id: ProductId) {
         if self.controls.holds(Protection::RedisVersions) {
             return;
@@ -253,8 +250,7 @@ impl Redis {
         let _ = self.nodes.send(&key, NodeCommand::new("SET", args)).await;
     }
 
-    /// The entry in a value. Bytes that are none count as a miss, and are removed, so that no script takes
-    /// them for something newer.
+    /// Decodes a value. An unreadable value counts as a miss and is removed, so that no script takes it for a newer entry.
     async fn read_value(&self, id: ProductId, value: Value) -> Option<Entry> {
         match self.entry_in(id, value) {
             Ok(entry) => entry,
@@ -265,7 +261,7 @@ impl Redis {
         }
     }
 
-    /// The entry in a value, or its bytes when they are none.
+    /// Decodes a value; returns the bytes of an unreadable one.
     fn entry_in(&self, id: ProductId, value: Value) -> Result<Option<Entry>, Bytes> {
         let bytes = match value {
             Value::Null | Value::Boolean(false) => return Ok(None),
@@ -281,21 +277,21 @@ impl Redis {
         let head = bytes.slice(..bytes.len().min(HEAD));
         let args = vec![head.into(), number(bytes.len() as u64)];
         let reply = self.run::<i64>(&self.scripts.discard, vec![self.keys().entry(id)], args).await;
-        // What could not be removed is found again.
+        // If the removal fails, the next read of the key repeats it.
         let _ = self.counted(RedisOperation::Get, reply);
     }
 
-    /// Counts and logs a failure, once, here; the callers only need to know that there was one.
+    /// The one place that counts and logs a failed command.
     fn counted<T>(
         &self,
         operation: RedisOperation,
         reply: Result<T, NoReply>,
     ) -> Result<T, Unavailable> {
         reply.map_err(|why| {
-            // What was not sent is counted as a move of its breaker.
+            // A command that was not sent is already counted as a transition of its breaker.
             if let NoReply::Failed(error) = why {
                 self.metrics.redis_errors.inc(operation);
-                tracing::debug!(?operation, %error, "Redis did not answer");
+                tracing::debug!(?operation, %error, "a Redis command failed; the call continues without Redis");
             }
             Unavailable
         })
@@ -307,7 +303,7 @@ impl RedisOptions {
         Options {
             timeout: Some(self.command_timeout),
             fail_fast: true,
-            // Once, or a caller waits for the sum: what fails here has Postgres to turn to.
+            // With more attempts a caller would wait for the sum of their timeouts. A failed command falls back to Postgres.
             max_attempts: Some(1),
             ..Options::default()
         }
@@ -325,12 +321,12 @@ fn config(options: &RedisOptions) -> Result<Config, String> {
     let parse = if options.cluster { Config::from_url_clustered } else { Config::from_url };
     let mut config = parse(&options.url)
         .map_err(|error| format!("REDIS_URL cannot be read: {}", error.details()))?;
-    // Starting with Redis down is slow, not broken.
+    // A start with Redis down must succeed: fred retries instead of failing the client.
     config.fail_fast = false;
     Ok(config)
 }
 
-/// For ever, soon at first, at most a second apart.
+/// Attempts without limit, 50 ms apart at first and at most 1 s.
 fn reconnect_policy() -> ReconnectPolicy {
     ReconnectPolicy::new_exponential(0, 50, 1_000, 2)
 }
@@ -340,12 +336,11 @@ fn connection_config() -> ConnectionConfig {
         connection_timeout: Duration::from_secs(1),
         internal_command_timeout: Duration::from_secs(2),
         max_command_attempts: 1,
-        // fred says ASKING on a connection with commands in flight, and takes the first reply that comes for its
-        // own: everything in flight gets its neighbour's. What moves fails instead, and has Postgres to turn
-        // to; fred learns from MOVED where it is now all the same.
+        // fred sends ASKING on a connection with commands in flight and takes the next reply for its own, so that each
+        // command in flight gets the reply of another. Without redirections the command fails; `Nodes` follows MOVED and ASK.
         max_redirections: 0,
         max_command_buffer_len: 10_000,
-        // Not READONLY: reads go on, and everything in flight would fail with it.
+        // Not READONLY: a reconnection would fail every command in flight, while reads still work.
         reconnect_errors: vec![ReconnectError::ClusterDown, ReconnectError::Loading],
         unresponsive: UnresponsiveConfig {
             max_timeout: Some(Duration::from_secs(2)),

@@ -1,8 +1,8 @@
-//! The relay: makes Redis reflect every committed change, whoever made it. Coherence does not depend on it: what it has not
-//! applied yet, every instance knows from the outbox itself.
+//! The relay: applies every committed change to Redis, whether it was made by the API or by SQL. Coherence does not depend on it,
+//! because every instance reads the outbox itself and rejects older entries of Redis.
 //!
-//! One instance relays for the fleet, by a lease in Postgres. It reads the outbox with a cursor of its own, and applies by version,
-//! so that repeating what a crash or a second relay has done does no harm.
+//! One instance at a time relays, under a lease in Postgres. It reads the outbox with its own cursor and applies changes by
+//! version, so that a change applied twice, after a crash or by a second relay, has no further effect.
 
 use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
@@ -23,35 +23,33 @@ use crate::postgres::{self, ChangeReader, Mark, Postgres, Retention};
 use crate::product::{Change, ProductId, Revision};
 use crate::redis::{Publish, Redis};
 
-/// Changes that are applied together. Too high: those behind them wait longer. Too low: more round trips.
+/// Changes that are applied together. Too high: the changes behind them wait longer. Too low: more round trips.
 const BATCH: usize = 1_000;
-/// Products of bulk jobs that are removed from Redis between two looks at the outbox.
+/// Products of bulk jobs that one command removes from Redis (in a cluster, one command each).
 const REMOVED: usize = 500;
-/// How long the lease lasts. Too high: Redis is cleaned later when the relay dies. Too low: a pause ends it.
+/// The TTL of the lease. Too high: after a crash of the relay, Redis is updated later. Too low: a pause of the process loses it.
 const LEASE: Duration = Duration::from_secs(3);
-/// How often the lease is renewed, and a mark is made also when nothing was written.
-const UPKEEP: Duration = Duration::from_secs(1);
-/// Versions of deleted products that are pruned at once.
+/// The interval of lease renewals, of marks without a write, and of pruning.
+const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(1);
+/// Versions of deleted products that one statement prunes.
 const PRUNED: u32 = 1_000;
-/// How long giving the lease back may take.
-const LET_GO: Duration = Duration::from_millis(500);
-/// Between tries with Postgres in trouble, and to apply what a server of Redis has not taken.
+/// The timeout of releasing the lease.
+const RELEASE_TIMEOUT: Duration = Duration::from_millis(500);
+/// The pause before changes that a Redis server did not accept are applied again.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(500);
-/// Changes that wait to be applied, 24 bytes each. With more, what Redis holds is given up.
+/// Pending changes, 24 bytes each. With more, Redis is abandoned: its keys change, and it starts empty.
 const MOST_PENDING: usize = 4_000_000;
 
-/// How the relay works.
 #[derive(Clone, Copy, Debug)]
 pub struct RelayOptions {
-    /// How often the outbox is read.
+    /// The interval between polls of the outbox.
     pub interval: Duration,
-    /// How long changes are kept after they became visible.
+    /// How long applied changes are kept after they became visible.
     pub retention: Duration,
-    /// How long what it stores may be used.
+    /// The TTLs of the entries that it stores.
     pub ttl: TtlPolicy,
 }
 
-/// The relay of one instance.
 #[derive(Debug)]
 pub struct Relay {
     postgres: Arc<Postgres>,
@@ -60,76 +58,75 @@ pub struct Relay {
     pauses: PausePoints,
     controls: Controls,
     options: RelayOptions,
-    /// Of the lease.
+    /// The random token by which this instance holds the lease.
     holder: String,
-    /// Told when no instance relays.
-    vacancy: Arc<Notify>,
+    /// Notified when the lease is free.
+    wake: Arc<Notify>,
 }
 
 type Pending = HashMap<ProductId, Revision, RandomState>;
 
-/// The relay's work, while it holds the lease.
+/// The state of the relay while it holds the lease.
 struct Work<'a> {
     reader: &'a mut ChangeReader,
-    /// Changes that no server of Redis has taken yet.
+    /// Changes that Redis has not accepted yet.
     pending: Pending,
-    /// Products of bulk jobs, to be removed from Redis.
+    /// Changes of bulk jobs, whose products are removed from Redis.
     bulk: VecDeque<Vec<(ProductId, Revision)>>,
-    /// Whether more is applied than the table says.
-    has_news: bool,
-    /// Of the last poll.
+    /// Whether changes were applied since the last mark.
+    needs_mark: bool,
+    /// The scope of keys that the last poll read.
     scope: String,
     retry_at: Instant,
-    upkeep_at: Instant,
-    /// Whether there is something to prune.
+    maintenance_at: Instant,
+    /// Whether there may be rows to prune.
     is_pruning: bool,
 }
 
 impl Relay {
-    /// Starts relaying.
     pub fn start(
         postgres: Arc<Postgres>,
         redis: Arc<Redis>,
         metrics: Arc<Metrics>,
         (pauses, controls): (PausePoints, Controls),
-        vacancy: Arc<Notify>,
+        wake: Arc<Notify>,
         options: RelayOptions,
         drain: &Drain,
     ) -> Arc<Self> {
         let holder = format!("{:032x}", rand::random::<u128>());
         let relay =
-            Arc::new(Self { postgres, redis, metrics, pauses, controls, options, holder, vacancy });
+            Arc::new(Self { postgres, redis, metrics, pauses, controls, options, holder, wake });
         let running = Arc::clone(&relay);
         drain.spawn_loop(BackgroundTask::Relay, move || Arc::clone(&running).run());
         relay
     }
 
-    /// Gives the lease back, so that another instance relays at once. To be called when the loop has ended.
+    /// Releases the lease, so that another instance can relay at once. Called after the loop has ended.
     pub async fn let_go(&self) {
         let mut reader = self.postgres.change_reader();
-        // Otherwise it expires.
-        let _ = tokio::time::timeout(LET_GO, reader.let_relay_go(&self.holder)).await;
+        // If the release fails, the lease expires.
+        let _ = tokio::time::timeout(RELEASE_TIMEOUT, reader.release_relay(&self.holder)).await;
     }
 
     async fn run(self: Arc<Self>) -> Result<Infallible, Infallible> {
-        let mut troubled = false;
+        let mut has_failed = false;
         loop {
-            self.vacancy.notified().await;
+            self.wake.notified().await;
             let mut reader = self.postgres.change_reader();
             let ended = match self.controls.holds(Protection::Relay) {
                 true => self.relay_on(&mut reader).await,
                 false => Ok(()),
             };
             if let Err(error) = &ended
-                && !troubled
+                && !has_failed
             {
-                tracing::warn!(%error, "the relay cannot read the outbox; Redis is brought up to date later");
+                tracing::warn!(%error, "the relay cannot read the outbox; it retries, and Redis is updated later");
             }
-            troubled = ended.is_err();
+            has_failed = ended.is_err();
         }
     }
 
-    /// Relays until the lease is lost, if it can be had.
+    /// Takes the lease and relays until it is lost. Returns at once if another instance holds it.
     async fn relay_on(&self, reader: &mut ChangeReader) -> Result<(), postgres::Error> {
         let Some(relayed) = reader.hold_relay(&self.holder, LEASE).await? else { return Ok(()) };
         reader.start_after(relayed);
@@ -138,21 +135,21 @@ impl Relay {
             reader,
             pending: Pending::default(),
             bulk: VecDeque::new(),
-            has_news: true,
+            needs_mark: true,
             scope: String::new(),
             retry_at: now,
-            upkeep_at: now,
+            maintenance_at: now,
             is_pruning: false,
         };
         loop {
             if !self.controls.holds(Protection::Relay) {
-                return work.reader.let_relay_go(&self.holder).await;
+                return work.reader.release_relay(&self.holder).await;
             }
             self.step(&mut work).await?;
-            let holds = if work.upkeep_at <= Instant::now() {
-                self.keep_up(&mut work).await?
-            } else if work.has_news && work.is_idle() {
-                self.mark(&mut work).await? && work.reader.note_relayed(&self.holder).await?
+            let holds = if work.maintenance_at <= Instant::now() {
+                self.maintain(&mut work).await?
+            } else if work.needs_mark && work.is_idle() {
+                self.mark(&mut work).await? && work.reader.record_relayed(&self.holder).await?
             } else {
                 true
             };
@@ -163,18 +160,18 @@ impl Relay {
                 work.is_pruning = self.prune(&mut work).await?;
             }
             if work.bulk.is_empty() {
-                // Jittered, so that polls do not fall into step with a writer.
+                // Jittered, so that polls do not synchronise with a periodic writer.
                 let pause = self.options.interval.mul_f64(rand::random_range(0.5..1.0));
                 tokio::time::sleep(pause).await;
             }
         }
     }
 
-    /// Reads the outbox, applies what is small, and a part of what is large.
+    /// Polls the outbox, applies all single changes and one pack of a bulk job: single changes wait for one pack at most.
     async fn step(&self, work: &mut Work<'_>) -> Result<(), postgres::Error> {
         let changes = work.reader.poll(MOST_PENDING).await?;
         if changes.went_back.is_some() {
-            // The change feed of every instance raises the epoch; this relay begins anew in it.
+            // The change feed of each instance raises the epoch. This relay starts again in the new one.
             work.reader.start_over();
             work.pending.clear();
             work.bulk.clear();
@@ -202,11 +199,11 @@ impl Relay {
         Ok(())
     }
 
-    /// Makes Redis reflect a few changes: what it holds and is older is replaced. What it does not hold is left out.
+    /// Applies changes to Redis: replaces older entries. Products without an entry are not inserted.
     async fn apply(&self, changes: &[Change], work: &mut Work<'_>) -> Result<(), postgres::Error> {
         if !self.redis.has_scope(&work.scope) {
-            // This instance has not entered the new epoch, or Redis is abandoned: it would be applied to keys of before.
-            changes.iter().for_each(|change| work.put_off(*change));
+            // This instance still uses the keys of the previous epoch, or of the abandoned ones.
+            changes.iter().for_each(|change| work.retry_later(*change));
             return Ok(());
         }
         let superseded = self.redis.supersede(changes).await;
@@ -216,24 +213,25 @@ impl Relay {
             match held {
                 Ok(true) => older.push(*change),
                 Ok(false) => applied.push(*change),
-                Err(_) => work.put_off(*change),
+                Err(_) => work.retry_later(*change),
             }
         }
         for (change, replaced) in older.iter().zip(self.replace(&older, &work.scope).await?) {
             match replaced {
                 true => applied.push(*change),
-                false => work.put_off(*change),
+                false => work.retry_later(*change),
             }
         }
         self.pauses.reach(Point::RelayApplied).await;
-        work.have_applied(&applied);
+        work.record_applied(&applied);
         self.metrics.relayed.add((), applied.len() as u64);
-        // Redis first, so that an instance that hears of a change finds it there. A hint that is lost costs it one poll.
+        // Published after Redis is updated, so that an instance which observes the hint finds the new entry there. If the hint is
+        // lost, the instance observes the change with its next poll.
         let _ = self.redis.publish_hint(changes).await;
         Ok(())
     }
 
-    /// Replaces entries that are older. Returns of each whether Redis took it.
+    /// Replaces older entries by what Postgres holds. Returns for each whether Redis accepted it.
     async fn replace(&self, older: &[Change], scope: &str) -> Result<Vec<bool>, postgres::Error> {
         if older.is_empty() {
             return Ok(Vec::new());
@@ -241,7 +239,7 @@ impl Relay {
         let ids: Vec<ProductId> = older.iter().map(|change| change.id).collect();
         let loaded = self.postgres.load_now(&ids).await?;
         if !self.redis.has_scope(scope) {
-            // What was read may be of an epoch that was lost.
+            // The keys are of another epoch now, and the rows may be from the previous one.
             return Ok(vec![false; older.len()]);
         }
         let mut entries: HashMap<ProductId, Entry, RandomState> = HashMap::default();
@@ -249,7 +247,7 @@ impl Relay {
             let entry = Entry::live(product, loaded.known_at, self.options.ttl.product());
             entries.insert(product.id, entry);
         }
-        // Why is logged where it was found out.
+        // `load_now` has logged the reasons.
         let broken: Vec<ProductId> = loaded.broken.iter().map(|(id, _)| *id).collect();
         let replaced = older.iter().map(|change| async {
             if broken.contains(&change.id) {
@@ -265,11 +263,11 @@ impl Relay {
         Ok(join_all(replaced).await)
     }
 
-    /// Removes what a bulk job has changed: replacing it would take a script and a read of Postgres for each.
+    /// Removes the products of a bulk job. Replacing them would take a script and a read of Postgres for each.
     async fn remove(&self, pack: &[(ProductId, Revision)], work: &mut Work<'_>) {
         if !self.redis.has_scope(&work.scope) {
             return pack.iter().for_each(|(id, revision)| {
-                work.put_off(Change { id: *id, revision: *revision });
+                work.retry_later(Change { id: *id, revision: *revision });
             });
         }
         for chunk in pack.chunks(REMOVED) {
@@ -281,9 +279,9 @@ impl Relay {
                 match removed {
                     Ok(()) => {
                         count += 1;
-                        work.have_applied(&[change]);
+                        work.record_applied(&[change]);
                     }
-                    Err(_) => work.put_off(change),
+                    Err(_) => work.retry_later(change),
                 }
             }
             self.metrics.relayed.add((), count);
@@ -291,7 +289,7 @@ impl Relay {
         }
     }
 
-    /// What Redis holds is given up: there are more changes than can be applied one by one, or one that concerns everything.
+    /// Abandons all entries in Redis by changing the scope of the keys, because there are too many changes, or a TRUNCATE.
     async fn abandon_redis(&self, work: &mut Work<'_>) -> Result<(), postgres::Error> {
         tracing::warn!(
             "too many changes wait to be applied to Redis, or all products were truncated; Redis starts empty"
@@ -302,23 +300,24 @@ impl Relay {
         Ok(())
     }
 
-    /// Makes a mark in Postgres and in Redis: when it is not found any more Postgres went back. Soon after each write, or a restore
-    /// to just before it would not be noticed. Returns whether the lease is still held.
+    /// Writes a mark to Postgres and to Redis. If Postgres lacks it later, Postgres has gone back. A mark follows each write
+    /// soon: a restore to a moment between the previous mark and the write would not be detected. Returns whether the lease is
+    /// held.
     async fn mark(&self, work: &mut Work<'_>) -> Result<bool, postgres::Error> {
-        work.has_news = false;
+        work.needs_mark = false;
         let (seen, done) = (work.reader.seen().clone(), work.is_idle());
         let mark = work.reader.mark(&self.holder, &seen, done).await?;
         if let Some(mark) = &mark {
-            // The next one replaces it.
-            let _ = self.redis.leave_mark(&format!("{} {}", mark.id, mark.token)).await;
+            // If this fails, the next mark replaces it.
+            let _ = self.redis.write_mark(&format!("{} {}", mark.id, mark.token)).await;
         }
         Ok(mark.is_some())
     }
 
-    /// Prunes a part. Returns whether there may be more.
+    /// Prunes some rows. Returns whether there may be more.
     async fn prune(&self, work: &mut Work<'_>) -> Result<bool, postgres::Error> {
         let more = work.reader.prune_outbox().await?;
-        // What was deleted longer ago than any entry lives is older than nothing.
+        // Deletions from longer ago than any TTL: no cache can contain an older copy of them.
         let deleted = self.postgres.prune_deleted(self.keep().unrelayed * 2, PRUNED).await?;
         Ok(more || deleted >= u64::from(PRUNED))
     }
@@ -330,15 +329,15 @@ impl Relay {
         }
     }
 
-    /// Renews the lease, makes a mark and notes what may be pruned. Returns whether the lease is still held.
-    async fn keep_up(&self, work: &mut Work<'_>) -> Result<bool, postgres::Error> {
-        work.upkeep_at = Instant::now() + UPKEEP;
+    /// Renews the lease, writes a mark and records how far the outbox may be pruned. Returns whether the lease is still held.
+    async fn maintain(&self, work: &mut Work<'_>) -> Result<bool, postgres::Error> {
+        work.maintenance_at = Instant::now() + MAINTENANCE_INTERVAL;
         let Some(relayed) = work.reader.hold_relay(&self.holder, LEASE).await? else {
             return Ok(false);
         };
         if !relayed.is_subset_of(work.reader.seen()) {
-            // Another instance held the lease meanwhile, and is further: this one begins anew.
-            return work.reader.let_relay_go(&self.holder).await.map(|()| false);
+            // Another instance held the lease in between and has applied more. This one starts again from the stored snapshot.
+            return work.reader.release_relay(&self.holder).await.map(|()| false);
         }
         if self.controls.holds(Protection::Epoch) {
             compare_marks(&self.redis, work.reader, &self.metrics).await?;
@@ -349,8 +348,8 @@ impl Relay {
     }
 }
 
-/// Raises the epoch when Redis holds a mark that this database does not know: Redis was filled from another copy of it, or it
-/// went back. Returns whether it is another epoch now.
+/// Raises the epoch when Redis contains a mark that this database does not: Redis was filled from another copy of the database,
+/// or Postgres has gone back. Returns whether the epoch was changed, by this or by another instance.
 pub(crate) async fn compare_marks(
     redis: &Redis,
     reader: &mut ChangeReader,
@@ -359,7 +358,7 @@ pub(crate) async fn compare_marks(
     let Ok(Some(left)) = redis.read_mark().await else { return Ok(false) };
     let Some((id, token)) = left.split_once(' ') else { return Ok(false) };
     let Ok(id) = id.parse() else { return Ok(false) };
-    if reader.knows_mark(&Mark { id, token: token.to_owned() }).await? {
+    if reader.has_mark(&Mark { id, token: token.to_owned() }).await? {
         return Ok(false);
     }
     if reader.raise_epoch_now().await? {
@@ -372,19 +371,19 @@ pub(crate) async fn compare_marks(
 }
 
 impl Work<'_> {
-    fn put_off(&mut self, change: Change) {
+    fn retry_later(&mut self, change: Change) {
         let newest = self.pending.entry(change.id).or_insert(change.revision);
         *newest = change.revision.max(*newest);
         self.retry_at = Instant::now() + PAUSE_AFTER_FAILURE;
     }
 
-    /// Whether all that was read is applied.
+    /// Whether all changes that were read are applied.
     fn is_idle(&self) -> bool {
         self.pending.is_empty() && self.bulk.is_empty()
     }
 
-    fn have_applied(&mut self, changes: &[Change]) {
-        self.has_news = true;
+    fn record_applied(&mut self, changes: &[Change]) {
+        self.needs_mark = true;
         for change in changes {
             if self.pending.get(&change.id).is_some_and(|pending| *pending <= change.revision) {
                 self.pending.remove(&change.id);

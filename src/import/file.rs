@@ -1,5 +1,3 @@
-//! A CSV file of products.
-
 use std::fs::File;
 use std::io::{self, BufReader, Read};
 use std::path::Path;
@@ -8,7 +6,7 @@ use super::Problem;
 use super::records::Records;
 use super::rows::{Columns, ImportRow};
 
-/// Too low: more system calls. Too high: longer pauses for whatever else runs on the thread.
+/// Too low: more system calls. Too high: the blocking reads delay other tasks of the thread for longer.
 const BUFFER_BYTES: usize = 64 * 1024;
 
 /// An open file, past its header.
@@ -30,31 +28,29 @@ impl CsvFile {
         Ok(Self { size, columns, records })
     }
 
-    /// Its size in bytes, where that is known.
+    /// The size in bytes; `None` for anything but a regular file.
     pub(super) fn size(&self) -> Option<u64> {
         self.size
     }
 
-    /// How many bytes of it were read.
     pub(super) fn bytes_read(&self) -> u64 {
         self.records.bytes_read()
     }
 
-    /// Whether it has descriptions.
     pub(super) fn has_descriptions(&self) -> bool {
         self.columns.has_descriptions()
     }
 
-    /// The next row, good or bad, or `None` at the end.
+    /// The next row, or why it is bad; `None` at the end.
     ///
     /// # Errors
-    /// When nothing more can be read.
+    /// When the rest of the file cannot be read.
     pub(super) fn next_row(&mut self) -> Result<Option<Result<ImportRow, Problem>>, Problem> {
         Ok(self.records.next()?.map(|record| self.columns.row(&record)))
     }
 }
 
-/// What to read, and its size, where that is known.
+/// The input, and its size if it is a regular file.
 fn open_input(path: &Path) -> io::Result<(Box<dyn Read + Send>, Option<u64>)> {
     if path == Path::new("-") {
         return Ok((Box::new(io::stdin()), None));

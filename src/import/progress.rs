@@ -1,13 +1,13 @@
-//! What somebody at a terminal sees of an import, and the bad rows for everybody.
+//! The output of an import on standard error: a progress bar on a terminal, and the bad rows.
 
 use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 
-/// Bad rows that are printed; the others are only counted.
+/// Bad rows that are printed; further ones are only counted.
 const PRINTED: u64 = 20;
-/// Rows between two looks at the clock.
+/// Rows between updates of the bar.
 const STRIDE: u64 = 1024;
 
 /// A progress bar on standard error, which shows only on a terminal.
@@ -19,7 +19,7 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    /// Of a file with `size` bytes.
+    /// `size` is that of the file in bytes, if it is known.
     pub(super) fn start(size: Option<u64>) -> Self {
         let bar = match size {
             Some(size) => ProgressBar::new(size)
@@ -29,7 +29,7 @@ impl Progress {
         Self { bar, started: Instant::now(), rows: 0, left_out: 0 }
     }
 
-    /// A row was read, and `bytes` of the file so far.
+    /// Records a row; `bytes` of the file were read so far.
     pub(super) fn row(&mut self, bytes: u64) {
         self.rows += 1;
         if self.rows.is_multiple_of(STRIDE) {
@@ -39,7 +39,6 @@ impl Progress {
         }
     }
 
-    /// A bad row was left out.
     pub(super) fn left_out(&mut self, why: &str) {
         self.left_out += 1;
         if self.left_out <= PRINTED {
@@ -49,7 +48,7 @@ impl Progress {
         }
     }
 
-    /// All rows were read, and Postgres is at work.
+    /// All rows were read, and Postgres writes them to the table.
     pub(super) fn merging(&self) {
         let good = HumanCount(self.rows - self.left_out);
         self.bar.set_style(style("{spinner} {msg}  {elapsed}"));
@@ -62,23 +61,20 @@ impl Progress {
         self.rows
     }
 
-    /// Bad rows that were left out.
     pub(super) fn rows_left_out(&self) -> u64 {
         self.left_out
     }
 
-    /// How long it takes already.
     pub(super) fn elapsed(&self) -> Duration {
         self.started.elapsed()
     }
 
     fn print(&self, line: &str) {
-        // Whoever closed standard error does not want to know, and the import goes on.
+        // A closed standard error must not fail the import.
         self.bar.suspend(|| writeln!(io::stderr(), "{line}").ok());
     }
 }
 
-/// A rate for people.
 pub(super) fn per_second(rows: u64, elapsed: Duration) -> HumanCount {
     HumanCount((rows as f64 / elapsed.as_secs_f64().max(0.001)).round() as u64)
 }

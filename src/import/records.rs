@@ -1,8 +1,7 @@
 //! The records of a CSV file (RFC 4180), each with the line on which it starts.
 //!
-//! csv-core finds the fields. The csv crate on top of it would not do: it miscounts lines that end in
-//! `\r\n`, and where a closing quote is missing, it takes the rest of the file for one field, and into
-//! memory.
+//! csv-core parses the fields. The csv crate on top of it miscounts lines that end in `\r\n`, and where a closing quote is
+//! missing it reads the rest of the file into memory as one field.
 
 use std::io::{self, BufRead};
 
@@ -10,13 +9,12 @@ use csv_core::ReadRecordResult;
 
 use super::Problem;
 
-/// Bytes in the fields of one record: many times what a valid row can have.
+/// Bytes in the fields of one record. A valid row is much shorter.
 const MAX_RECORD_BYTES: usize = 1 << 20;
 const TOO_LONG: &str = "the row is longer than 1 MiB; is a closing quote missing?";
-/// Fields of one record that are kept; more of them are only counted.
+/// Fields of one record that are kept; further ones are only counted.
 const MAX_FIELDS: usize = 64;
 
-/// Reads records.
 #[derive(Debug)]
 pub(super) struct Records<R> {
     input: R,
@@ -26,12 +24,12 @@ pub(super) struct Records<R> {
     ends: [usize; MAX_FIELDS],
 }
 
-/// A record. It may have any number of fields.
+/// A record with any number of fields.
 #[derive(Debug)]
 pub(super) struct Record<'a> {
-    /// The line on which it starts; a file begins with line 1.
+    /// The line on which it starts. The first line of a file is 1.
     pub(super) line: u64,
-    /// How many fields it has.
+    /// The number of its fields, also of those that are not kept.
     pub(super) fields: usize,
     text: &'a [u8],
     ends: &'a [usize],
@@ -48,15 +46,15 @@ impl<R: BufRead> Records<R> {
         }
     }
 
-    /// How many bytes of the file the records so far took.
+    /// Bytes of the file up to the end of the last record.
     pub(super) fn bytes_read(&self) -> u64 {
         self.bytes_read
     }
 
-    /// The next record, or `None` at the end of the file. Empty lines are no records.
+    /// The next record, or `None` at the end of the file. Empty lines are skipped.
     ///
     /// # Errors
-    /// When no record can be read any more, whatever the caller would do about this one.
+    /// When no further record can be read: an I/O error, a record that is too long, or a quote without an end.
     pub(super) fn next(&mut self) -> Result<Option<Record<'_>>, Problem> {
         if self.skip_line_ends()? {
             return Ok(None);
@@ -66,7 +64,7 @@ impl<R: BufRead> Records<R> {
         loop {
             let input = self.input.fill_buf()?;
             let at_end = input.is_empty();
-            // The last line may lack its end. If this does not end the row, a quote is open.
+            // The last line may lack its line end, which is added here. If that does not end the record, a quote is open.
             let input = if at_end { b"\n" } else { input };
             let text = &mut self.text[length..];
             let ends = &mut self.ends[fields.min(MAX_FIELDS - 1)..];
@@ -90,7 +88,7 @@ impl<R: BufRead> Records<R> {
         Ok(Some(Record { line, fields, text: &self.text, ends }))
     }
 
-    /// Makes the parser's line the one on which the next record starts. Whether the file ends first.
+    /// Skips line ends, so that the parser's line is the one on which the next record starts. Returns whether the file ends.
     fn skip_line_ends(&mut self) -> io::Result<bool> {
         loop {
             match self.input.fill_buf()?.first() {
@@ -106,14 +104,12 @@ impl<R: BufRead> Records<R> {
 }
 
 impl<'a> Record<'a> {
-    /// The field at `index`, where the record has one.
     pub(super) fn field(&self, index: usize) -> Option<&'a [u8]> {
         let end = *self.ends.get(index)?;
         let start = index.checked_sub(1).map_or(0, |before| self.ends[before]);
         Some(&self.text[start..end])
     }
 
-    /// The fields, in their order.
     pub(super) fn iter(&self) -> impl Iterator<Item = &'a [u8]> {
         (0..self.ends.len()).filter_map(|index| self.field(index))
     }
@@ -125,7 +121,7 @@ mod tests {
 
     /// The line, the number of fields and the text of the fields of each record.
     fn read(csv: &str) -> Result<Vec<(u64, usize, Vec<String>)>, String> {
-        // A buffer of 3 bytes, so that everything is cut somewhere. It takes a byte order mark whole.
+        // A buffer of 3 bytes, so that most records span several reads. A byte order mark just fits.
         let mut records = Records::new(io::BufReader::with_capacity(3, csv.as_bytes()));
         let mut all = Vec::new();
         while let Some(record) = records.next().map_err(|problem| problem.in_file("f".as_ref()))? {
@@ -163,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn a_quote_that_is_never_closed_is_an_error_that_says_where_it_was_opened() {
+    fn a_quote_without_an_end_is_an_error_with_the_line_of_its_start() {
         let open = read("a,b\n1,\"x\n2,y\n3,z\n").unwrap_err();
         assert_eq!(open, "f, line 2: a quote is opened here and never closed");
     }

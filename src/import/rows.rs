@@ -1,4 +1,4 @@
-//! The columns of a file, and its records as products.
+//! Converts records to products by the columns of the header.
 
 use super::Problem;
 use super::records::Record;
@@ -9,7 +9,7 @@ const COLUMNS_HELP: &str =
     "the columns are name and price, and optionally id, currency and description";
 const DEFAULT_CURRENCY: &str = "USD";
 
-/// Where a file has its columns.
+/// The index of each column.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Columns {
     count: usize,
@@ -29,7 +29,6 @@ pub(super) struct ImportRow {
 }
 
 impl Columns {
-    /// Finds the columns by their names.
     pub(super) fn find(header: &Record<'_>) -> Result<Self, Problem> {
         let names: Vec<_> = header.iter().map(String::from_utf8_lossy).collect();
         let wrong = |reason: String| Problem::at(header.line, reason);
@@ -56,12 +55,10 @@ impl Columns {
         })
     }
 
-    /// Whether the file has descriptions.
     pub(super) fn has_descriptions(&self) -> bool {
         self.description.is_some()
     }
 
-    /// Reads a row.
     pub(super) fn row(&self, record: &Record<'_>) -> Result<ImportRow, Problem> {
         if record.fields != self.count {
             let reason = format!("has {} fields instead of {}", record.fields, self.count);
@@ -83,7 +80,7 @@ impl Columns {
     }
 }
 
-/// A column that the file does not have is empty in every row.
+/// Parses a field. In a file without the column every field of it is empty.
 fn field<T>(
     record: &Record<'_>,
     column: &'static str,
@@ -95,7 +92,7 @@ fn field<T>(
     text.and_then(parse).map_err(|invalid| Problem::in_column(record.line, column, &invalid))
 }
 
-/// Postgres assigns the id where none is given.
+/// An empty id is `None`: Postgres assigns one.
 fn parse_id(text: &str) -> Result<Option<ProductId>, Invalid> {
     if text.is_empty() {
         return Ok(None);
@@ -130,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_optional_may_be_absent_or_empty() {
+    fn optional_columns_may_be_absent_or_empty() {
         let absent = parse("name,price\nLamp,1\n").unwrap();
         let empty = parse("id,name,price,currency,description\n,Lamp,1,,\n").unwrap();
         assert_eq!(absent, empty);
@@ -139,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_header_names_the_column_and_the_known_ones() {
+    fn the_error_of_a_wrong_header_names_the_column_and_the_known_ones() {
         let error = |header: &str| parse(format!("{header}\nx\n")).unwrap_err();
         let unknown = error("name,price,colour");
         assert!(
@@ -157,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_row_says_where_and_why() {
+    fn the_error_of_a_bad_row_has_its_line_column_and_reason() {
         let error = |row: &str| parse(format!("id,name,price,currency\n{row}\n")).unwrap_err();
         let price = "f, line 2, column price: must not have more than two decimals";
         assert_eq!(error("1,Lamp,1.005,USD"), price);

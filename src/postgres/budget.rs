@@ -1,11 +1,12 @@
-//! The budget of one share of the connections: how many statements run at once, how many may wait, and which goes first.
+//! The budget of one share of the connections: how many statements run at once, how many wait, and in which order.
 //!
-//! Overload is a queue that does not get shorter. Then the next turn goes to the caller that has had least, and where the queue is
-//! full, the caller with the most places loses one, at once: waiting longer would only turn overload into timeouts.
+//! Under overload the queue does not get shorter. Then the next turn goes to the caller that had the fewest (start-time fair
+//! queueing), and a full queue evicts a load of the caller with the most places at once, because waiting longer would only end
+//! in a timeout.
 //!
-//! Of one caller's loads those go first that are waited for without anything stale to fall back on, and of these the ones with most
-//! waiters. A load without fallback that has waited for a while is not pushed out for another of its caller any more, and in the end not
-//! overtaken either: a refusal after a long wait is worth less than both an answer and a refusal at once.
+//! Among one caller's loads, those without fallback go first, and among these the ones with the most waiters. After 50 ms in
+//! the queue a load without fallback can no longer be evicted for another load of its caller, and after a quarter of the
+//! timeout it is no longer overtaken: a late refusal costs the caller more than an early one.
 
 mod demand;
 #[cfg(test)]
@@ -23,19 +24,17 @@ use tokio::sync::oneshot;
 use crate::caller::{CallContext, Caller};
 pub(crate) use demand::{Demand, DemandGuard, DemandGuards};
 
-/// A load without fallback is refused within this time, or not for another load of its caller.
-const TOLD_WITHIN: Duration = Duration::from_millis(50);
-/// Callers whose tags are kept without looking which of them still matter.
+/// A load without fallback that has waited for longer is not evicted in favour of another load of its caller.
+const EVICTABLE_FOR: Duration = Duration::from_millis(50);
+/// With more tags than this, those that no longer affect the order are removed.
 const TAGS: usize = 64;
 
-/// Bounds one share of the connections.
 #[derive(Debug)]
 pub(super) struct Budget {
     limits: Limits,
     queue: Mutex<Queue>,
 }
 
-/// The bounds of a share.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
     /// Turns at once.
@@ -44,19 +43,19 @@ pub(super) struct Limits {
     pub(super) of_one: usize,
     /// Places in the queue.
     pub(super) queued: usize,
-    /// How long a place is kept; `None`: for as long as the caller waits.
+    /// The timeout of a place; `None`: until the caller stops waiting.
     pub(super) timeout: Option<Duration>,
-    /// Whether the time that turns took lately says how long the next ones take: then no place is given that will not become a turn in
-    /// time. Not so of writes, which wait for rows.
+    /// Whether the duration of recent turns predicts that of the next ones. Then places that would not become a turn in time are
+    /// refused. False for writes, which wait for rows.
     pub(super) is_steady: bool,
 }
 
 /// Why there is no turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum NoTurn {
-    /// The queue is full for this caller, or no turn would come before its deadline: refused early.
+    /// The queue was full, or no turn was expected before the caller's deadline.
     Full,
-    /// None came in time.
+    /// The timeout or the deadline passed.
     Late,
 }
 
@@ -64,11 +63,12 @@ pub(super) enum NoTurn {
 struct Queue {
     running: Vec<Running>,
     waiting: Vec<WaitingLoad>,
-    /// How long turns took lately.
-    took: Duration,
-    /// Start-time fair queueing: the tag of a caller grows by 1 with each turn; the least tag goes next.
+    /// The exponential moving average of the duration of turns.
+    mean_duration: Duration,
+    /// Start-time fair queueing (Goyal, Vin and Cheng, SIGCOMM 1996): each turn adds 1 to the caller's tag; the lowest tag is
+    /// next.
     tags: HashMap<Caller, u64, RandomState>,
-    /// The tag of the last turn. A caller without a tag has this one: it gains nothing by having been idle.
+    /// The tag of the last turn. A caller without a tag has this one, so that idle time earns no turns.
     now: u64,
 }
 
@@ -85,10 +85,10 @@ struct WaitingLoad {
     turn: oneshot::Sender<Turn>,
 }
 
-/// A turn, until dropped.
+/// A turn. Released when dropped.
 #[derive(Debug)]
 pub(super) struct Turn {
-    /// Whether it was waited for.
+    /// Whether it was preceded by a place in the queue.
     pub(super) has_waited: bool,
     budget: Option<Arc<Budget>>,
     began: Instant,
@@ -100,7 +100,7 @@ impl Budget {
         Arc::new(Self { limits, queue: Mutex::default() })
     }
 
-    /// Waits for a turn, but not for long.
+    /// Waits for a turn, at most for the timeout.
     pub(super) async fn turn(self: &Arc<Self>, demand: &Arc<Demand>) -> Result<Turn, NoTurn> {
         let turn = match self.enter(demand) {
             Ok(turn) => return Ok(turn),
@@ -112,48 +112,48 @@ impl Budget {
         match tokio::time::timeout(timeout, turn).await {
             Ok(turn) => turn.map_err(|_| NoTurn::Full),
             Err(_) => {
-                self.forget_who_left();
+                self.remove_abandoned();
                 Err(NoTurn::Late)
             }
         }
     }
 
-    /// The same for one call, at most until its deadline.
+    /// Waits for a turn for one call, at most until its deadline.
     pub(super) async fn turn_of(self: &Arc<Self>, call: CallContext) -> Result<Turn, NoTurn> {
         let demand = Arc::default();
         let _waiter = Demand::wait(&demand, call, true);
         let Some(deadline) = call.deadline else { return self.turn(&demand).await };
         let turn = tokio::time::timeout_at(deadline.into(), self.turn(&demand)).await;
         turn.unwrap_or_else(|_| {
-            self.forget_who_left();
+            self.remove_abandoned();
             Err(NoTurn::Late)
         })
     }
 
-    fn forget_who_left(&self) {
+    fn remove_abandoned(&self) {
         self.queue.lock().waiting.retain(|waiting| !waiting.turn.is_closed());
     }
 
-    /// Turns that are taken, places that are, and how many turns there are at once.
+    /// Turns taken, places taken, and the limit of turns.
     pub(super) fn counts(&self) -> [u64; 3] {
         let queue = self.queue.lock();
         [queue.running.len(), queue.waiting.len(), self.limits.running].map(|count| count as u64)
     }
 
-    /// A turn at once, or a place in the queue.
+    /// Returns a turn if one is free, otherwise a place in the queue.
     fn enter(self: &Arc<Self>, demand: &Arc<Demand>) -> Result<Turn, oneshot::Receiver<Turn>> {
         let since = Instant::now();
         let mut queue = self.queue.lock();
-        // Where a turn is free, those that wait have as many as one caller may have.
+        // If a turn is free although loads wait, their callers have reached the limit of one caller.
         if queue.running.len() < self.limits.running && queue.may_run(demand, self.limits.of_one) {
             return Ok(self.begin(&mut queue, demand, false));
         }
         let (turn, receiver) = oneshot::channel();
         queue.waiting.push(WaitingLoad { demand: Arc::clone(demand), since, turn });
-        if self.limits.is_steady && self.is_in_vain(&queue) {
+        if self.limits.is_steady && self.is_too_late(&queue) {
             queue.waiting.pop();
         } else if queue.waiting.len() > self.room(&queue) {
-            queue.push_out();
+            queue.evict_one();
         }
         Err(receiver)
     }
@@ -164,42 +164,43 @@ impl Budget {
         Turn { has_waited, budget: Some(Arc::clone(self)), began, caller }
     }
 
-    /// After so long it is not overtaken any more, and the rest of its time is enough for all before it.
-    fn overtaken(&self) -> Duration {
+    /// After this time in the queue a load is not overtaken. The rest of the timeout suffices for all loads before it, because
+    /// [`room`](Self::room) admits only as many as can run in half of it.
+    fn overdue_after(&self) -> Duration {
         self.limits.timeout.unwrap_or(Duration::MAX) / 4
     }
 
-    /// How many may wait: as many as will have their turn in time.
+    /// The number of places from which a turn can be reached within half of the timeout.
     fn room(&self, queue: &Queue) -> usize {
-        let took = queue.takes();
-        let timeout = self.limits.timeout.filter(|_| self.limits.is_steady && !took.is_zero());
+        let duration = queue.turn_duration();
+        let timeout = self.limits.timeout.filter(|_| self.limits.is_steady && !duration.is_zero());
         let Some(timeout) = timeout else { return self.limits.queued };
-        let rounds = (timeout / 2).as_secs_f64() / took.as_secs_f64();
-        // Cut off, and a float that is too large becomes the largest.
+        let rounds = (timeout / 2).as_secs_f64() / duration.as_secs_f64();
+        // The cast truncates, and saturates where the float is too large.
         self.limits.queued.min((rounds * self.limits.running as f64) as usize)
     }
 
-    /// Whether the last that came would not have its turn before all that wait for it have left.
-    fn is_in_vain(&self, queue: &Queue) -> bool {
+    /// Whether the deadlines of all waiters of the newest load would pass before its turn.
+    fn is_too_late(&self, queue: &Queue) -> bool {
         let Some(last) = queue.waiting.last() else { return false };
         let Some(until) = last.demand.until() else { return false };
-        let overdue = long_before(self.overtaken());
+        let overdue = long_before(self.overdue_after());
         let own = queue.order(last, overdue);
         let ahead = queue.waiting.iter().filter(|other| queue.order(other, overdue) > own).count();
-        let wait = queue.takes().mul_f64((ahead + 1) as f64 / self.limits.running as f64);
+        let wait = queue.turn_duration().mul_f64((ahead + 1) as f64 / self.limits.running as f64);
         until.saturating_duration_since(Instant::now()) < wait
     }
 
-    /// Gives the turn that has ended to the next.
-    fn hand_on(self: &Arc<Self>, began: Instant, caller: Caller) {
+    /// Ends a turn and starts the next ones.
+    fn start_next(self: &Arc<Self>, began: Instant, caller: Caller) {
         let mut queue = self.queue.lock();
         queue.end(began, caller);
         while queue.running.len() < self.limits.running {
-            let next = queue.take_next(self.overtaken(), self.limits.of_one);
+            let next = queue.take_next(self.overdue_after(), self.limits.of_one);
             let Some(next) = next else { break };
             let turn = self.begin(&mut queue, &next.demand, true);
             if let Err(mut refused) = next.turn.send(turn) {
-                // It has just left.
+                // The waiter has just been dropped.
                 refused.budget = None;
                 queue.forget(refused.began, refused.caller);
             }
@@ -211,10 +212,10 @@ impl Budget {
 }
 
 impl Queue {
-    /// How long a turn takes. While none ends, what has ended says nothing.
-    fn takes(&self) -> Duration {
+    /// The expected duration of a turn: at least the time since the last turn began, so that it grows while no turn ends.
+    fn turn_duration(&self) -> Duration {
         let last = self.running.iter().map(|running| running.began).max();
-        self.took.max(last.as_ref().map(Instant::elapsed).unwrap_or_default())
+        self.mean_duration.max(last.as_ref().map(Instant::elapsed).unwrap_or_default())
     }
 
     fn tag(&self, caller: Caller) -> u64 {
@@ -225,17 +226,17 @@ impl Queue {
         self.running.iter().filter(|running| running.caller == caller).count()
     }
 
-    /// The caller that takes a turn for this demand: of those that wait the one that has had least.
-    fn payer(&self, demand: &Demand, of_one: usize) -> Caller {
+    /// The caller to which a turn for this demand is charged: the waiting one with the fewest turns.
+    fn charged_caller(&self, demand: &Demand, of_one: usize) -> Caller {
         demand.least(|caller| (self.turns_of(caller) >= of_one, self.tag(caller)))
     }
 
     fn may_run(&self, demand: &Demand, of_one: usize) -> bool {
-        self.turns_of(self.payer(demand, of_one)) < of_one
+        self.turns_of(self.charged_caller(demand, of_one)) < of_one
     }
 
     fn charge(&mut self, demand: &Demand, of_one: usize) -> Caller {
-        let caller = self.payer(demand, of_one);
+        let caller = self.charged_caller(demand, of_one);
         self.now = self.tag(caller);
         self.tags.insert(caller, self.now + 1);
         if self.tags.len() > TAGS {
@@ -254,18 +255,19 @@ impl Queue {
 
     fn end(&mut self, began: Instant, caller: Caller) {
         self.forget(began, caller);
-        self.took = (self.took * 7 + began.elapsed()) / 8;
+        self.mean_duration = (self.mean_duration * 7 + began.elapsed()) / 8;
     }
 
-    /// What goes first is greatest.
+    /// The sort key of a load. The load with the greatest key goes first.
     fn order(&self, waiting: &WaitingLoad, overdue: Option<Instant>) -> impl Ord + use<> {
         let tag = self.tag(waiting.demand.least(|caller| self.tag(caller)));
         let (without_fallback, waiters, since) = waiting.urgency(overdue);
         (without_fallback, Reverse(tag), waiters, since)
     }
 
-    /// Drops the places that every caller has left, or else one of the caller with the most, the least urgent; of equals the one that has waited least.
-    fn push_out(&mut self) {
+    /// Drops abandoned loads, or if there are none, the least urgent load of the caller with the most places; among equals the
+    /// newest.
+    fn evict_one(&mut self) {
         let places = self.waiting.len();
         self.waiting.retain(|waiting| !waiting.demand.is_unwanted());
         if self.waiting.len() < places {
@@ -276,20 +278,20 @@ impl Queue {
             waiting.demand.each_caller(|caller| *places.entry(caller).or_default() += 1);
         }
         let places = |caller| places.get(&caller).copied().unwrap_or_default();
-        let overdue = long_before(TOLD_WITHIN);
+        let overdue = long_before(EVICTABLE_FOR);
         let keep = |(_, waiting): &(usize, &WaitingLoad)| {
-            let crowd = places(waiting.demand.least(places));
-            (Reverse(crowd), waiting.urgency(overdue))
+            let count = places(waiting.demand.least(places));
+            (Reverse(count), waiting.urgency(overdue))
         };
         if let Some((least, _)) = self.waiting.iter().enumerate().min_by_key(keep) {
             self.waiting.swap_remove(least);
         }
     }
 
-    /// A load that every caller has left needs no turn, only its place back.
-    fn take_next(&mut self, overtaken: Duration, of_one: usize) -> Option<WaitingLoad> {
+    /// Removes the next load from the queue, after abandoned loads are dropped.
+    fn take_next(&mut self, overdue_after: Duration, of_one: usize) -> Option<WaitingLoad> {
         self.waiting.retain(|waiting| !waiting.demand.is_unwanted());
-        let overdue = long_before(overtaken);
+        let overdue = long_before(overdue_after);
         let may_run = |waiting: &WaitingLoad| self.may_run(&waiting.demand, of_one);
         let candidates = self.waiting.iter().enumerate().filter(|(_, waiting)| may_run(waiting));
         let next = candidates.max_by_key(|(_, waiting)| self.order(waiting, overdue));
@@ -298,13 +300,13 @@ impl Queue {
     }
 }
 
-/// So long ago; `None` before the clock began.
+/// `None` when the moment is before the start of the clock.
 fn long_before(age: Duration) -> Option<Instant> {
     Instant::now().checked_sub(age)
 }
 
 impl WaitingLoad {
-    /// Of those without fallback, the ones from before `overdue` come first, however many wait for the others.
+    /// Among loads without fallback, those from before `overdue` come first, whatever the number of waiters.
     fn urgency(&self, overdue: Option<Instant>) -> (bool, usize, Reverse<Instant>) {
         let (without_fallback, waiters) = self.demand.urgency();
         let overdue = overdue.is_some_and(|overdue| self.demand.since < overdue);
@@ -316,7 +318,7 @@ impl WaitingLoad {
 impl Drop for Turn {
     fn drop(&mut self) {
         if let Some(budget) = self.budget.take() {
-            budget.hand_on(self.began, self.caller);
+            budget.start_next(self.began, self.caller);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What a poll of the outbox brings.
+//! The result of a poll of the outbox.
 
 use sqlx::FromRow;
 
@@ -30,38 +30,37 @@ pub(super) struct ChangeRow {
     pub(super) relay_is_free: Option<bool>,
 }
 
-/// What a poll brought.
 #[derive(Debug)]
 pub(crate) struct Changes {
-    /// Before the statement was sent: whatever was committed by then is known now.
+    /// The moment before the statement was sent: every change that was committed by then has been read.
     pub(crate) asked: Moment,
-    /// What the statement saw.
+    /// The snapshot of the statement.
     pub(crate) snapshot: Snapshot,
-    /// Rows that are visible in this may have been pruned.
+    /// Rows that this snapshot sees may have been pruned.
     pub(crate) pruned: Snapshot,
-    /// Redis reflects what is visible in this.
+    /// Redis reflects every row that this snapshot sees.
     pub(crate) relayed: Snapshot,
-    /// The identity of the catalogue.
+    /// A hash of the catalogue's identity.
     pub(crate) catalogue: String,
-    /// The epoch of the catalogue, with its identity.
+    /// A hash of the identity and the epoch.
     pub(crate) epoch: String,
-    /// The part of every key in Redis that is this catalogue's and this epoch's own.
+    /// A hash of the identity, the epoch and the Redis epoch; part of every key in Redis.
     pub(crate) scope: String,
-    /// The newest version that has been given out.
+    /// The newest version that Postgres has assigned.
     pub(crate) ceiling: Version,
-    /// Changes of few products at once.
+    /// Changes from rows with few products.
     pub(crate) single: Floors,
-    /// Changes of many products at once, as a statement packed them.
+    /// Changes from rows of bulk jobs, one pack per row.
     pub(crate) packs: Vec<Vec<(ProductId, Revision)>>,
-    /// Every product below this version was deleted by TRUNCATE.
+    /// A TRUNCATE deleted every product below this version.
     pub(crate) truncated_below: Option<Version>,
-    /// Why PostgreSQL must be another, or must have gone back, since the poll before.
+    /// The proof that PostgreSQL went back, or is another, since the last poll.
     pub(crate) went_back: Option<&'static str>,
-    /// Whether the server was started again since the poll before. Then these are all changes that the outbox holds.
+    /// Whether the server was restarted since the last poll. Then these are all changes in the outbox.
     pub(crate) restarted: bool,
-    /// Whether no instance relays.
+    /// Whether the relay's lease is free.
     pub(crate) relay_is_free: bool,
-    /// More changes than were asked for: what is missing is unknown.
+    /// There were more changes than the limit, and some are missing here.
     pub(crate) overflow: bool,
 }
 
@@ -86,7 +85,6 @@ impl Changes {
         }
     }
 
-    /// How many changes there are.
     pub(crate) fn len(&self) -> usize {
         self.single.len() + self.packs.iter().map(Vec::len).sum::<usize>()
     }

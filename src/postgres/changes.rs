@@ -1,8 +1,8 @@
 //! Reading the outbox: every committed change exactly once, in whatever order transactions commit.
 //!
-//! Each row carries its transaction's xid. A poll asks, in one statement and so with one snapshot, for that snapshot and for the
-//! rows that the snapshot of the poll before did not see: those of transactions that began since, and of those that were in
-//! progress then. A transaction that stays open for an hour delays nothing but its own rows.
+//! Each row contains its transaction's xid. A poll reads, in one statement and so with one snapshot, that snapshot and the rows
+//! that the previous poll's snapshot did not see: rows of transactions that began after it, and of those that were in
+//! progress then. A transaction that stays open for an hour delays only its own rows.
 
 use std::time::Duration;
 
@@ -17,30 +17,31 @@ use super::{Error, Postgres, within};
 use crate::moment::Moment;
 use crate::product::Version;
 
-/// A server that is silent for longer counts as unreachable: copies in memory must not be trusted on a poll that takes as long.
-const SILENCE: Duration = Duration::from_secs(1);
+/// The timeout of each row of a poll, and half that of opening a connection. Too high: copies in memory are trusted on the
+/// basis of a slow poll. Too low: a busy server counts as unreachable.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long the relay's own statements may take.
-const ANSWER: Duration = Duration::from_secs(5);
+/// The timeout of the relay's other statements.
+const STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The plan is an index scan of each branch, whatever the statistics of a table say that was empty a moment ago. Session
-/// values, because poolers drop startup parameters.
+/// The plan must be an index scan of each branch even when the statistics are from a time when the table was empty. These are SET
+/// statements, because poolers drop startup parameters.
 const SESSION: &str = "SET jit = off; SET enable_seqscan = off; SET enable_bitmapscan = off; \
     SET plan_cache_mode = force_generic_plan; SET statement_timeout = '60s'; \
     SET default_transaction_isolation = 'read committed'; SET search_path = pg_catalog, pg_temp; \
     SET application_name = 'hotshelf change feed'";
 
-/// Once for each connection: another server answers only on another one.
+/// Run once for each connection, because a connection never changes its server.
 const SERVER: &str = "SELECT concat_ws('/', c.id, (pg_control_system()).system_identifier, d.oid), \
     CASE WHEN pg_is_in_recovery() THEN NULL \
          ELSE ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::bigint END, \
     pg_postmaster_start_time()::text \
     FROM hotshelf.catalogue c, pg_database d WHERE d.datname = current_database()";
 
-/// The header, and the rows that the last snapshot did not see. A row with an xid that is yet to be given out was restored from a dump of
-/// another cluster; the relay removes it.
+/// A header row, and the rows that the last snapshot did not see. A row with an xid in the future was restored from a dump of
+/// another cluster; it is not read, and the relay deletes it.
 ///
-/// `remembered` is false when a mark that was read before is not in the table and was not pruned: then PostgreSQL went back.
+/// `remembered` is false when a mark that an earlier poll read is missing and was not pruned: then PostgreSQL went back.
 const POLL: &str = "SELECT NULL::bigint[] AS product_ids, NULL::bigint[] AS versions, NULL::boolean AS deleted, \
         NULL::text AS xid, pg_current_snapshot()::text AS snapshot, feed.pruned::text, feed.relayed::text, \
         substr(md5($5), 1, 16) AS catalogue, substr(md5($5 || '/' || epoch), 1, 16) AS epoch, \
@@ -58,23 +59,23 @@ const POLL: &str = "SELECT NULL::bigint[] AS product_ids, NULL::bigint[] AS vers
     SELECT product_ids, versions, deleted, xid::text, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL \
     FROM hotshelf.outbox WHERE xid = ANY($2::xid8[])";
 
-/// Reads the outbox, on a connection of its own that waits behind no caller's statement.
+/// Reads the outbox on its own connection, so that it never waits for a call's statement.
 #[derive(Debug)]
 pub struct ChangeReader {
     connect: PgConnectOptions,
     connection: Option<(PgConnection, Server)>,
-    /// Of the poll before.
+    /// The snapshot of the last poll.
     seen: Snapshot,
-    /// The newest transaction of which a row was seen. Not seeing it any more is a commit lost.
+    /// The newest transaction of which a row was read. If a later snapshot does not see it, a commit was lost.
     newest_xid: u64,
     mark: Option<(i64, String)>,
     epoch: Option<String>,
-    /// When the server of the poll before was started. One that is started again may give transactions ids that others had, which
-    /// were lost before they were on disk.
+    /// The start time of the server at the last poll. A restarted server may reuse the xids of transactions that were lost before
+    /// they were on disk.
     started: Option<String>,
 }
 
-/// What is true of a server for as long as a connection lasts.
+/// Properties of the server that cannot change during a connection.
 #[derive(Clone, Debug)]
 struct Server {
     identity: String,
@@ -83,7 +84,7 @@ struct Server {
 }
 
 impl Postgres {
-    /// A reader that has seen nothing.
+    /// A reader whose first poll returns the whole outbox.
     #[must_use]
     pub fn change_reader(&self) -> ChangeReader {
         let connect = self.session.connect.clone();
@@ -100,17 +101,17 @@ impl Postgres {
 }
 
 impl ChangeReader {
-    /// What this reader has seen.
+    /// The snapshot of the last poll.
     pub(crate) fn seen(&self) -> &Snapshot {
         &self.seen
     }
 
-    /// The next poll brings what is not visible in `seen`.
+    /// The next poll returns the rows that are not visible in `seen`.
     pub(crate) fn start_after(&mut self, seen: Snapshot) {
         self.seen = seen;
     }
 
-    /// The next poll brings everything that the outbox holds.
+    /// The next poll returns the whole outbox.
     pub(crate) fn start_over(&mut self) {
         self.seen = Snapshot::empty();
         self.newest_xid = 0;
@@ -119,10 +120,10 @@ impl ChangeReader {
         self.started = None;
     }
 
-    /// Reads what was committed since the poll before, at most about `limit` changes.
+    /// Reads the changes that were committed since the last poll, at most `limit` of them.
     ///
     /// # Errors
-    /// [`Error::Unavailable`]; the next poll brings what this one would have.
+    /// [`Error::Unavailable`]. The next poll returns the changes that this one would have returned.
     pub(crate) async fn poll(&mut self, limit: usize) -> Result<Changes, Error> {
         let (mut connection, server) = self.take_connection().await?;
         let restarted = self.started.as_ref().is_some_and(|started| *started != server.started);
@@ -136,23 +137,23 @@ impl ChangeReader {
         Ok(changes)
     }
 
-    /// Taken out, so that a connection on which no answer came is not used again.
+    /// Takes the connection out. It is put back only after a response, so that a connection that timed out is not used again.
     async fn take_connection(&mut self) -> Result<(PgConnection, Server), Error> {
         match self.connection.take() {
             Some(open) => Ok(open),
-            None => {
-                within(Some(SILENCE * 2), self.open()).await.map_err(|error| read_error(&error))?
-            }
+            None => within(Some(RESPONSE_TIMEOUT * 2), self.open())
+                .await
+                .map_err(|error| read_error(&error))?,
         }
     }
 
-    /// Runs a statement on this reader's connection, which waits behind no caller's.
+    /// Runs a statement on this reader's connection.
     pub(super) async fn run<T>(
         &mut self,
         statement: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
     ) -> Result<T, Error> {
         let (mut connection, server) = self.take_connection().await?;
-        let done = within(Some(ANSWER), statement(&mut connection)).await;
+        let done = within(Some(STATEMENT_TIMEOUT), statement(&mut connection)).await;
         let done = done.map_err(|error| read_error(&error))?;
         self.connection = Some((connection, server));
         Ok(done)
@@ -188,8 +189,9 @@ impl ChangeReader {
             .fetch(connection);
         let (mut header, mut newest_xid) = (None, self.newest_xid);
         let mut changes = Changes::nothing(asked);
-        while let Some(row) =
-            within(Some(SILENCE), rows.try_next()).await.map_err(|error| read_error(&error))?
+        while let Some(row) = within(Some(RESPONSE_TIMEOUT), rows.try_next())
+            .await
+            .map_err(|error| read_error(&error))?
         {
             match &row.xid {
                 None => header = Some(row),
@@ -227,14 +229,14 @@ impl ChangeReader {
         changes.went_back = if header.timeline != Some(server.timeline) {
             Some("its WAL timeline is another (promotion or point-in-time recovery)")
         } else if known && !changes.snapshot.sees(self.newest_xid) && self.newest_xid > 0 {
-            Some("a transaction that was committed is not there any more")
+            Some("a committed transaction is missing")
         } else if known && header.remembered == Some(false) {
-            Some("a mark that was written to it is not there any more")
+            Some("a mark that was written to it is missing")
         } else {
             None
         };
         if changes.went_back.is_some() {
-            // Found again by the next poll if the epoch cannot be raised now.
+            // The cursor stays, so that the next poll detects it again if the epoch cannot be raised now.
             return Ok(());
         }
         self.seen = changes.snapshot.clone();
@@ -244,12 +246,12 @@ impl ChangeReader {
         Ok(())
     }
 
-    /// The identity of the catalogue, and the WAL timeline, as long as the connection lasts.
+    /// The identity of the catalogue and the WAL timeline; `None` without a connection.
     pub(super) fn server(&self) -> Option<(String, i64)> {
         self.connection.as_ref().map(|(_, server)| (server.identity.clone(), server.timeline))
     }
 
-    /// The identity of the catalogue, and the epoch that the last poll read.
+    /// The identity of the catalogue and the epoch that the last poll read.
     pub(super) fn epoch(&self) -> Option<(String, String)> {
         Some((self.server()?.0, self.epoch.clone()?))
     }

@@ -1,8 +1,8 @@
-//! The connections that callers' statements run on.
+//! The connections for the statements of calls.
 //!
-//! sqlx's pool asks a connection for a sign of life before and after each use, and hides why it cannot connect. Here a
-//! statement costs one round trip: connections are opened ahead, with their statements prepared, and looked after in the
-//! background. That also tells whether Postgres is down: then what needs it is refused at once.
+//! sqlx's pool pings a connection before and after each use, and hides why it cannot connect. Here a statement costs one round
+//! trip: connections are opened ahead of use, with their statements prepared, and maintained in the background. Maintenance
+//! also detects that Postgres is down; then statements fail at once instead of waiting.
 
 mod maintenance;
 
@@ -19,37 +19,37 @@ use super::error::{is_broken, message, unreachable};
 use super::session::Session;
 use super::{Error, within};
 
-/// A connection that answered within this time is taken for alive by a write, which cannot be repeated when it is not.
+/// A write uses a connection without a ping if its last response is not older than this. A write on a dead connection cannot be
+/// repeated, because it may have been committed.
 const ALIVE_FOR: Duration = Duration::from_millis(1_500);
 
-/// No sign of life for this long: the connection is closed.
+/// The timeout of a ping, after which the connection is closed.
 const DEAD: Duration = Duration::from_secs(1);
 
-/// The connections of one instance.
 #[derive(Debug)]
 pub(super) struct Connections {
     session: Session,
     limit: u32,
-    /// How long a caller waits for a connection, or for one to be opened.
+    /// The timeout of waiting for a connection, which includes opening one.
     timeout: Duration,
     slots: Arc<Semaphore>,
     state: Mutex<PoolState>,
-    /// Asks for maintenance at once.
+    /// Starts maintenance at once.
     wake: Notify,
 }
 
 #[derive(Debug)]
 struct PoolState {
-    /// The one that was used last is at the end, and used first.
+    /// A stack: the connection that was used last is at the end and is used next.
     idle: VecDeque<Idle>,
     /// Idle, in use, and being opened.
     open: u32,
     opening: u32,
-    /// When Postgres last answered anything.
+    /// When the last response arrived on any connection.
     answered: Instant,
-    /// When a connection broke last.
+    /// When the last connection broke.
     broke: Option<Instant>,
-    /// Why Postgres is taken for down.
+    /// Why Postgres is considered down; `None` while it is up.
     down: Option<String>,
     closed: bool,
 }
@@ -61,12 +61,13 @@ struct Idle {
     answered: Instant,
 }
 
-/// A connection in use. It goes back when its last statement was [settled](Self::settle), and is closed otherwise.
+/// A connection in use. When dropped it returns to the pool if the outcome of its last statement was
+/// [recorded](Self::record_outcome), and is closed otherwise.
 #[derive(Debug)]
 pub(super) struct Connection {
     idle: Option<Idle>,
-    is_settled: bool,
-    /// Whether it was opened for this use: then a break is no accident of its idle time.
+    is_reusable: bool,
+    /// Whether it was opened for this use. If so, a break is not the result of idle time, and a retry is unlikely to help.
     pub(super) is_fresh: bool,
     pool: Arc<Connections>,
     _slot: OwnedSemaphorePermit,
@@ -94,7 +95,7 @@ impl Connections {
         })
     }
 
-    /// A connection for a statement that can be repeated.
+    /// A connection for a statement that can be repeated if the connection turns out to be dead.
     pub(super) async fn acquire(
         self: &Arc<Self>,
         deadline: Option<Instant>,
@@ -114,35 +115,34 @@ impl Connections {
             None => (self.open(until).await?, true),
         };
         let pool = Arc::clone(self);
-        Ok(Connection { idle: Some(idle), is_settled: true, is_fresh, pool, _slot: slot })
+        Ok(Connection { idle: Some(idle), is_reusable: true, is_fresh, pool, _slot: slot })
     }
 
-    /// A connection for a statement that cannot be repeated: one that has answered lately.
+    /// A connection for a statement that cannot be repeated: it has responded recently, or is pinged first.
     pub(super) async fn acquire_alive(
         self: &Arc<Self>,
         deadline: Option<Instant>,
     ) -> Result<Connection, Error> {
         use sqlx::Connection as _;
         let mut connection = self.acquire(deadline).await?;
-        if connection.is_surely_alive() {
+        if connection.has_responded_recently() {
             return Ok(connection);
         }
         let until = self.until(deadline);
         let limit = until.saturating_duration_since(Instant::now());
         match within(Some(limit), connection.ping()).await {
-            Ok(()) => connection.answered_now(),
+            Ok(()) => connection.record_response(),
             Err(_) => connection.reopen(deadline).await?,
         }
         Ok(connection)
     }
 
-    /// Until when a caller waits for a connection.
     fn until(&self, deadline: Option<Instant>) -> Instant {
         let until = Instant::now() + self.timeout;
         deadline.map_or(until, |deadline| deadline.min(until))
     }
 
-    /// While Postgres is known to be down, nothing waits for it.
+    /// Fails while Postgres is known to be down, so that no statement waits for it.
     pub(super) fn check(&self) -> Result<(), Error> {
         self.state.lock().down.as_ref().map_or(Ok(()), |why| Err(Error::Unavailable(why.clone())))
     }
@@ -159,8 +159,8 @@ impl Connections {
         }
     }
 
-    /// Postgres is down when it cannot be reached and no connection is left, or none has answered for a while. A server that only
-    /// takes no more connections is not.
+    /// Records a failed connection attempt. Postgres is down if no connection is left, or if the attempt got no response and
+    /// none of the connections has responded for [`DEAD`]. A server that only rejects further connections is not down.
     fn unreachable_since(&self, began: Instant, error: &sqlx::Error) {
         let mut state = self.state.lock();
         let is_silent = state.answered < began && state.answered.elapsed() >= DEAD;
@@ -168,7 +168,7 @@ impl Connections {
         let is_down = state.open == state.opening || (is_silent && !has_answered);
         if is_down && state.down.is_none() {
             let why = message(error);
-            tracing::warn!(%why, "PostgreSQL cannot be reached; what needs it is refused until it can");
+            tracing::warn!(%why, "PostgreSQL cannot be reached; statements fail at once until it can");
             state.down = Some(why);
         }
         drop(state);
@@ -184,13 +184,13 @@ impl Connections {
         }
     }
 
-    /// Connections that are open, and those of them that are not in use.
+    /// Open connections, and those of them that are not in use.
     pub(super) fn counts(&self) -> (u64, u64) {
         let state = self.state.lock();
         (state.open.into(), state.idle.len() as u64)
     }
 
-    /// Closes what is idle; what is in use is closed when it is given back.
+    /// Closes idle connections. Those in use are closed when they are dropped.
     pub(super) async fn close(&self) {
         use sqlx::Connection as _;
         let idle = {
@@ -205,7 +205,7 @@ impl Connections {
     }
 }
 
-/// A connection that is being opened counts as open.
+/// A connection that is being opened. It counts as open, so that the limit holds.
 struct Opening<'a>(Option<&'a Connections>);
 
 impl<'a> Opening<'a> {
@@ -236,41 +236,41 @@ impl Drop for Opening<'_> {
 }
 
 impl Connection {
-    /// Looks at the outcome of the statement that ran last: whether the connection can be used again.
-    pub(super) fn settle<T>(&mut self, outcome: &Result<T, sqlx::Error>) {
+    /// Records the outcome of the last statement. After a broken connection, maintenance pings the others.
+    pub(super) fn record_outcome<T>(&mut self, outcome: &Result<T, sqlx::Error>) {
         match outcome {
             Err(error) if is_broken(error) => {
-                // The others may have broken with it.
+                // The others may have broken for the same reason.
                 self.pool.state.lock().broke = Some(Instant::now());
                 self.pool.wake.notify_one();
             }
-            _ => self.answered_now(),
+            _ => self.record_response(),
         }
     }
 
-    fn answered_now(&mut self) {
-        self.is_settled = true;
+    fn record_response(&mut self) {
+        self.is_reusable = true;
         if let Some(idle) = &mut self.idle {
             idle.answered = Instant::now();
         }
         self.pool.answered();
     }
 
-    /// Whether it has answered lately, and since any connection broke.
-    fn is_surely_alive(&self) -> bool {
+    /// Whether it has responded within [`ALIVE_FOR`], and since the last connection broke.
+    fn has_responded_recently(&self) -> bool {
         let broke = self.pool.state.lock().broke;
         let answered = self.idle.as_ref().map(|idle| idle.answered);
         answered.is_some_and(|answered| answered.elapsed() < ALIVE_FOR && Some(answered) > broke)
     }
 
-    /// A new connection in place of this one, which broke.
+    /// Replaces this broken connection by a new one.
     pub(super) async fn reopen(&mut self, deadline: Option<Instant>) -> Result<(), Error> {
         if self.idle.take().is_some() {
             self.pool.state.lock().open -= 1;
         }
         self.pool.check()?;
         self.idle = Some(self.pool.open(self.pool.until(deadline)).await?);
-        (self.is_settled, self.is_fresh) = (true, true);
+        (self.is_reusable, self.is_fresh) = (true, true);
         Ok(())
     }
 }
@@ -284,9 +284,9 @@ impl Deref for Connection {
 }
 
 impl DerefMut for Connection {
-    /// Until the outcome of what it is used for is settled it cannot be used again.
+    /// A connection that was used mutably returns to the pool only after the outcome was recorded.
     fn deref_mut(&mut self) -> &mut PgConnection {
-        self.is_settled = false;
+        self.is_reusable = false;
         &mut self.idle.as_mut().expect("it is taken in drop only").connection
     }
 }
@@ -295,7 +295,7 @@ impl Drop for Connection {
     fn drop(&mut self) {
         let Some(idle) = self.idle.take() else { return };
         let mut state = self.pool.state.lock();
-        if self.is_settled && !state.closed {
+        if self.is_reusable && !state.closed {
             state.idle.push_back(idle);
         } else {
             state.open -= 1;

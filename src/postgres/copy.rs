@@ -1,5 +1,4 @@
-//! Bulk imports: rows are copied into a temporary table, and go from there into `products`, in one
-//! transaction.
+//! Bulk imports: COPY into a temporary table, and from there into `products`, in one transaction.
 
 use std::borrow::Cow;
 
@@ -8,8 +7,7 @@ use sqlx::{Postgres as Db, Transaction};
 use super::{Error, Postgres, read_error, write_error};
 use crate::product::{NewProduct, ProductId};
 
-/// The staging table takes the types of its columns from `products`, but not their constraints: an id may
-/// be missing.
+/// The temporary table has the column types of `products`, but not the constraints, because ids may be missing.
 const BEGIN: &str = "SET LOCAL statement_timeout = 0; \
     CREATE TEMP TABLE import_rows ON COMMIT DROP AS \
     SELECT 0::bigint AS line, id, name, price, currency, description FROM public.products WITH NO DATA";
@@ -20,14 +18,14 @@ const COPY: &str =
 const DUPLICATE: &str = "SELECT id, min(line), max(line) FROM pg_temp.import_rows \
     WHERE id IS NOT NULL GROUP BY id HAVING count(*) > 1 ORDER BY 2 LIMIT 1";
 
-/// Moves the sequence of the ids past the highest one, before a row is inserted: a product that somebody
-/// creates meanwhile must not take an id of the file, and then wait for this transaction only to fail.
+/// Advances the id sequence past the highest id, before any row is inserted. Otherwise a concurrent CreateProduct could take an
+/// id of the file, wait for this transaction, and fail.
 ///
-/// The sequence never goes back. `setval` would take it back behind a `nextval` that runs at the same time,
-/// so it is only for leaps that nothing else can make meanwhile; short ways are walked.
+/// The sequence must never go back. A `setval` concurrent with a `nextval` could set it back, so it is used only for distances
+/// above 10,000, which concurrent `nextval` calls do not reach; otherwise `nextval` is called for each id.
 ///
-/// Ids in the upper half of what there is do not move it: behind the last one there would be none left to assign. An id that is
-/// taken then is skipped when it comes up.
+/// Ids in the upper half of the range do not advance the sequence, because it could reach its end. CreateProduct skips such an id
+/// when the sequence reaches it.
 const ADVANCE_IDS: &str = "WITH ids AS ( \
         SELECT name, coalesce(pg_sequence_last_value(name), 0) AS last \
         FROM (SELECT pg_get_serial_sequence('public.products', 'id')::regclass AS name) AS owned), \
@@ -39,11 +37,11 @@ const ADVANCE_IDS: &str = "WITH ids AS ( \
             SELECT nextval(name) AS id FROM generate_series(last + 1, highest.id)) AS walked) END \
     FROM highest, ids WHERE last < highest.id";
 
-/// Rows that change nothing are left out before the insert: there they would be locked, and take a version.
-/// `ON CONFLICT` asks once more, because somebody may have written since. Every import takes its locks in
-/// the order of the ids, so two imports cannot deadlock.
+/// Rows without a change are filtered out before the insert, which would lock them and assign a version. `ON CONFLICT` checks
+/// again, because another transaction may have written in between. Every import locks rows in the order of their ids, so that
+/// two imports cannot deadlock.
 ///
-/// `create_time` is left to its default, the start of this transaction, which no older row has.
+/// `create_time` has its default, the start of this transaction, by which inserted rows are distinguished from updated ones.
 const MERGE: &str = "WITH written AS ( \
         INSERT INTO public.products AS p (id, name, price, currency, description) \
         SELECT i.id, i.name, i.price, i.currency, i.description \
@@ -65,10 +63,10 @@ const INSERT_NEW: &str = "INSERT INTO public.products (name, price, currency, de
     SELECT name, price, currency, description FROM pg_temp.import_rows \
     WHERE id IS NULL ORDER BY line";
 
-/// Bytes of one COPY. Too low: more round trips. Too high: more memory, here and in the driver.
+/// Bytes per COPY. Too low: more round trips. Too high: more memory, here and in the driver.
 const CHUNK_BYTES: usize = 1 << 20;
 
-/// An import under way. Dropping it leaves `products` as it was.
+/// An import in progress. Dropping it rolls the transaction back.
 #[derive(Debug)]
 pub struct Import {
     transaction: Transaction<'static, Db>,
@@ -79,27 +77,24 @@ pub struct Import {
 /// What an import did to `products`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Merged {
-    /// Rows that are products now.
     pub inserted: u64,
-    /// Rows that changed a product.
     pub updated: u64,
-    /// Rows that said what was there already.
+    /// Rows that are equal to the existing product.
     pub unchanged: u64,
 }
 
-/// An id that more than one row has.
+/// An id of more than one row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DuplicateId {
-    /// The id.
     pub id: i64,
-    /// The line of the first row that has it.
+    /// The line of the first row with the id.
     pub first_line: u64,
-    /// The line of the last one.
+    /// The line of the last row with the id.
     pub last_line: u64,
 }
 
 impl Import {
-    /// Takes a connection of the pool for as long as the import lasts.
+    /// Takes a connection from the pool until the import ends.
     ///
     /// # Errors
     /// [`Error::Unavailable`].
@@ -112,7 +107,7 @@ impl Import {
         Ok(Self { transaction, chunk: String::with_capacity(CHUNK_BYTES), rows_with_id: 0 })
     }
 
-    /// Adds a row, which began on `line` of its file. Without an id it becomes a new product.
+    /// Adds a row that begins on `line` of its file. Without an id it becomes a new product.
     ///
     /// # Errors
     /// [`Error::Unavailable`].
@@ -127,7 +122,7 @@ impl Import {
         if self.chunk.len() >= CHUNK_BYTES { self.send().await } else { Ok(()) }
     }
 
-    /// The first id that more than one of the rows has. [`finish`](Self::finish) fails when there is one.
+    /// The first id that more than one row has. [`finish`](Self::finish) fails if there is one.
     ///
     /// # Errors
     /// [`Error::Unavailable`].
@@ -170,7 +165,7 @@ impl Import {
         })
     }
 
-    /// A COPY for each chunk, because one for all of them would borrow the connection for the whole import.
+    /// Sends a chunk. Each has its own COPY, because a single one would borrow the connection for the whole import.
     async fn send(&mut self) -> Result<(), Error> {
         if self.chunk.is_empty() {
             return Ok(());
@@ -224,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_is_one_line_of_six_columns_whatever_it_holds() {
+    fn a_row_is_one_line_of_six_columns_whatever_its_text() {
         let product = product("a\tb\\N", "7.05", "one\r\ntwo\n\\.\n");
         assert_eq!(
             copy_line(3, ProductId::new(42), &product),

@@ -1,11 +1,12 @@
-//! Entering the epoch of the catalogue, and raising it when PostgreSQL has gone back.
+//! Reads the epoch of the catalogue, and raises it when PostgreSQL has gone back.
 
 use sqlx::postgres::PgConnection;
 
 use super::{ChangeReader, Error};
 
-/// The epoch is replaced by the first instance that finds out; the others find that it is another already. Redis starts empty in it, and
-/// all memory does: nothing is left to relay, and the snapshots of before name transactions that are others now.
+/// The first instance that detects the fault replaces the epoch; for the others the condition on the old one fails. All caches
+/// start empty in the new epoch, so nothing is left to relay. The stored snapshots are reset, because their xids were assigned
+/// to other transactions.
 const RAISE_EPOCH: &str = "WITH raised AS (UPDATE hotshelf.catalogue \
         SET epoch = gen_random_uuid(), redis_epoch = gen_random_uuid(), timeline = $2, epoch_time = clock_timestamp() \
         WHERE substr(md5($3 || '/' || epoch), 1, 16) = $1 RETURNING epoch), \
@@ -15,7 +16,7 @@ const RAISE_EPOCH: &str = "WITH raised AS (UPDATE hotshelf.catalogue \
     SELECT EXISTS (SELECT FROM raised)";
 
 impl ChangeReader {
-    /// The parts of keys in Redis that are the epoch's own, and the catalogue's own.
+    /// The scope of the keys in Redis, and the hash of the catalogue's identity.
     ///
     /// # Errors
     /// [`Error::Unavailable`].
@@ -24,7 +25,7 @@ impl ChangeReader {
         Ok((changes.scope, changes.catalogue))
     }
 
-    /// Replaces the epoch, unless another instance has done so already. Returns whether it was this one.
+    /// Replaces the epoch `of`, unless another instance has done so already. Returns whether this one did.
     ///
     /// # Errors
     /// [`Error::Unavailable`].
@@ -39,7 +40,7 @@ impl ChangeReader {
         self.run(raise).await
     }
 
-    /// The same, of the epoch that the last poll read.
+    /// Replaces the epoch that the last poll read.
     ///
     /// # Errors
     /// [`Error::Unavailable`].

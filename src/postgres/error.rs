@@ -1,4 +1,4 @@
-//! What can go wrong, as far as a caller can act on it, from what sqlx and PostgreSQL report.
+//! Errors that a caller can act on, converted from those of sqlx and PostgreSQL.
 
 use std::io::ErrorKind;
 
@@ -10,68 +10,62 @@ use crate::product::Version;
 /// Why a read or a write failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Postgres cannot be reached, is overloaded, or took too long. Nothing was changed.
+    /// Postgres is unreachable or overloaded, or timed out. Nothing was changed.
     #[error("PostgreSQL is not available: {0}")]
     Unavailable(String),
-    /// The connection broke while a write was under way: it may have been committed.
+    /// The connection broke during a write, which may have been committed.
     #[error("the connection to PostgreSQL broke during a write: {0}")]
     OutcomeUnknown(String),
-    /// This share of the connections has as much in flight and waiting as it may, or none of it would end in time. Nothing was begun.
+    /// The queue of this share of the connections is full, or no turn came in time. Nothing was begun.
     #[error("too many statements for PostgreSQL are in flight or waiting ({0:?})")]
     OverBudget(PostgresShare),
     /// Too many writes of the product wait for each other. Nothing was changed.
     #[error("too many writes of the product wait for each other")]
     ProductBusy,
-    /// Another transaction held the row until the caller's deadline. Nothing was changed.
-    #[error("another transaction held the row until the deadline")]
+    /// Another transaction held a lock on the row until the caller's deadline. Nothing was changed.
+    #[error("another transaction held a lock on the row until the deadline")]
     Locked,
-    /// No such product.
     #[error("no such product")]
     NotFound,
     /// The product has another version than the caller expected.
     #[error("the product is at version {current}")]
-    VersionMismatch {
-        /// The version it has.
-        current: Version,
-    },
-    /// The product is there, and the API cannot express it: the column and the reason.
+    VersionMismatch { current: Version },
+    /// The product exists and the API cannot express it: the column and the reason.
     #[error("the product cannot be expressed: {0}")]
     Unreadable(String),
-    /// A constraint or a trigger that this program does not know refused the write. Nothing was changed.
+    /// A constraint or trigger that is not part of this program's schema refused the write. Nothing was changed.
     #[error("{0}")]
     Refused(Refused),
-    /// The sequence of the ids is at its end.
     #[error("the sequence of the ids is at its end")]
     NoMoreIds,
-    /// Postgres refused something that it should not.
+    /// An error that no valid statement of this program causes.
     #[error("PostgreSQL: {0}")]
     Unexpected(String),
 }
 
-/// What the database refused.
+/// A write that a constraint or trigger refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct Refused {
-    /// What would have to change.
     pub what: Refusal,
     /// The constraint; `None` when PostgreSQL names none.
     pub constraint: Option<String>,
-    /// The message of PostgreSQL.
+    /// PostgreSQL's message.
     pub message: String,
 }
 
-/// What would have to change, so that a refused write goes through.
+/// What must change for a refused write to succeed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// Another row, which has what has to be unique.
+    /// Another row, which has the same unique value.
     Duplicate,
     /// The values of the write.
     Value,
-    /// Something else in the database.
+    /// Other data in the database.
     State,
 }
 
-/// The message without the line of PostgreSQL's own source that sqlx appends.
+/// The error's text. For an error of the server only its message, without the source line that sqlx appends.
 pub(super) fn message(error: &sqlx::Error) -> String {
     match error {
         sqlx::Error::Database(database) => database.message().to_owned(),
@@ -84,7 +78,7 @@ pub(super) fn message(error: &sqlx::Error) -> String {
     }
 }
 
-/// The error of a statement that changes nothing, or of one that was surely not executed.
+/// Converts the error of a statement that changes nothing, or that was certainly not executed.
 pub(super) fn read_error(error: &sqlx::Error) -> Error {
     let why = message(error);
     match error {
@@ -96,7 +90,8 @@ pub(super) fn read_error(error: &sqlx::Error) -> Error {
     }
 }
 
-/// The error of a connection that could not be opened: whatever the server has against it, nothing was asked yet.
+/// Converts the error of a failed connection attempt. An error of the server counts as unavailable, because no statement was
+/// sent.
 pub(super) fn unreachable(error: &sqlx::Error) -> Error {
     match error {
         sqlx::Error::Database(_) | sqlx::Error::Configuration(_) => {
@@ -106,20 +101,20 @@ pub(super) fn unreachable(error: &sqlx::Error) -> Error {
     }
 }
 
-/// The error of a statement that may have been committed when the connection broke.
+/// Converts the error of a statement that may have been committed when the connection broke.
 pub(super) fn write_error(error: &sqlx::Error) -> Error {
     if is_broken(error) { Error::OutcomeUnknown(message(error)) } else { read_error(error) }
 }
 
-/// Whether the connection is of no use any more.
+/// Whether the connection must be closed.
 pub(super) fn is_broken(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Io(_)
         | sqlx::Error::Tls(_)
         | sqlx::Error::Protocol(_)
         | sqlx::Error::WorkerCrashed => true,
-        // With these the server ends the connection, at any point of a commit: shutdown and crash (57P01, 57P02), an
-        // idle session (57P05), and what a proxy in front of it says of its own connection (class 08).
+        // After these the server closes the connection, possibly in the middle of a commit: shutdown and crash (57P01,
+        // 57P02), idle session timeout (57P05), and connection errors that a proxy reports (class 08).
         sqlx::Error::Database(database) => database.code().is_some_and(|code| {
             matches!(&*code, "57P01" | "57P02" | "57P05") || code.starts_with("08")
         }),
@@ -127,20 +122,20 @@ pub(super) fn is_broken(error: &sqlx::Error) -> bool {
     }
 }
 
-/// The SQLSTATE of an answer of the server.
+/// The SQLSTATE of an error of the server.
 pub(super) fn code(error: &sqlx::Error) -> Option<String> {
     error.as_database_error().and_then(DatabaseError::code).map(std::borrow::Cow::into_owned)
 }
 
-/// Whether a value of a row failed a SELECT: it cannot be converted, or is corrupted on disk.
+/// Whether a value of a row made a SELECT fail: it cannot be converted, or is corrupted on disk.
 pub(super) fn row_of_statement_raised(error: &sqlx::Error) -> bool {
     code(error).is_some_and(|code| code.starts_with("22") || code.starts_with("XX"))
 }
 
-/// Errors of the server by their class (PostgreSQL, appendix A).
+/// Converts an error of the server by its SQLSTATE (PostgreSQL documentation, appendix A).
 fn answered(code: Option<&str>, why: String) -> Error {
     match code {
-        // Text that is not of the client's encoding: a row of a database in SQL_ASCII.
+        // Text outside the client's encoding: from a row of a database in SQL_ASCII.
         Some("22021") => Error::Unreadable(format!("text: {why}")),
         Some("2200H") => Error::NoMoreIds,
         // Lock timeout.
@@ -154,7 +149,7 @@ fn answered(code: Option<&str>, why: String) -> Error {
     }
 }
 
-/// What constraints and triggers raise.
+/// Recognises the errors that constraints and triggers raise.
 fn refused(error: &dyn DatabaseError) -> Option<Refused> {
     let code = error.code()?;
     let what = match &*code {
@@ -162,7 +157,7 @@ fn refused(error: &dyn DatabaseError) -> Option<Refused> {
         // Not null, check; too long, out of range, not in the database's encoding.
         "23502" | "23514" | "22001" | "22003" | "22P05" => Refusal::Value,
         "22021" | "2200H" => return None,
-        // Other constraints; what functions of triggers raise (P0001 and others of PL/pgSQL) or run into; WITH CHECK OPTION.
+        // Other constraints, errors inside trigger functions (P0001 and others of PL/pgSQL), and WITH CHECK OPTION.
         code if ["22", "23", "P0", "44", "09", "27", "38", "39"].contains(&&code[..2]) => {
             Refusal::State
         }

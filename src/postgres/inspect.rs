@@ -1,4 +1,4 @@
-//! Looking at what Postgres holds of one product.
+//! Reads what Postgres holds for one product.
 
 use std::time::SystemTime;
 
@@ -10,7 +10,7 @@ use crate::caller::CallContext;
 use crate::metrics::PostgresShare;
 use crate::product::{ProductId, Version};
 
-/// A change is pending until everything that its snapshot sees is applied to Redis.
+/// A change is pending until the `relayed` snapshot sees its transaction.
 const INSPECT: &str = "SELECT product.version::bigint, \
      CASE WHEN isfinite(product.update_time) \
          THEN (extract(epoch FROM product.update_time) * 1000000)::bigint END, \
@@ -19,24 +19,22 @@ const INSPECT: &str = "SELECT product.version::bigint, \
       AND (change.product_ids IS NULL OR asked.id = ANY(change.product_ids))) \
      FROM (SELECT $1::bigint AS id) AS asked LEFT JOIN public.products AS product USING (id)";
 
-/// What Postgres holds of one product.
+/// What Postgres holds for one product.
 #[derive(Clone, Copy, Debug)]
 pub struct RowState {
-    /// Its version and when it was last changed; `None` when it does not exist.
+    /// The version and the time of the last change; `None` when the product does not exist, or its time is infinite.
     pub row: Option<(Version, SystemTime)>,
-    /// Its changes that Redis does not reflect.
+    /// Changes that are not applied to Redis yet.
     pub pending_changes: u64,
 }
 
-/// The turn of an operator. Given back when dropped.
+/// The turn of an ExplainProduct call. Released when dropped.
 #[derive(Debug)]
 pub(crate) struct OperatorTurn {
     _turn: Turn,
 }
 
 impl Postgres {
-    /// A turn for an operator.
-    ///
     /// # Errors
     /// [`Error::OverBudget`].
     pub(crate) async fn operator_turn(&self, call: CallContext) -> Result<OperatorTurn, Error> {
@@ -45,7 +43,6 @@ impl Postgres {
         Ok(OperatorTurn { _turn: turn })
     }
 
-    /// Looks at one product.
     pub(crate) async fn inspect(
         &self,
         id: ProductId,
@@ -56,7 +53,7 @@ impl Postgres {
         let (version, micros, pending): (Option<i64>, Option<i64>, i64) = loop {
             let inspect = sqlx::query_as(INSPECT).bind(id.get()).fetch_one(&mut *connection);
             let outcome = attempts.in_time(inspect).await;
-            if let Some(found) = attempts.settle(&mut connection, outcome).await? {
+            if let Some(found) = attempts.answer_or_retry(&mut connection, outcome).await? {
                 break found;
             }
         };

@@ -1,5 +1,3 @@
-//! Reading products.
-
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -16,8 +14,7 @@ use crate::metrics::PostgresShare;
 use crate::moment::Moment;
 use crate::product::{Product, ProductId, Version};
 
-/// One row for each id, whether there is a product or not; one snapshot for all that it says. Tests recognise it by its
-/// beginning.
+/// One row for each id, whether the product exists or not, all from one snapshot. Tests recognise the statement by its beginning.
 pub(super) const LOAD: &str = concat!(
     "SELECT asked.id, product.id IS NOT NULL, gone.version, \
      (SELECT max(version) FROM hotshelf.truncations), ",
@@ -26,22 +23,22 @@ pub(super) const LOAD: &str = concat!(
      LEFT JOIN public.products AS product ON product.id = asked.id \
      LEFT JOIN hotshelf.deleted AS gone ON gone.product_id = asked.id"
 );
-/// Where the columns of a product begin in a row of [`LOAD`].
+/// The index of a product's first column in a row of [`LOAD`].
 pub(super) const PRODUCT: usize = 4;
 const ANY: &str = "SELECT EXISTS (SELECT FROM public.products)";
 
-/// What a load found.
+/// The result of a load.
 #[derive(Debug)]
 pub(crate) struct LoadedRows {
     /// The products that exist and that the API can express.
     pub(crate) products: Vec<Product>,
-    /// The products that the API cannot express: the column and the reason.
+    /// The products that exist and that the API cannot express, with the column and the reason.
     pub(crate) broken: Vec<(ProductId, String)>,
-    /// The last versions of products that were deleted one by one; some of them may exist again.
+    /// The last versions of products that were deleted by DELETE; some of them may exist again.
     deleted: HashMap<ProductId, Version>,
-    /// Every version below this one was deleted by TRUNCATE.
+    /// The newest TRUNCATE: it deleted every version below this one.
     truncated: Version,
-    /// What was found was current at this moment, or later.
+    /// The moment before the first statement: the result was current then or later.
     pub(crate) known_at: Moment,
 }
 
@@ -51,7 +48,7 @@ impl LoadedRows {
         Self { products, broken, deleted, truncated, known_at }
     }
 
-    /// The version that a product which was not found was last known to have.
+    /// The last known version of a product that was not found.
     pub(crate) fn last_version(&self, id: ProductId) -> Version {
         self.deleted.get(&id).copied().unwrap_or_default().max(self.truncated)
     }
@@ -73,11 +70,11 @@ impl Postgres {
         let turn = budget.turn(demand).await;
         let _turn = turn.map_err(|_| Error::OverBudget(share))?;
         self.metrics.postgres_loads.add((), ids.len() as u64);
-        // Boxed: it is large, and each load that waits for Redis would carry it along.
+        // Boxed: the future is large, and each load that waits for Redis would contain it.
         Box::pin(self.load_on(&self.callers, ids)).await
     }
 
-    /// Reads products for a background task, outside the budget and the connections of callers.
+    /// Reads products for a background task, outside the budgets and the connections of calls.
     ///
     /// # Errors
     /// [`Error::Unavailable`].
@@ -95,7 +92,7 @@ impl Postgres {
         while let Some(part) = parts.pop() {
             match self.rows(connections, part).await {
                 Ok(rows) => rows.iter().try_for_each(|row| self.add(&mut loaded, row))?,
-                // A row raised, in spite of all that the statement does about it: it is found by halving.
+                // A row raised an error, although the columns are selected so that none should. Halving isolates it.
                 Err(Failure::Raised(why)) if part.len() == 1 => {
                     self.add_broken(&mut loaded, part[0], Version(0), why);
                 }
@@ -118,10 +115,10 @@ impl Postgres {
             if let Some(why) = outcome.as_ref().err().filter(|error| row_of_statement_raised(error))
             {
                 let why = message(why);
-                connection.settle(&outcome);
+                connection.record_outcome(&outcome);
                 return Err(Failure::Raised(why));
             }
-            if let Some(rows) = attempts.settle(&mut connection, outcome).await? {
+            if let Some(rows) = attempts.answer_or_retry(&mut connection, outcome).await? {
                 return Ok(rows);
             }
         }
@@ -144,13 +141,13 @@ impl Postgres {
     }
 
     fn add_broken(&self, loaded: &mut LoadedRows, id: ProductId, version: Version, why: String) {
-        if self.reported.is_news(id, version) {
-            tracing::warn!(%id, %version, %why, "a product cannot be expressed by the API, and is left out");
+        if self.reported.is_new(id, version) {
+            tracing::warn!(%id, %version, %why, "a product cannot be expressed by the API; it is left out until a write corrects it");
         }
         loaded.broken.push((id, why));
     }
 
-    /// Whether there are any products.
+    /// Whether the table has any rows.
     ///
     /// # Errors
     /// [`Error::Unavailable`].
@@ -162,7 +159,7 @@ impl Postgres {
 }
 
 enum Failure {
-    /// A value of a row failed the statement.
+    /// A value of a row made the statement fail.
     Raised(String),
     Other(Error),
 }
@@ -173,15 +170,14 @@ impl From<Error> for Failure {
     }
 }
 
-/// What stands before the columns of the product: its id, whether it exists, its last version if it was deleted, and the last
-/// TRUNCATE.
+/// The columns before those of the product: the id, whether it exists, its last version if it was deleted, the last TRUNCATE.
 type Found = (i64, bool, Option<i64>, Option<i64>);
 
 fn found(row: &PgRow) -> Result<Found, sqlx::Error> {
     Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?, row.try_get(3)?))
 }
 
-/// One row for each of `ids`.
+/// Runs [`LOAD`].
 pub(super) async fn select(
     connection: &mut PgConnection,
     ids: &[ProductId],

@@ -1,10 +1,10 @@
-//! Forgetting what was deleted long ago.
+//! Pruning the versions of products that were deleted long ago.
 
 use std::time::Duration;
 
 use super::{Error, Postgres, read_error};
 
-/// What another instance forgets at the same time is left to it, and so is what a writer is about to write again.
+/// Rows that another instance is pruning, or that a writer has locked, are skipped.
 const PRUNE_DELETED: &str = "DELETE FROM hotshelf.deleted WHERE product_id IN ( \
     SELECT product_id FROM hotshelf.deleted \
     WHERE delete_time < clock_timestamp() - $1::bigint * interval '1 millisecond' \
@@ -13,9 +13,9 @@ const PRUNE_TRUNCATIONS: &str = "DELETE FROM hotshelf.truncations \
     WHERE delete_time < clock_timestamp() - $1::bigint * interval '1 millisecond'";
 
 impl Postgres {
-    /// Forgets the versions of at most `limit` products that were deleted longer ago than `older_than`, and of every TRUNCATE
-    /// that was. Returns how many. Only what no cache can hold any more may be forgotten: a load that finds nothing could not say
-    /// that the absence is newer.
+    /// Deletes at most `limit` versions of products that were deleted longer ago than `older_than`, and those of every TRUNCATE
+    /// from before then. Returns their number. `older_than` must exceed every TTL: for a product that is still cached, a load
+    /// that finds no row would have no version to prove that the deletion is newer.
     ///
     /// # Errors
     /// [`Error::Unavailable`].

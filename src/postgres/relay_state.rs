@@ -1,4 +1,4 @@
-//! What the relays share: which instance relays, how far the outbox is applied to Redis, and how far it is pruned.
+//! The state that relays share through Postgres: the lease, how far the outbox is applied to Redis, and how far it may be pruned.
 
 use std::time::Duration;
 
@@ -7,21 +7,22 @@ use sqlx::postgres::PgConnection;
 use super::snapshot::Snapshot;
 use super::{ChangeReader, Error};
 
-/// The lease of the relay. One that was not renewed in time is free.
+/// Takes or renews the lease of the relay. An expired lease is free.
 const HOLD: &str = "UPDATE hotshelf.feed \
     SET holder = $1::uuid, held_until = clock_timestamp() + $2::bigint * interval '1 millisecond' \
     WHERE holder = $1::uuid OR held_until < clock_timestamp() RETURNING relayed::text";
-/// A snapshot of the future is of before a crash that lost what was not on disk, or of the cluster that a dump was made of: its
-/// transactions' ids are given out again. So are those of rows from such a dump. The newest marks first, some at a time.
+/// Removes snapshots and rows with xids in the future. They are from before a crash that lost transactions which were not on
+/// disk, or from another cluster through a dump; their xids will be assigned to other transactions. Only the newest 100 marks
+/// are checked at a time.
 const REPAIR: &str = "WITH now AS (SELECT pg_snapshot_xmax(pg_current_snapshot()) AS xmax), \
     lost AS (DELETE FROM hotshelf.marks USING now WHERE pg_snapshot_xmax(snapshot) > now.xmax \
         AND id = ANY(ARRAY(SELECT id FROM hotshelf.marks ORDER BY id DESC LIMIT 100))), \
     foreign_rows AS (DELETE FROM hotshelf.outbox WHERE xid >= pg_snapshot_xmax(pg_current_snapshot())) \
     UPDATE hotshelf.feed SET pruned = pg_current_snapshot(), relayed = '1:1:' FROM now \
     WHERE pg_snapshot_xmax(pruned) > now.xmax OR pg_snapshot_xmax(relayed) > now.xmax";
-const LET_GO: &str = "UPDATE hotshelf.feed SET held_until = '-infinity' WHERE holder = $1::uuid";
-/// Only by the holder of the lease, and in the epoch of its cursor: snapshots of a history that was lost name transactions that
-/// are others now.
+const RELEASE: &str = "UPDATE hotshelf.feed SET held_until = '-infinity' WHERE holder = $1::uuid";
+/// Fencing: only the holder of the lease may write, and only in the epoch of its cursor, because snapshots of an earlier epoch
+/// contain xids that were assigned to other transactions since.
 macro_rules! fenced {
     () => {
         "holder = $1::uuid AND EXISTS (SELECT FROM hotshelf.catalogue \
@@ -31,13 +32,14 @@ macro_rules! fenced {
 const MARK: &str = concat!(
     "INSERT INTO hotshelf.marks (snapshot, relayed) SELECT $4::pg_snapshot, $5 FROM hotshelf.feed WHERE ",
     fenced!(),
-    // Waits for an epoch that is being raised, and sees then that the lease is lost.
+    // The row lock waits for a concurrent RAISE_EPOCH; the condition is then evaluated again, and fails.
     " FOR NO KEY UPDATE RETURNING id, token::text"
 );
-const NOTE_RELAYED: &str =
+const RECORD_RELAYED: &str =
     concat!("UPDATE hotshelf.feed SET relayed = $4::pg_snapshot WHERE ", fenced!());
-/// The marker before the rows, so that no instance takes rows that are gone for rows that never were. It is the newest mark that is old enough
-/// and relayed, or so old that no entry of Redis can be older. Looked for from the newest on: there may be one for each write of hours.
+/// Advances `pruned` before rows are deleted, so that an instance that missed rows detects it. The new value is the newest mark
+/// that is old enough and relayed, or older than every entry in Redis can be. The scan starts at the newest mark, because there
+/// may be one for each write of several hours.
 const ADVANCE: &str = concat!(
     "UPDATE hotshelf.feed SET relayed = coalesce($4::pg_snapshot, relayed), pruned = coalesce( \
         (SELECT snapshot FROM hotshelf.marks \
@@ -48,7 +50,8 @@ const ADVANCE: &str = concat!(
      WHERE ",
     fenced!()
 );
-/// By the marker in the table: whoever runs it, and whenever, only rows go that may be gone. None by a marker that is to be repaired.
+/// Deletes only rows that the `pruned` snapshot in the table sees, so it is safe without the lease and at any time. Deletes
+/// nothing while that snapshot is in the future and waits for [`REPAIR`].
 const PRUNE: &str = "WITH marker AS (SELECT pruned FROM hotshelf.feed \
         WHERE pg_snapshot_xmax(pruned) <= pg_snapshot_xmax(pg_current_snapshot())) \
     DELETE FROM hotshelf.outbox WHERE (xid, seq) IN ( \
@@ -60,18 +63,18 @@ const PRUNE_MARKS: &str = "DELETE FROM hotshelf.marks \
     WHERE id = ANY(ARRAY(SELECT id FROM hotshelf.marks ORDER BY id LIMIT $2)) \
         AND mark_time < clock_timestamp() - 2 * $1::bigint * interval '1 millisecond' \
         AND id < (SELECT max(id) FROM hotshelf.marks)";
-const KNOWS_MARK: &str = "SELECT coalesce(EXISTS (SELECT FROM hotshelf.marks WHERE id = $1 AND token::text = $2) \
+const HAS_MARK: &str = "SELECT coalesce(EXISTS (SELECT FROM hotshelf.marks WHERE id = $1 AND token::text = $2) \
     OR $1 < (SELECT min(id) FROM hotshelf.marks), false)";
 const ABANDON_REDIS: &str = "UPDATE hotshelf.catalogue SET redis_epoch = gen_random_uuid()";
-/// Rows that are deleted at once. They are packed: each is a thousand changes at most.
+/// Rows that one statement deletes. A row contains up to a thousand changes.
 const CHUNK: u32 = 500;
 
 /// How long rows of the outbox are kept.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Retention {
-    /// After they became visible, when they are applied to Redis.
+    /// For rows that are applied to Redis: the time since they became visible.
     pub(crate) relayed: Duration,
-    /// When they cannot be: as long as Redis may hold an entry that is older.
+    /// For other rows: the longest time for which Redis may contain an older entry.
     pub(crate) unrelayed: Duration,
 }
 
@@ -83,7 +86,7 @@ pub(crate) struct Mark {
 }
 
 impl ChangeReader {
-    /// Takes or renews the lease of the relay. Returns what has been relayed, or `None` while another instance holds the lease.
+    /// Takes or renews the lease of the relay. Returns the `relayed` snapshot, or `None` while another instance holds the lease.
     pub(crate) async fn hold_relay(
         &mut self,
         holder: &str,
@@ -99,16 +102,16 @@ impl ChangeReader {
         held.map(|(relayed,)| relayed.parse().map_err(Error::Unexpected)).transpose()
     }
 
-    /// Gives the lease back, so that another instance need not wait for its end.
-    pub(crate) async fn let_relay_go(&mut self, holder: &str) -> Result<(), Error> {
-        let let_go = async |connection: &mut PgConnection| {
-            sqlx::query(LET_GO).bind(holder).execute(connection).await.map(drop)
+    /// Releases the lease, so that another instance need not wait until it expires.
+    pub(crate) async fn release_relay(&mut self, holder: &str) -> Result<(), Error> {
+        let release = async |connection: &mut PgConnection| {
+            sqlx::query(RELEASE).bind(holder).execute(connection).await.map(drop)
         };
-        self.run(let_go).await
+        self.run(release).await
     }
 
-    /// Notes that `snapshot` was taken by now, and whether all that it sees is relayed.
-    /// `None` when this instance does not hold the lease any more.
+    /// Records the time of `snapshot`, and whether all rows that it sees are relayed. `None` when this instance has lost the
+    /// lease.
     pub(crate) async fn mark(
         &mut self,
         holder: &str,
@@ -126,28 +129,28 @@ impl ChangeReader {
         Ok(mark.map(|(id, token)| Mark { id, token }))
     }
 
-    /// Whether this database has a mark, or may have pruned it.
-    pub(crate) async fn knows_mark(&mut self, mark: &Mark) -> Result<bool, Error> {
-        let knows = async |connection: &mut PgConnection| {
-            let knows = sqlx::query_scalar(KNOWS_MARK).bind(mark.id).bind(&mark.token);
-            knows.fetch_one(connection).await
+    /// Whether this database contains a mark, or may have pruned it.
+    pub(crate) async fn has_mark(&mut self, mark: &Mark) -> Result<bool, Error> {
+        let find = async |connection: &mut PgConnection| {
+            let find = sqlx::query_scalar(HAS_MARK).bind(mark.id).bind(&mark.token);
+            find.fetch_one(connection).await
         };
-        self.run(knows).await
+        self.run(find).await
     }
 
-    /// Notes that all that was read is relayed. Returns whether this instance still holds the lease.
-    pub(crate) async fn note_relayed(&mut self, holder: &str) -> Result<bool, Error> {
+    /// Records that all rows that were read are relayed. Returns whether this instance still holds the lease.
+    pub(crate) async fn record_relayed(&mut self, holder: &str) -> Result<bool, Error> {
         let (relayed, Some((identity, epoch))) = (self.seen().to_string(), self.epoch()) else {
             return Ok(false);
         };
-        let note = async |connection: &mut PgConnection| {
-            let note = sqlx::query(NOTE_RELAYED).bind(holder).bind(identity).bind(epoch);
-            note.bind(relayed).execute(connection).await
+        let record = async |connection: &mut PgConnection| {
+            let record = sqlx::query(RECORD_RELAYED).bind(holder).bind(identity).bind(epoch);
+            record.bind(relayed).execute(connection).await
         };
-        Ok(self.run(note).await?.rows_affected() == 1)
+        Ok(self.run(record).await?.rows_affected() == 1)
     }
 
-    /// Notes how far the outbox is relayed, and how far it may be pruned. Returns whether this instance still holds the lease.
+    /// Records how far the outbox is relayed and how far it may be pruned. Returns whether this instance still holds the lease.
     pub(crate) async fn advance(
         &mut self,
         holder: &str,
@@ -177,7 +180,7 @@ impl ChangeReader {
         self.run(advance).await
     }
 
-    /// Deletes some of what may be pruned. Returns whether there may be more.
+    /// Deletes some rows that may be pruned. Returns whether there may be more.
     pub(crate) async fn prune_outbox(&mut self) -> Result<bool, Error> {
         let prune = async |connection: &mut PgConnection| {
             sqlx::query(PRUNE).bind(i64::from(CHUNK)).execute(connection).await
@@ -185,7 +188,7 @@ impl ChangeReader {
         Ok(self.run(prune).await?.rows_affected() >= u64::from(CHUNK))
     }
 
-    /// From now on no entry is used that Redis holds at this moment.
+    /// Changes the scope of the keys: every entry that Redis holds now becomes unreachable.
     pub(crate) async fn abandon_redis(&mut self) -> Result<(), Error> {
         let abandon = async |connection: &mut PgConnection| {
             sqlx::query(ABANDON_REDIS).execute(connection).await.map(drop)

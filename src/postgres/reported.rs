@@ -1,5 +1,3 @@
-//! Which products were reported as unreadable.
-
 use std::collections::HashMap;
 
 use ahash::RandomState;
@@ -7,17 +5,17 @@ use parking_lot::Mutex;
 
 use crate::product::{ProductId, Version};
 
-/// Products that are remembered; beyond that, all are reported again.
-const REMEMBERED: usize = 10_000;
+/// Entries of the map. When it is full, it is cleared, and products are reported again.
+const CAPACITY: usize = 10_000;
 
-/// So that a product that is read often is logged once for each of its versions.
+/// The unreadable products that were logged, so that each is logged once per version and not with each read.
 #[derive(Debug, Default)]
 pub(super) struct Reported(Mutex<HashMap<ProductId, Version, RandomState>>);
 
 impl Reported {
-    pub(super) fn is_news(&self, id: ProductId, version: Version) -> bool {
+    pub(super) fn is_new(&self, id: ProductId, version: Version) -> bool {
         let mut reported = self.0.lock();
-        if reported.len() >= REMEMBERED {
+        if reported.len() >= CAPACITY {
             reported.clear();
         }
         reported.insert(id, version) != Some(version)

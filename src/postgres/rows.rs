@@ -1,7 +1,7 @@
-//! The row of a product, read so that no value of it can fail the statement or another row.
+//! Rows of products, selected and decoded so that no value can fail the statement or another row.
 //!
-//! Columns are selected by expressions that cannot raise, and that have a type of their own: neither a value nor a new
-//! type of a column breaks the statement. Each row is decoded for itself.
+//! The columns are selected by expressions that cannot raise and that have a fixed type, so neither a value nor a changed column
+//! type breaks the statement. Each row is decoded on its own.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -10,8 +10,7 @@ use sqlx::{Error as SqlxError, Row as _};
 
 use crate::product::{Currency, Price, Product, ProductId, Version};
 
-/// Columns of a product in the order of [`decode`]. `$encoding` is the encoding that text is converted to: see
-/// [`readable!`] and [`strict!`].
+/// The columns of a product, in the order of [`decode`]. Text is converted to `$encoding`: see [`readable!`] and [`strict!`].
 macro_rules! columns {
     ($encoding:literal) => {
         concat!(
@@ -30,7 +29,7 @@ macro_rules! columns {
     };
 }
 
-/// The columns for a read. A database of the encoding `SQL_ASCII` holds any bytes, and converting them would raise.
+/// The columns of a read. A database with the encoding `SQL_ASCII` may contain any bytes, and converting them would raise.
 macro_rules! readable {
     () => {
         $crate::postgres::rows::columns!(
@@ -39,15 +38,15 @@ macro_rules! readable {
     };
 }
 
-/// The columns that a write returns: text that is not UTF-8 raises, so that the write is not made.
+/// The columns that a write returns. Text that is not UTF-8 raises, so that the write is rolled back.
 macro_rules! strict {
     () => {
         $crate::postgres::rows::columns!("'UTF8'")
     };
 }
 
-/// Whether the API can express the row that an UPDATE makes; its parameters are those of `writes::UPDATE`. What this
-/// accepts, [`decode`] accepts.
+/// The condition that the API can express the row after the UPDATE. The parameters are those of `writes::UPDATE`. [`decode`] must
+/// accept every row that this accepts.
 macro_rules! expressible {
     () => {
         "(coalesce($3::text, product.name::text) IS NOT NULL \
@@ -62,11 +61,12 @@ macro_rules! expressible {
 
 pub(super) use {columns, expressible, readable, strict};
 
-/// The first and the last second of `google.protobuf.Timestamp`: the years 1 to 9999.
+/// The range of `google.protobuf.Timestamp` in Unix seconds: the years 1 to 9999.
 const TIMESTAMPS: std::ops::RangeInclusive<i64> = -62_135_596_800..=253_402_300_799;
 const MICROS: i64 = 1_000_000;
 
-/// Decodes the columns of [`columns!`], which begin at `first`. `Err` says which column cannot be expressed, and why.
+/// Decodes the columns of [`columns!`], which begin at index `first`. `Err` contains the column that cannot be expressed, and
+/// why.
 pub(super) fn decode(id: ProductId, row: &PgRow, first: usize) -> Result<Product, String> {
     let version = value(row, first, "version")?;
     let currency = text(row, first + 3, "currency")?;
@@ -84,7 +84,7 @@ pub(super) fn decode(id: ProductId, row: &PgRow, first: usize) -> Result<Product
     })
 }
 
-/// The version of a row that may not be decodable otherwise.
+/// The version of a row, which may be unreadable otherwise; 0 if the version is.
 pub(super) fn version(row: &PgRow, first: usize) -> Version {
     Version(row.try_get::<Option<i64>, _>(first).ok().flatten().unwrap_or_default())
 }

@@ -1,6 +1,6 @@
-//! The schema: whether it is up to date, and bringing it there.
+//! Checks and migrates the schema.
 //!
-//! An instance looks first, which takes no more rights than to read; only where something is missing does it change anything.
+//! The check only needs the right to read. The schema is changed only if a migration is missing.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -13,9 +13,8 @@ use super::{Error, Postgres, within};
 
 const SCHEMA: &str = "hotshelf";
 const APPLIED: &str = "hotshelf._sqlx_migrations";
-/// Looks into the catalogue, which any role may read. The oldest table that only earlier versions of this program made is
-/// `product_changes`.
-const LOOK: &str = "SELECT \
+/// Reads the system catalogue, which any role may. Only versions before the first release made the table `product_changes`.
+const EXISTING: &str = "SELECT \
     EXISTS (SELECT FROM pg_class WHERE relname = '_sqlx_migrations' AND relnamespace = ( \
         SELECT oid FROM pg_namespace WHERE nspname = 'hotshelf')), \
     EXISTS (SELECT FROM pg_class WHERE relname = 'product_changes' AND relnamespace = 'public'::regnamespace), \
@@ -24,15 +23,15 @@ const LIST: &str =
     "SELECT version, checksum, success FROM hotshelf._sqlx_migrations ORDER BY version";
 const BROKEN_TRIGGERS: &str =
     "SELECT string_agg(name, ', ') FROM hotshelf.broken_triggers() AS name";
-/// Opening a connection.
+/// The timeout of opening the connection.
 const CONNECT: Duration = Duration::from_secs(5);
 
-/// Whether a program may change the schema.
+/// Whether this process may change the schema.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Migrate {
-    /// Where something is missing.
+    /// Missing migrations are applied.
     Auto,
-    /// Not at all: where something is missing, it fails.
+    /// A missing migration is an error.
     Never,
 }
 
@@ -46,10 +45,10 @@ fn migrations() -> Migrator {
 }
 
 impl Postgres {
-    /// Brings the schema up to date, or sees that it is.
+    /// Checks that the schema is up to date, and migrates it if allowed.
     ///
     /// # Errors
-    /// When Postgres does not answer ([`Error::Unavailable`]), or its schema is not what this program can work with.
+    /// [`Error::Unavailable`], and [`Error::Unexpected`] when this program cannot work with the schema.
     pub async fn migrate(&self, how: Migrate) -> Result<(), Error> {
         let opened = self.session.open(CONNECT).await;
         let mut connection = opened.map_err(|error| read_error(&error))?;
@@ -65,41 +64,41 @@ impl Postgres {
                 )));
             }
             (Some(_), Migrate::Auto) => {
-                // As long as it takes; and without notices of what is there already.
+                // Without a timeout, and without notices of objects that exist already.
                 let settings = "SET statement_timeout = 0; SET client_min_messages = warning";
                 connection.execute(settings).await.map_err(|error| read_error(&error))?;
                 migrations
                     .run_direct(None, &mut connection, false)
                     .await
-                    .map_err(|error| in_words(&error))?;
+                    .map_err(|error| migrate_error(&error))?;
             }
         }
-        // Whatever becomes of the connection, the schema is up to date.
+        // A failed close has no effect on the schema.
         let _ = within(Some(CONNECT), connection.close()).await;
         Ok(())
     }
 
-    /// Sees that every write will be recorded.
+    /// Checks that every write is recorded in the outbox.
     ///
     /// # Errors
-    /// When a trigger is missing or does not fire for all writers, with the command that mends it; and [`Error::Unavailable`].
+    /// When a trigger is missing or does not fire for all writers, with the command that repairs it; and [`Error::Unavailable`].
     pub async fn check_triggers(&self) -> Result<(), Error> {
         let broken = self.in_time(sqlx::query_as(BROKEN_TRIGGERS).fetch_one(&self.pool)).await;
         let (broken,): (Option<String>,) = broken.map_err(|error| without_rights(&error))?;
         broken.map_or(Ok(()), |broken| {
             Err(Error::Unexpected(format!(
-                "triggers are missing, or not ENABLE ALWAYS ({broken}), so writes would not be noticed; \
-                 run SELECT hotshelf.install_triggers() as the owner of the table, then touch what was written meanwhile: UPDATE products SET version = version"
+                "triggers are missing, or not ENABLE ALWAYS ({broken}), so some writes would not be recorded; \
+                 run SELECT hotshelf.install_triggers() as the owner of the table, then update the rows that were written meanwhile: UPDATE products SET version = version"
             )))
         })
     }
 }
 
-/// What was applied; `Err` inside says that this is not our schema.
+/// The applied migrations. The inner `Err`: the database has the tables of another program or version.
 async fn applied(connection: &mut PgConnection) -> Result<Result<Applied, Error>, sqlx::Error> {
-    let (ours, older, products): (bool, bool, bool) =
-        sqlx::query_as(LOOK).fetch_one(&mut *connection).await?;
-    if ours {
+    let (has_migrations, older, products): (bool, bool, bool) =
+        sqlx::query_as(EXISTING).fetch_one(&mut *connection).await?;
+    if has_migrations {
         let rows: Vec<(i64, Vec<u8>, bool)> = sqlx::query_as(LIST).fetch_all(connection).await?;
         let applied = rows.into_iter().map(|(version, checksum, done)| (version, (checksum, done)));
         return Ok(Ok(applied.collect()));
@@ -122,33 +121,33 @@ async fn applied(connection: &mut PgConnection) -> Result<Result<Applied, Error>
 fn missing(migrations: &Migrator, applied: &Applied) -> Result<Option<i64>, Error> {
     for (version, (checksum, done)) in applied {
         let Some(known) = migrations.iter().find(|known| known.version == *version) else {
-            return Err(in_words(&MigrateError::VersionMissing(*version)));
+            return Err(migrate_error(&MigrateError::VersionMissing(*version)));
         };
         if !done {
-            return Err(in_words(&MigrateError::Dirty(*version)));
+            return Err(migrate_error(&MigrateError::Dirty(*version)));
         }
         if *known.checksum != **checksum {
-            return Err(in_words(&MigrateError::VersionMismatch(*version)));
+            return Err(migrate_error(&MigrateError::VersionMismatch(*version)));
         }
     }
     Ok(migrations.iter().map(|known| known.version).find(|version| !applied.contains_key(version)))
 }
 
-/// What a role lacks is said with where to read what it needs.
+/// Adds the page on rights to an error about missing ones (42501).
 fn without_rights(error: &sqlx::Error) -> Error {
     match super::error::code(error).as_deref() {
         Some("42501") => Error::Unexpected(format!(
-            "{}; docs/sql.md says which rights hotshelf needs",
+            "{}; docs/sql.md lists the rights that hotshelf needs",
             message(error)
         )),
         _ => read_error(error),
     }
 }
 
-fn in_words(error: &MigrateError) -> Error {
+fn migrate_error(error: &MigrateError) -> Error {
     match error {
         MigrateError::VersionMissing(version) => Error::Unexpected(format!(
-            "the schema has migration {version}, which this hotshelf {} does not know; run a newer hotshelf",
+            "the schema has migration {version}, which this hotshelf {} does not have; run a newer hotshelf",
             env!("CARGO_PKG_VERSION")
         )),
         MigrateError::VersionMismatch(version) => Error::Unexpected(format!(

@@ -1,4 +1,4 @@
-//! Opening a connection, and what every session depends on.
+//! Opening connections, with the settings that the statements depend on.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -10,7 +10,6 @@ use super::within;
 
 const APPLICATION: &str = "hotshelf";
 
-/// How connections are opened.
 #[derive(Clone, Debug)]
 pub(super) struct Session {
     pub(super) connect: PgConnectOptions,
@@ -18,16 +17,16 @@ pub(super) struct Session {
 }
 
 impl Session {
-    /// Settings of zero have no limit.
+    /// A statement timeout of zero means no limit.
     pub(super) fn new(url: &str, statement_timeout: Duration) -> Result<Self, String> {
         let connect = connect_options(url)?;
         let application = connect.get_application_name().unwrap_or(APPLICATION).replace('\'', "''");
         let idle =
             if statement_timeout.is_zero() { 0 } else { statement_timeout.as_millis() + 1_000 };
-        // What the role, the database or the server set for others must not change what our statements mean: a
-        // statement that waits for a lock ends by its own limit, and rows are read as of the statement. `public` is for triggers of others
-        // without a path of their own; our statements qualify every name. A plan that was made when a table was small must not be
-        // kept: 0.1 ms of planning for each statement.
+        // Settings of the role, the database or the server must not change the meaning of the statements. `lock_timeout` is set
+        // per statement, and read committed gives each statement its own snapshot. `public` is on the search path for
+        // operators' triggers that pin none; the statements here qualify every name. Custom plans cost 0.1 ms of planning per
+        // statement, but a generic plan from a time when a table was small would be kept.
         let settings = format!(
             "SET application_name = '{application}'; \
              SET search_path = public, pg_temp; \
@@ -51,7 +50,7 @@ impl Session {
         within(Some(limit), open).await
     }
 
-    /// In one round trip, and not as startup parameters, which poolers drop or refuse.
+    /// Applies the settings in one round trip. Not as startup parameters, which poolers drop or refuse.
     pub(super) async fn set(&self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
         let settings = sqlx::raw_sql(AssertSqlSafe(self.settings.clone()));
         connection.execute(settings).await.map(drop)
@@ -67,6 +66,6 @@ fn connect_options(url: &str) -> Result<PgConnectOptions, String> {
     }
     let options = PgConnectOptions::from_str(url);
     let options = options.map_err(|error| format!("DATABASE_URL cannot be read: {error}"))?;
-    // A startup parameter that pgbouncer refuses.
+    // sqlx would send it as a startup parameter, which pgbouncer refuses.
     Ok(options.extra_float_digits(None))
 }

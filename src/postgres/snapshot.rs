@@ -1,42 +1,41 @@
-//! Snapshots as PostgreSQL writes them (`pg_snapshot`): which transactions a statement saw.
+//! Snapshots of PostgreSQL (`pg_snapshot`): which transactions a statement saw.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// Which transactions were finished when a statement began.
+/// The transactions that had ended when a statement began.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Snapshot {
-    /// The oldest transaction that was still in progress.
+    /// The oldest transaction in progress.
     xmin: u64,
-    /// One past the newest that was finished.
+    /// One past the newest transaction that had ended.
     xmax: u64,
-    /// Those between the two that were in progress.
+    /// The transactions in progress, from `xmin` to below `xmax`.
     in_progress: Vec<u64>,
 }
 
 impl Snapshot {
-    /// Before every transaction: nothing is visible in it.
+    /// Sees no transaction.
     pub(crate) fn empty() -> Self {
         Self { xmin: 0, xmax: 0, in_progress: Vec::new() }
     }
 
-    /// What the next statement must look for: transactions from here on, and [`in_progress`](Self::in_progress).
+    /// The next poll must read the rows of transactions from this one on, and of those [`in_progress`](Self::in_progress).
     pub(crate) fn xmax(&self) -> u64 {
         self.xmax
     }
 
-    /// Transactions that began before the snapshot and had not ended.
     pub(crate) fn in_progress(&self) -> &[u64] {
         &self.in_progress
     }
 
-    /// Whether a transaction had ended. (It may have been rolled back: then it has no rows.)
+    /// Whether a transaction had ended. It may have been rolled back, but then it has no rows.
     pub(crate) fn sees(&self, xid: u64) -> bool {
         xid < self.xmin || xid < self.xmax && !self.in_progress.contains(&xid)
     }
 
-    /// Whether everything that this snapshot sees is seen by `later`, too. Between snapshots of one server it is so exactly when
-    /// this one was not taken later; a doubt about a transaction that was rolled back is decided against it.
+    /// Whether `later` sees every transaction that this snapshot sees. Between snapshots of one server that is true when this one
+    /// was not taken later. A rolled-back transaction may cause a false negative.
     pub(crate) fn is_subset_of(&self, later: &Self) -> bool {
         let seen_here_only = |xid: &&u64| self.sees(**xid);
         self.xmax <= later.xmax && !later.in_progress.iter().any(|xid| seen_here_only(&xid))
@@ -100,7 +99,7 @@ mod tests {
         let (earlier, later) = (snapshot("10:20:10,14"), snapshot("14:25:14,22"));
         assert!(earlier.is_subset_of(&later) && !later.is_subset_of(&earlier));
         assert!(earlier.is_subset_of(&earlier) && Snapshot::empty().is_subset_of(&earlier));
-        // As far, but one of its transactions ended meanwhile.
+        // The same xmax, but one transaction has ended in between.
         let ended = snapshot("14:20:14");
         assert!(earlier.is_subset_of(&ended) && !ended.is_subset_of(&earlier));
     }

@@ -1,7 +1,8 @@
-//! Which writes may be on their way to Postgres at once.
+//! The turns of writes.
 //!
-//! A write may wait for a row for as long as its caller does. So writes of one product wait for each other here, a few of them,
-//! all writes together have a share of the connections, and one that waits for a row gives its connection back from time to time.
+//! A write waits for a locked row until the caller's deadline. So that locked rows do not take all connections, the writes of one
+//! product wait here for each other, in a queue of four; all writes together have a share of the connections; and a write that
+//! waits for a row releases its connection from time to time if other writes wait for one.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,32 +17,31 @@ use crate::caller::CallContext;
 use crate::metrics::PostgresShare;
 use crate::product::ProductId;
 
-/// Writes that may wait for their share.
+/// Writes that may wait for a turn of the share.
 const QUEUED: usize = 256;
-/// Writes of one product that may wait for each other. Each holds the one before it for a commit, or for as long as another
-/// transaction has the row: more would only wait for their deadlines. Too low: a burst of honest writers is told to try again.
+/// Writes of one product that may wait for each other. Each delays the next by a commit, or for as long as another transaction
+/// holds the row. Too high: the last ones only wait for their deadlines. Too low: short bursts of writes are refused.
 const QUEUED_OF_PRODUCT: usize = 4;
 
 type Rows = Mutex<HashMap<ProductId, Arc<Budget>, RandomState>>;
 
-/// The writes of one instance.
 #[derive(Debug)]
 pub(super) struct Writers {
     share: Arc<Budget>,
     rows: Arc<Rows>,
 }
 
-/// The turn of a write. Given back when dropped.
+/// The turn of a write. Released when dropped.
 #[derive(Debug)]
 pub(super) struct WriteTurn {
-    /// Whether it waited for another write of its product.
+    /// Whether the write waited for another write of its product.
     pub(super) has_waited: bool,
     share: Option<Turn>,
     _row: Option<Turn>,
     _place: Option<QueuePlace>,
 }
 
-/// A write that waits for the writes of its product before it, or has its turn.
+/// A place among the writes of one product. The last place that is dropped removes the product from the map.
 #[derive(Debug)]
 struct QueuePlace {
     id: ProductId,
@@ -50,9 +50,10 @@ struct QueuePlace {
 }
 
 impl Writers {
-    /// `limit` writes at once, which wait at most `timeout` for each other. Those of one product wait as long as their callers.
+    /// At most `limit` writes run at once, and others wait for at most `timeout`. Writes of the same product wait for each other
+    /// until their deadlines.
     pub(super) fn new(limit: usize, timeout: Duration) -> Self {
-        // Whatever rows one caller waits for, the writes of others have a connection.
+        // One connection is left to other callers, however many rows one caller waits for.
         let of_one = limit.saturating_sub(1).max(1);
         let timeout = Some(timeout);
         let limits = Limits { running: limit, of_one, queued: QUEUED, timeout, is_steady: false };
@@ -62,8 +63,8 @@ impl Writers {
     /// Waits for the turn of a write of `id`; `None` for a new product.
     ///
     /// # Errors
-    /// [`Error::ProductBusy`] when too many writes of the product wait, [`Error::Locked`] when they took until the deadline,
-    /// [`Error::OverBudget`] when other products' writes did, or too many of them wait.
+    /// [`Error::ProductBusy`] when too many writes of the product wait, [`Error::Locked`] when they took until the deadline, and
+    /// [`Error::OverBudget`] when the share had no turn in time, or its queue is full.
     pub(super) async fn turn(
         &self,
         id: Option<ProductId>,
@@ -81,15 +82,15 @@ impl Writers {
     }
 
     /// Whether other writes wait for a connection.
-    pub(super) fn is_wanted(&self) -> bool {
+    pub(super) fn has_waiting(&self) -> bool {
         let [_, waiting, _] = self.share.counts();
         waiting > 0
     }
 
-    /// Lets other writes go first, and waits for a turn as they did; the place among the writes of the product stays.
+    /// Releases the turn of the share to other writes and waits for another one. The place among the writes of the product stays.
     ///
     /// # Errors
-    /// [`Error::Locked`] when there was none until the deadline, [`Error::OverBudget`] when too many wait.
+    /// [`Error::Locked`] when the deadline passed first, [`Error::OverBudget`] when the queue is full.
     pub(super) async fn renew(&self, turn: &mut WriteTurn, call: CallContext) -> Result<(), Error> {
         turn.share = None;
         loop {
@@ -135,7 +136,7 @@ impl Drop for QueuePlace {
     fn drop(&mut self) {
         let mut rows = self.rows.lock();
         self.row = None;
-        // Copies are made under the lock of the map.
+        // A count of 1 is exact, because `place` clones under the lock of the map.
         if rows.get(&self.id).is_some_and(|row| Arc::strong_count(row) == 1) {
             rows.remove(&self.id);
         }
@@ -170,7 +171,7 @@ mod tests {
         drop(first);
         drop(writers.turn(id(1), call(1)).await.expect("free again"));
         drop(other);
-        assert!(writers.rows.lock().is_empty(), "nothing is kept of what has ended");
+        assert!(writers.rows.lock().is_empty(), "the map is empty after the last write");
     }
 
     #[tokio::test]
@@ -182,13 +183,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_write_that_waits_for_its_row_lets_others_go_first() {
+    async fn a_write_that_waits_for_its_row_gives_its_turn_to_others() {
         let writers = Writers::new(1, Duration::from_secs(60));
         let mut first = writers.turn(id(1), call(1)).await.expect("free");
-        assert!(!writers.is_wanted());
+        assert!(!writers.has_waiting());
         let mut other = Box::pin(writers.turn(id(2), call(2)));
         assert!(other.as_mut().now_or_never().is_none());
-        assert!(writers.is_wanted());
+        assert!(writers.has_waiting());
         let mut renewed = Box::pin(writers.renew(&mut first, call(1)));
         assert!(renewed.as_mut().now_or_never().is_none(), "the other has its turn");
         drop(other.now_or_never().expect("at once").expect("a turn"));
@@ -196,7 +197,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_few_writes_of_one_product_wait_and_more_are_refused_those_of_the_most_first() {
+    async fn a_few_writes_of_one_product_wait_and_the_caller_with_the_most_is_refused_first() {
         let writers = Writers::new(5, Duration::from_secs(60));
         let first = writers.turn(id(1), call(1)).await.expect("free");
         let mut waiting: Vec<_> =
@@ -209,7 +210,7 @@ mod tests {
         let mut other = Box::pin(writers.turn(id(1), call(2)));
         assert!(other.as_mut().now_or_never().is_none(), "it has a place");
         let last = waiting.pop().expect("some").now_or_never().expect("at once");
-        assert!(matches!(last, Err(Error::ProductBusy)), "the place was this one's");
+        assert!(matches!(last, Err(Error::ProductBusy)), "it lost its place to the other caller");
         drop(first);
         other.now_or_never().expect("it has had least").expect("free");
     }

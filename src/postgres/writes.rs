@@ -1,4 +1,4 @@
-//! Writing products: one statement each, and one round trip.
+//! Writes of products: one statement and one round trip each.
 
 use std::time::{Duration, Instant};
 
@@ -14,44 +14,44 @@ use super::{Error, Postgres};
 use crate::caller::CallContext;
 use crate::product::{NewProduct, Patch, Price, Product, ProductId, Version};
 
-/// Waiting for a row that another transaction has locked ends after a slice of the caller's time. In the statement itself, before
-/// the row is locked: no round trip more, and gone with it.
-macro_rules! patient {
+/// Sets `lock_timeout` for this statement only, so that waiting for a locked row ends after a slice of the caller's time. The CTE
+/// is evaluated before the row is locked, takes no further round trip, and its setting ends with the transaction.
+macro_rules! with_lock_timeout {
     ($parameter:literal) => {
         concat!(
-            "WITH patient AS MATERIALIZED (SELECT set_config('lock_timeout', ",
+            "WITH lock_limit AS MATERIALIZED (SELECT set_config('lock_timeout', ",
             $parameter,
             "::text, true)) "
         )
     };
 }
 pub(super) const UPDATE: &str = concat!(
-    patient!("$7"),
+    with_lock_timeout!("$7"),
     "UPDATE public.products AS product SET name = coalesce($3::text, product.name), \
      price = coalesce($4::bigint / 100::numeric, product.price), \
      currency = coalesce($5::text, product.currency), \
-     description = coalesce($6::text, product.description) FROM patient \
+     description = coalesce($6::text, product.description) FROM lock_limit \
      WHERE product.id = $1::bigint AND ($2::bigint IS NULL OR product.version = $2) AND ",
     expressible!(),
     " RETURNING product.id, ",
     strict!()
 );
 pub(super) const CREATE: &str = concat!(
-    patient!("$5"),
+    with_lock_timeout!("$5"),
     "INSERT INTO public.products AS product (name, price, currency, description) \
-     SELECT $1::text, $2::bigint / 100::numeric, $3::text, $4::text FROM patient \
+     SELECT $1::text, $2::bigint / 100::numeric, $3::text, $4::text FROM lock_limit \
      ON CONFLICT (id) DO NOTHING RETURNING product.id, ",
     strict!()
 );
 pub(super) const DELETE: &str = concat!(
-    patient!("$3"),
-    "DELETE FROM public.products AS product USING patient \
+    with_lock_timeout!("$3"),
+    "DELETE FROM public.products AS product USING lock_limit \
      WHERE product.id = $1::bigint AND ($2::bigint IS NULL OR product.version = $2) \
      RETURNING product.version::bigint"
 );
-/// Moves the sequence of the ids behind those that are taken, from its last value on, or from `$1`: SQL may insert products with ids of
-/// its own choice. Where many are taken it leaps; short ways are walked, because `setval` would take the sequence back behind a
-/// `nextval` that runs at the same time.
+/// Advances the id sequence past taken ids, from its last value or from `$1`, because SQL may insert products with explicit ids.
+/// Past more than 10,000 ids it uses `setval`; otherwise `nextval`, because a `setval` concurrent with a `nextval` could set the
+/// sequence back.
 const NEXT_FREE_ID: &str = "WITH ids AS ( \
         SELECT name, coalesce($1::bigint, pg_sequence_last_value(name), 0) AS last \
         FROM (SELECT pg_get_serial_sequence('public.products', 'id')::regclass AS name) AS owned), \
@@ -67,18 +67,18 @@ const NEXT_FREE_ID: &str = "WITH ids AS ( \
             SELECT nextval(name) AS id FROM generate_series(last + 1, before)) AS walked), before) END \
     FROM free";
 
-/// A statement that waits longer for a lock is sent again. The server's limit for statements is not for waiting, and behind
-/// another waiter there are two waits in one statement.
-const SLICES_OF_STATEMENT: f64 = 0.4;
-/// A write that waits for a row does so for this long, then lets the writes go first that wait for a connection. Too high: rows that
-/// other transactions have locked cost the writes of other products that time. Too low: statements that only find a row locked.
+/// The most of the statement timeout that one wait for a lock may take. Less than half, because behind another waiter one
+/// statement waits twice (for its place, then for the row), and neither wait may exceed the statement timeout.
+const MAX_SLICE: f64 = 0.4;
+/// A write waits for a locked row for this long, then gives its turn to other writes, if any wait. Too high: locked rows delay
+/// writes of other products by that much. Too low: more statements that only find the row locked.
 const LOCK_SLICE: Duration = Duration::from_millis(100);
-/// What is left of the caller's time when it is told that the row is locked.
-const TO_TELL: (f64, Duration) = (0.1, Duration::from_millis(100));
+/// The part of the caller's time, and its maximum, that is reserved for the reply that the row is locked.
+const REPLY_RESERVE: (f64, Duration) = (0.1, Duration::from_millis(100));
 /// Tries of a write whose row other transactions create or change between the statement and the search for the reason.
 const MOST_MISSES: usize = 10;
-/// How often CreateProduct looks for an id that is free.
-const MOST_IDS: usize = 10;
+/// Attempts of CreateProduct to find a free id.
+const ID_ATTEMPTS: usize = 10;
 
 impl Postgres {
     /// Changes a product, if it has the expected version.
@@ -117,7 +117,7 @@ impl Postgres {
         call: CallContext,
     ) -> Result<Product, Error> {
         let mut write = self.begin_write(None, call).await?;
-        for _ in 0..MOST_IDS {
+        for _ in 0..ID_ATTEMPTS {
             let inserted = write
                 .run(|lock_timeout| {
                     sqlx::query(CREATE)
@@ -131,7 +131,7 @@ impl Postgres {
             match inserted {
                 Ok(Some(row)) => return written(&row),
                 Ok(None) => write.skip_taken_ids(None).await?,
-                // The sequence is at its end: the ids that are free are below.
+                // The sequence is at its end; free ids are below.
                 Err(Error::NoMoreIds) => write.skip_taken_ids(Some(0)).await?,
                 Err(error) => return Err(error),
             }
@@ -139,10 +139,10 @@ impl Postgres {
         Err(Error::Unavailable("no id was free".to_owned()))
     }
 
-    /// Deletes a product, if it has the expected version. Returns the version that it had.
+    /// Deletes a product, if it has the expected version. Returns the deleted version.
     ///
     /// # Errors
-    /// As those of [`update`](Self::update).
+    /// The same as [`update`](Self::update).
     pub(crate) async fn delete(
         &self,
         id: ProductId,
@@ -169,7 +169,7 @@ impl Postgres {
         self.callers.check()?;
         let began = Instant::now();
         let locked_at = deadline.map(|deadline| {
-            let (share, most) = TO_TELL;
+            let (share, most) = REPLY_RESERVE;
             let left = deadline.saturating_duration_since(began);
             deadline - left.mul_f64(share).min(most)
         });
@@ -181,25 +181,25 @@ impl Postgres {
     fn lock_slice(&self) -> Duration {
         match self.statement_timeout.is_zero() {
             true => LOCK_SLICE,
-            false => LOCK_SLICE.min(self.statement_timeout.mul_f64(SLICES_OF_STATEMENT)),
+            false => LOCK_SLICE.min(self.statement_timeout.mul_f64(MAX_SLICE)),
         }
     }
 }
 
 type Statement<'q> = sqlx::query::Query<'q, sqlx::Postgres, PgArguments>;
 
-/// A write on its way.
+/// A write in flight.
 struct Write<'a> {
     postgres: &'a Postgres,
     connection: Option<Connection>,
     deadline: Option<Instant>,
-    /// With the moment from which on it waits for a row no longer.
+    /// Its deadline is earlier than `deadline` by [`REPLY_RESERVE`]: after it the write stops waiting for turns and rows.
     call: CallContext,
     turn: WriteTurn,
 }
 
 impl Write<'_> {
-    /// The connection, for as long as the turn lasts.
+    /// The connection, which is kept until the turn is released.
     async fn connection(&mut self) -> Result<&mut Connection, Error> {
         match &mut self.connection {
             Some(connection) => Ok(connection),
@@ -211,17 +211,17 @@ impl Write<'_> {
         Attempts::new(kind, self.deadline, self.postgres.timeout)
     }
 
-    /// Gives the turn to another write, if any waits for one.
-    async fn let_others_go_first(&mut self) -> Result<(), Error> {
+    /// Releases the turn and the connection if another write waits, and waits for a new turn.
+    async fn yield_turn(&mut self) -> Result<(), Error> {
         let writers = &self.postgres.writers;
-        if writers.is_wanted() {
+        if writers.has_waiting() {
             self.connection = None;
             writers.renew(&mut self.turn, self.call).await?;
         }
         Ok(())
     }
 
-    /// Runs a statement, again for as long as it waits for a row within the caller's time.
+    /// Runs a statement, and repeats it while the row is locked, until the deadline.
     async fn run<'q>(
         &mut self,
         statement: impl Fn(String) -> Statement<'q>,
@@ -237,13 +237,13 @@ impl Write<'_> {
             let connection = self.connection().await?;
             let answer = statement(lock_timeout).fetch_optional(&mut **connection);
             let outcome = attempts.in_time(answer).await;
-            match attempts.settle(connection, outcome).await {
+            match attempts.answer_or_retry(connection, outcome).await {
                 Ok(Some(answer)) => return Ok(answer),
                 Ok(None) => {}
-                // Without a deadline, a slice is all.
+                // Without a deadline, one slice is the limit.
                 Err(Error::Locked) if self.deadline.is_some() => {
                     has_waited = true;
-                    self.let_others_go_first().await?;
+                    self.yield_turn().await?;
                 }
                 Err(error) => return Err(error),
             }
@@ -262,7 +262,7 @@ impl Write<'_> {
             if let Some(row) = self.run(&statement).await? {
                 return Ok(row);
             }
-            if let Some(why) = self.why_untouched(id, expected).await? {
+            if let Some(why) = self.why_no_row(id, expected).await? {
                 return Err(why);
             }
         }
@@ -270,7 +270,7 @@ impl Write<'_> {
     }
 
     /// Why a write touched no row; `None` when it would now.
-    async fn why_untouched(
+    async fn why_no_row(
         &mut self,
         id: ProductId,
         expected: Option<Version>,
@@ -279,7 +279,7 @@ impl Write<'_> {
         let rows = loop {
             let connection = self.connection().await?;
             let outcome = attempts.in_time(select(connection, &[id])).await;
-            if let Some(rows) = attempts.settle(connection, outcome).await? {
+            if let Some(rows) = attempts.answer_or_retry(connection, outcome).await? {
                 break rows;
             }
         };
@@ -296,21 +296,21 @@ impl Write<'_> {
         })
     }
 
-    /// Moves the sequence of the ids to one that is free.
+    /// Runs [`NEXT_FREE_ID`].
     async fn skip_taken_ids(&mut self, from: Option<i64>) -> Result<(), Error> {
         let mut attempts = self.attempts(Kind::Write);
         loop {
             let connection = self.connection().await?;
             let skip = sqlx::query(NEXT_FREE_ID).bind(from).fetch_optional(&mut **connection);
             let outcome = attempts.in_time(skip).await;
-            if attempts.settle(connection, outcome).await?.is_some() {
+            if attempts.answer_or_retry(connection, outcome).await?.is_some() {
                 return Ok(());
             }
         }
     }
 }
 
-/// How long a statement may wait for a lock, in milliseconds. `None` when nothing is left until `deadline`; then nothing is begun.
+/// The lock timeout of the next statement, in milliseconds. `None` when no time is left: then the statement must not be sent.
 fn lock_timeout(deadline: Option<Instant>, slice: Duration) -> Option<String> {
     let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
     let millis = left.map_or(slice, |left| left.min(slice)).as_millis();
@@ -318,10 +318,10 @@ fn lock_timeout(deadline: Option<Instant>, slice: Duration) -> Option<String> {
 }
 
 fn too_late() -> Error {
-    Error::Unavailable("the caller's deadline has passed, and nothing was begun".to_owned())
+    Error::Unavailable("the caller's deadline passed before the write began".to_owned())
 }
 
-/// The product that a write made.
+/// Decodes the row that a write returned.
 fn written(row: &PgRow) -> Result<Product, Error> {
     let id = row.try_get(0).ok().and_then(ProductId::new);
     let id = id.ok_or_else(|| Error::Unreadable("id: is not 1 or more".to_owned()))?;

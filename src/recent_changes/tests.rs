@@ -1,14 +1,15 @@
-//! Random operations, compared with a model that forgets nothing.
+//! Random operations, compared with a model that keeps every change.
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use super::*;
 
-/// Few, so that most changes meet; and so many that some are not changed again before their generation is merged.
+/// Few products, so that most changes hit the same ones; and enough that some are not changed again before their generation is
+/// merged.
 const IDS: [i64; 2] = [6, 100];
 
-/// Everything that was ever applied, and what has been dropped of it.
+/// Every change that was applied, and which of them were dropped.
 #[derive(Default)]
 struct Model {
     applied: Vec<Applied>,
@@ -19,7 +20,7 @@ struct Model {
 #[derive(Clone, Copy)]
 struct Applied {
     poll: u64,
-    /// `None`: of every product.
+    /// `None`: every product.
     id: Option<ProductId>,
     revision: Revision,
     kept: bool,
@@ -45,7 +46,7 @@ impl Model {
             .for_each(|change| change.kept = false);
     }
 
-    /// Later publications of a product prolong the earlier ones.
+    /// A later published change of a product keeps the earlier ones of it.
     fn poll_applied(&mut self, poll: u64) {
         let published = self.published.clone();
         self.published
@@ -62,10 +63,10 @@ fn ids(count: i64) -> impl Iterator<Item = ProductId> {
     (1..=count).map(id)
 }
 
-/// A load: what was known when it began, and the floor that the model had then.
+/// A load: its start, the last poll then, and the model's floor then.
 type Load = (ProductId, Began, u64, Revision);
 
-/// A load that is covered has a floor no lower than what it was told when it began and whatever was applied since.
+/// A covered load has a floor no lower than the floor at its start and every change applied since.
 fn check(recent: &RecentChanges, model: &Model, loads: &[Load], products: i64) {
     for id in ids(products) {
         assert_eq!(recent.floor(id), model.floor(id), "{id}");
@@ -109,7 +110,7 @@ fn play(seed: u64, generations_merge: bool) {
                 }));
                 model.poll_applied(poll.0);
             }
-            // Sent, and no answer came.
+            // Sent, and failed.
             45..50 => drop(recent.poll_is_sent()),
             50..65 => {
                 recent.publish(some, revision, random.random_bool(0.5));
@@ -130,7 +131,7 @@ fn play(seed: u64, generations_merge: bool) {
                 recent.overflow(poll);
                 model.drop(|_| true);
                 model.polls = poll.0;
-                // It held more than fit, whatever that was.
+                // The poll contained unknown changes, more than fit.
                 let all = Applied { poll: poll.0, id: None, revision: Revision::NONE, kept: false };
                 model.applied.push(all);
             }
@@ -141,7 +142,7 @@ fn play(seed: u64, generations_merge: bool) {
     let all = recent.poll_is_sent();
     assert!(recent.apply(all, Floors::default(), None));
     recent.drop_through(all);
-    assert!(recent.is_empty(), "{} of nothing", recent.len());
+    assert!(recent.is_empty(), "{} changes are left", recent.len());
     assert!(ids(products).all(|id| recent.floor(id) == Revision::NONE));
 }
 
@@ -156,7 +157,7 @@ fn merged_generations_have_the_same_floors() {
 }
 
 #[test]
-fn what_does_not_fit_is_not_taken_and_an_overflow_rejects_what_began_before() {
+fn changes_that_do_not_fit_are_not_added_and_an_overflow_rejects_earlier_loads() {
     let recent = RecentChanges::new(1);
     let change =
         |number, version| Floors::from_iter([(id(number), Revision::live(Version(version)))]);
@@ -173,7 +174,7 @@ fn what_does_not_fit_is_not_taken_and_an_overflow_rejects_what_began_before() {
     let third = recent.poll_is_sent();
     assert!(recent.apply(third, Floors::default(), None));
     recent.overflow_ends(third);
-    assert!(!recent.covers(during), "it may have read Redis while that was old");
+    assert!(!recent.covers(during), "it may have read an old entry from Redis");
 }
 
 #[test]

@@ -1,8 +1,8 @@
-//! How many commands of callers Redis is sent at once, and whose goes next.
+//! Admission of callers' commands to Redis: a bound on those in flight, and a fair queue for the rest.
 //!
-//! A server answers one command after the other: what is sent behind a thousand others waits for them, and counts as late
-//! where it is not at fault. So only so many are in flight, and the callers that have more to send take turns, one command
-//! each. A caller that does not get one in time goes on without Redis, as when it is slow.
+//! A server runs one command at a time. A command behind a thousand others waits for them, and its breaker would count that as
+//! late. So the number of keys in flight is bounded, and beyond it callers take turns, one command each (round robin). A
+//! command that waits for longer than the timeout fails, and its call continues without Redis.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -14,10 +14,10 @@ use tokio::sync::oneshot;
 
 use crate::caller::Caller;
 
-/// Commands at once. Scripts take about 20 us: all of these 10 ms. Too high: a lone command waits behind them. Too low: the
-/// distance to Redis bounds the throughput.
+/// Keys of the commands in flight. A script takes about 20 us, so all of them take 10 ms. Too high: a single command waits behind
+/// them. Too low: the round-trip time to Redis limits the throughput.
 const AT_ONCE: usize = 512;
-/// Commands that wait, of all callers. Each belongs to a call in flight or to a chunk of one, which are bounded themselves.
+/// Queued commands of all callers. Each belongs to a call in flight or to a chunk of one; the number of calls is bounded, too.
 const QUEUED: usize = 16_384;
 
 #[derive(Debug)]
@@ -34,7 +34,7 @@ struct AdmissionState {
     in_flight: usize,
     waiting: usize,
     queues: HashMap<Caller, VecDeque<WaitingCommand>, RandomState>,
-    /// The callers that wait, in the order of their turns.
+    /// The callers with queued commands, in the order of their turns.
     turns: VecDeque<Caller>,
 }
 
@@ -44,7 +44,7 @@ struct WaitingCommand {
     admitted: oneshot::Sender<Admitted>,
 }
 
-/// A command that may be in flight, until dropped.
+/// The permission to have a command in flight. Released when dropped.
 #[derive(Debug)]
 pub(super) struct Admitted {
     keys: usize,
@@ -60,7 +60,7 @@ impl CommandAdmission {
         Arc::new(Self { at_once, queued, timeout, state: Mutex::default() })
     }
 
-    /// Waits until a command with so many keys may be sent; `None` when that takes too long, or too many wait.
+    /// Waits until a command with this many keys may be sent. `None` after the timeout, or when the full queue drops the command.
     pub(super) async fn admit(self: &Arc<Self>, caller: Caller, keys: usize) -> Option<Admitted> {
         match self.enter(caller, keys) {
             Ok(admitted) => Some(admitted),
@@ -68,7 +68,7 @@ impl CommandAdmission {
         }
     }
 
-    /// Commands that are sent and not answered, and those that wait.
+    /// Keys in flight, and queued commands.
     pub(super) fn counts(&self) -> [u64; 2] {
         let state = self.state.lock();
         [state.in_flight as u64, state.waiting as u64]
@@ -92,12 +92,12 @@ impl CommandAdmission {
         }
         state.waiting += 1;
         if state.waiting > self.queued {
-            state.push_out();
+            state.evict_one();
         }
         Err(receiver)
     }
 
-    fn hand_on(self: &Arc<Self>, keys: usize) {
+    fn admit_next(self: &Arc<Self>, keys: usize) {
         let mut state = self.state.lock();
         state.in_flight -= keys;
         while let Some(next) = state.take_next(self.at_once) {
@@ -105,7 +105,7 @@ impl CommandAdmission {
             let admitted = Admitted { keys, admission: Some(Arc::clone(self)) };
             match next.admitted.send(admitted) {
                 Ok(()) => state.in_flight += keys,
-                // It has left.
+                // The caller has stopped waiting.
                 Err(mut refused) => refused.admission = None,
             }
         }
@@ -113,7 +113,7 @@ impl CommandAdmission {
 }
 
 impl AdmissionState {
-    /// A command of more keys than there is room for at all goes alone.
+    /// A command with more keys than the bound is sent alone.
     fn has_room(&self, keys: usize, at_once: usize) -> bool {
         self.in_flight == 0 || self.in_flight + keys <= at_once
     }
@@ -136,8 +136,8 @@ impl AdmissionState {
         next
     }
 
-    /// Drops the last command of the caller with the most.
-    fn push_out(&mut self) {
+    /// Drops the last command of the caller with the most queued commands.
+    fn evict_one(&mut self) {
         let most = self.queues.iter().max_by_key(|(_, queue)| queue.len());
         let Some(caller) = most.map(|(caller, _)| *caller) else { return };
         let Some(queue) = self.queues.get_mut(&caller) else { return };
@@ -152,7 +152,7 @@ impl AdmissionState {
 impl Drop for Admitted {
     fn drop(&mut self) {
         if let Some(admission) = self.admission.take() {
-            admission.hand_on(self.keys);
+            admission.admit_next(self.keys);
         }
     }
 }
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn callers_take_turns_however_much_one_of_them_has_to_send() {
+    async fn callers_take_turns_however_many_commands_one_of_them_queues() {
         let admission = CommandAdmission::bounded(2, 1_000, MINUTE);
         let mut first = Box::pin(admission.admit(caller(1), 2));
         let first = first.as_mut().now_or_never().flatten().expect("room");
@@ -187,18 +187,18 @@ mod tests {
         let lone = lone.now_or_never().flatten().expect("not behind the hundred");
         drop((lone, many));
         assert!(admission.admit(caller(3), 1).now_or_never().flatten().is_some());
-        assert_eq!(admission.counts(), [0, 0], "those that left took nothing with them");
+        assert_eq!(admission.counts(), [0, 0], "dropped waiters release what they held");
     }
 
     #[tokio::test]
-    async fn a_full_queue_drops_what_the_caller_with_the_most_sent_last() {
+    async fn a_full_queue_drops_the_last_command_of_the_caller_with_the_most() {
         let admission = CommandAdmission::bounded(1, 2, MINUTE);
         let _in_flight = admission.admit(caller(1), 1).await.expect("room");
         let mut waiting = [1, 1, 2].map(|number| Box::pin(admission.admit(caller(number), 1)));
         assert!(waiting[0].as_mut().now_or_never().is_none());
         assert!(waiting[1].as_mut().now_or_never().is_none());
         assert!(waiting[2].as_mut().now_or_never().is_none());
-        assert!(matches!(waiting[1].as_mut().now_or_never(), Some(None)), "told at once");
+        assert!(matches!(waiting[1].as_mut().now_or_never(), Some(None)), "refused at once");
         assert!(waiting[0].as_mut().now_or_never().is_none());
     }
 }

@@ -1,9 +1,9 @@
-//! Circuit breakers: what has failed too often is not asked any more until a probe says that it answers again.
+//! Circuit breakers: after too many failures, callers' commands are refused until a probe succeeds.
 //!
-//! A leaky bucket decides: each failure fills it by as much as ten answers in time drain, so it trips after a few
-//! failures in a row, and also when a tenth of the commands fails for long. Late answers are failures, too, but those
-//! that were late together are one: it may have been us who stood still.
-//! There is no clock in it: the probes come from a loop, one at a time, and no caller ever is one.
+//! A leaky bucket counts: a failure fills it by as much as ten replies in time drain, so the breaker trips after a few failures
+//! in a row, and also when a tenth of the commands fails for long. Late replies are failures, too, but those that overlap in time
+//! count as one, because a pause of this process makes them all late.
+//! The breaker has no clock: a loop sends the probes, one at a time, and no caller's command serves as one.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
@@ -13,12 +13,12 @@ use parking_lot::Mutex;
 
 use crate::metrics::{BreakerMove, BreakerState, Metrics, RedisDependency};
 
-/// What a failure adds; an answer in time takes away 1.
+/// A failure adds this much; a reply in time subtracts 1.
 const FAILURE: u32 = 10;
-/// Five failures in a row. Too high: more callers wait for what is down. Too low: a hiccup sends reads to Postgres.
+/// Five failures in a row. Too high: more callers wait for a failed server. Too low: a short delay sends reads to Postgres.
 const TRIPS_AT: u32 = 5 * FAILURE;
-/// After a probe that was answered three failures trip it again.
-const ON_TRIAL: u32 = 2 * FAILURE;
+/// The level after a successful probe: three failures trip the breaker again.
+const AFTER_PROBE: u32 = 2 * FAILURE;
 
 /// The breaker in front of one dependency.
 #[derive(Debug)]
@@ -26,24 +26,23 @@ pub(super) struct Breaker {
     dependency: RedisDependency,
     state: AtomicU8,
     level: AtomicU32,
-    /// When an answer last came late.
+    /// When the last late reply that counted arrived.
     late: Mutex<Option<Instant>>,
     metrics: Arc<Metrics>,
 }
 
-/// How a command went.
+/// The outcome of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
-    /// It was answered.
     InTime,
-    /// It was answered, but not soon enough.
+    /// The reply took more than half of the command timeout.
     Late,
-    /// It was not answered, or by one that cannot serve.
+    /// There was no reply, or the server cannot serve.
     Failed,
 }
 
 impl Outcome {
-    /// Of somebody who waits for no answer that could come late.
+    /// The outcome for a dependency where late replies do not count.
     pub(super) fn of<T, E>(reply: &Result<T, E>) -> Self {
         if reply.is_ok() { Self::InTime } else { Self::Failed }
     }
@@ -55,12 +54,12 @@ impl Breaker {
         Self { dependency, state, level: AtomicU32::new(0), late: Mutex::new(None), metrics }
     }
 
-    /// Whether callers may ask.
+    /// Whether callers' commands may be sent.
     pub(super) fn admits(&self) -> bool {
         self.state.load(Ordering::Acquire) == BreakerState::Closed as u8
     }
 
-    /// Takes in how a caller's command went, which `began` then.
+    /// Records the outcome of a caller's command that was sent at `began`.
     pub(super) fn record(&self, outcome: Outcome, began: Instant) {
         match outcome {
             Outcome::InTime => self.drain(),
@@ -70,7 +69,7 @@ impl Breaker {
     }
 
     fn drain(&self) {
-        // No store while all is well, so that cores do not take the line from each other.
+        // No store at level zero, so that cores do not invalidate each other's cache line.
         if self.level.load(Ordering::Relaxed) > 0 {
             let drained = |level: u32| level.checked_sub(1);
             let _ = self.level.fetch_update(Ordering::Relaxed, Ordering::Relaxed, drained);
@@ -79,11 +78,11 @@ impl Breaker {
 
     fn fill(&self) {
         if self.level.fetch_add(FAILURE, Ordering::Relaxed) + FAILURE >= TRIPS_AT {
-            self.go(BreakerState::Closed, BreakerState::Open);
+            self.transition(BreakerState::Closed, BreakerState::Open);
         }
     }
 
-    /// Whether this is the first late answer among those that were waited for at the same time.
+    /// Whether the command was sent after the last late reply arrived, and so is late independently of it.
     fn is_first_late(&self, began: Instant) -> bool {
         let mut late = self.late.lock();
         let first = late.is_none_or(|last| began >= last);
@@ -93,29 +92,29 @@ impl Breaker {
         first
     }
 
-    /// A probe is sent. Only one may be under way.
+    /// A probe is about to be sent. Only one probe may be in flight.
     pub(super) fn probing(&self) {
-        self.go(BreakerState::Open, BreakerState::HalfOpen);
+        self.transition(BreakerState::Open, BreakerState::HalfOpen);
     }
 
-    /// Takes in how the probe went.
+    /// Records the outcome of the probe that was sent at `began`.
     pub(super) fn probed(&self, outcome: Outcome, began: Instant) {
         if self.admits() {
             self.record(outcome, began);
         } else if outcome == Outcome::InTime {
-            self.level.store(ON_TRIAL, Ordering::Relaxed);
-            self.go(BreakerState::HalfOpen, BreakerState::Closed);
+            self.level.store(AFTER_PROBE, Ordering::Relaxed);
+            self.transition(BreakerState::HalfOpen, BreakerState::Closed);
         } else {
-            self.go(BreakerState::HalfOpen, BreakerState::Open);
+            self.transition(BreakerState::HalfOpen, BreakerState::Open);
         }
     }
 
-    fn go(&self, from: BreakerState, to: BreakerState) {
+    fn transition(&self, from: BreakerState, to: BreakerState) {
         let (from, next) = (from as u8, to as u8);
         let moved = self.state.compare_exchange(from, next, Ordering::AcqRel, Ordering::Relaxed);
         if moved.is_ok() {
             self.metrics.breaker_moves.inc(BreakerMove::of(self.dependency, to));
-            tracing::debug!(dependency = ?self.dependency, ?to, "a circuit breaker moved");
+            tracing::debug!(dependency = ?self.dependency, ?to, "a circuit breaker changed its state");
         }
     }
 }
@@ -151,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn every_fifth_answer_failing_trips_it_and_every_twentieth_does_not() {
+    fn a_fifth_of_failed_commands_trips_it_and_a_twentieth_does_not() {
         let (often, rarely) = (breaker(), breaker());
         for command in 0..1_000 {
             often.record(if command % 5 > 0 { InTime } else { Failed }, now());
@@ -162,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_that_are_late_together_are_one_failure() {
+    fn late_replies_that_overlap_are_one_failure() {
         let (together, apart) = (breaker(), breaker());
         let began = now();
         for _ in 0..1_000 {
@@ -176,10 +175,10 @@ mod tests {
     }
 
     #[test]
-    fn only_a_probe_that_was_answered_closes_it() {
+    fn only_a_successful_probe_closes_it() {
         let breaker = tripped();
         (0..1_000).for_each(|_| breaker.record(InTime, now()));
-        assert!(!breaker.admits(), "late answers of before");
+        assert!(!breaker.admits(), "replies to earlier commands do not close it");
         breaker.probing();
         assert!(!breaker.admits(), "callers do not probe");
         breaker.probed(Failed, now());
@@ -190,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn after_a_probe_it_is_on_trial() {
+    fn three_failures_after_a_probe_trip_it_again() {
         let breaker = tripped();
         breaker.probing();
         breaker.probed(InTime, now());
@@ -201,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn every_move_is_counted_once() {
+    fn every_transition_is_counted_once() {
         let breaker = tripped();
         let count = |to| breaker.metrics.breaker_moves.get(BreakerMove::of(breaker.dependency, to));
         breaker.record(Failed, now());

@@ -1,5 +1,5 @@
-//! Other catalogues that use the same Redis and the same namespace. Their keys are others, so they cannot be mixed up; but it is hardly
-//! meant, and whatever goes by the namespace (a count of keys, a deletion of all of them) concerns both.
+//! Detects other catalogues in the same Redis and namespace. Their keys differ, so entries cannot be mixed up; but it is
+//! probably a mistake, and operations on the namespace (counting or deleting its keys) affect both.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -11,26 +11,25 @@ use super::node::NodeCommand;
 use super::{Redis, Unavailable};
 use crate::metrics::RedisOperation;
 
-/// A catalogue of which no instance was here for this long is gone.
+/// A catalogue is gone when none of its instances has registered for this long.
 const GONE: Duration = Duration::from_secs(60);
-/// How long the list outlives its last writer.
+/// The TTL of the list, counted from its last write.
 const FORGET_CATALOGUE_AFTER: Duration = Duration::from_secs(3_600);
 
 impl Redis {
-    /// Enters this catalogue into the list of those that use the namespace, and looks for others. To be called every few
-    /// seconds.
+    /// Registers this catalogue in the list of those that use the namespace, and reads the others. Called every few seconds.
     pub(crate) async fn meet_catalogues(&self) -> Result<(), Unavailable> {
         let keys = self.keys().clone();
         let list = keys.catalogues(&self.options.namespace);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let entered = format!("{} {}", millis(now), self.options.database);
+        let value = format!("{} {}", millis(now), self.options.database);
         let ask = async |name, args: Vec<Value>| {
             let mut words = vec![list.clone().into()];
             words.extend(args);
             let reply = self.nodes.send(&list, NodeCommand::new(name, words)).await;
             self.counted(RedisOperation::Probe, reply)
         };
-        ask("HSET", vec![keys.catalogue.clone().into(), entered.into()]).await?;
+        ask("HSET", vec![keys.catalogue.clone().into(), value.into()]).await?;
         ask("PEXPIRE", vec![number(millis(FORGET_CATALOGUE_AFTER))]).await?;
         let listed = ask("HGETALL", Vec::new()).await?;
         let listed: Vec<String> = listed.convert().unwrap_or_default();
@@ -43,11 +42,11 @@ impl Redis {
                 false => drop(ask("HDEL", vec![pair[0].clone().into()]).await),
             }
         }
-        self.have_met(others);
+        self.set_others(others);
         Ok(())
     }
 
-    fn have_met(&self, others: Vec<String>) {
+    fn set_others(&self, others: Vec<String>) {
         let mut known = self.other_catalogues.lock();
         if known.is_empty() && !others.is_empty() {
             tracing::error!(
@@ -59,13 +58,13 @@ impl Redis {
         } else if !known.is_empty() && others.is_empty() {
             tracing::info!(
                 namespace = self.options.namespace,
-                "no other database uses the same Redis and namespace any more"
+                "instances on other databases have left this Redis and namespace"
             );
         }
         *known = others;
     }
 
-    /// How many other catalogues use the same Redis and namespace.
+    /// Other catalogues in the same Redis and namespace.
     #[must_use]
     pub fn other_catalogues(&self) -> u64 {
         self.other_catalogues.lock().len() as u64

@@ -1,4 +1,4 @@
-//! What the relay does to Redis: finding what is older than a change, and removing what cannot be replaced.
+//! The relay's operations on Redis: it finds entries that are older than a change, and removes those it cannot replace.
 
 use fred::types::Value;
 use futures_util::future::join_all;
@@ -10,11 +10,11 @@ use super::{Redis, Unavailable};
 use crate::metrics::RedisOperation;
 use crate::product::{Change, ProductId, Revision, Version};
 
-/// Seconds that a mark outlives the last relay of its epoch.
+/// The TTL of a mark in seconds, counted from the last write of a relay.
 const MARK_KEPT: u64 = 30 * 86_400;
 
 impl Redis {
-    /// Breaks the leases of products that changed, pipelined. One answer for each: whether Redis holds an older entry of it.
+    /// Breaks the leases of changed products, pipelined. Returns for each whether Redis holds an older entry.
     pub(crate) async fn supersede(&self, changes: &[Change]) -> Vec<Result<bool, Unavailable>> {
         let asked = changes.iter().map(|change| {
             let args = vec![head_of(change.revision).into()];
@@ -24,7 +24,7 @@ impl Redis {
         join_all(asked).await.into_iter().map(older).collect()
     }
 
-    /// Removes the entries and breaks the leases of products, whatever they hold. One answer for each.
+    /// Removes the entries of products unconditionally, and breaks their leases. Returns one result for each.
     pub(crate) async fn remove(&self, ids: &[ProductId]) -> Vec<Result<(), Unavailable>> {
         let keys = self.scope().load_full();
         if self.nodes.is_cluster() {
@@ -45,26 +45,26 @@ impl Redis {
         vec![self.counted(RedisOperation::Relay, reply).map(drop); ids.len()]
     }
 
-    /// Removes an entry that claims a version above `ceiling`, which PostgreSQL has not given out.
+    /// Removes an entry with a version above `ceiling`, which PostgreSQL has not assigned.
     pub(crate) async fn remove_above(&self, id: ProductId, ceiling: Version) {
         self.metrics.redis_impossible.inc(());
-        tracing::warn!(%id, %ceiling, "an entry in Redis claims a version that PostgreSQL has not given out; removing it");
+        tracing::warn!(%id, %ceiling, "an entry in Redis has a version that PostgreSQL has not assigned; removing it");
         let args = vec![head_of(Revision::gone_after(ceiling)).into()];
         let keys = vec![self.keys().entry(id)];
         let reply = self.run::<i64>(&self.scripts.remove_above, keys, args).await;
-        // What could not be removed is found again.
+        // If the removal fails, the next read of the key repeats it.
         let _ = self.counted(RedisOperation::Get, reply);
     }
 
-    /// The mark that an instance of this catalogue has left here last, as it wrote it.
+    /// The mark that a relay of this catalogue wrote last.
     pub(crate) async fn read_mark(&self) -> Result<Option<String>, Unavailable> {
         let key = self.keys().mark();
         let reply = self.nodes.send(&key, NodeCommand::new("GET", vec![key.clone().into()])).await;
         Ok(self.counted(RedisOperation::Relay, reply)?.into_string())
     }
 
-    /// Leaves a mark, by which an instance on another copy of the database is found out.
-    pub(crate) async fn leave_mark(&self, mark: &str) -> Result<(), Unavailable> {
+    /// Writes a mark, by which a relay on another copy of the database detects that Redis was filled from this one.
+    pub(crate) async fn write_mark(&self, mark: &str) -> Result<(), Unavailable> {
         let key = self.keys().mark();
         let args = vec![key.clone().into(), mark.to_owned().into(), "EX".into(), number(MARK_KEPT)];
         let set = NodeCommand::new("SET", args);

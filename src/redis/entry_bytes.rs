@@ -1,11 +1,11 @@
-//! Entries as Redis holds them: a small head, then the frame of the encoded product.
+//! The format of entries in Redis: a head, then the frame of the encoded product.
 //!
 //! ```text
 //! 0      1      2        10        18        22        26     30
 //! format flags  version  known_at  soft TTL  hard TTL  crc32  frame ...
 //! ```
-//! All numbers big endian; `known_at` in milliseconds of Unix time, TTLs in milliseconds, the checksum over
-//! everything else. The scripts read the first ten bytes.
+//! Numbers are big endian, `known_at` is in milliseconds of Unix time, TTLs are in milliseconds, and the checksum covers all
+//! other bytes. The scripts read the first ten bytes.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -33,7 +33,7 @@ pub(super) fn encode(entry: &Entry) -> Bytes {
     bytes.freeze()
 }
 
-/// The head of an entry of `revision`, as far as the scripts read it.
+/// The first ten bytes of an entry of `revision`, which is all that the scripts read.
 pub(super) fn head_of(revision: Revision) -> Bytes {
     let mut head = BytesMut::with_capacity(10);
     put_revision(&mut head, revision);
@@ -46,7 +46,7 @@ fn put_revision(bytes: &mut BytesMut, revision: Revision) {
     bytes.put_i64(revision.version.0);
 }
 
-/// `None` when these bytes are not an entry.
+/// `None` when the bytes are not a valid entry.
 pub(super) fn decode(bytes: &[u8]) -> Option<Entry> {
     let head: &[u8; HEAD] = bytes.first_chunk()?;
     let frame = bytes.get(HEAD..)?;
@@ -71,8 +71,8 @@ pub(super) fn decode(bytes: &[u8]) -> Option<Entry> {
     Entry::from_frame(revision, known_at, ttl, frame)
 }
 
-/// An entry from further in the future than clocks differ was stamped by one that is wrong, or ours is: nobody
-/// knows its age. It counts as past its soft TTL: it is served, and refreshed.
+/// An entry from further in the future than [`MAX_CLOCK_SKEW`] proves that one of the two clocks is wrong, so its age is
+/// unknown. It counts as past its soft TTL: it is served and refreshed.
 fn known_at(wall: SystemTime, ttl: Ttl) -> Moment {
     match wall.duration_since(SystemTime::now()) {
         Ok(ahead) if ahead > MAX_CLOCK_SKEW => Moment::now().before(ttl.soft),
@@ -100,14 +100,14 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_comes_back_as_it_went() {
+    fn decode_reverses_encode() {
         let product = Revision::live(Version(7));
         let frame = [0, 0, 0, 0, 1, 7];
         let long_ago = Moment::now().before(Duration::from_secs(10 * 365 * 86_400));
         for entry in [
             Entry::tombstone(Version(i64::MAX), Moment::now(), ttl()),
             Entry::from_frame(product, Moment::now(), ttl(), &frame).expect("a frame"),
-            // Before this machine ran.
+            // Older than the uptime of this machine.
             Entry::from_frame(product, long_ago, ttl(), &frame).expect("a frame"),
         ] {
             let back = decode(&encode(&entry)).expect("an entry");
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn no_single_changed_or_missing_byte_goes_unnoticed() {
+    fn an_entry_with_a_changed_or_missing_byte_is_unreadable() {
         let bytes = encode(&Entry::tombstone(Version(7), Moment::now(), ttl()));
         for at in 0..bytes.len() {
             let mut changed = bytes.to_vec();

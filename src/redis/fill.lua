@@ -1,8 +1,8 @@
--- Stores what was loaded under a lease, and gives the lease back.
+-- Stores the result of a load under its lease, and releases the lease.
 -- KEYS: entry, lock. ARGV: token, entry, TTL of the entry in ms.
--- Returns {'stored'}, or {'lost' | 'older', what Redis holds}.
--- A broken lease means that something was committed since the load began, so what it read may be old,
--- even when the newer entry is no longer here to compare with.
+-- Returns {'stored'}, or {'lost' | 'older', the entry in Redis}.
+-- A broken lease means that a change was committed after the load began, so its result may be old, even when the newer
+-- entry has been evicted and cannot be compared with. 'stored' for an equal entry makes a repeated command idempotent.
 local held = read(KEYS[1])
 if redis.call('GET', KEYS[2]) ~= ARGV[1] then
     if held == ARGV[2] then return {'stored'} end

@@ -1,6 +1,6 @@
-//! Hints: what instances publish when they have written, so that the others hear of it within a millisecond.
+//! Hints: an instance publishes what it has written, so that the others observe it within a millisecond.
 //!
-//! Nothing rests on them. A hint that is lost costs one poll interval, and one that is wrong is forgotten with the next poll.
+//! Correctness does not depend on them. A lost hint delays the change by one poll interval; the next poll discards a wrong one.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,40 +14,40 @@ use fred::types::{Message, Value};
 use tokio::sync::broadcast::{Receiver, error::RecvError};
 
 use super::node::NodeCommand;
-use super::nodes::{Nodes, nobody};
+use super::nodes::{Nodes, no_server};
 use super::{Redis, Scope, Unavailable};
 use crate::metrics::RedisOperation;
 use crate::product::{Change, ProductId, Revision, Version};
 
-/// Changes in one message. Of more the others are only told to poll.
-const PACKED: usize = 1_000;
-/// Bytes of a change: id, version, whether it is a deletion.
-const CHANGE: usize = 17;
-/// Between looks at where hints come from, and between tries to connect.
-const LOOK: Duration = Duration::from_millis(500);
-/// How long a connection may take.
+/// Changes in one message. For more, the message is empty, and the other instances poll.
+const MAX_CHANGES: usize = 1_000;
+/// Bytes of a change: id (8), version (8), whether it is a deletion (1).
+const CHANGE_BYTES: usize = 17;
+/// The interval between checks of the subscription, and between attempts to connect.
+const CHECK_INTERVAL: Duration = Duration::from_millis(500);
+/// The timeout of a connection, a subscription and a ping.
 const CONNECT: Duration = Duration::from_secs(1);
 
-/// What another instance has published.
+/// A message of another instance.
 #[derive(Debug)]
 pub(crate) enum Hint {
     /// These products changed.
     Changes(Vec<Change>),
-    /// Something changed: only a poll tells what.
+    /// Something changed; a poll is needed to read what.
     Poll,
 }
 
 impl Redis {
-    /// Tells the other instances what changed.
+    /// Publishes changes to the other instances.
     pub(crate) async fn publish_hint(&self, changes: &[Change]) -> Result<(), Unavailable> {
-        let packed = if changes.len() > PACKED { Bytes::new() } else { pack(changes) };
+        let packed = if changes.len() > MAX_CHANGES { Bytes::new() } else { pack(changes) };
         let channel = self.keys().channel();
         let publish = NodeCommand::new("PUBLISH", vec![channel.clone().into(), packed.into()]);
         let reply = self.nodes.send(&channel, publish).await;
         self.counted(RedisOperation::Hint, reply).map(drop)
     }
 
-    /// Hears what other instances publish.
+    /// Subscribes to the changes that instances publish.
     pub(crate) fn hints(&self) -> Hints {
         Hints { nodes: Arc::clone(&self.nodes), scope: self.scope(), subscription: None }
     }
@@ -70,56 +70,57 @@ struct Subscription {
 }
 
 impl Hints {
-    /// Waits for the next one, however long Redis is away.
+    /// Waits for the next hint. While Redis is unreachable, it retries without limit.
     pub(crate) async fn next(&mut self) -> Hint {
         loop {
             let Some(subscription) = &mut self.subscription else {
                 if let Err(error) = self.subscribe().await {
-                    tracing::debug!(%error, "changes are not hinted at");
-                    tokio::time::sleep(LOOK).await;
+                    tracing::debug!(%error, "the subscription to hints failed; retrying");
+                    tokio::time::sleep(CHECK_INTERVAL).await;
                     continue;
                 }
-                // What was published meanwhile is not heard.
+                // What was published before the subscription is missed.
                 return Hint::Poll;
             };
-            match tokio::time::timeout(LOOK, subscription.messages.recv()).await {
+            match tokio::time::timeout(CHECK_INTERVAL, subscription.messages.recv()).await {
                 Ok(Ok(message)) => match message.value.into_bytes().and_then(unpack) {
                     Some(changes) if !changes.is_empty() => return Hint::Changes(changes),
-                    // Of many changes, or by another program.
+                    // Empty because of too many changes, or published by another program.
                     _ => return Hint::Poll,
                 },
                 Ok(Err(RecvError::Lagged(_))) => return Hint::Poll,
                 Ok(Err(RecvError::Closed)) => self.end().await,
-                Err(_) => self.move_on().await,
+                Err(_) => self.check_subscription().await,
             }
         }
     }
 
     async fn subscribe(&mut self) -> Result<(), Error> {
         let channel = self.scope.load().channel();
-        let node = self.nodes.of_key(&channel).ok_or_else(nobody)?;
+        let node = self.nodes.of_key(&channel).ok_or_else(no_server)?;
         let client = self.nodes.client(&node.server)?;
-        // Before the connection is made: fred subscribes again by itself whenever it has reconnected.
+        // Taken before the connection is made, so that no message is missed. fred resubscribes by itself after a reconnection.
         let messages = client.message_rx();
         drop(client.connect());
         let connected = tokio::time::timeout(CONNECT, client.wait_for_connect());
-        connected.await.unwrap_or_else(|_| Err(nobody()))?;
+        connected.await.unwrap_or_else(|_| Err(no_server()))?;
         let subscribed = tokio::time::timeout(
             CONNECT,
             client.subscribe(String::from_utf8_lossy(&channel).into_owned()),
         );
-        subscribed.await.unwrap_or_else(|_| Err(nobody()))?;
+        subscribed.await.unwrap_or_else(|_| Err(no_server()))?;
         let server = node.server.clone();
         self.subscription = Some(Subscription { channel, server, client, messages });
         Ok(())
     }
 
-    /// Another epoch has another channel, and in a cluster a server may be gone.
-    async fn move_on(&mut self) {
+    /// Ends the subscription when the epoch, and so the channel, has changed, when the server has left the cluster, or when the
+    /// connection is dead.
+    async fn check_subscription(&mut self) {
         let Some(Subscription { channel, server, client, .. }) = &self.subscription else { return };
         let current = self.scope.load().channel();
         let serves = self.nodes.of_key(&current).is_some_and(|node| node.server == *server);
-        // A connection that was cut off without a word answers no ping.
+        // A connection that was cut off without a FIN or RST answers no ping.
         let ping = tokio::time::timeout(CONNECT, client.ping::<Value>(None)).await;
         if current != *channel || !serves || !matches!(ping, Ok(Ok(_))) {
             self.end().await;
@@ -128,14 +129,14 @@ impl Hints {
 
     async fn end(&mut self) {
         if let Some(Subscription { client, .. }) = self.subscription.take() {
-            // Nothing is lost with a connection that does not close.
-            let _ = tokio::time::timeout(LOOK, client.quit()).await;
+            // Bounded: no message is waited for on this connection.
+            let _ = tokio::time::timeout(CHECK_INTERVAL, client.quit()).await;
         }
     }
 }
 
 fn pack(changes: &[Change]) -> Bytes {
-    let mut packed = BytesMut::with_capacity(changes.len() * CHANGE);
+    let mut packed = BytesMut::with_capacity(changes.len() * CHANGE_BYTES);
     for change in changes {
         packed.put_i64(change.id.get());
         packed.put_i64(change.revision.version.0);
@@ -145,9 +146,10 @@ fn pack(changes: &[Change]) -> Bytes {
 }
 
 fn unpack(mut packed: Bytes) -> Option<Vec<Change>> {
-    let mut changes = Vec::with_capacity(packed.len().min(PACKED * CHANGE) / CHANGE);
-    while packed.has_remaining() && changes.len() < PACKED {
-        if packed.remaining() < CHANGE {
+    let mut changes =
+        Vec::with_capacity(packed.len().min(MAX_CHANGES * CHANGE_BYTES) / CHANGE_BYTES);
+    while packed.has_remaining() && changes.len() < MAX_CHANGES {
+        if packed.remaining() < CHANGE_BYTES {
             return None;
         }
         let id = ProductId::new(packed.get_i64())?;
@@ -163,7 +165,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn changes_come_back_as_they_went() {
+    fn unpack_reverses_pack() {
         let change = |id, version, deleted| Change {
             id: ProductId::new(id).expect("positive"),
             revision: Revision { version: Version(version), deleted },

@@ -1,4 +1,4 @@
-//! Looking at what Redis holds of one product, without changing it.
+//! Reads what Redis holds for one product, without side effects.
 
 use std::time::Duration;
 
@@ -12,26 +12,22 @@ use crate::entry::Entry;
 use crate::metrics::RedisOperation;
 use crate::product::ProductId;
 
-/// What Redis holds of one product.
+/// What Redis holds for one product.
 #[derive(Debug)]
 pub struct RedisState {
-    /// The entry, if there is one that can be read.
+    /// The entry; `None` if there is none or it is unreadable.
     pub entry: Option<Entry>,
-    /// The lease, if somebody holds it.
     pub lease: Option<LeaseState>,
 }
 
-/// A lease that somebody holds.
 #[derive(Debug)]
 pub struct LeaseState {
-    /// Its token.
     pub token: Bytes,
-    /// How long ago it was taken or last renewed.
+    /// The time since the lease was taken or last renewed.
     pub age: Duration,
 }
 
 impl Redis {
-    /// Looks at one product.
     pub(crate) async fn inspect(&self, id: ProductId) -> Result<RedisState, Unavailable> {
         let ask = |name, key: Bytes| {
             let command = NodeCommand::new(name, vec![key.clone().into()]);
@@ -42,7 +38,6 @@ impl Redis {
             ask("GET", self.keys().lock(id)),
             ask("PTTL", self.keys().lock(id)),
         );
-        // A key of another type holds nothing that can be read.
         let entry = wrong_type_as_value(entry);
         let entry = self.counted(RedisOperation::Get, entry)?;
         let token = self.counted(RedisOperation::Lease, token)?;

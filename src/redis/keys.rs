@@ -8,15 +8,15 @@ use bytes::Bytes;
 use super::nodes;
 use crate::product::ProductId;
 
-/// The keys of the catalogue's present epoch.
+/// The keys of the current epoch.
 pub(super) type Scope = Arc<ArcSwap<Keys>>;
 
-/// The names of keys and channels: the namespace, and what is this catalogue's and this epoch's own. Another database, and this
-/// one after it went back, has others, whatever its namespace.
+/// Every name contains the namespace and the scope, a hash of the catalogue's identity and its epoch. So another database, and
+/// this one after a restore, has other keys even in the same namespace.
 #[derive(Debug)]
 pub(super) struct Keys {
     pub(super) prefix: String,
-    /// What is the catalogue's own, whatever its epoch.
+    /// The catalogue's identity, the same in every epoch.
     pub(super) catalogue: String,
 }
 
@@ -33,7 +33,7 @@ impl Keys {
         format!("{}:{{{id}}}:p", self.prefix).into()
     }
 
-    // The same hash tag, so the same slot of a cluster: one script may see both.
+    // The hash tag puts the lock into the entry's slot, so that one script can access both in a cluster.
     pub(super) fn lock(&self, id: ProductId) -> Bytes {
         format!("{}:{{{id}}}:lock", self.prefix).into()
     }
@@ -46,7 +46,7 @@ impl Keys {
         format!("{}:mark", self.prefix).into()
     }
 
-    /// Of a node that serves the slot of `tag`: the key that holds its replication id, and one that holds nothing.
+    /// Two keys in the slot of `tag`: the one for the node's replication id, and one for test writes, which stays empty.
     pub(super) fn of_node(&self, tag: u32) -> (Bytes, Bytes) {
         let tag = nodes::hash_tag(tag);
         let key = |part| format!("{}:{{{tag}}}:{part}", self.prefix).into();

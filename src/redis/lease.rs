@@ -1,5 +1,6 @@
-//! Leases: who loads a product from Postgres. A lease saves work, it never decides what is right; a fill is
-//! accepted only from its holder, and every write breaks it.
+//! Leases: at most one instance loads a product from Postgres at a time. Redis accepts a fill only from the holder, and every
+//! write breaks the lease, so a slow load cannot store an old version.
+//! (Nishtala et al., "Scaling Memcache at Facebook", NSDI 2013.)
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -17,35 +18,34 @@ use crate::entry::Entry;
 use crate::metrics::{FillRejection, LeaseOutcome, RedisOperation};
 use crate::product::ProductId;
 
-/// The right to load a product and to fill Redis with it. Dropped, it expires by itself.
+/// The right to load a product and to fill Redis with it. A dropped lease expires after its TTL.
 #[derive(Debug)]
 pub(crate) struct Lease {
     id: ProductId,
     token: Bytes,
 }
 
-/// What asking for a lease came to.
+/// The result of an attempt to take a lease.
 #[derive(Debug)]
 pub(crate) struct Asked {
-    /// The lease, unless somebody else holds it.
+    /// `None` while another load holds it.
     pub(crate) lease: Option<Lease>,
-    /// What Redis holds by now.
+    /// The entry in Redis at that moment.
     pub(crate) entry: Option<Entry>,
 }
 
-/// What a fill came to.
+/// The result of a fill.
 #[derive(Debug)]
 pub(crate) enum Filled {
-    /// Redis holds what was offered.
     Stored,
-    /// The lease was broken or had expired: what was loaded may be old. What Redis holds instead.
+    /// The lease was broken or had expired, so the loaded entry may be old. Contains the entry in Redis.
     Lost(Option<Entry>),
-    /// Redis holds this, which is newer.
+    /// Redis holds this newer entry.
     Older(Entry),
 }
 
 impl Redis {
-    /// Asks for the leases of several products, pipelined; one answer for each.
+    /// Tries to take the leases of several products, pipelined. Returns one result for each.
     pub(crate) async fn try_leases(
         &self,
         ids: &[ProductId],
@@ -71,7 +71,7 @@ impl Redis {
         Ok(Asked { lease, entry: self.read_value(id, value).await })
     }
 
-    /// Fills Redis with what was loaded under `lease`, and gives the lease back.
+    /// Fills Redis with the entry loaded under `lease`, and releases the lease.
     pub(crate) async fn fill(
         &self,
         lease: &Lease,
@@ -100,7 +100,7 @@ impl Redis {
         })
     }
 
-    /// With the protection off, a lease that was lost is as good as one that is held.
+    /// With the protection off, takes a lost lease back, so that the fill is accepted.
     async fn take_lease_back(&self, lease: &Lease) {
         if self.controls.holds(Protection::FillLease) {
             return;
@@ -110,7 +110,7 @@ impl Redis {
         let _ = self.nodes.send(&key, NodeCommand::new("SET", args)).await;
     }
 
-    /// Extends leases for ever, three times in each of their TTLs; to be raced against the load.
+    /// Renews leases three times per TTL. It never returns; the caller selects between it and the load.
     pub(crate) async fn keep_renewing(&self, leases: &[Lease]) -> Infallible {
         let mut tick = tokio::time::interval(self.options.lease_ttl / 3);
         tick.tick().await;
@@ -121,25 +121,25 @@ impl Redis {
                 self.run::<i64>(&self.scripts.renew, vec![self.keys().lock(lease.id)], args)
             });
             for renewed in join_all(renewals).await {
-                // A lease that could not be renewed is lost, and the fill will be told so.
+                // If a renewal fails, the lease may expire; the fill then returns `Lost`.
                 let _ = self.counted(RedisOperation::Lease, renewed);
             }
         }
     }
 
-    /// Gives leases back without a fill, so that nobody waits for them to expire.
+    /// Releases leases without a fill, so that other loads need not wait for them to expire.
     pub(crate) async fn release(&self, leases: &[Lease]) {
         let releases = leases.iter().map(|lease| {
             let args = vec![lease.token.clone().into()];
             self.run::<i64>(&self.scripts.release, vec![self.keys().lock(lease.id)], args)
         });
         for released in join_all(releases).await {
-            // What could not be given back expires by itself.
+            // If the release fails, the lease expires.
             let _ = self.counted(RedisOperation::Lease, released);
         }
     }
 
-    /// How long to wait for somebody else's load before asking again.
+    /// The pause before the next attempt while another instance loads: exponential from 4 to 64 ms, jittered down to half.
     #[must_use]
     pub(crate) fn poll_pause(&self, attempt: u32) -> Duration {
         let ceiling = Duration::from_millis(4) * 2_u32.pow(attempt.min(4));
@@ -147,7 +147,7 @@ impl Redis {
     }
 }
 
-/// How long Redis keeps an entry. It takes no zero, which would leave the old one in its place.
+/// The TTL of an entry in Redis, in ms. At least 1: Redis rejects `PX 0`, and the old entry would stay.
 pub(super) fn lifetime(entry: &Entry) -> Value {
     number(millis(entry.ttl().hard).max(1))
 }

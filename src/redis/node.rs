@@ -1,4 +1,4 @@
-//! One Redis server: the connections to it, the breaker in front of it, and what is known of it.
+//! One Redis server: its connections, its breaker, and the state that probes keep about it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -14,32 +14,30 @@ use fred::types::{Builder, ClusterHash, CustomCommand, Value};
 use parking_lot::Mutex;
 
 use super::breaker::{Breaker, Outcome};
-use super::probe::{Events, Memory};
+use super::probe::{Events, ProbeState};
 use super::refusal::RedisRefusals;
 use super::replication::Replication;
 use super::{RedisOptions, connection_config, reconnect_policy};
 use crate::metrics::{Metrics, RedisDependency};
 use crate::moment::Moment;
 
-/// A command and its arguments.
 #[derive(Clone, Debug)]
 pub(super) struct NodeCommand {
     name: &'static str,
-    /// The same, or of a script the script's name.
+    /// For a script the script's name, otherwise `name`.
     label: &'static str,
     args: Vec<Value>,
 }
 
-/// There is no reply to a command.
+/// Why a command has no reply.
 #[derive(Debug)]
 pub(super) enum NoReply {
-    /// It was not sent: the breaker is open, or nobody is known to serve the key.
+    /// It was not sent: the breaker is open, or no server of the key is known.
     Refused,
-    /// It was sent, and failed or was not answered in time.
+    /// It was sent and failed, or timed out.
     Failed(Error),
 }
 
-/// A server.
 #[derive(Debug)]
 pub(super) struct Node {
     pub(super) server: Server,
@@ -47,16 +45,16 @@ pub(super) struct Node {
     pub(super) breaker: Breaker,
     pub(super) refusals: RedisRefusals,
     pub(super) events: Mutex<Events>,
-    pub(super) memory: Mutex<Memory>,
+    pub(super) probe_state: Mutex<ProbeState>,
     pub(super) in_cluster: bool,
     /// See [`RedisOptions::coverage`].
     pub(super) coverage: Duration,
     replication: Mutex<Replication>,
-    /// The hash tag of keys that this node serves.
+    /// The number of a hash tag whose slot this node serves; see [`hash_tag`](super::nodes::hash_tag).
     tag: AtomicU32,
     pool: Pool,
     command: Options,
-    /// An answer later than this counts as a failure.
+    /// A reply that takes longer counts as late: see [`Outcome::Late`].
     late: Duration,
 }
 
@@ -65,7 +63,7 @@ impl NodeCommand {
         Self { name, label: name, args }
     }
 
-    /// The same, told apart from others of its name.
+    /// With a label, by which refusals of this script differ from those of others.
     pub(super) fn labelled(self, label: &'static str) -> Self {
         Self { label, ..self }
     }
@@ -76,7 +74,7 @@ impl NodeCommand {
 }
 
 impl Node {
-    /// Connects in the background, and goes on trying for ever.
+    /// Connects in the background; failed attempts are retried without limit.
     pub(super) fn connect(
         server: Server,
         config: &Config,
@@ -93,14 +91,14 @@ impl Node {
             })
             .set_connection_config(connection_config())
             .build_pool(options.connections)?;
-        // From before the first attempt on.
+        // Subscribed before the first attempt, so that its failure is seen.
         let events = Mutex::new(Events::of(pool.clients()));
-        // The handles end with the pool.
+        // The tasks behind these handles end with the pool.
         drop(pool.connect_pool());
         Ok(Self {
             refusals: RedisRefusals::new(server.to_string(), in_cluster),
             events,
-            memory: Mutex::default(),
+            probe_state: Mutex::default(),
             in_cluster,
             coverage: options.coverage,
             replication: Mutex::default(),
@@ -118,15 +116,15 @@ impl Node {
         self.pool.clients().iter().filter(|client| client.is_connected()).count()
     }
 
-    /// How many connections there are when all stand.
+    /// The number of connections when all are established.
     pub(super) fn size(&self) -> usize {
         self.pool.size()
     }
 
-    /// Makes every connection anew; what is in flight on them fails.
+    /// Reconnects every connection. Commands in flight fail.
     pub(super) async fn reconnect(&self) {
         for client in self.pool.clients() {
-            // Where none stands, fred is making one.
+            // An error means that fred is connecting already.
             let _ = client.force_reconnection().await;
         }
     }
@@ -147,13 +145,12 @@ impl Node {
         *self.replication.lock() = Replication { id, since: Some(since) };
     }
 
-    /// The moment of [`Replication::since`].
     pub(super) fn complete_since(&self) -> Option<Moment> {
         self.replication.lock().since
     }
 
     pub(super) async fn close(&self) {
-        // Nothing is lost with a connection that does not close.
+        // Bounded: no reply is waited for on these connections.
         let _ = tokio::time::timeout(Duration::from_secs(1), self.pool.quit()).await;
     }
 
@@ -168,7 +165,7 @@ impl Node {
         reply.map_err(NoReply::Failed)
     }
 
-    /// The same, about a slot that is being moved to this server.
+    /// Sends a command for a slot that is migrating to this server.
     pub(super) async fn send_asking(&self, command: NodeCommand) -> Result<Value, NoReply> {
         if !self.breaker.admits() {
             return Err(NoReply::Refused);
@@ -177,26 +174,26 @@ impl Node {
         let asking = NodeCommand::new("ASKING", Vec::new());
         for NodeCommand { name, args, .. } in [asking, command] {
             let command = NodeCommand::new(name, Vec::new()).custom();
-            // A pipeline says of each command that it is queued.
+            // A pipeline answers each command with QUEUED until the last one runs them.
             let queued: Result<Value, Error> = pipeline.custom(command, args).await;
             queued.map_err(NoReply::Failed)?;
         }
         pipeline.last().await.map_err(NoReply::Failed)
     }
 
-    /// Sends a command, whatever the breaker says.
+    /// Sends a command, even while the breaker is open.
     pub(super) async fn transmit(&self, command: NodeCommand) -> Result<Value, Error> {
         let client = self.pool.next_connected().with_options(&self.command);
         let (custom, NodeCommand { name, label, args }) = (command.custom(), command);
         let reply = client.custom(custom, args).await;
-        // That INFO is denied is no refusal: Redis is used without it.
+        // A denied INFO is no refusal, because Redis is used without it.
         if name != "INFO" {
             self.refusals.record(name, label, &reply);
         }
         reply
     }
 
-    /// Runs a script that belongs to a probe.
+    /// Runs a script of a probe, even while the breaker is open.
     pub(super) async fn run(
         &self,
         script: &Script,
@@ -226,7 +223,7 @@ impl Node {
     }
 }
 
-/// Whether the server itself spoke, and is in a state to serve. That it does not like a command is an answer.
+/// Whether the reply came from a server that can serve. An error reply about the command itself counts as an answer.
 pub(super) fn answered(reply: &Result<Value, Error>) -> bool {
     const UNFIT: [&str; 4] = ["LOADING", "CLUSTERDOWN", "MASTERDOWN", "BUSY"];
     match reply {

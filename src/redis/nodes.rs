@@ -1,7 +1,7 @@
-//! Which server serves which key: one for all, or in a cluster each its slots.
+//! The Redis servers, and which of them serves which key.
 //!
-//! The cluster is routed here, and each server has connections and a breaker of its own, so that one which is down
-//! costs nobody but its own keys. (fred's client of a cluster reconnects as a whole when one node is gone.)
+//! A cluster is routed here and not by fred: each server has its own connections and breaker, so that a failed server affects
+//! its own keys only. (fred's cluster client reconnects to all servers when one fails.)
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -27,30 +27,29 @@ use super::slots::{self, Range, Redirect};
 use crate::metrics::{Metrics, RedisRefusal};
 
 const SLOTS: usize = 16_384;
-/// A map of the cluster is looked at again after this long, though nobody was sent elsewhere.
+/// The slot map of a cluster is read again after this long, even without a redirect.
 const REMAP: Duration = Duration::from_secs(5);
-/// A server without slots that somebody was sent to is kept this long: slots are being moved there.
+/// A server without slots that was the target of a redirect is kept this long, because slots are migrating to it.
 const KEEP_OLD_NODES: Duration = Duration::from_secs(60);
 
-/// The servers.
 #[derive(Debug)]
 pub(super) struct Nodes {
     config: Config,
     options: RedisOptions,
     metrics: Arc<Metrics>,
-    /// Where a cluster is asked who serves what, when nobody is known who could say. Empty: it is no cluster.
+    /// The configured servers of a cluster, which are asked for the slot map while no node is known. Empty without a cluster.
     seeds: Vec<Server>,
     map: ArcSwap<Map>,
     mapped: Mutex<Option<Instant>>,
     outdated: AtomicBool,
-    /// What the cluster as a whole refuses.
+    /// Refusals of the cluster as a whole.
     refusals: RedisRefusals,
 }
 
 #[derive(Clone, Debug, Default)]
 struct Map {
     nodes: Vec<Arc<Node>>,
-    /// For each slot a place in `nodes`.
+    /// For each slot an index into `nodes`.
     slots: Vec<Option<u16>>,
 }
 
@@ -68,7 +67,7 @@ impl Nodes {
                 (seeds.collect(), Vec::new())
             }
             server => {
-                let server = server.hosts().into_iter().next().ok_or_else(nobody)?;
+                let server = server.hosts().into_iter().next().ok_or_else(no_server)?;
                 let server = Server { host: slots::bare(&server.host).into(), ..server };
                 let node = Node::connect(server, &config, options, &metrics)?;
                 (Vec::new(), vec![Arc::new(node)])
@@ -95,24 +94,24 @@ impl Nodes {
         self.map.load().nodes.clone()
     }
 
-    /// What each node refuses, and the cluster as a whole.
+    /// The refusals of each node, and those of the cluster as a whole.
     pub(super) fn refusals(&self) -> Vec<impl std::ops::Deref<Target = RedisRefusals>> {
         let nodes = self.all().into_iter().map(OfNode::Node);
         nodes.chain([OfNode::Cluster(&self.refusals)]).collect()
     }
 
-    /// Says of every node without a connection that it is unreachable.
-    pub(super) fn note_unreachable(&self, said: &str) {
+    /// Records every node without a connection as unreachable.
+    pub(super) fn note_unreachable(&self, error_text: &str) {
         let nodes = self.all();
         if nodes.is_empty() {
-            self.refusals.is_unreachable(said);
+            self.refusals.is_unreachable(error_text);
         }
         for node in nodes.iter().filter(|node| node.connections() == 0) {
-            node.refusals.is_unreachable(said);
+            node.refusals.is_unreachable(error_text);
         }
     }
 
-    /// Who serves `key`; `None` while nobody does.
+    /// The node that serves `key`; `None` while its slot has none.
     pub(super) fn of_key(&self, key: &[u8]) -> Option<Arc<Node>> {
         let map = self.map.load();
         let place = if self.is_cluster() {
@@ -123,7 +122,7 @@ impl Nodes {
         map.nodes.get(place).cloned()
     }
 
-    /// Sends a command to whoever serves `key`, and follows it once when it is sent elsewhere.
+    /// Sends a command to the node that serves `key`, and follows one redirect.
     pub(super) async fn send(&self, key: &Bytes, command: NodeCommand) -> Result<Value, NoReply> {
         let node = self.of_key(key).ok_or(NoReply::Refused)?;
         if !self.is_cluster() {
@@ -157,7 +156,7 @@ impl Nodes {
         }
     }
 
-    /// A server that has no slots yet. It is of use as soon as its connections stand.
+    /// Adds a server without slots. Commands to it fail until a connection is established.
     fn adopt(&self, server: Server) -> Result<Arc<Node>, Error> {
         let node = Arc::new(Node::connect(server, &self.config, &self.options, &self.metrics)?);
         self.map.rcu(|map| {
@@ -168,7 +167,7 @@ impl Nodes {
         Ok(node)
     }
 
-    /// A client of `server` with one connection, for a subscription.
+    /// A client with one connection to `server`, for a subscription.
     pub(super) fn client(&self, server: &Server) -> Result<Client, Error> {
         let server = ServerConfig::Centralized { server: server.clone() };
         Builder::from_config(Config { server, ..self.config.clone() })
@@ -177,9 +176,9 @@ impl Nodes {
             .build()
     }
 
-    /// Asks the cluster anew who serves what, if there is reason to.
+    /// Reads the slot map again if it is old, if a redirect proved it outdated, or if a node's breaker is open.
     pub(super) async fn remap(&self) {
-        self.refusals.settle();
+        self.refusals.end_recovered();
         let fresh = self.mapped.lock().is_some_and(|mapped| mapped.elapsed() < REMAP);
         let sound = self.all().iter().all(|node| node.breaker.admits());
         let outdated = self.outdated.swap(false, Ordering::Relaxed);
@@ -196,12 +195,14 @@ impl Nodes {
                 errors.iter().for_each(|error| self.refusals.failed(error, None));
                 self.refusals.is_not_reached(errors.first().map_or("", Error::details));
             }
-            // Each of the nodes says so for itself.
-            Err(errors) => tracing::debug!(?errors, "no node says which one serves which slot"),
+            // Each node's own probe reports that it is unreachable.
+            Err(errors) => {
+                tracing::debug!(?errors, "no node returned the slot map; the old one stays")
+            }
         }
     }
 
-    /// From the first that answers: of the servers in use, or else of those in the configuration.
+    /// Takes the first reply, of the nodes in use or else of the configured servers.
     async fn ask_for_map(&self) -> Result<Vec<Range>, Vec<Error>> {
         let nodes = self.all();
         let asked = nodes.iter().map(|node| {
@@ -214,10 +215,10 @@ impl Nodes {
         if let Ok(ranges) = first_ok(asked.collect()).await {
             return Ok(ranges);
         }
-        first_ok(self.seeds.iter().map(|seed| self.ask_stranger(seed).boxed()).collect()).await
+        first_ok(self.seeds.iter().map(|seed| self.ask_seed(seed).boxed()).collect()).await
     }
 
-    async fn ask_stranger(&self, seed: &Server) -> Result<Vec<Range>, Error> {
+    async fn ask_seed(&self, seed: &Server) -> Result<Vec<Range>, Error> {
         let server = ServerConfig::Centralized { server: seed.clone() };
         let config = Config { server, fail_fast: true, ..self.config.clone() };
         let client: Client = Builder::from_config(config)
@@ -230,10 +231,10 @@ impl Nodes {
         };
         let answer = tokio::time::timeout(Duration::from_secs(1), asked).await;
         let _ = tokio::time::timeout(self.options.command_timeout, client.quit()).await;
-        answer.unwrap_or_else(|_| Err(nobody()))
+        answer.unwrap_or_else(|_| Err(no_server()))
     }
 
-    /// Keeps the servers that go on serving, and closes the connections to those that do not.
+    /// Switches to a new slot map: keeps the nodes that are still in it, and closes the others.
     async fn apply(&self, ranges: &[Range]) {
         let before = self.all();
         let mut map = Map { nodes: Vec::new(), slots: vec![None; SLOTS] };
@@ -259,12 +260,12 @@ impl Nodes {
         if slots == 0 {
             self.refusals.succeeded(EVERY_SLOT);
         } else {
-            let said = format!("{slots} of {SLOTS} slots");
-            self.refusals.begin(RedisRefusal::NoSlots, EVERY_SLOT, &said);
+            let error_text = format!("{slots} of {SLOTS} slots");
+            self.refusals.begin(RedisRefusal::NoSlots, EVERY_SLOT, &error_text);
         }
     }
 
-    /// The place of `server` in `map`, which it gets now if it has none.
+    /// The index of `server` in `map`, to which it is added if it is missing.
     fn place(&self, map: &mut Map, before: &[Arc<Node>], server: &Server) -> Result<u16, Error> {
         let is_it = |node: &&Arc<Node>| node.server == *server;
         if let Some(place) = map.nodes.iter().position(|node| is_it(&node)) {
@@ -287,13 +288,13 @@ impl Nodes {
     }
 }
 
-/// The hash tag of this number; not one that a product has.
+/// A hash tag that no product has: product keys have their id as the tag.
 pub(super) fn hash_tag(tag: u32) -> String {
     format!("node-{tag}")
 }
 
-/// A hash tag for each node that has slots, so that each holds a key of ours: of the smallest number that leads to one of its
-/// own slots.
+/// Gives each node with slots the hash tag with the smallest number that hashes to one of its slots, so that every node can
+/// hold a key for its replication id.
 fn give_tags(map: &Map) {
     let mut without: Vec<u16> = map.slots.iter().flatten().copied().collect();
     without.sort_unstable();
@@ -312,7 +313,7 @@ fn give_tags(map: &Map) {
     }
 }
 
-/// The first success, or every error.
+/// The first success, or all errors.
 async fn first_ok<T>(asked: Vec<BoxFuture<'_, Result<T, Error>>>) -> Result<T, Vec<Error>> {
     let mut asked: FuturesUnordered<_> = asked.into_iter().collect();
     let mut errors = Vec::new();
@@ -343,10 +344,10 @@ impl std::ops::Deref for OfNode<'_> {
 
 fn ranges(slots: Value, asked: &Server) -> Result<Vec<Range>, Error> {
     let ranges = slots::ranges(slots, asked)?;
-    // One that was expelled, or was just born, knows no other.
-    if ranges.is_empty() { Err(nobody()) } else { Ok(ranges) }
+    // A node that was removed from the cluster, or has not joined it yet, returns no slots.
+    if ranges.is_empty() { Err(no_server()) } else { Ok(ranges) }
 }
 
-pub(super) fn nobody() -> Error {
-    Error::new(ErrorKind::Routing, "nobody is known to serve this")
+pub(super) fn no_server() -> Error {
+    Error::new(ErrorKind::Routing, "no server for this key is known, or it did not answer in time")
 }

@@ -1,5 +1,5 @@
-//! Probing a node: whether it answers, what it refuses, and whether its data may be old. A loop does so four times a
-//! second; callers never do.
+//! Probes: whether a node answers, what it refuses, and whether it may have lost writes. A loop sends them four times a second;
+//! calls never do.
 
 use std::time::{Duration, Instant};
 
@@ -17,67 +17,67 @@ use super::replication::Probed;
 use super::scripts::Scripts;
 use crate::metrics::RedisRefusal;
 
-/// How long to wait before INFO is asked for again where it was denied.
-const ASK_AGAIN: Duration = Duration::from_secs(10);
-/// How long to wait between attempts to find the master behind the same name, where a replica answers.
-const RECONNECT: Duration = Duration::from_secs(5);
+/// The interval between INFO commands while they return no id.
+const INFO_INTERVAL: Duration = Duration::from_secs(10);
+/// The interval between reconnections to a replica: the name in the URL may lead to the master after a failover.
+const RECONNECT_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Commands that change nothing, and what follows their key: a probe can send a refused one again.
-const HARMLESS: [(&str, &[&str]); 3] = [("MGET", &[]), ("PTTL", &[]), ("ZREVRANGE", &["0", "0"])];
+/// Commands without side effects, and their arguments after the key. A probe repeats those that are refused.
+const WITHOUT_SIDE_EFFECTS: [(&str, &[&str]); 3] =
+    [("MGET", &[]), ("PTTL", &[]), ("ZREVRANGE", &["0", "0"])];
 
-/// What fred tells about a node's connections, and nothing else does: it keeps failed logins and handshakes to itself.
+/// fred's events about a node's connections. Failed logins and handshakes are reported only here.
 #[derive(Debug)]
 pub(super) struct Events {
     errors: Vec<Receiver<(Error, Option<Server>)>>,
     connects: Vec<Receiver<Server>>,
-    /// For each connection whether it was made anew since all of them last were.
-    anew: Vec<bool>,
+    /// For each connection, whether it was reestablished since [`Node::take_events`] last returned true.
+    was_reconnected: Vec<bool>,
 }
 
-/// The keys of ours that a probe uses on a node, and the scripts.
+/// The scripts of a probe, and its keys on the node.
 #[derive(Debug)]
-pub(super) struct Site<'a> {
+pub(super) struct ProbeContext<'a> {
     pub(super) scripts: &'a Scripts,
     /// Holds the node's replication id.
     pub(super) replication: Bytes,
-    /// Holds nothing.
+    /// Always empty; for test writes.
     pub(super) access: Bytes,
 }
 
-/// What is remembered from probe to probe.
+/// State between probes.
 #[derive(Debug, Default)]
-pub(super) struct Memory {
-    /// Since when the server has named neither its replication nor its run, and when it was last asked.
-    lacking: Option<Instant>,
-    /// When the connections were last made anew on purpose.
+pub(super) struct ProbeState {
+    /// When INFO last returned no id; `None` while it returns one.
+    without_id_at: Option<Instant>,
+    /// When [`Node::reconnect`] was last called.
     reconnected: Option<Instant>,
 }
 
-/// What names the data of a server.
+/// The result of asking for the server's replication id or run id.
 enum Id {
     Known {
         id: String,
         is_replica: bool,
     },
-    /// The server does not name it, and why.
-    Lacking(String),
+    /// The server returns none, and why.
+    Missing(String),
     Unanswered(Error),
-    /// It was not asked, because it did not say a moment ago.
+    /// Not asked, because the server returned none less than [`INFO_INTERVAL`] ago.
     NotAsked,
 }
 
 impl Events {
-    /// Of connections that are not made yet.
     pub(super) fn of<C: EventInterface>(clients: &[C]) -> Self {
         Self {
             errors: clients.iter().map(C::error_rx).collect(),
             connects: clients.iter().map(C::reconnect_rx).collect(),
-            anew: vec![false; clients.len()],
+            was_reconnected: vec![false; clients.len()],
         }
     }
 }
 
-/// Takes what there is. What came too fast to be kept came again.
+/// Takes all pending events. Lagged ones may be lost: a failing connection fails again.
 fn drain<T: Clone>(receiver: &mut Receiver<T>) -> Vec<T> {
     let mut events = Vec::new();
     loop {
@@ -90,29 +90,29 @@ fn drain<T: Clone>(receiver: &mut Receiver<T>) -> Vec<T> {
 }
 
 impl Node {
-    /// Takes in why connections failed. Returns whether every connection was made anew since this was last so.
+    /// Records connection errors. Returns whether every connection was reestablished since this last returned true.
     pub(super) fn take_events(&self) -> bool {
         let mut events = self.events.lock();
         for (error, _) in events.errors.iter_mut().flat_map(drain) {
             self.refusals.failed(&error, None);
         }
-        let Events { connects, anew, .. } = &mut *events;
-        for (connects, anew) in connects.iter_mut().zip(anew.iter_mut()) {
-            *anew |= !drain(connects).is_empty();
+        let Events { connects, was_reconnected, .. } = &mut *events;
+        for (connects, was_reconnected) in connects.iter_mut().zip(was_reconnected.iter_mut()) {
+            *was_reconnected |= !drain(connects).is_empty();
         }
-        let all = anew.iter().all(|anew| *anew);
+        let all = was_reconnected.iter().all(|was_reconnected| *was_reconnected);
         if all {
-            anew.fill(false);
+            was_reconnected.fill(false);
         }
         all
     }
 
-    /// Probes once. Only one probe may be under way.
-    pub(super) async fn probe(&self, site: &Site<'_>) -> Probed {
+    /// Probes once. Only one probe may be in flight.
+    pub(super) async fn probe(&self, context: &ProbeContext<'_>) -> Probed {
         let reconnected = self.take_events();
         self.breaker.probing();
         let began = Instant::now();
-        let get = NodeCommand::new("GET", vec![site.replication.clone().into()]);
+        let get = NodeCommand::new("GET", vec![context.replication.clone().into()]);
         let (key, id) = tokio::join!(self.transmit(get), self.read_id());
         let unanswered = match (&key, &id) {
             (Err(error), _) if !answered(&key) => Some(error),
@@ -120,17 +120,17 @@ impl Node {
             _ => None,
         };
         self.breaker.probed(self.outcome(unanswered.is_none(), began), began);
-        self.note_reach(unanswered, reconnected);
-        self.ask_again(site).await;
-        self.refusals.settle();
+        self.record_reachability(unanswered, reconnected);
+        self.retry_refused(context).await;
+        self.refusals.end_recovered();
         match id {
             Id::Known { id, is_replica } => {
-                self.set_lacking(None);
-                self.note_role(is_replica, site).await;
-                self.compare(id, key, site).await
+                self.set_without_id(None);
+                self.check_role(is_replica, context).await;
+                self.compare(id, key, context).await
             }
-            Id::Lacking(why) => {
-                self.set_lacking(Some(&why));
+            Id::Missing(why) => {
+                self.set_without_id(Some(&why));
                 self.without_id(reconnected)
             }
             Id::NotAsked => self.without_id(reconnected),
@@ -138,7 +138,7 @@ impl Node {
         }
     }
 
-    fn note_reach(&self, unanswered: Option<&Error>, reconnected: bool) {
+    fn record_reachability(&self, unanswered: Option<&Error>, reconnected: bool) {
         match unanswered {
             Some(error) => {
                 self.refusals.failed(error, None);
@@ -157,8 +157,8 @@ impl Node {
     }
 
     async fn read_id(&self) -> Id {
-        let lacking = self.memory.lock().lacking;
-        if lacking.is_some_and(|asked| asked.elapsed() < ASK_AGAIN) {
+        let without_id_at = self.probe_state.lock().without_id_at;
+        if without_id_at.is_some_and(|asked| asked.elapsed() < INFO_INTERVAL) {
             return Id::NotAsked;
         }
         let mut why = "INFO has neither master_replid nor run_id".to_owned();
@@ -172,78 +172,81 @@ impl Node {
                     let value = info.lines().find_map(|line| line.strip_prefix(name));
                     let id = value.map(str::trim).filter(|id| id.chars().any(|c| c != '0'));
                     if let Some(id) = id {
-                        let says = |line: &str| info.lines().any(|said| said.trim() == line);
-                        let is_replica = says("role:slave") && says("slave_read_only:1");
+                        let has_line = |line: &str| info.lines().any(|other| other.trim() == line);
+                        let is_replica = has_line("role:slave") && has_line("slave_read_only:1");
                         return Id::Known { id: id.to_owned(), is_replica };
                     }
                 }
             }
         }
-        Id::Lacking(why)
+        Id::Missing(why)
     }
 
-    /// Takes in that the server does not name its data, or that it does.
-    fn set_lacking(&self, why: Option<&str>) {
-        let known =
-            std::mem::replace(&mut self.memory.lock().lacking, why.is_some().then(Instant::now));
+    /// Records and logs when the server stops or starts to return an id.
+    fn set_without_id(&self, why: Option<&str>) {
+        let known = std::mem::replace(
+            &mut self.probe_state.lock().without_id_at,
+            why.is_some().then(Instant::now),
+        );
         match (known, why) {
             (None, Some(why)) => tracing::warn!(
-                server = %self.server, said = why,
-                "Redis does not say its replication id (INFO): a restart or failover cannot be told apart from a lost connection; after each start and reconnect entries older than {} are reloaded; allow INFO to the user",
+                server = %self.server, error = why,
+                "Redis returns no replication id (INFO), so a restart or failover looks like a lost connection; after each start and reconnection entries older than {} are reloaded; allow INFO to the user",
                 humantime::format_duration(self.coverage)
             ),
             (Some(_), None) => tracing::info!(
                 server = %self.server,
-                "Redis says its replication id; entries are reloaded only after a restart or failover"
+                "Redis returns its replication id again; entries are reloaded only after a restart or failover"
             ),
             _ => {}
         }
     }
 
     pub(super) fn lacks_id(&self) -> bool {
-        self.memory.lock().lacking.is_some()
+        self.probe_state.lock().without_id_at.is_some()
     }
 
-    /// A replica that is asked directly takes no writes. In a cluster it answers MOVED, and the map follows.
-    async fn note_role(&self, is_replica: bool, site: &Site<'_>) {
+    /// A replica behind a single URL rejects writes: that is a refusal, and the name is resolved again. In a cluster a replica
+    /// answers MOVED, and the slot map is updated instead.
+    async fn check_role(&self, is_replica: bool, context: &ProbeContext<'_>) {
         let stands = self.refusals.stands(RedisRefusal::ReadOnlyReplica);
         if self.in_cluster || !(is_replica || stands) {
             return;
         }
         let may_reconnect = {
-            let mut memory = self.memory.lock();
-            let may = memory.reconnected.is_none_or(|at| at.elapsed() >= RECONNECT);
+            let mut probe_state = self.probe_state.lock();
+            let may = probe_state.reconnected.is_none_or(|at| at.elapsed() >= RECONNECT_INTERVAL);
             if may {
-                memory.reconnected = Some(Instant::now());
+                probe_state.reconnected = Some(Instant::now());
             }
             may
         };
         if !stands {
-            self.try_write(site).await;
+            self.try_write(context).await;
         } else if may_reconnect {
-            // The name in REDIS_URL may lead to another server by now.
+            // The name in REDIS_URL may lead to another server after a failover.
             self.reconnect().await;
         }
     }
 
-    /// Sends what was refused once more, as far as that does no harm.
-    async fn ask_again(&self, site: &Site<'_>) {
-        for (name, more) in HARMLESS {
+    /// Repeats refused commands that have no side effects, to detect the end of their refusals.
+    async fn retry_refused(&self, context: &ProbeContext<'_>) {
+        for (name, more) in WITHOUT_SIDE_EFFECTS {
             if self.refusals.refuses(name) {
-                let mut args = vec![site.access.clone().into()];
+                let mut args = vec![context.access.clone().into()];
                 args.extend(more.iter().map(|word| Value::from(*word)));
-                // The reply is recorded where it arrives.
+                // `transmit` records the reply.
                 let _ = self.transmit(NodeCommand::new(name, args)).await;
             }
         }
         let needs_write = [RedisRefusal::ReadOnlyReplica, RedisRefusal::NoPermission];
         if needs_write.iter().any(|reason| self.refusals.stands(*reason)) {
-            self.try_write(site).await;
+            self.try_write(context).await;
         }
     }
 
-    async fn try_write(&self, site: &Site<'_>) {
-        let access = self.run(&site.scripts.access, site.access.clone(), Vec::new()).await;
+    async fn try_write(&self, context: &ProbeContext<'_>) {
+        let access = self.run(&context.scripts.access, context.access.clone(), Vec::new()).await;
         if access.is_ok() {
             self.refusals.succeeded(WRITE);
         }

@@ -1,8 +1,8 @@
--- Replaces an entry by what is known to be committed, unless it is newer. The same revision is stored again,
--- because it is now known to have been current for longer.
+-- Replaces an entry by a committed one, unless Redis holds a newer one. An equal revision is stored again, because its
+-- known_at is later.
 -- KEYS: entry, and lock to break the lease. ARGV: entry, TTL in ms.
--- It does not populate: nothing here tells whether something newer was in an empty place and is gone, as it may
--- be when the writer was held up after its commit. Only a fill knows, by its lease.
+-- It never inserts: a newer entry may have been stored and evicted while the writer was delayed after its commit, and an
+-- absent key does not show that. Only a fill may insert, because its lease proves that no write came between.
 if KEYS[2] then redis.call('DEL', KEYS[2]) end
 local held = read(KEYS[1])
 if not held then return 0 end

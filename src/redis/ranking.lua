@@ -1,8 +1,8 @@
 -- The fleet's ranking of hot keys: exponentially decaying counts.
 -- KEYS: ranking, time of the last decay in ms.
--- ARGV: half-life in ms, how many members are kept, TTL in ms, then pairs of count and product id.
--- Redis' own clock, so that instances with clocks of their own agree.
--- Somebody else's bytes under our key would be an error for ever.
+-- ARGV: half-life in ms, members to keep, TTL in ms, then pairs of count and product id.
+-- The decay uses the clock of Redis, so that the clocks of instances need not agree.
+-- A key of another type is deleted: otherwise every call would fail until an operator deletes it.
 local kind = redis.call('TYPE', KEYS[1]).ok
 if kind ~= 'zset' and kind ~= 'none' then redis.call('DEL', KEYS[1]) end
 local time = redis.call('TIME')

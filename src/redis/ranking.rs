@@ -1,4 +1,4 @@
-//! The fleet's hot keys: a sorted set of decaying counts that every instance adds to.
+//! The fleet's hot keys: a sorted set of decaying counts, to which every instance adds its own.
 
 use std::time::{Duration, Instant};
 
@@ -12,13 +12,13 @@ use super::{Redis, Unavailable};
 use crate::metrics::RedisOperation;
 use crate::product::ProductId;
 
-/// After this long without reads a count has halved.
+/// A count without further reads halves in this time.
 pub(crate) const HALF_LIFE: Duration = Duration::from_secs(10);
-/// How many products the ranking keeps.
+/// Products in the ranking.
 const RANKED_PRODUCTS: u64 = 2_000;
 
 impl Redis {
-    /// Adds what this instance counted since it last did.
+    /// Adds this instance's counts since the last call.
     pub(crate) async fn add_to_ranking(
         &self,
         counts: &[(ProductId, u64)],
@@ -32,7 +32,7 @@ impl Redis {
             args.push(number(*count));
             args.push(Value::Integer(id.get()));
         }
-        // There is one loop in each instance that comes here: the probe of this breaker.
+        // Each instance calls this from one loop, so the call serves as the probe of this breaker.
         self.ranking_breaker.probing();
         let began = Instant::now();
         let reply = self.run(&self.scripts.ranking, self.keys().ranking(), args).await;
@@ -41,8 +41,7 @@ impl Redis {
         Ok(())
     }
 
-    /// The window of plain counting that would be as exact as the decaying counts are: 2h / ln 2 for a
-    /// half-life of h.
+    /// The window of plain counting with the same variance as the decaying counts: 2h / ln 2 for a half-life of h.
     #[must_use]
     pub(crate) fn ranking_window(&self) -> Duration {
         HALF_LIFE.mul_f64(2.0 / std::f64::consts::LN_2)
@@ -51,7 +50,7 @@ impl Redis {
     /// The hottest products of the fleet with their requests per second, hottest first.
     pub(crate) async fn ranking(&self, limit: usize) -> Result<Vec<(ProductId, f64)>, Unavailable> {
         if limit == 0 {
-            // As a range of ranks, 0 to -1 is everything.
+            // The range 0 to -1 would return every member.
             return Ok(Vec::new());
         }
         let last = i64::try_from(limit).unwrap_or(i64::MAX) - 1;
@@ -65,7 +64,7 @@ impl Redis {
         self.ranking_breaker.record(Outcome::of(&reply), began);
         let reply = reply.and_then(|value| value.convert().map_err(NoReply::Failed));
         let members: Vec<(i64, f64)> = self.counted(RedisOperation::Ranking, reply)?;
-        // A count that decays with half-life h, fed at rate r, comes to rest at r h / ln 2.
+        // A count with half-life h and r reads per second converges to r h / ln 2.
         let per_second = std::f64::consts::LN_2 / HALF_LIFE.as_secs_f64();
         let ranked =
             members.into_iter().filter_map(|(id, count)| Some((ProductId::new(id)?, count)));

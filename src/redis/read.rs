@@ -1,5 +1,3 @@
-//! Reading entries.
-
 use bytes::Bytes;
 use fred::types::Value;
 use futures_util::future::join_all;
@@ -11,13 +9,12 @@ use crate::entry::Entry;
 use crate::metrics::RedisOperation;
 use crate::product::ProductId;
 
-/// Products that one command, or one pipeline, asks for. Too high: the commands of other callers wait behind it. Too low: a
-/// batch takes more round trips.
+/// Products per command or pipeline. Too high: the commands of other callers wait behind it. Too low: a batch takes more round
+/// trips.
 pub(crate) const CHUNK: usize = 100;
 
 impl Redis {
-    /// What Redis holds of several products, one answer for each: one round trip, or one for each node of a
-    /// cluster, for each chunk.
+    /// Reads entries, with one result for each id in order. Each chunk takes one round trip, per node in a cluster.
     pub(crate) async fn get_many(
         &self,
         ids: &[ProductId],
@@ -48,7 +45,7 @@ impl Redis {
         if let Err(NoReply::Failed(error)) = &reply
             && ["NOPERM", "CROSSSLOT"].iter().any(|word| error.details().starts_with(word))
         {
-            // Each by itself may do.
+            // Single GETs may still be allowed.
             drop(admitted);
             return join_all(ids.iter().map(|id| self.get(*id, caller))).await;
         }
@@ -77,7 +74,7 @@ impl Redis {
     }
 }
 
-/// A key of another type than string is as good as garbage: an empty value, which cannot be read.
+/// A key of another type than string becomes an empty, and so unreadable, value.
 pub(super) fn wrong_type_as_value(reply: Result<Value, NoReply>) -> Result<Value, NoReply> {
     match reply {
         Err(NoReply::Failed(error)) if error.details().starts_with("WRONGTYPE") => {

@@ -1,10 +1,10 @@
-//! Why a server refuses: the reason that an error gives, what that costs, and what to do.
+//! The reasons of refusals: from which error each is recognised, what it costs, and what the operator can do.
 
 use fred::error::{Error, ErrorKind};
 
 use crate::metrics::RedisRefusal;
 
-/// The reason that an error gives, if it is one that lasts.
+/// The reason of an error, if it is one that persists.
 pub(super) fn reason_of(error: &Error, in_cluster: bool) -> Option<RedisRefusal> {
     use RedisRefusal as Reason;
     const PREFIXES: [(&str, Reason); 11] = [
@@ -20,7 +20,7 @@ pub(super) fn reason_of(error: &Error, in_cluster: bool) -> Option<RedisRefusal>
         ("ERR max number of clients", Reason::TooManyClients),
         ("DENIED", Reason::ProtectedMode),
     ];
-    // The last of TLS are the names that rustls gives its errors.
+    // The last five are names of rustls errors.
     const PARTS: [(&str, Reason); 9] = [
         ("cluster support disabled", Reason::NotACluster),
         ("ACL failure in script", Reason::NoPermission),
@@ -32,38 +32,39 @@ pub(super) fn reason_of(error: &Error, in_cluster: bool) -> Option<RedisRefusal>
         ("AlertReceived", Reason::Tls),
         ("InvalidMessage", Reason::Tls),
     ];
-    let said = error.details();
-    let redirected = ["MOVED", "ASK ", "CROSSSLOT"].iter().any(|word| said.starts_with(word));
+    let error_text = error.details();
+    let redirected = ["MOVED", "ASK ", "CROSSSLOT"].iter().any(|word| error_text.starts_with(word));
     if redirected {
         return (!in_cluster).then_some(Reason::IsACluster);
     }
-    let by_part = || PARTS.iter().find(|(part, _)| said.contains(part));
-    let by_prefix = PREFIXES.iter().find(|(prefix, _)| said.starts_with(prefix));
+    let by_part = || PARTS.iter().find(|(part, _)| error_text.contains(part));
+    let by_prefix = PREFIXES.iter().find(|(prefix, _)| error_text.starts_with(prefix));
     let by_kind = || (*error.kind() == ErrorKind::Tls).then_some(Reason::Tls);
     by_prefix.or_else(by_part).map(|(_, reason)| *reason).or_else(by_kind)
 }
 
-/// Whether a command is denied as such, not a key or what a script does.
-pub(super) fn is_about_command(said: &str) -> bool {
-    !said.contains("script") && !denied_in(said).is_empty()
+/// Whether the error denies a command, and not a key or a command inside a script.
+pub(super) fn is_about_command(error_text: &str) -> bool {
+    !error_text.contains("script") && !denied_in(error_text).is_empty()
 }
 
-/// The command in `... no permissions to run the 'get' command`; empty when it is about keys.
-pub(super) fn denied_in(said: &str) -> &str {
-    said.split(['\'', '`']).nth(1).unwrap_or_default()
+/// The command in `... no permissions to run the 'get' command`; empty when the error is about keys.
+pub(super) fn denied_in(error_text: &str) -> &str {
+    error_text.split(['\'', '`']).nth(1).unwrap_or_default()
 }
 
-/// What is wrong, what that costs, and what to do.
-pub(super) fn words(reason: RedisRefusal) -> (&'static str, &'static str, &'static str) {
-    const ALL: &str = "every read that memory cannot answer goes to PostgreSQL";
-    const PART: &str = "what needs it goes to PostgreSQL or is left out";
-    const TLS: &str = "check the certificate, and whether REDIS_URL says rediss:// rightly";
+/// For the operator: what is wrong, what it costs, and what to do.
+pub(super) fn description(reason: RedisRefusal) -> (&'static str, &'static str, &'static str) {
+    const ALL: &str = "every miss in memory is loaded from PostgreSQL";
+    const PART: &str = "operations that need it use PostgreSQL or are skipped";
+    const TLS: &str =
+        "check the certificate, and whether the scheme in REDIS_URL (redis or rediss) is right";
     use RedisRefusal as Reason;
     match reason {
         Reason::WrongPassword => {
             ("Redis rejects the user or password", ALL, "correct them in REDIS_URL or in Redis")
         }
-        Reason::NoAuth => ("Redis wants a password", ALL, "add it to REDIS_URL"),
+        Reason::NoAuth => ("Redis requires a password", ALL, "add it to REDIS_URL"),
         Reason::NoPermission => (
             "Redis denies a command or a key",
             PART,
@@ -80,7 +81,7 @@ pub(super) fn words(reason: RedisRefusal) -> (&'static str, &'static str, &'stat
             "add its authority to the system's, or to the file that SSL_CERT_FILE names",
         ),
         Reason::CertificateRequired => (
-            "Redis wants a client certificate",
+            "Redis requires a client certificate",
             ALL,
             "set tls-auth-clients to no or optional in Redis",
         ),
@@ -90,22 +91,22 @@ pub(super) fn words(reason: RedisRefusal) -> (&'static str, &'static str, &'stat
         }
         Reason::IsACluster => (
             "Redis is a node of a cluster",
-            "only its own slots come from Redis, and batches do not",
+            "only products of its own slots are read from Redis, and no batches",
             "use redis-cluster:// in REDIS_URL",
         ),
         Reason::ReadOnlyReplica => (
             "Redis is a read-only replica",
-            "what it holds is served, and what it lacks is loaded by each instance and not stored",
+            "its entries are served; on a miss each instance loads from PostgreSQL and cannot fill Redis",
             "give the address of the master in REDIS_URL",
         ),
         Reason::ClusterDown => (
             "the Redis cluster is down",
-            "its products come from PostgreSQL",
+            "its products are loaded from PostgreSQL",
             "see CLUSTER INFO and CLUSTER NODES",
         ),
         Reason::NoSlots => (
             "some slots of the Redis cluster have no server",
-            "their products come from PostgreSQL",
+            "their products are loaded from PostgreSQL",
             "assign them (redis-cli --cluster fix)",
         ),
         Reason::TooManyClients => ("Redis has too many clients", ALL, "raise its maxclients"),
@@ -122,14 +123,14 @@ pub(super) fn words(reason: RedisRefusal) -> (&'static str, &'static str, &'stat
 mod tests {
     use super::*;
 
-    fn reason(said: &'static str) -> Option<RedisRefusal> {
-        reason_of(&Error::new(ErrorKind::Unknown, said), false)
+    fn reason(error_text: &'static str) -> Option<RedisRefusal> {
+        reason_of(&Error::new(ErrorKind::Unknown, error_text), false)
     }
 
     #[test]
-    fn what_servers_say_has_a_reason() {
+    fn server_errors_map_to_reasons() {
         use RedisRefusal as Reason;
-        for (said, expected) in [
+        for (error_text, expected) in [
             (
                 "WRONGPASS invalid username-password pair or user is disabled.",
                 Reason::WrongPassword,
@@ -147,10 +148,10 @@ mod tests {
             ("Custom { error: InvalidCertificate(Expired) }", Reason::Tls),
             ("Custom { error: AlertReceived(CertificateRequired) }", Reason::CertificateRequired),
         ] {
-            assert_eq!(reason(said), Some(expected), "{said}");
+            assert_eq!(reason(error_text), Some(expected), "{error_text}");
         }
         assert_eq!(reason("NOSCRIPT No matching script. Please use EVAL."), None);
         let moved = Error::new(ErrorKind::Cluster, "MOVED 1 h:1");
-        assert_eq!(reason_of(&moved, true), None, "a cluster says so as a matter of course");
+        assert_eq!(reason_of(&moved, true), None, "a cluster redirects in normal operation");
     }
 }

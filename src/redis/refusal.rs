@@ -1,5 +1,5 @@
-//! What a server refuses again and again: a wrong password, a missing permission, a replica that takes no writes. Each
-//! refusal is one log line when it begins and one when it ends; in between it is in a gauge and in `/readyz`.
+//! Errors of a server that persist: a wrong password, a missing permission, writes to a replica. Each such refusal is logged
+//! once when it begins and once when it ends; in between it counts in a gauge and is listed in `/readyz`.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -8,46 +8,47 @@ use fred::error::Error;
 use fred::types::Value;
 use parking_lot::Mutex;
 
-use super::reasons::{denied_in, is_about_command, reason_of, words};
+use super::reasons::{denied_in, description, is_about_command, reason_of};
 use crate::metrics::RedisRefusal;
 
-/// What has to succeed before a refusal ends: all connections of the node stand.
+/// What must succeed before a refusal ends: all connections of the node are established.
 pub(super) const CONNECT: &str = "connect";
 /// The same: a write succeeds.
 pub(super) const WRITE: &str = "write";
-/// The same: the server was replaced by one that is not part of a cluster.
+/// The same: all connections were reestablished, and may lead to a server outside a cluster.
 pub(super) const SINGLE: &str = "single";
 /// The same: every slot of the cluster has a server.
 pub(super) const SLOTS: &str = "slots";
 
-/// A refusal has ended when nothing was refused for this long after a success. Too high: the end is seen later. Too low:
-/// two lines for each of several connections that come back one by one.
-const SETTLED: Duration = Duration::from_millis(400);
+/// A refusal ends when this much time has passed since a success without another refusal. Too high: the end is logged late. Too
+/// low: two lines for each of several connections that recover one after the other.
+const RECOVERED_AFTER: Duration = Duration::from_millis(400);
 /// A server that answers no probe for this long is unreachable. Too low: a line for every restart.
 const UNREACHABLE: Duration = Duration::from_secs(1);
-/// The most that is repeated of what a server says.
-const SAID: usize = 200;
+/// Error texts of a server are cut off here.
+const MAX_ERROR_CHARS: usize = 200;
+
 /// The refusals of one node, or of a cluster as a whole.
 #[derive(Debug)]
 pub(super) struct RedisRefusals {
     server: String,
     in_cluster: bool,
-    standing: Mutex<Vec<OpenRefusal>>,
-    /// How many stand, so that a reply costs no lock while none does.
+    open: Mutex<Vec<OpenRefusal>>,
+    /// The number of open refusals. While it is zero, a reply takes no lock.
     count: AtomicUsize,
     failing_since: Mutex<Option<Instant>>,
-    /// Why the last connection could not be made, when that is none of the reasons.
+    /// The last connection error that has no [`RedisRefusal`] reason.
     last: Mutex<String>,
 }
 
 #[derive(Debug)]
 struct OpenRefusal {
     reason: RedisRefusal,
-    /// The command that is denied; empty when the reason is about the whole server.
+    /// The denied command; empty when the refusal is about the whole server.
     denied: String,
-    /// What has to succeed before it ends.
+    /// What must succeed before it ends.
     label: &'static str,
-    said: String,
+    error_text: String,
     since: Instant,
     /// When `label` first succeeded after the last refusal.
     succeeded: Option<Instant>,
@@ -58,14 +59,14 @@ impl RedisRefusals {
         Self {
             server,
             in_cluster,
-            standing: Mutex::default(),
+            open: Mutex::default(),
             count: AtomicUsize::new(0),
             failing_since: Mutex::default(),
             last: Mutex::default(),
         }
     }
 
-    /// Takes in the reply to a command; `label` tells it apart from others of its name.
+    /// Records the reply to a command. `label` distinguishes scripts, which share a command name.
     pub(super) fn record(
         &self,
         name: &'static str,
@@ -82,12 +83,12 @@ impl RedisRefusals {
         }
     }
 
-    /// Takes in an error: of a command, or of a connection that could not be made.
+    /// Records an error of a command, or of a connection attempt (`command` is `None`).
     pub(super) fn failed(&self, error: &Error, command: Option<(&'static str, &'static str)>) {
-        let said = error.details();
+        let error_text = error.details();
         let Some(reason) = reason_of(error, self.in_cluster) else {
             if command.is_none() {
-                said.clone_into(&mut self.last.lock());
+                error_text.clone_into(&mut self.last.lock());
             }
             return;
         };
@@ -96,69 +97,67 @@ impl RedisRefusals {
             (RedisRefusal::ClusterDown, _) => "GET",
             (RedisRefusal::IsACluster, Some(_)) => SINGLE,
             (RedisRefusal::NotACluster, Some((name, _))) => name,
-            (RedisRefusal::NoPermission, Some((name, _))) if is_about_command(said) => name,
+            (RedisRefusal::NoPermission, Some((name, _))) if is_about_command(error_text) => name,
             (RedisRefusal::NoPermission, Some((_, label))) => label,
             _ => CONNECT,
         };
-        self.begin(reason, label, said);
+        self.begin(reason, label, error_text);
     }
 
-    pub(super) fn begin(&self, reason: RedisRefusal, label: &'static str, said: &str) {
+    pub(super) fn begin(&self, reason: RedisRefusal, label: &'static str, error_text: &str) {
         let denied = match reason {
-            RedisRefusal::NoPermission => denied_in(said).to_lowercase(),
+            RedisRefusal::NoPermission => denied_in(error_text).to_lowercase(),
             _ => String::new(),
         };
-        let mut standing = self.standing.lock();
-        let known = standing
-            .iter_mut()
-            .find(|refusal| refusal.reason == reason && refusal.denied == denied);
+        let mut open = self.open.lock();
+        let known =
+            open.iter_mut().find(|refusal| refusal.reason == reason && refusal.denied == denied);
         if let Some(known) = known {
             known.label = label;
             known.succeeded = None;
             return;
         }
         if label == CONNECT {
-            // A connection fails for one reason at a time.
-            standing.retain(|refusal| refusal.label != CONNECT || self.ended(refusal));
+            // A connection fails for one reason at a time, so this one replaces the previous.
+            open.retain(|refusal| refusal.label != CONNECT || self.ended(refusal));
         }
-        let said = said.chars().take(SAID).collect();
+        let error_text = error_text.chars().take(MAX_ERROR_CHARS).collect();
         let since = Instant::now();
-        let refusal = OpenRefusal { reason, denied, label, said, since, succeeded: None };
-        let (what, cost, remedy) = words(reason);
+        let refusal = OpenRefusal { reason, denied, label, error_text, since, succeeded: None };
+        let (what, cost, remedy) = description(reason);
         tracing::warn!(
             server = self.server,
             reason = reason.name(),
-            said = refusal.said,
+            error = refusal.error_text,
             "{what}: {cost}; {remedy}"
         );
-        standing.push(refusal);
-        self.count.store(standing.len(), Ordering::Relaxed);
+        open.push(refusal);
+        self.count.store(open.len(), Ordering::Relaxed);
     }
 
-    /// Something succeeded that may have been refused before.
     pub(super) fn succeeded(&self, label: &'static str) {
         if self.count.load(Ordering::Relaxed) == 0 {
             return;
         }
-        for refusal in self.standing.lock().iter_mut().filter(|refusal| refusal.label == label) {
+        for refusal in self.open.lock().iter_mut().filter(|refusal| refusal.label == label) {
             refusal.succeeded.get_or_insert_with(Instant::now);
         }
     }
 
-    /// Ends what has succeeded for a while. To be called by each probe.
-    pub(super) fn settle(&self) {
-        let mut standing = self.standing.lock();
-        standing.retain(|refusal| match refusal.succeeded {
-            Some(at) if at.elapsed() >= SETTLED => self.ended(refusal),
+    /// Ends refusals that have recovered. Each probe calls it.
+    pub(super) fn end_recovered(&self) {
+        let mut open = self.open.lock();
+        open.retain(|refusal| match refusal.succeeded {
+            Some(at) if at.elapsed() >= RECOVERED_AFTER => self.ended(refusal),
             _ => true,
         });
-        self.count.store(standing.len(), Ordering::Relaxed);
+        self.count.store(open.len(), Ordering::Relaxed);
     }
 
-    /// Ends everything: the server is used no longer.
+    /// Ends all refusals of a server that is removed.
     pub(super) fn end_all(&self) {
-        let mut standing = self.standing.lock();
-        standing.retain(|refusal| self.ended(refusal));
+        let mut open = self.open.lock();
+        open.retain(|refusal| self.ended(refusal));
         self.count.store(0, Ordering::Relaxed);
     }
 
@@ -167,60 +166,59 @@ impl RedisRefusals {
         let lasted = humantime::format_duration(seconds(refusal.since.elapsed()));
         tracing::info!(
             server = self.server, reason = refusal.reason.name(), %lasted,
-            "what Redis refused works again, or is not asked for any more"
+            "a Redis refusal ended: it works again, another refusal replaced it, or its server was removed"
         );
         false
     }
 
-    /// A probe was answered.
     pub(super) fn is_reached(&self) {
         *self.failing_since.lock() = None;
     }
 
-    /// A probe was not answered.
-    pub(super) fn is_not_reached(&self, said: &str) {
+    /// A probe failed. After [`UNREACHABLE`] the server counts as unreachable.
+    pub(super) fn is_not_reached(&self, error_text: &str) {
         let since = *self.failing_since.lock().get_or_insert_with(Instant::now);
         if since.elapsed() >= UNREACHABLE {
-            self.is_unreachable(said);
+            self.is_unreachable(error_text);
         }
     }
 
-    /// No connection stands, for whatever reason; a known one is kept.
-    pub(super) fn is_unreachable(&self, said: &str) {
+    /// Records that no connection can be established. An open refusal with a more precise reason is kept.
+    pub(super) fn is_unreachable(&self, error_text: &str) {
         let known = RedisRefusal::Unreachable;
         let stands = |refusal: &OpenRefusal| refusal.label == CONNECT && refusal.reason != known;
-        if !self.standing.lock().iter().any(stands) {
+        if !self.open.lock().iter().any(stands) {
             let last = std::mem::take(&mut *self.last.lock());
-            self.begin(known, CONNECT, if last.is_empty() { said } else { &last });
+            self.begin(known, CONNECT, if last.is_empty() { error_text } else { &last });
         }
     }
 
     pub(super) fn stands(&self, reason: RedisRefusal) -> bool {
-        self.standing.lock().iter().any(|refusal| refusal.reason == reason)
+        self.open.lock().iter().any(|refusal| refusal.reason == reason)
     }
 
     fn any_stands(&self) -> bool {
         self.count.load(Ordering::Relaxed) > 0
     }
 
-    /// Whether a command of this name, or what has this label, is refused.
+    /// Whether a command of this name or label is refused.
     pub(super) fn refuses(&self, label: &str) -> bool {
-        self.any_stands() && self.standing.lock().iter().any(|refusal| refusal.label == label)
+        self.any_stands() && self.open.lock().iter().any(|refusal| refusal.label == label)
     }
 
-    /// A line for each refusal, for the operator.
+    /// One line for each refusal, for `/readyz`.
     pub(super) fn lines(&self) -> Vec<String> {
         let line = |refusal: &OpenRefusal| {
-            let (what, cost, remedy) = words(refusal.reason);
+            let (what, cost, remedy) = description(refusal.reason);
             let lasted = humantime::format_duration(seconds(refusal.since.elapsed()));
             format!(
                 "redis {}: {} for {lasted}: {what} ({}): {cost}; {remedy}",
                 self.server,
                 refusal.reason.name(),
-                refusal.said
+                refusal.error_text
             )
         };
-        self.standing.lock().iter().map(line).collect()
+        self.open.lock().iter().map(line).collect()
     }
 }
 
@@ -242,7 +240,7 @@ mod tests {
         refusals.record("EVALSHA", "fill", &denied);
         refusals.record("EVALSHA", "fill", &denied);
         assert_eq!(refusals.lines().len(), 1);
-        let succeeded = || refusals.standing.lock()[0].succeeded.is_some();
+        let succeeded = || refusals.open.lock()[0].succeeded.is_some();
         refusals.record("GET", "GET", &Ok(Value::Null));
         assert!(!succeeded());
         refusals.record("EVALSHA", "fill", &Ok(Value::Null));

@@ -1,10 +1,11 @@
-//! Whether a node's data can be as old as a snapshot.
+//! Detects by the replication id that a node may have lost writes.
 //!
-//! A server that was restarted with what it saved an hour ago, or a replica that lacks the last writes of the master it
-//! replaces, holds entries that were replaced since. Nothing in them tells. But Redis then takes another replication id.
-//! Each node holds, in a key of ours, the id that it had when an instance last looked, and since when its entries are
-//! complete. When the id differs, that moment is now: entries known before it, less what recent changes cover, are
-//! suspect, and are loaded again. A key that is lost while an instance knows the id is stored again as it was.
+//! A server restarted from an old snapshot, or a replica promoted without the last writes of its master, holds entries that had
+//! been replaced. The entries themselves do not show it, but Redis then changes its replication id. The replication key on
+//! each node holds the id at the last probe and the moment since which the node's entries are complete. When the id differs,
+//! that moment becomes now: entries with an earlier `known_at`, except those within the time that recent changes cover, are
+//! suspect and are loaded again. If the key is lost while an instance still has the id, that instance stores it again
+//! with the same moment.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -16,41 +17,40 @@ use super::Redis;
 use super::entry_bytes::millis;
 use super::lease::number;
 use super::node::Node;
-use super::probe::Site;
+use super::probe::ProbeContext;
 use crate::controls::Protection;
 use crate::entry::Entry;
 use crate::metrics::{RedisCapability, RedisRefusal};
 use crate::moment::Moment;
 use crate::product::ProductId;
 
-/// How long the key outlives its last writer; longer than any entry.
+/// The TTL of the replication key; longer than that of any entry.
 const KEEP_REPLICATION_IDS: Duration = Duration::from_secs(30 * 86_400);
 
-/// What is known of the age of a node's data.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Replication {
-    /// The replication id, or else the run id. `None`: the server says neither, or has not been asked.
+    /// The replication id, or else the run id. `None`: the server returns neither, or has not been asked.
     pub(super) id: Option<String>,
-    /// Entries known at this moment or later are complete. `None`: not known yet.
+    /// Entries with this `known_at` or a later one are complete. `None`: the node was not probed yet.
     pub(super) since: Option<Moment>,
 }
 
-/// What a probe found out about a node's data.
+/// The result of a probe.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Probed {
     /// The data may be older than it was at the last probe.
     pub(crate) changed: bool,
-    /// This instance is the first of the fleet that says so.
+    /// This instance is the first of the fleet to detect it.
     pub(crate) first: bool,
 }
 
 impl Node {
-    /// Compares the id that the node has with the one that its key holds.
+    /// Compares the node's id with the one in its replication key.
     pub(super) async fn compare(
         &self,
         id: String,
         key: Result<Value, Error>,
-        site: &Site<'_>,
+        context: &ProbeContext<'_>,
     ) -> Probed {
         let known = self.replication();
         let held = key.ok().and_then(parse);
@@ -64,15 +64,15 @@ impl Node {
             return Probed { changed: known.id.is_some(), first: false };
         }
         if known.id.as_ref() == Some(&id) {
-            // The key was evicted or flushed, or belongs to a slot that was moved here.
-            let _ = self.store(&id, known.since.unwrap_or_else(Moment::now), site).await;
+            // The key was evicted or flushed, or its slot has just migrated here.
+            let _ = self.store(&id, known.since.unwrap_or_else(Moment::now), context).await;
             return Probed::default();
         }
-        // An empty Redis is no news.
+        // Without an id in memory or in the key, this is the first probe of an empty Redis, and no change.
         let changed = known.id.is_some() || held.is_some();
-        // Judged by this from now on, even when it cannot be stored.
+        // Takes effect even if the key cannot be written.
         self.set_replication(Some(id.clone()), Moment::now());
-        let stored = self.store(&id, Moment::now(), site).await;
+        let stored = self.store(&id, Moment::now(), context).await;
         let first = match stored.map(first_and_since) {
             Ok(Some((first, since))) => {
                 self.set_replication(Some(id), since);
@@ -83,14 +83,19 @@ impl Node {
         Probed { changed, first: changed && first }
     }
 
-    async fn store(&self, id: &str, since: Moment, site: &Site<'_>) -> Result<Value, Error> {
+    async fn store(
+        &self,
+        id: &str,
+        since: Moment,
+        context: &ProbeContext<'_>,
+    ) -> Result<Value, Error> {
         let since = since.wall().duration_since(UNIX_EPOCH).unwrap_or_default();
         let args = vec![id.into(), number(millis(since)), number(millis(KEEP_REPLICATION_IDS))];
-        self.run(&site.scripts.replication, site.replication.clone(), args).await
+        self.run(&context.scripts.replication, context.replication.clone(), args).await
     }
 
-    /// The server names neither its replication nor its run: what was known before every connection was made anew is
-    /// suspect.
+    /// For a server that returns neither a replication id nor a run id: when every connection was reestablished, it may have been
+    /// restarted, and earlier entries are suspect.
     pub(super) fn without_id(&self, reconnected: bool) -> Probed {
         let known = self.replication();
         if known.since.is_some() && known.id.is_none() && !reconnected {
@@ -117,13 +122,13 @@ fn first_and_since(stored: Value) -> Option<(bool, Moment)> {
 }
 
 impl Redis {
-    /// Probes every node once: which one serves which slot, which ones answer, and whose data may be old. Returns whether any may be.
+    /// Updates the slot map and probes every node once. Returns whether any node may have lost writes.
     pub(crate) async fn probe(&self) -> bool {
         self.nodes.remap().await;
         let nodes = self.nodes.all();
         let probes = nodes.iter().map(|node| async {
             let (replication, access) = self.keys().of_node(node.tag());
-            node.probe(&Site { scripts: &self.scripts, replication, access }).await
+            node.probe(&ProbeContext { scripts: &self.scripts, replication, access }).await
         });
         let probed = join_all(probes).await;
         for (node, probed) in nodes.iter().zip(&probed).filter(|(_, probed)| probed.changed) {
@@ -141,32 +146,32 @@ impl Redis {
         probed.iter().any(|probed| probed.changed)
     }
 
-    /// What was known to be current at this moment or later is complete on the node that serves `id`, or covered by the recent
-    /// changes; `None` while that is not known: everything there is suspect.
+    /// Entries with this `known_at` or a later one, on the node that serves `id`, are complete or covered by recent changes.
+    /// `None` before the first probe: every entry there is suspect.
     pub(crate) fn trusted_since(&self, id: ProductId) -> Option<Moment> {
         let node = match self.nodes.is_cluster() {
             true => self.nodes.of_key(&self.keys().entry(id)),
             false => self.nodes.of_key(&[]),
         };
-        // By now and not by the moment of the restart: recent changes are forgotten.
+        // Counted back from now and not from the restart, because recent changes are pruned as time passes.
         let covered_since = Moment::now().before(self.options.coverage);
         Some(node?.complete_since()?.min(covered_since))
     }
 
-    /// An entry that Redis holds, suspect or not.
+    /// Marks an entry of Redis as suspect if its node may have lost a newer one.
     pub(super) fn judge(&self, id: ProductId, entry: Entry) -> Entry {
         let trusted = self.trusted_since(id).is_some_and(|since| entry.known_at() >= since);
         let protected = self.controls.holds(Protection::RedisHistory);
         if trusted || !protected { entry } else { entry.suspect() }
     }
 
-    /// How many nodes refuse something for this reason.
+    /// Nodes that refuse something for this reason.
     #[must_use]
     pub fn refusing(&self, reason: RedisRefusal) -> u64 {
         self.nodes.refusals().iter().filter(|refusals| refusals.stands(reason)).count() as u64
     }
 
-    /// How many nodes do not offer this.
+    /// Nodes without this capability.
     #[must_use]
     pub fn limited(&self, capability: RedisCapability) -> u64 {
         match capability {
@@ -176,7 +181,7 @@ impl Redis {
         }
     }
 
-    /// A line for everything that a node refuses, and what that costs.
+    /// A line for each refusal, with its cost, and one if other catalogues share the namespace.
     #[must_use]
     pub fn trouble(&self) -> Vec<String> {
         let mut lines: Vec<String> =

@@ -1,12 +1,13 @@
 -- The head of an entry: format, flags, version (8 bytes, big endian); see entry_bytes.rs.
--- Versions are compared as two halves, because a number of Lua is exact only up to 2^53.
+-- Versions are compared as two halves, because Lua numbers are exact only up to 2^53.
 local function read(key)
     local value = redis.pcall('GET', key)
-    -- A key of another type is garbage too: an empty value, which cannot be read.
+    -- A key of another type counts as an unreadable value.
     if type(value) == 'table' then return '' end
     return value
 end
 
+-- Whether `held` is at least as new as `offered`, and whether the two are the same revision.
 local function newer_or_same(held, offered)
     if not held or #held < 30 or string.byte(held) ~= 1 then return false, false end
     local held_flags, held_high, held_low = struct.unpack('>BI4I4', held, 2)

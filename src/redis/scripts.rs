@@ -1,4 +1,4 @@
-//! The scripts, and how one is run.
+//! The Lua scripts.
 
 use bytes::Bytes;
 use fred::types::scripts::Script;
@@ -8,7 +8,6 @@ use super::Redis;
 use super::node::{NoReply, NodeCommand};
 use crate::product::ProductId;
 
-/// Every script of the protocol.
 #[derive(Debug)]
 pub(super) struct Scripts {
     pub(super) try_lease: Script,
@@ -45,7 +44,7 @@ impl Scripts {
         }
     }
 
-    /// Tells what one script is denied apart from what another is.
+    /// A label for refusals: an ACL may deny one script what it allows another.
     fn label_of(&self, script: &Script) -> &'static str {
         let labels = [
             (&self.try_lease, "try_lease"),
@@ -64,8 +63,8 @@ impl Scripts {
 }
 
 impl Redis {
-    /// Runs a script by its hash, and by its text on a server that does not know it yet: a new one, one
-    /// that was restarted, a replica that became master.
+    /// Runs a script by its hash, or by its text when the server has not cached it: a new or restarted server, or a replica that
+    /// became master.
     pub(super) async fn run<R: FromValue>(
         &self,
         script: &Script,
@@ -91,9 +90,10 @@ impl Redis {
         reply?.convert().map_err(NoReply::Failed)
     }
 
-    /// Runs a script that breaks the lease of `id` and then looks at its entry. While their slot is being moved to
-    /// another server one may be there and the other still here, and no script can have both: then one after
-    /// the other will do, because whoever takes the lease in between reads Postgres only then.
+    /// Runs a script that breaks the lease of `id` and then accesses its entry. While their slot migrates to another server, the
+    /// two keys may be on different servers, and a script that needs both fails with TRYAGAIN. Then the lock is deleted first
+    /// and the script runs with the entry alone. That is safe: a holder that takes the lease in between reads Postgres after
+    /// the commit that breaks the lease here.
     pub(super) async fn run_and_break_lease<R: FromValue>(
         &self,
         script: &Script,

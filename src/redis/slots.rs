@@ -1,5 +1,5 @@
-//! What nodes of a cluster say about slots: CLUSTER SLOTS, MOVED and ASK. A host that is not announced (null, empty or `?`) is the
-//! host that was asked, and a port of 0 the port that was asked.
+//! Slots in the replies of cluster nodes: CLUSTER SLOTS, MOVED and ASK. A host that is not announced (null, empty or `?`) stands
+//! for the host that was asked, and a port of 0 for the port that was asked.
 
 use fred::error::{Error, ErrorKind};
 use fred::types::Value;
@@ -13,16 +13,16 @@ pub(super) struct Range {
     pub(super) server: Server,
 }
 
-/// Where a command belongs instead.
+/// Where the command must be sent instead.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Redirect {
-    /// For good; otherwise only this command.
+    /// MOVED: the slot has moved. Otherwise ASK: only this command goes there.
     pub(super) moved: bool,
     pub(super) server: Server,
 }
 
 impl Redirect {
-    /// From `MOVED 3999 127.0.0.1:6381` or `ASK ...`, said by `asked`.
+    /// Parses `MOVED 3999 127.0.0.1:6381` or `ASK ...`, a reply of `asked`.
     pub(super) fn of(error: &Error, asked: &Server) -> Option<Self> {
         let mut words = error.details().split(' ');
         let moved = match words.next()? {
@@ -35,10 +35,10 @@ impl Redirect {
     }
 }
 
-/// The reply to CLUSTER SLOTS, said by `asked`. What cannot be read of it has no server.
+/// Parses the reply of `asked` to CLUSTER SLOTS. Ranges that cannot be parsed are left out.
 ///
 /// # Errors
-/// When it is no such reply.
+/// When the reply is not an array.
 pub(super) fn ranges(reply: Value, asked: &Server) -> Result<Vec<Range>, Error> {
     let Value::Array(ranges) = reply else {
         return Err(Error::new(ErrorKind::Protocol, "no reply to CLUSTER SLOTS"));
@@ -46,7 +46,7 @@ pub(super) fn ranges(reply: Value, asked: &Server) -> Result<Vec<Range>, Error> 
     Ok(ranges.into_iter().filter_map(|range| self::range(range, asked)).collect())
 }
 
-// First slot, last slot, master, replicas; each node as host, port, id, and since Redis 7 other names by kind.
+// First slot, last slot, master, replicas. A node is host, port, id, and since Redis 7 its other names by kind.
 fn range(range: Value, asked: &Server) -> Option<Range> {
     let Value::Array(range) = range else { return None };
     let [first, last, Value::Array(master), ..] = &range[..] else { return None };
@@ -55,16 +55,17 @@ fn range(range: Value, asked: &Server) -> Option<Range> {
     let host = master.first()?.as_string().unwrap_or_default();
     let port = u16::try_from(master.get(1)?.as_i64()?).ok()?;
     let named = |kind: &str| named(master.get(3), kind);
-    // "?" is said for want of the hostname that the cluster prefers: other nodes may be on other machines.
+    // "?" means that the cluster prefers hostnames and this node has none. Its address is used then: it may be on another
+    // machine than the node that was asked.
     let host = if host == "?" { named("ip").unwrap_or_default() } else { host };
     let mut server = server(&host, port, asked);
     let is_address = server.host.parse::<std::net::IpAddr>().is_ok();
-    // Certificates are mostly issued to names.
+    // Certificates are mostly issued for names.
     server.tls_server_name = named("hostname").filter(|_| is_address).map(Into::into);
     (first <= last).then_some(Range { first, last, server })
 }
 
-/// A name of a node among its others, which come as a flat list or as a map.
+/// One of a node's other names, which come as a flat list (RESP2) or as a map (RESP3).
 fn named(names: Option<&Value>, kind: &str) -> Option<String> {
     let pairs: Vec<(String, String)> = match names?.clone() {
         Value::Map(map) => map
@@ -92,7 +93,7 @@ fn server(host: &str, port: u16, asked: &Server) -> Server {
     }
 }
 
-/// An IPv6 address without the brackets that it has in a URL.
+/// An IPv6 address without the brackets of a URL.
 pub(super) fn bare(host: &str) -> &str {
     host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host)
 }
@@ -124,7 +125,11 @@ mod tests {
         let is = |host: &str, port| (host.to_owned(), port);
         assert_eq!(server_of("10.0.0.1", 7_001, &[]), is("10.0.0.1", 7_001));
         assert_eq!(server_of("redis-1.example", 7_001, &[]), is("redis-1.example", 7_001));
-        assert_eq!(server_of("", 7_001, &[]), is("asked", 7_001), "it has not learned its own");
+        assert_eq!(
+            server_of("", 7_001, &[]),
+            is("asked", 7_001),
+            "it does not have its own address yet"
+        );
         assert_eq!(server_of(Value::Null, 7_001, &[]), is("asked", 7_001), "unknown-endpoint");
         let names = ["ip", "10.0.0.2"];
         assert_eq!(server_of(Value::Null, 7_001, &names), is("asked", 7_001), "unknown-endpoint");

@@ -1,5 +1,5 @@
--- Breaks the lease of a product that changed, and says whether Redis holds an entry that is older.
--- KEYS: entry, and lock unless it is broken already. ARGV: the head of an entry of the new revision.
+-- Breaks the lease of a changed product. Returns 1 if Redis holds an older entry, else 0.
+-- KEYS: entry, and lock unless it was deleted before. ARGV: the head of an entry of the new revision.
 if KEYS[2] then redis.call('DEL', KEYS[2]) end
 local held = read(KEYS[1])
 if not held then return 0 end

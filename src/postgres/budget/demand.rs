@@ -1,4 +1,4 @@
-//! How much a load is wanted: by which callers, until when, and whether they have something stale to fall back on.
+//! The demand for a load: its waiters, their callers and deadlines, and whether they have a fallback.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,30 +9,31 @@ use parking_lot::Mutex;
 
 use crate::caller::{CallContext, Caller};
 
-/// Callers that a load remembers, so that its rank is that of the one that has had least. Too high: each choice in the queue
-/// looks at all of them. Beyond, a caller only adds to the number of waiters.
+/// Callers that are recorded per load, so that the load has the rank of the one with the fewest turns. Further callers only add
+/// to the number of waiters. Too high: each choice in the queue compares all of them.
 const MOST_CALLERS: usize = 8;
 
-/// How much a load is wanted, at this moment.
+/// The demand for one load.
 #[derive(Debug)]
 pub(crate) struct Demand {
-    /// For how long: also before it needed a turn, when it waited for another instance's load.
+    /// The start of the load. It may be earlier than its place in the queue, if the load waited for another instance's lease
+    /// first.
     pub(super) since: Instant,
-    wanted: Mutex<Wanted>,
+    state: Mutex<DemandState>,
 }
 
 #[derive(Debug, Default)]
-struct Wanted {
+struct DemandState {
     waiters: usize,
     without_fallback: usize,
     callers: Vec<(Caller, usize)>,
-    /// The latest deadline of any waiter until now.
+    /// The latest deadline of all waiters, also of those that have left.
     until: Option<Instant>,
-    /// Whether any waiter has no deadline.
-    is_endless: bool,
+    /// Whether any of them had no deadline.
+    has_no_deadline: bool,
 }
 
-/// A call that waits for a load; until dropped. A batch waits once, however many of its products are in the load.
+/// A call that waits for a load, until it is dropped. A batch counts once, however many of its products are in the load.
 #[derive(Debug)]
 pub(crate) struct DemandGuard {
     demand: Arc<Demand>,
@@ -40,18 +41,18 @@ pub(crate) struct DemandGuard {
     without_fallback: bool,
 }
 
-/// The loads that one call waits for.
+/// The guards of one call, one for each load.
 #[derive(Debug)]
 pub(crate) struct DemandGuards {
     call: CallContext,
     without_fallback: bool,
-    /// By the address of the demand, which each waiter keeps.
+    /// By the address of the demand, which stays valid because the guard owns a reference.
     known: HashMap<usize, Arc<DemandGuard>, RandomState>,
 }
 
 impl Default for Demand {
     fn default() -> Self {
-        Self { since: Instant::now(), wanted: Mutex::default() }
+        Self { since: Instant::now(), state: Mutex::default() }
     }
 }
 
@@ -61,79 +62,79 @@ impl Demand {
         Self { since, ..Self::default() }
     }
 
-    /// One more call waits.
+    /// Adds a waiter.
     pub(crate) fn wait(self: &Arc<Self>, call: CallContext, without_fallback: bool) -> DemandGuard {
-        let mut wanted = self.wanted.lock();
-        wanted.waiters += 1;
-        wanted.without_fallback += usize::from(without_fallback);
-        wanted.until = wanted.until.max(call.deadline);
-        wanted.is_endless |= call.deadline.is_none();
+        let mut state = self.state.lock();
+        state.waiters += 1;
+        state.without_fallback += usize::from(without_fallback);
+        state.until = state.until.max(call.deadline);
+        state.has_no_deadline |= call.deadline.is_none();
         let caller = call.caller;
-        match wanted.callers.iter().position(|(known, _)| *known == caller) {
-            Some(place) => wanted.callers[place].1 += 1,
-            None if wanted.callers.len() < MOST_CALLERS => wanted.callers.push((caller, 1)),
+        match state.callers.iter().position(|(known, _)| *known == caller) {
+            Some(place) => state.callers[place].1 += 1,
+            None if state.callers.len() < MOST_CALLERS => state.callers.push((caller, 1)),
             None => {}
         }
-        drop(wanted);
+        drop(state);
         DemandGuard { demand: Arc::clone(self), caller, without_fallback }
     }
 
-    /// Whether every caller has left.
+    /// Whether no waiter is left.
     pub(crate) fn is_unwanted(&self) -> bool {
-        self.wanted.lock().waiters == 0
+        self.state.lock().waiters == 0
     }
 
-    /// When the last waiter leaves; `None`: never.
+    /// The latest deadline of the waiters; `None` if any has none.
     pub(super) fn until(&self) -> Option<Instant> {
-        let wanted = self.wanted.lock();
-        wanted.until.filter(|_| !wanted.is_endless)
+        let state = self.state.lock();
+        state.until.filter(|_| !state.has_no_deadline)
     }
 
-    /// Whether any waiter has nothing stale to fall back on, and how many waiters there are.
+    /// Whether any waiter has no fallback, and the number of waiters.
     pub(super) fn urgency(&self) -> (bool, usize) {
-        let wanted = self.wanted.lock();
-        (wanted.without_fallback > 0, wanted.waiters)
+        let state = self.state.lock();
+        (state.without_fallback > 0, state.waiters)
     }
 
-    /// The caller of the waiters for which `key` is least; the background's when there is none.
+    /// The waiting caller with the least `key`; [`Caller::BACKGROUND`] when there is none.
     pub(super) fn least<K: Ord>(&self, key: impl Fn(Caller) -> K) -> Caller {
-        let wanted = self.wanted.lock();
-        let callers = wanted.callers.iter().map(|(caller, _)| *caller);
+        let state = self.state.lock();
+        let callers = state.callers.iter().map(|(caller, _)| *caller);
         callers.min_by_key(|caller| key(*caller)).unwrap_or(Caller::BACKGROUND)
     }
 
     pub(super) fn each_caller(&self, mut visit: impl FnMut(Caller)) {
-        let wanted = self.wanted.lock();
-        match wanted.callers.is_empty() {
+        let state = self.state.lock();
+        match state.callers.is_empty() {
             true => visit(Caller::BACKGROUND),
-            false => wanted.callers.iter().for_each(|(caller, _)| visit(*caller)),
+            false => state.callers.iter().for_each(|(caller, _)| visit(*caller)),
         }
     }
 }
 
 impl Drop for DemandGuard {
     fn drop(&mut self) {
-        let mut wanted = self.demand.wanted.lock();
-        wanted.waiters -= 1;
-        wanted.without_fallback -= usize::from(self.without_fallback);
-        if let Some(place) = wanted.callers.iter().position(|(known, _)| *known == self.caller) {
-            // One that was not remembered in time may be taken off another of its caller: then the rank is too low for a
-            // moment.
-            wanted.callers[place].1 -= 1;
-            if wanted.callers[place].1 == 0 {
-                wanted.callers.swap_remove(place);
+        let mut state = self.demand.state.lock();
+        state.waiters -= 1;
+        state.without_fallback -= usize::from(self.without_fallback);
+        if let Some(place) = state.callers.iter().position(|(known, _)| *known == self.caller) {
+            // A guard that was beyond `MOST_CALLERS` may decrement a count of later guards of its caller: the load's rank is
+            // then too low until they end.
+            state.callers[place].1 -= 1;
+            if state.callers[place].1 == 0 {
+                state.callers.swap_remove(place);
             }
         }
     }
 }
 
 impl DemandGuards {
-    /// Of one call, which has or has not something stale for all that it asks for.
+    /// `without_fallback`: whether the call lacks a stale copy of any product that it reads.
     pub(crate) fn new(call: CallContext, without_fallback: bool) -> Self {
         Self { call, without_fallback, known: HashMap::default() }
     }
 
-    /// The call's waiter for loads of this demand.
+    /// The call's guard for this demand.
     pub(crate) fn of(&mut self, demand: &Arc<Demand>) -> Arc<DemandGuard> {
         let wait = || Arc::new(demand.wait(self.call, self.without_fallback));
         Arc::clone(self.known.entry(Arc::as_ptr(demand).addr()).or_insert_with(wait))

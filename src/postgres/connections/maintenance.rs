@@ -1,4 +1,4 @@
-//! What happens to the connections in the background: they are opened ahead, asked for a sign of life, and renewed.
+//! Maintenance of the connections in the background: opens them ahead of use, pings idle ones, and closes old ones.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -11,27 +11,27 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::{Connections, DEAD, Idle, Opening};
 use crate::postgres::within;
 
-/// How often. Too low: needless statements. Too high: that Postgres is down, or up again, is noticed late.
+/// Too low: needless statements. Too high: it is detected late that Postgres is down, or up again.
 const INTERVAL: Duration = Duration::from_millis(250);
-/// A connection that was silent for this long is asked for a sign of life.
-const SILENT: Duration = Duration::from_millis(700);
-/// A connection is renewed when it is this old, so that an instance finds its way back after a failover of a load balancer, and
-/// what the server keeps for it does not grow for ever.
+/// An idle connection is pinged when its last response is this old.
+const PING_AFTER: Duration = Duration::from_millis(700);
+/// A connection is closed at this age and replaced, so that connections return to the right server after a failover of a load
+/// balancer, and the server's memory per session stays bounded.
 const LIFETIME: Duration = Duration::from_secs(30 * 60);
-/// Connections that are opened at once.
+/// Connections that are opened concurrently.
 const AT_ONCE: usize = 4;
 
 impl Connections {
-    /// Looks after the connections until it is dropped. `prepare` is prepared on each one that is opened here.
+    /// Maintains the connections until it is dropped. Prepares the statements `prepare` on each connection that it opens.
     pub(in crate::postgres) async fn maintain(
         self: Arc<Self>,
         prepare: &'static [&'static str],
     ) -> Result<Infallible, Infallible> {
         loop {
-            self.ask_idle().await;
+            self.ping_idle().await;
             self.open_ahead(prepare).await;
             let pause = INTERVAL.mul_f64(rand::random_range(0.8..1.2));
-            // At once when a statement says that something broke; but not in a tight loop.
+            // A broken connection ends the pause at once, but the loop must not spin.
             let woken = tokio::time::timeout(pause, self.wake.notified()).await;
             if woken.is_ok() {
                 tokio::time::sleep(INTERVAL / 25).await;
@@ -39,7 +39,7 @@ impl Connections {
         }
     }
 
-    /// Opens all connections, at most `limit` long: what is served first should not wait for them.
+    /// Opens all connections, in at most `limit`, so that the first calls need not wait for them.
     pub(in crate::postgres) async fn warm(
         self: &Arc<Self>,
         prepare: &'static [&'static str],
@@ -49,38 +49,39 @@ impl Connections {
         let _ = tokio::time::timeout(limit, warm).await;
     }
 
-    /// Asks those that were silent for a while for a sign of life, and closes those that give none. Half of them at a time: a
-    /// caller finds another one, and need not open it.
-    async fn ask_idle(self: &Arc<Self>) {
+    /// Pings idle connections, and closes those that do not respond. Half of them at a time, so that a call finds an idle
+    /// connection and need not open one.
+    async fn ping_idle(self: &Arc<Self>) {
         let most = self.state.lock().idle.len().div_ceil(2);
         for _ in 0..2 {
-            let silent = self.take_silent(most);
-            join_all(silent.into_iter().map(|(idle, slot)| self.ask(idle, slot))).await;
+            let due = self.take_for_ping(most);
+            join_all(due.into_iter().map(|(idle, slot)| self.ping(idle, slot))).await;
         }
     }
 
-    /// What is asked keeps its place, or callers would open more connections than there are to be.
-    fn take_silent(&self, most: usize) -> Vec<(Idle, OwnedSemaphorePermit)> {
+    /// A connection keeps its slot during the ping; otherwise calls would open more connections than the limit.
+    fn take_for_ping(&self, most: usize) -> Vec<(Idle, OwnedSemaphorePermit)> {
         let mut state = self.state.lock();
-        // After a break every connection is suspect that has not answered since.
+        // After a connection broke, all others that have not responded since are pinged.
         let broke = state.broke;
-        let is_silent = |idle: &Idle| {
-            idle.answered.elapsed() >= SILENT || broke.is_some_and(|broke| idle.answered < broke)
+        let is_due = |idle: &Idle| {
+            idle.answered.elapsed() >= PING_AFTER
+                || broke.is_some_and(|broke| idle.answered < broke)
         };
-        let mut silent = Vec::new();
+        let mut due = Vec::new();
         for idle in std::mem::take(&mut state.idle) {
-            let slot = (silent.len() < most && is_silent(&idle))
+            let slot = (due.len() < most && is_due(&idle))
                 .then(|| Arc::clone(&self.slots).try_acquire_owned().ok());
             match slot.flatten() {
-                Some(slot) => silent.push((idle, slot)),
+                Some(slot) => due.push((idle, slot)),
                 None => state.idle.push_back(idle),
             }
         }
-        silent
+        due
     }
 
-    async fn ask(self: &Arc<Self>, mut idle: Idle, _slot: OwnedSemaphorePermit) {
-        let asked = Instant::now();
+    async fn ping(self: &Arc<Self>, mut idle: Idle, _slot: OwnedSemaphorePermit) {
+        let sent = Instant::now();
         if idle.opened.elapsed() > LIFETIME {
             self.state.lock().open -= 1;
             let _ = within(Some(DEAD), idle.connection.close()).await;
@@ -89,12 +90,12 @@ impl Connections {
         match within(Some(DEAD), idle.connection.ping()).await {
             Ok(()) => {
                 self.answered();
-                idle.answered = asked;
+                idle.answered = sent;
                 let mut state = self.state.lock();
                 if state.closed {
                     state.open -= 1;
                 } else {
-                    // Behind those that are in use more.
+                    // At the front, because those at the end are used first.
                     state.idle.push_front(idle);
                 }
             }
@@ -102,8 +103,8 @@ impl Connections {
         }
     }
 
-    /// Opens some of the connections that are missing; while Postgres is down, one to see whether it still is. Returns
-    /// whether more are missing, and Postgres answers.
+    /// Opens up to [`AT_ONCE`] missing connections; while Postgres is down, only one, as a probe. Returns whether more are
+    /// missing and all attempts succeeded.
     async fn open_ahead(self: &Arc<Self>, prepare: &'static [&'static str]) -> bool {
         let missing = {
             let state = self.state.lock();
@@ -133,7 +134,7 @@ impl Connections {
                 return false;
             }
         };
-        // Where the schema is not there yet, the statement itself says so.
+        // Other errors, such as a missing table, are left to the statement itself.
         let prepared =
             within(Some(self.timeout.max(DEAD)), prepare_all(&mut connection, prepare)).await;
         if prepared.as_ref().is_err_and(super::is_broken) {
