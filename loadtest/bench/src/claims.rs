@@ -1,17 +1,17 @@
-//! What must be shown, and whether it was.
+//! The claims about performance, and whether they are met.
 
 use std::fmt;
 
 use crate::measure::Sample;
 use crate::report::{Section, number};
 
-/// A ratio of two contenders of a section, or the value of one alone, and its limit.
+/// The ratio of two contenders of a section, or the value of one, and its limit.
 struct Claim {
     what: &'static str,
     section: &'static str,
-    ours: &'static str,
-    /// Empty for a value alone.
-    theirs: &'static str,
+    contender: &'static str,
+    /// Empty if the claim is about the value of the contender alone.
+    reference: &'static str,
     of: fn(&Sample) -> f64,
     limit: Limit,
 }
@@ -22,12 +22,12 @@ enum Limit {
     AtLeast(f64),
 }
 
-/// A claim, and what was measured.
+/// A claim, and its measured value.
 pub(crate) struct Verdict {
     claim: &'static Claim,
-    /// `None` when it was not measured.
+    /// `None` if it was not measured.
     pub(crate) ratio: Option<f64>,
-    /// The same of the bare server, where there is one: what is in reach on this machine.
+    /// The same for the bare server, if the section has it: the least possible on this machine.
     bare: Option<f64>,
 }
 
@@ -38,11 +38,11 @@ const PER_CPU: fn(&Sample) -> f64 = |sample| 1e6 / sample.cpu_us();
 
 const fn claim(
     what: &'static str,
-    (section, ours, theirs): (&'static str, &'static str, &'static str),
+    (section, contender, reference): (&'static str, &'static str, &'static str),
     of: fn(&Sample) -> f64,
     limit: Limit,
 ) -> Claim {
-    Claim { what, section, ours, theirs, of, limit }
+    Claim { what, section, contender, reference, of, limit }
 }
 
 use Limit::{AtLeast, AtMost};
@@ -147,20 +147,20 @@ static CLAIMS: [Claim; 19] = [
     ),
 ];
 
-/// Every claim, with what these sections say about it.
+/// Every claim, compared with the figures of these sections.
 pub(crate) fn judge(sections: &[Section]) -> Vec<Verdict> {
-    let ratio = |claim: &Claim, ours| {
+    let ratio = |claim: &Claim, contender| {
         let section = sections.iter().find(|section| section.key == claim.section)?;
-        let ratio = match claim.theirs {
-            "" => section.row(ours)?.median(claim.of),
-            theirs => section.ratio(ours, theirs, claim.of)?,
+        let ratio = match claim.reference {
+            "" => section.row(contender)?.median(claim.of),
+            reference => section.ratio(contender, reference, claim.of)?,
         };
-        // Of no rounds there is no median.
+        // The median of no rounds is NaN.
         (!ratio.is_nan()).then_some(ratio)
     };
     let verdict = |claim| {
-        let bare = ratio(claim, BARE).filter(|_| claim.theirs != BARE);
-        Verdict { claim, ratio: ratio(claim, claim.ours), bare }
+        let bare = ratio(claim, BARE).filter(|_| claim.reference != BARE);
+        Verdict { claim, ratio: ratio(claim, claim.contender), bare }
     };
     CLAIMS.iter().map(verdict).collect()
 }
@@ -168,7 +168,7 @@ pub(crate) fn judge(sections: &[Section]) -> Vec<Verdict> {
 impl Limit {
     fn holds(self, ratio: f64) -> bool {
         match self {
-            // A limit is written with two digits, and holds to as many.
+            // Limits have two decimals, so the ratio is rounded to two.
             AtMost(limit) => (ratio * 100.0).round() <= limit * 100.0,
             AtLeast(limit) => (ratio * 100.0).round() >= limit * 100.0,
         }
@@ -185,7 +185,7 @@ impl fmt::Display for Limit {
 }
 
 impl Verdict {
-    /// `None` when it was not measured.
+    /// `None` if it was not measured.
     pub(crate) fn is_met(&self) -> Option<bool> {
         self.ratio.map(|ratio| self.claim.limit.holds(ratio))
     }

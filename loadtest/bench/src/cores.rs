@@ -1,4 +1,4 @@
-//! Which cores a process may use: so that a load generator does not take from the server what it measures.
+//! The cores that a process may use. On cores of its own, a load generator does not take CPU time from the server.
 
 use std::path::Path;
 use std::process::Command as Blocking;
@@ -9,14 +9,14 @@ use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 use tokio::process::Command;
 
-/// From util-linux, which every Linux has.
+/// From util-linux, which every Linux distribution has.
 const TASKSET: &str = "taskset";
 
-/// Some cores; none: whatever there are.
+/// An empty list means all cores.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Cores(Vec<usize>);
 
-/// For the servers, and for the load.
+/// Disjoint cores for the servers and for the load.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Halves {
     pub(crate) servers: Cores,
@@ -24,14 +24,14 @@ pub(crate) struct Halves {
 }
 
 impl Halves {
-    /// One half for each, where there are two cores and a way to divide them.
-    pub(crate) fn apart() -> Self {
+    /// Half of the cores for each; all cores for both if there is only one, or no taskset.
+    pub(crate) fn split() -> Self {
         let Some(cores) = allowed().filter(|cores| cores.len() > 1) else { return Self::default() };
         let (servers, load) = cores.split_at(cores.len() / 2);
         Self { servers: Cores(servers.to_vec()), load: Cores(load.to_vec()) }
     }
 
-    /// What a reader has to know of it.
+    /// One sentence for the tables.
     pub(crate) fn note(&self) -> String {
         match (self.servers.list(), self.load.list()) {
             (Some(servers), Some(load)) => {
@@ -43,13 +43,13 @@ impl Halves {
 }
 
 impl Cores {
-    /// In taskset's words.
+    /// As an argument of taskset.
     fn list(&self) -> Option<String> {
         let cores: Vec<String> = self.0.iter().map(ToString::to_string).collect();
         (!cores.is_empty()).then(|| cores.join(","))
     }
 
-    /// A command that runs `program` there.
+    /// A command that runs `program` on these cores.
     pub(crate) fn command(&self, program: &Path) -> Command {
         match self.list() {
             None => Command::new(program),
@@ -61,9 +61,9 @@ impl Cores {
         }
     }
 
-    /// Keeps the thread that calls it there.
+    /// Pins the calling thread to these cores.
     #[cfg(target_os = "linux")]
-    pub(crate) fn hold_thread(&self) -> nix::Result<()> {
+    pub(crate) fn pin_thread(&self) -> nix::Result<()> {
         if self.0.is_empty() {
             return Ok(());
         }
@@ -73,20 +73,20 @@ impl Cores {
     }
 
     #[cfg(not(target_os = "linux"))]
-    pub(crate) fn hold_thread(&self) -> nix::Result<()> {
+    pub(crate) fn pin_thread(&self) -> nix::Result<()> {
         Ok(())
     }
 }
 
-/// The cores that this process may use, as far as can be told.
+/// The cores that this process may use, if taskset is installed.
 fn allowed() -> Option<Vec<usize>> {
     let own = std::process::id().to_string();
-    let told = Blocking::new(TASKSET).args(["-cp", &own]).output().ok()?;
-    listed(&String::from_utf8_lossy(&told.stdout))
+    let output = Blocking::new(TASKSET).args(["-cp", &own]).output().ok()?;
+    parse_list(&String::from_utf8_lossy(&output.stdout))
 }
 
 /// `pid 42's current affinity list: 0-2,5`.
-fn listed(line: &str) -> Option<Vec<usize>> {
+fn parse_list(line: &str) -> Option<Vec<usize>> {
     let (_, list) = line.trim().rsplit_once(' ')?;
     let mut cores = Vec::new();
     for range in list.split(',') {
@@ -101,9 +101,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cores_are_read_from_what_taskset_says() {
+    fn the_output_of_taskset_is_parsed() {
         let line = "pid 42's current affinity list: 0-2,5\n";
-        assert_eq!(listed(line), Some(vec![0, 1, 2, 5]));
-        assert_eq!(listed("taskset: failed"), None);
+        assert_eq!(parse_list(line), Some(vec![0, 1, 2, 5]));
+        assert_eq!(parse_list("taskset: failed"), None);
     }
 }

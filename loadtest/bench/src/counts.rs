@@ -1,4 +1,4 @@
-//! What can be counted instead of timed: system calls and allocations for each request.
+//! System calls and allocations of a request, and the time of a lookup in the hot tier.
 
 use std::process::Stdio;
 use std::time::Duration;
@@ -9,48 +9,48 @@ use nix::unistd::Pid;
 use tokio::process::{Child, Command};
 
 use crate::cores::Cores;
-use crate::ground::Ground;
 use crate::h2load::Shape;
 use crate::measure::{Row, Sample};
 use crate::reads::SHAPES;
 use crate::report::{Section, number};
 use crate::server::{Server, beside};
+use crate::setup::Setup;
 
-/// Enough that connecting does not count.
+/// Enough for the cost of connecting to vanish.
 const REQUESTS: u64 = 50_000;
 const WARM_UP: u64 = 5_000;
 /// How long a tracer takes to attach.
 const ATTACH: Duration = Duration::from_millis(500);
 
-/// A table in Markdown.
-pub(crate) async fn table(ground: &Ground) -> Result<String> {
+/// System calls and allocations, as a table in Markdown.
+pub(crate) async fn table(setup: &Setup) -> Result<String> {
     let shape = SHAPES[0];
     let mut text = format!(
         "### System calls and allocations, {shape}\n\nFor each request. {}\n\n| | system calls | allocations |\n|---|--:|--:|\n",
         Tracer::find().await.note(),
     );
-    for (label, server) in ground.servers.grpc() {
-        let calls = system_calls(ground, server, shape).await?;
-        let allocations = allocations(ground, label, shape).await?;
+    for (label, server) in setup.servers.grpc() {
+        let calls = system_calls(setup, server, shape).await?;
+        let allocations = allocations(setup, label, shape).await?;
         let calls = calls.map_or_else(|| "-".to_owned(), number);
         text += &format!("| {label} | {calls} | {} |\n", number(allocations));
     }
     Ok(text)
 }
 
-/// By the same server with an allocator that counts.
-async fn allocations(ground: &Ground, label: &str, shape: Shape) -> Result<f64> {
+/// Counted by `inside`: the same server with a counting allocator.
+async fn allocations(setup: &Setup, label: &str, shape: Shape) -> Result<f64> {
     let arguments = match label {
-        "hotshelf" => ground.shop.options(&[]),
+        "hotshelf" => setup.backends.options(&[]),
         _ => {
-            let products = [ground.typical()?.clone()];
-            let file = ground.shop.write_products(&products)?;
-            vec![label.to_owned(), crate::shop::path(&file)?.to_owned()]
+            let products = [setup.typical()?.clone()];
+            let file = setup.backends.write_products(&products)?;
+            vec![label.to_owned(), crate::backends::path(&file)?.to_owned()]
         }
     };
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let mut inside = Server::start(&beside("inside")?, &arguments, &Cores::default()).await?;
-    let load = ground.typical_read(&inside, shape)?;
+    let load = setup.typical_read(&inside, shape)?;
     load.run(WARM_UP).await?;
     let before = inside.allocations().await?;
     load.run(REQUESTS).await?;
@@ -59,15 +59,15 @@ async fn allocations(ground: &Ground, label: &str, shape: Shape) -> Result<f64> 
 }
 
 /// Lookups in the hot tier, on one thread and on two.
-pub(crate) async fn lookups(ground: &Ground) -> Result<Vec<Section>> {
-    let options = ground.shop.options(&[]);
+pub(crate) async fn lookups(setup: &Setup) -> Result<Vec<Section>> {
+    let options = setup.backends.options(&[]);
     let options: Vec<&str> = options.iter().map(String::as_str).collect();
     let mut inside = Server::start(&beside("inside")?, &options, &Cores::default()).await?;
-    let ids: Vec<i64> = ground.products.iter().map(|product| product.id).collect();
-    crate::shop::read(inside.port, &ids).await?;
+    let ids: Vec<i64> = setup.products.iter().map(|product| product.id).collect();
+    crate::backends::read(inside.port, &ids).await?;
     let mut rows = [("1 thread", 1), ("2 threads", 2)]
         .map(|(label, threads)| (threads, Row { label: label.to_owned(), samples: Vec::new() }));
-    for _ in 0..ground.effort.rounds {
+    for _ in 0..setup.effort.rounds {
         for (threads, row) in &mut rows {
             row.samples.push(Sample::of_nanos(inside.lookup_nanos(*threads).await?));
         }
@@ -82,7 +82,7 @@ pub(crate) async fn lookups(ground: &Ground) -> Result<Vec<Section>> {
     }])
 }
 
-async fn system_calls(ground: &Ground, server: &Server, shape: Shape) -> Result<Option<f64>> {
+async fn system_calls(setup: &Setup, server: &Server, shape: Shape) -> Result<Option<f64>> {
     let tracer = Tracer::find().await;
     let Some(mut command) = tracer.command(server.pid) else { return Ok(None) };
     let tracing = command
@@ -92,10 +92,10 @@ async fn system_calls(ground: &Ground, server: &Server, shape: Shape) -> Result<
         .kill_on_drop(true)
         .spawn()?;
     tokio::time::sleep(ATTACH).await;
-    let load = ground.typical_read(server, shape)?;
+    let load = setup.typical_read(server, shape)?;
     load.run(REQUESTS).await?;
-    let said = interrupt(tracing).await?;
-    Ok(tracer.count(&said).map(|calls| calls / REQUESTS as f64))
+    let report = interrupt(tracing).await?;
+    Ok(tracer.count(&report).map(|calls| calls / REQUESTS as f64))
 }
 
 async fn interrupt(tracing: Child) -> Result<String> {
@@ -104,14 +104,14 @@ async fn interrupt(tracing: Child) -> Result<String> {
     Ok(String::from_utf8_lossy(&tracing.wait_with_output().await?.stderr).into_owned())
 }
 
-/// Who counts system calls.
+/// The program that counts system calls.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Tracer {
     /// Hardly slows the server.
     Perf,
-    /// Slows it so much that more responses share a write.
+    /// Slows the server so much that more responses share a write.
     Strace,
-    Nobody,
+    Missing,
 }
 
 impl Tracer {
@@ -119,7 +119,7 @@ impl Tracer {
         let own = std::process::id();
         for tracer in [Self::Perf, Self::Strace] {
             let Some(mut command) = tracer.command(own) else { continue };
-            // Tried on a process that does nothing: it may be installed, and not allowed.
+            // Tried on this process, because perf may be installed but not permitted.
             if tracer == Self::Perf {
                 let tried = command.args(["sleep", "0"]).output().await;
                 if tried.is_ok_and(|output| output.status.success()) {
@@ -129,31 +129,32 @@ impl Tracer {
                 return tracer;
             }
         }
-        Self::Nobody
+        Self::Missing
     }
 
     fn command(self, pid: u32) -> Option<Command> {
         let (program, arguments): (_, &[&str]) = match self {
             Self::Perf => ("perf", &["stat", "-x,", "-e", "raw_syscalls:sys_enter"]),
             Self::Strace => ("strace", &["-c", "-f"]),
-            Self::Nobody => return None,
+            Self::Missing => return None,
         };
         let mut command = Command::new(program);
         command.args(arguments).args(["-p", &pid.to_string()]);
         Some(command)
     }
 
-    fn count(self, said: &str) -> Option<f64> {
+    /// The count in the tracer's report.
+    fn count(self, report: &str) -> Option<f64> {
         match self {
             Self::Perf => {
-                let line = said.lines().find(|line| line.contains("raw_syscalls:sys_enter"))?;
+                let line = report.lines().find(|line| line.contains("raw_syscalls:sys_enter"))?;
                 line.split(',').next()?.parse().ok()
             }
             Self::Strace => {
-                let line = said.lines().find(|line| line.trim_end().ends_with(" total"))?;
+                let line = report.lines().find(|line| line.trim_end().ends_with(" total"))?;
                 line.split_whitespace().nth(3)?.parse().ok()
             }
-            Self::Nobody => None,
+            Self::Missing => None,
         }
     }
 
@@ -164,7 +165,7 @@ impl Tracer {
                 "System calls were counted by strace, under which the servers are slower and answer more calls \
                  with each write."
             }
-            Self::Nobody => {
+            Self::Missing => {
                 "System calls were not counted: neither perf nor strace can be used here."
             }
         }
@@ -176,15 +177,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_perf_counted_is_read() {
-        let said = "1234,,raw_syscalls:sys_enter,231806,100.00,,\n";
-        assert_eq!(Tracer::Perf.count(said), Some(1234.0));
+    fn the_report_of_perf_is_parsed() {
+        let report = "1234,,raw_syscalls:sys_enter,231806,100.00,,\n";
+        assert_eq!(Tracer::Perf.count(report), Some(1234.0));
         assert_eq!(Tracer::Perf.count("<not supported>,,raw_syscalls:sys_enter,0\n"), None);
     }
 
     #[test]
-    fn what_strace_counted_is_read() {
-        let said = "strace: Process 1 attached\n100.00    0.000000           0      2503         7 total\n";
-        assert_eq!(Tracer::Strace.count(said), Some(2503.0));
+    fn the_report_of_strace_is_parsed() {
+        let report = "strace: Process 1 attached\n100.00    0.000000           0      2503         7 total\n";
+        assert_eq!(Tracer::Strace.count(report), Some(2503.0));
     }
 }

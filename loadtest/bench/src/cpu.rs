@@ -1,4 +1,4 @@
-//! How much CPU time a process has used.
+//! CPU time of processes.
 
 use std::fs;
 use std::path::Path;
@@ -14,7 +14,7 @@ pub(crate) struct Cpu {
 }
 
 impl Cpu {
-    /// What these processes have used, together.
+    /// The sum of these processes, since their start.
     pub(crate) fn of(pids: &[u32]) -> Result<Self> {
         let mut sum = Self::default();
         for pid in pids {
@@ -31,7 +31,7 @@ impl Cpu {
     fn of_process(process: &Path) -> Result<Self> {
         let mut nanos = 0.0;
         for thread in fs::read_dir(process.join("task"))? {
-            // A thread that has just ended takes its time with it; tokio's workers stay.
+            // The time of a thread that has ended is lost. Tokio's workers do not end.
             let times = fs::read_to_string(thread?.path().join("schedstat")).unwrap_or_default();
             nanos += nanos_of(&times).unwrap_or_default();
         }
@@ -40,7 +40,7 @@ impl Cpu {
         Ok(Self { user, system, total: nanos / 1e3 })
     }
 
-    /// The total is exact. Its parts are counted in ticks of 10 ms, so they only tell the shares.
+    /// The total is exact. User and system time are counted in ticks of 10 ms, so only their ratio is used.
     pub(crate) fn since(self, before: Self) -> Self {
         let (user, system) = (self.user - before.user, self.system - before.system);
         let total = self.total - before.total;
@@ -49,14 +49,14 @@ impl Cpu {
     }
 }
 
-/// The time on a CPU, the first field of `/proc/PID/task/TID/schedstat`.
+/// Time on a CPU in nanoseconds, the first field of `/proc/PID/task/TID/schedstat`.
 fn nanos_of(schedstat: &str) -> Option<f64> {
     schedstat.split(' ').next()?.parse().ok()
 }
 
-/// User and system time, of `/proc/PID/stat`.
+/// User and system time in ticks, of `/proc/PID/stat`.
 fn ticks_of(stat: &str) -> Option<(f64, f64)> {
-    // The name of the program is in parentheses, and may have spaces and parentheses itself.
+    // The name of the program is in parentheses, and may contain spaces and parentheses.
     let (_, after_name) = stat.rsplit_once(") ")?;
     let mut fields = after_name.split(' ').skip(11);
     Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
@@ -73,14 +73,14 @@ mod tests {
     }
 
     #[test]
-    fn the_exact_time_is_divided_as_the_ticks_say() {
+    fn the_exact_time_is_divided_in_the_ratio_of_the_ticks() {
         let before = Cpu { user: 10.0, system: 10.0, total: 1_000.0 };
         let used = Cpu { user: 13.0, system: 11.0, total: 1_200.0 }.since(before);
         assert_eq!((used.user, used.system), (150.0, 50.0));
     }
 
     #[test]
-    fn the_time_of_this_process_grows_with_what_it_does() {
+    fn the_time_of_this_process_grows_while_it_works() {
         let pids = [std::process::id()];
         let before = Cpu::of(&pids).unwrap();
         let began = std::time::Instant::now();

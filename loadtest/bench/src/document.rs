@@ -9,33 +9,32 @@ use crate::claims::Verdict;
 use crate::plot;
 use crate::report::Section;
 
-/// What is in the plot.
+/// Sections of the plot.
 const PLOTTED: [&str; 4] = ["reads -c8 -m32", "reads -c16 -m1", "batch 100", "redis -c8 -m32"];
 
 const INTRODUCTION: &str = "\
-What a read costs, and what it is compared with. Everything on this page was written by one run of one command, in which \
-all servers were loaded in turn, round after round, so that whatever else the machine did happened to all of them: figures \
-compare within a table, and ratios also between machines; microseconds do not.
+What a read costs, compared with other servers. One run of one command wrote everything on this page. It loaded all \
+servers in turn, round after round, so that other work of the machine affected all of them: figures compare within a \
+table, and ratios also between machines; microseconds do not.
 
 - **hotshelf**: the program as it is deployed, with everything on: metrics, hot keys, refresh, relay, deadlines, limits.
-- **ordinary**: the server that everyone would write: tonic's generated service on tonic's own server, products in mini-moka, \
+- **ordinary**: the usual server: tonic's generated service on tonic's own server, products in mini-moka, \
 cloned and encoded for each call (`loadtest/baselines`).
 - **bare**: hyper's HTTP/2 server with the connection I/O of hotshelf's edge and one constant reply of the same size: nearly \
 the least that a gRPC server on hyper can cost.
 - **nginx**: a constant reply of the same size over h2c; **redis-server**: GET of as many bytes, in Redis' own protocol, \
 pipelined as deep as the others have streams.
 
-Where one product is read, servers and load have cores of their own, if a table does not say otherwise: on the server's, a \
-load generator would take from it what it measures.
+Where one product is read, servers and load have separate cores unless the table states otherwise: on the same cores the \
+load generator would take CPU time from the server.
 
 Each cell is the median of the rounds, then the least and the most. A ratio is the median of the ratios of the rounds.";
 
-/// All of it.
 pub(crate) struct Document<'a> {
     pub(crate) sections: &'a [Section],
     pub(crate) counts: &'a str,
     pub(crate) verdicts: &'a [Verdict],
-    /// What was typed after `make bench`.
+    /// The arguments of `make bench`.
     pub(crate) arguments: &'a str,
 }
 
@@ -83,7 +82,7 @@ impl Document<'_> {
     }
 }
 
-/// Where it was measured.
+/// CPU, cores and kernel of this machine.
 fn machine() -> Result<String> {
     let cpus = fs::read_to_string("/proc/cpuinfo")?;
     let model = cpus.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));

@@ -1,4 +1,4 @@
-//! h2load: as many calls with one body as it is told, and what it says about them.
+//! h2load: calls with one body, and the figures that it prints.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -10,7 +10,7 @@ use crate::cores::Cores;
 use crate::load::Outcome;
 use crate::stats::{percentile_of_truncated, sorted};
 
-/// How many connections, and how many calls at once on each.
+/// Connections, and concurrent calls on each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Shape {
     pub(crate) connections: u32,
@@ -30,10 +30,10 @@ pub(crate) struct H2load {
     pub(crate) method: &'static str,
     /// The framed request.
     pub(crate) body: PathBuf,
-    /// Bytes of each reply. gRPC reports failures with HTTP status 200: the length tells them apart.
+    /// Bytes of each reply. gRPC reports failures with HTTP status 200, so only the length shows them.
     pub(crate) reply: usize,
     pub(crate) shape: Shape,
-    /// Where it may run.
+    /// Of the load generator.
     pub(crate) cores: Cores,
 }
 
@@ -55,13 +55,14 @@ impl H2load {
             .output()
             .await
             .context("h2load cannot be started; `make bench-deps` installs it")?;
-        let said = String::from_utf8_lossy(&output.stdout);
-        let said = Said::parse(&said).with_context(|| format!("h2load said: {said}"))?;
-        said.check(requests, self.reply)?;
+        let printed = String::from_utf8_lossy(&output.stdout);
+        let summary =
+            Summary::parse(&printed).with_context(|| format!("h2load printed: {printed}"))?;
+        summary.check(requests, self.reply)?;
         let times = durations(&std::fs::read_to_string(log.path())?);
         ensure!(times.len() as u64 == requests, "h2load logged {} calls", times.len());
         Ok(Outcome {
-            seconds: said.seconds,
+            seconds: summary.seconds,
             p50_us: percentile_of_truncated(&times, 0.5),
             p99_us: percentile_of_truncated(&times, 0.99),
         })
@@ -70,14 +71,14 @@ impl H2load {
 
 /// What h2load prints at the end.
 #[derive(Debug, PartialEq)]
-struct Said {
+struct Summary {
     seconds: f64,
     succeeded: u64,
     status_2xx: u64,
     data_bytes: u64,
 }
 
-impl Said {
+impl Summary {
     fn parse(text: &str) -> Option<Self> {
         let line = |start: &str| text.lines().find_map(|line| line.strip_prefix(start));
         Some(Self {
@@ -88,7 +89,7 @@ impl Said {
         })
     }
 
-    /// Whether every call had the reply that was expected.
+    /// Checks that every call had the expected reply.
     fn check(&self, requests: u64, reply: usize) -> Result<()> {
         let Self { succeeded, status_2xx, data_bytes, .. } = self;
         if *succeeded != requests || *status_2xx != requests {
@@ -134,25 +135,25 @@ time for request:       93us      5.25ms      1.20ms       745us    67.40%
 ";
 
     #[test]
-    fn what_h2load_prints_is_read() {
-        let said = Said::parse(OUTPUT).unwrap();
+    fn the_summary_of_h2load_is_parsed() {
+        let summary = Summary::parse(OUTPUT).unwrap();
         assert_eq!(
-            said,
-            Said { seconds: 0.5, succeeded: 1000, status_2xx: 1000, data_bytes: 305_000 }
+            summary,
+            Summary { seconds: 0.5, succeeded: 1000, status_2xx: 1000, data_bytes: 305_000 }
         );
-        assert!(said.check(1000, 305).is_ok());
+        assert!(summary.check(1000, 305).is_ok());
     }
 
     #[test]
     fn a_reply_of_another_length_is_an_error() {
-        let said = Said::parse(OUTPUT).unwrap();
-        assert!(said.check(1000, 304).unwrap_err().to_string().contains("304000"));
+        let summary = Summary::parse(OUTPUT).unwrap();
+        assert!(summary.check(1000, 304).unwrap_err().to_string().contains("304000"));
     }
 
     #[test]
     fn a_call_that_was_not_answered_is_an_error() {
-        let said = Said::parse(&OUTPUT.replace("1000 succeeded", "999 succeeded")).unwrap();
-        assert!(said.check(1000, 305).unwrap_err().to_string().contains("999"));
+        let summary = Summary::parse(&OUTPUT.replace("1000 succeeded", "999 succeeded")).unwrap();
+        assert!(summary.check(1000, 305).unwrap_err().to_string().contains("999"));
     }
 
     #[test]
@@ -162,7 +163,7 @@ time for request:       93us      5.25ms      1.20ms       745us    67.40%
     }
 
     #[test]
-    fn every_unit_of_time_is_understood() {
+    fn every_unit_of_time_is_parsed() {
         assert_eq!(seconds("1.50s"), Some(1.5));
         assert_eq!(seconds("250ms"), Some(0.25));
         assert_eq!(seconds("12us"), Some(12e-6));

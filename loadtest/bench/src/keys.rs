@@ -1,4 +1,4 @@
-//! A load generator of our own: h2load sends one body, and here each call may ask for another product.
+//! A load generator in which each call may ask for another product: h2load sends only one body.
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -15,36 +15,36 @@ use tokio::runtime::Builder;
 use tokio::sync::oneshot;
 use tokio::task::{JoinSet, LocalSet};
 
+use crate::backends;
 use crate::cores::Cores;
 use crate::h2load::Shape;
 use crate::load::Outcome;
-use crate::shop;
 use crate::stats::{percentile, sorted};
 
-/// Calls of GetProduct, each for another product.
+/// Calls of GetProduct.
 #[derive(Clone, Debug)]
 pub(crate) struct Keys {
     pub(crate) port: u16,
-    /// The products, in the order in which they are asked for, over and over.
+    /// The products in the order of the calls, repeated from the start.
     pub(crate) ids: Arc<[i64]>,
     pub(crate) shape: Shape,
-    /// Where it may run.
+    /// Of the load generator.
     pub(crate) cores: Cores,
-    /// Where to go on in `ids`: the second run does not read what the first has read, so long as there is more.
+    /// The next index into `ids`. It outlives a run, so that the next run reads products that were not read yet.
     pub(crate) next: Arc<AtomicU64>,
 }
 
 impl Keys {
-    /// In a thread and a runtime of its own: the generator has one core, as h2load has.
+    /// In a thread and a runtime of its own: like h2load, the generator uses one core.
     pub(crate) async fn run(&self, requests: u64) -> Result<Outcome> {
         let keys = self.clone();
-        let (tell, told) = oneshot::channel();
-        thread::spawn(move || tell.send(keys.run_here(requests)));
-        told.await.context("the load generator panicked")?
+        let (sender, outcome) = oneshot::channel();
+        thread::spawn(move || sender.send(keys.run_here(requests)));
+        outcome.await.context("the load generator panicked")?
     }
 
     fn run_here(self, requests: u64) -> Result<Outcome> {
-        self.cores.hold_thread()?;
+        self.cores.pin_thread()?;
         let runtime = Builder::new_current_thread().enable_all().build()?;
         LocalSet::new().block_on(&runtime, self.generate(requests))
     }
@@ -58,7 +58,7 @@ impl Keys {
             let socket = TcpStream::connect(("127.0.0.1", self.port)).await?;
             socket.set_nodelay(true)?;
             let (client, connection) = h2::client::handshake(socket).await?;
-            // It ends with the last handle of it.
+            // The connection ends when the last client handle is dropped.
             tokio::task::spawn_local(async move { drop(connection.await) });
             for _ in 0..self.shape.streams {
                 let caller =
@@ -93,7 +93,7 @@ async fn call_on(
         if number >= queue.end {
             return Ok(times);
         }
-        let body = shop::framed(&shop::get(ids[number as usize % ids.len()]));
+        let body = backends::framed(&backends::get(ids[number as usize % ids.len()]));
         let began = Instant::now();
         call(&client, port, body).await?;
         times.push(began.elapsed().as_secs_f64() * 1e6);
@@ -101,7 +101,7 @@ async fn call_on(
 }
 
 async fn call(client: &SendRequest<Bytes>, port: u16, body: Bytes) -> Result<()> {
-    let request = Request::post(format!("http://127.0.0.1:{port}{}", shop::GET_PRODUCT))
+    let request = Request::post(format!("http://127.0.0.1:{port}{}", backends::GET_PRODUCT))
         .header("content-type", "application/grpc")
         .header("te", "trailers")
         .body(())?;
@@ -109,13 +109,14 @@ async fn call(client: &SendRequest<Bytes>, port: u16, body: Bytes) -> Result<()>
     let (response, mut stream) = client.send_request(request, false)?;
     stream.send_data(body, true)?;
     let response = response.await?;
-    let refused = response.headers().clone();
+    // A refusal without a message has its status in the headers.
+    let headers = response.headers().clone();
     let mut body = response.into_body();
     while let Some(data) = body.data().await {
         let length = data?.len();
         body.flow_control().release_capacity(length)?;
     }
-    let trailers = poll_fn(|cx| body.poll_trailers(cx)).await?.unwrap_or(refused);
+    let trailers = poll_fn(|cx| body.poll_trailers(cx)).await?.unwrap_or(headers);
     check(&trailers)
 }
 

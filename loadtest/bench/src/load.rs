@@ -1,32 +1,30 @@
-//! What drives a server.
+//! The loads of a server.
 
 use anyhow::Result;
 use baselines::proto::StreamHotKeysRequest;
 use tokio::task::JoinSet;
 
+use crate::backends;
 use crate::h2load::H2load;
 use crate::keys::Keys;
 use crate::redis_load::{RedisBenchmark, RedisGets};
-use crate::shop;
 
-/// A way to send requests.
 #[derive(Clone, Debug)]
 pub(crate) enum Load {
     /// One body, by h2load.
     H2load(H2load),
-    /// Many bodies, by a generator of our own.
+    /// Many bodies, by the generator in `keys`.
     Keys(Keys),
     /// Redis by itself, by redis-benchmark.
     RedisBenchmark(RedisBenchmark),
     /// Redis by itself, by hotshelf's client.
     RedisGets(RedisGets),
-    /// One at each of several servers, at the same time.
+    /// One load on each of several servers, at the same time.
     Together(Vec<H2load>),
-    /// While this many watch the hot keys.
+    /// The load, while this many clients read StreamHotKeys.
     Watched(usize, H2load),
 }
 
-/// What came of it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Outcome {
     pub(crate) seconds: f64,
@@ -35,7 +33,7 @@ pub(crate) struct Outcome {
 }
 
 impl Load {
-    /// Sends `requests`, and fails if one of them is not answered as it should be.
+    /// Sends `requests`, and fails if one of them does not get the expected response.
     pub(crate) async fn run(&self, requests: u64) -> Result<Outcome> {
         match self {
             Self::H2load(load) => load.run(requests).await,
@@ -47,7 +45,7 @@ impl Load {
         }
     }
 
-    /// How many requests it really sends when asked for this many.
+    /// The number of requests that `run` really sends: a multiple of the number of servers.
     pub(crate) fn whole(&self, requests: u64) -> u64 {
         match self {
             Self::Together(loads) => requests.div_ceil(loads.len() as u64) * loads.len() as u64,
@@ -56,7 +54,7 @@ impl Load {
     }
 }
 
-/// An equal share for each; the slowest counts.
+/// An equal share for each server. The figures are those of the slowest.
 async fn together(loads: &[H2load], requests: u64) -> Result<Outcome> {
     let share = requests.div_ceil(loads.len() as u64);
     let mut running = JoinSet::new();
@@ -79,7 +77,7 @@ async fn together(loads: &[H2load], requests: u64) -> Result<Outcome> {
 async fn watched(watchers: usize, load: &H2load, requests: u64) -> Result<Outcome> {
     let mut watching = JoinSet::new();
     for _ in 0..watchers {
-        let mut client = shop::client(load.port).await?;
+        let mut client = backends::client(load.port).await?;
         let mut snapshots =
             client.stream_hot_keys(StreamHotKeysRequest::default()).await?.into_inner();
         watching.spawn(async move { while let Ok(Some(_)) = snapshots.message().await {} });

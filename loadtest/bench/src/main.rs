@@ -1,21 +1,21 @@
-//! `bench`: hotshelf and what it is compared with, side by side and interleaved in one run.
+//! `bench`: measures hotshelf and other servers side by side, interleaved in one run.
 //!
 //! Read it in this order:
 //!
-//! - `ground`: what every comparison stands on. `shop`: the products, and the servers below them; `server`: a
-//!   process that serves; `cores`: where it may; `nginx`.
-//! - `load`: what drives them: `h2load`, `keys` (a generator of our own), `redis_load`.
+//! - `setup`: servers, products, and how long to measure. `backends`: Postgres, Redis, and the products in them; `server`: a
+//!   server process; `cores`: the cores that it may use; `nginx`.
+//! - `load`: the loads: `h2load`, `keys` (a generator with many keys), `redis_load`.
 //! - `measure`: the rounds, and what is measured in each; `cpu`, `stats`.
-//! - The parts: `reads` (GetProduct, by everybody), `sweeps` (batches, sizes, watchers, instances), `tiers` (Redis,
-//!   Postgres, many keys, large catalogues), `counts` (system calls, allocations).
-//! - `claims`: what must be shown. `report`, `document`, `plot`: how it is shown.
+//! - The parts: `reads` (GetProduct, all servers), `sweeps` (batches, sizes, watchers, instances), `tiers` (Redis, Postgres,
+//!   many keys, large catalogues), `counts` (system calls, allocations).
+//! - `claims`: the claims about performance. `report`, `document`, `plot`: the output.
 
+mod backends;
 mod claims;
 mod cores;
 mod counts;
 mod cpu;
 mod document;
-mod ground;
 mod h2load;
 mod keys;
 mod load;
@@ -26,7 +26,7 @@ mod reads;
 mod redis_load;
 mod report;
 mod server;
-mod shop;
+mod setup;
 mod stats;
 mod sweeps;
 mod tiers;
@@ -39,39 +39,39 @@ use anyhow::Result;
 use clap::{Parser, ValueEnum};
 
 use document::Document;
-use ground::Ground;
 use measure::Effort;
 use report::Section;
+use setup::Setup;
 
-/// Measures hotshelf, side by side with what it is compared with.
+/// Measures hotshelf side by side with other servers.
 ///
 /// Prints tables in Markdown. Servers and load are on this machine: nothing else should run on it.
 #[derive(Parser)]
 struct Cli {
-    /// Everything: as many rounds for the sweeps, too, and a catalogue of ten million.
+    /// Measures everything: as many rounds for the sweeps too, and a catalogue of ten million.
     #[arg(long)]
     full: bool,
-    /// Only these parts.
+    /// Measures only these parts.
     #[arg(long, value_delimiter = ',', value_name = "PART")]
     only: Vec<Part>,
-    /// Rounds where something is claimed: many short ones say more than few long ones, for what disturbs a machine comes
-    /// in bursts. Medians of fewer than 7 prove little.
+    /// Rounds for sections with a claim. Many short rounds are better than few long ones, because other work of the machine
+    /// comes in bursts. Medians of fewer than 7 prove little.
     #[arg(long, default_value_t = 31, value_name = "N")]
     rounds: usize,
-    /// For about how long each server is loaded in each round.
+    /// About how long each server is loaded in each round.
     #[arg(long, default_value_t = 0.25, value_name = "SECONDS")]
     seconds: f64,
-    /// Writes the page there, and a plot beside it.
+    /// Writes the page to this file, and a plot beside it.
     #[arg(long, value_name = "FILE")]
     write: Option<PathBuf>,
-    /// Fails when a claim that was measured is not met.
+    /// Exits with 1 if a claim that was measured is not met.
     #[arg(long)]
     assert: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
 enum Part {
-    /// GetProduct, hot, by everybody.
+    /// GetProduct, hot, by all servers.
     Reads,
     /// System calls and allocations for each request.
     Counts,
@@ -100,45 +100,45 @@ async fn main() -> Result<ExitCode> {
     let cli = Cli::parse();
     tokio::select! {
         ran = run(&cli) => ran,
-        // Returns, so that every server ends.
+        // Returning drops the servers, which ends them.
         interrupted = tokio::signal::ctrl_c() => interrupted.map(|()| ExitCode::FAILURE).map_err(Into::into),
     }
 }
 
 async fn run(cli: &Cli) -> Result<ExitCode> {
     let effort = Effort { rounds: cli.rounds, seconds: cli.seconds };
-    let ground = Ground::prepare(effort, cli.full).await?;
+    let setup = Setup::prepare(effort, cli.full).await?;
     let (mut sections, mut counts) = (Vec::new(), String::new());
     for part in Part::value_variants() {
         if !cli.only.is_empty() && !cli.only.contains(part) {
             continue;
         }
         if *part == Part::Counts {
-            counts = counts::table(&ground).await?;
-            say(&counts)?;
+            counts = counts::table(&setup).await?;
+            print(&counts)?;
             continue;
         }
-        for section in measure(*part, &ground).await? {
-            say(&section.to_string())?;
+        for section in measure(*part, &setup).await? {
+            print(&section.to_string())?;
             sections.push(section);
         }
     }
     conclude(cli, &sections, &counts)
 }
 
-async fn measure(part: Part, ground: &Ground) -> Result<Vec<Section>> {
+async fn measure(part: Part, setup: &Setup) -> Result<Vec<Section>> {
     match part {
-        Part::Reads => reads::compare(ground).await,
+        Part::Reads => reads::compare(setup).await,
         Part::Counts => Ok(Vec::new()),
-        Part::Lookups => counts::lookups(ground).await,
-        Part::Batches => sweeps::batches(ground).await,
-        Part::Sizes => sweeps::sizes(ground).await,
-        Part::Keys => tiers::one_key(ground).await,
-        Part::Redis => tiers::redis(ground).await,
-        Part::Tiers => tiers::hit_ratios(ground).await,
-        Part::Watchers => sweeps::watchers(ground).await,
-        Part::Instances => sweeps::instances(ground).await,
-        Part::Catalogues => tiers::catalogues(ground).await,
+        Part::Lookups => counts::lookups(setup).await,
+        Part::Batches => sweeps::batches(setup).await,
+        Part::Sizes => sweeps::sizes(setup).await,
+        Part::Keys => tiers::one_key(setup).await,
+        Part::Redis => tiers::redis(setup).await,
+        Part::Tiers => tiers::hit_ratios(setup).await,
+        Part::Watchers => sweeps::watchers(setup).await,
+        Part::Instances => sweeps::instances(setup).await,
+        Part::Catalogues => tiers::catalogues(setup).await,
     }
 }
 
@@ -150,7 +150,7 @@ fn conclude(cli: &Cli, sections: &[Section], counts: &str) -> Result<ExitCode> {
         some => format!(" BENCH_ARGS='{}'", some.join(" ")),
     };
     let document = Document { sections, counts, verdicts: &verdicts, arguments: &arguments };
-    say(&document.claims())?;
+    print(&document.claims())?;
     if let Some(path) = &cli.write {
         document.write(path)?;
     }
@@ -158,6 +158,6 @@ fn conclude(cli: &Cli, sections: &[Section], counts: &str) -> Result<ExitCode> {
     Ok(if cli.assert && broken { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-fn say(text: &str) -> Result<()> {
+fn print(text: &str) -> Result<()> {
     Ok(writeln!(std::io::stdout(), "{text}")?)
 }

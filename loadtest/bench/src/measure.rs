@@ -1,5 +1,5 @@
-//! Side by side: every contender is run once in each round, in an order that turns, so that whatever else happens on
-//! the machine happens to all of them.
+//! Every contender is measured once in each round, in a rotating order, so that other work of the machine affects all of
+//! them.
 
 use anyhow::{Context, Result};
 
@@ -7,15 +7,15 @@ use crate::cpu::Cpu;
 use crate::load::Load;
 use crate::stats::median;
 
-/// The first one mostly connects; the fastest of the others counts.
+/// Runs before the rounds. The fastest counts: the first one is mostly spent on connecting.
 const CALIBRATIONS: usize = 4;
-/// What is over sooner was not measured: some tools count milliseconds.
+/// In seconds. A shorter run was not measured, because some tools count milliseconds.
 const SHORTEST: f64 = 1e-3;
 
-/// How often, and for about how long each time.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Effort {
     pub(crate) rounds: usize,
+    /// About how long each contender is loaded in a round.
     pub(crate) seconds: f64,
 }
 
@@ -28,7 +28,7 @@ pub(crate) struct Contender {
     pub(crate) load: Load,
 }
 
-/// What one run came to, for each request.
+/// The figures of one round. CPU time is for each request.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Sample {
     pub(crate) user_us: f64,
@@ -43,7 +43,7 @@ impl Sample {
         self.user_us + self.system_us
     }
 
-    /// Of something that uses the CPU and nothing else.
+    /// For work that only uses the CPU.
     pub(crate) fn of_nanos(nanos: f64) -> Self {
         Self { user_us: nanos / 1e3, ..Self::default() }
     }
@@ -53,7 +53,7 @@ impl Sample {
     }
 }
 
-/// All runs of one contender; one for each round.
+/// One contender, with one sample for each round.
 #[derive(Clone, Debug)]
 pub(crate) struct Row {
     pub(crate) label: String,
@@ -69,14 +69,14 @@ impl Row {
         median(&self.all(of))
     }
 
-    /// This one's value over the other's in the same round, for each round.
+    /// For each round, this value divided by the other's of the same round.
     pub(crate) fn ratios(&self, to: &Self, of: impl Fn(&Sample) -> f64) -> Vec<f64> {
         let pairs = self.samples.iter().zip(&to.samples);
         pairs.map(|(this, other)| of(this) / of(other)).collect()
     }
 }
 
-/// Runs them all, `effort.rounds` times.
+/// Measures all contenders, `effort.rounds` times.
 pub(crate) async fn interleaved(effort: Effort, contenders: &[Contender]) -> Result<Vec<Row>> {
     let mut requests = Vec::new();
     for contender in contenders {
@@ -96,7 +96,7 @@ pub(crate) async fn interleaved(effort: Effort, contenders: &[Contender]) -> Res
 }
 
 impl Contender {
-    /// How many requests take about that long when the machine does nothing else. Warms it up, too.
+    /// The number of requests that takes about this long on an idle machine. Also warms the server up.
     async fn calibrate(&self, seconds: f64) -> Result<u64> {
         let mut best: f64 = 0.0;
         let mut requests = self.load.whole(200);
@@ -113,7 +113,7 @@ impl Contender {
         let outcome = self.load.run(requests).await.context(self.label.clone())?;
         let used = Cpu::of(&self.pids)?.since(before);
         let each = requests as f64;
-        // Of nobody's CPU there is nothing to say.
+        // Without a process there is no CPU time.
         let counted = if self.pids.is_empty() { f64::NAN } else { each };
         Ok(Sample {
             user_us: used.user / counted,
@@ -137,7 +137,7 @@ mod tests {
     #[test]
     fn ratios_are_taken_within_a_round() {
         // The machine was twice as slow in the second round, for both.
-        let (ours, theirs) = (row(&[2.0, 4.0, 2.0]), row(&[8.0, 16.0, 8.0]));
-        assert_eq!(ours.ratios(&theirs, Sample::cpu_us), [0.25, 0.25, 0.25]);
+        let (fast, slow) = (row(&[2.0, 4.0, 2.0]), row(&[8.0, 16.0, 8.0]));
+        assert_eq!(fast.ratios(&slow, Sample::cpu_us), [0.25, 0.25, 0.25]);
     }
 }

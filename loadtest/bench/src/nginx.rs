@@ -1,33 +1,37 @@
-//! nginx, where it is installed: a constant reply over h2c.
+//! nginx with a constant reply over h2c, if it is installed.
 
 use std::fs;
 use std::net::TcpListener;
 
 use anyhow::Result;
 
+use crate::backends::{Backends, path};
 use crate::cores::Cores;
 use crate::server::Server;
-use crate::shop::{Shop, path};
 
-/// Where distributions put it.
+/// Where distributions install it.
 const PROGRAMS: [&str; 4] =
     ["/usr/sbin/nginx", "/usr/local/sbin/nginx", "/usr/local/bin/nginx", "/opt/homebrew/bin/nginx"];
 
-/// Starts it on a port and in a directory of its own, or says that there is none.
-pub(crate) async fn start(shop: &Shop, reply: usize, cores: &Cores) -> Result<Option<Server>> {
+/// Starts nginx on a free port and in a new directory. `None` if it is not installed.
+pub(crate) async fn start(
+    backends: &Backends,
+    reply: usize,
+    cores: &Cores,
+) -> Result<Option<Server>> {
     let Some(program) = PROGRAMS.iter().map(std::path::Path::new).find(|program| program.exists())
     else {
         return Ok(None);
     };
     let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-    let dir = shop.dir()?;
+    let dir = backends.dir()?;
     let config = dir.join("nginx.conf");
     fs::write(&config, configuration(path(&dir)?, port, reply))?;
     let arguments = ["-p", path(&dir)?, "-e", "error.log", "-c", path(&config)?];
     Server::start_on(port, program, &arguments, cores).await.map(Some)
 }
 
-/// One process, so that it ends with us.
+/// One process, so that killing it leaves no worker behind.
 fn configuration(dir: &str, port: u16, reply: usize) -> String {
     let body = "x".repeat(reply);
     format!(

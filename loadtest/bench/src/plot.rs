@@ -1,4 +1,4 @@
-//! A plot in SVG: bars of CPU time, in colours that do on light and on dark ground.
+//! A plot in SVG: bars of CPU time, in colours for light and dark backgrounds.
 
 use std::fmt::Write;
 
@@ -13,10 +13,10 @@ const BAR: f64 = 16.0;
 const HEAD: f64 = 40.0;
 
 const TEXT: &str = "#7d8590";
-const OURS: &str = "#2f81f7";
+const HOTSHELF: &str = "#2f81f7";
 const OTHERS: &str = "#9198a1";
 
-/// A panel for each section, each with a scale of its own.
+/// A panel for each section, each with its own scale.
 pub(crate) fn svg(sections: &[&Section]) -> String {
     let mut body = String::new();
     let mut y = 24.0;
@@ -30,7 +30,7 @@ pub(crate) fn svg(sections: &[&Section]) -> String {
     )
 }
 
-/// Returns where the next one begins.
+/// Returns the y at which the next panel begins.
 fn panel(body: &mut String, section: &Section, mut y: f64) -> f64 {
     let rows: Vec<&Row> =
         section.rows.iter().filter(|row| !row.median(Sample::cpu_us).is_nan()).collect();
@@ -54,10 +54,10 @@ fn bar(body: &mut String, row: &Row, y: f64, scale: f64) {
     let (user, system) =
         (row.median(|sample| sample.user_us), row.median(|sample| sample.system_us));
     let total = row.median(Sample::cpu_us);
-    // The parts have medians of their own; the bar is as long as the total says.
+    // The medians of the parts need not add up to the median of the total, which is the length of the bar.
     let fit = total / (user + system).max(f64::MIN_POSITIVE);
     let (user, system) = (user * fit * scale, system * fit * scale);
-    let colour = if row.label == "hotshelf" { OURS } else { OTHERS };
+    let colour = if row.label == "hotshelf" { HOTSHELF } else { OTHERS };
     let middle = y + BAR - 4.0;
     let label = escaped(&row.label);
     let _ = writeln!(

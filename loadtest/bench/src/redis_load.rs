@@ -1,4 +1,4 @@
-//! Redis by itself: what a read from there costs without anything around it.
+//! Reads from Redis without a server in front of it.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -24,7 +24,7 @@ pub(crate) struct RedisBenchmark {
     pub(crate) connections: u32,
     pub(crate) pipeline: u32,
     pub(crate) key: String,
-    /// Where it may run.
+    /// Of the load generator.
     pub(crate) cores: Cores,
 }
 
@@ -41,23 +41,23 @@ impl RedisBenchmark {
             .output()
             .await
             .context("redis-benchmark cannot be started")?;
-        let said = String::from_utf8_lossy(&output.stdout);
+        let printed = String::from_utf8_lossy(&output.stdout);
         let (rate, p50_ms, p99_ms) =
-            of_csv(&said).with_context(|| format!("redis-benchmark said: {said}"))?;
+            parse_csv(&printed).with_context(|| format!("redis-benchmark printed: {printed}"))?;
         Ok(Outcome { seconds: requests as f64 / rate, p50_us: p50_ms * 1e3, p99_us: p99_ms * 1e3 })
     }
 }
 
-/// Requests per second, p50 and p99 in milliseconds, of the last line.
-fn of_csv(text: &str) -> Option<(f64, f64, f64)> {
+/// Requests per second, then p50 and p99 in milliseconds, from the last line.
+fn parse_csv(text: &str) -> Option<(f64, f64, f64)> {
     let line = text.lines().rev().find(|line| !line.trim().is_empty())?;
-    // The name of the test is the command, which has no comma.
+    // The first field is the command, which has no comma.
     let fields: Vec<&str> = line.split(',').map(|field| field.trim_matches('"')).collect();
     let field = |at: usize| fields.get(at)?.parse::<f64>().ok();
     Some((field(1)?, field(4)?, field(6)?))
 }
 
-/// GETs through the client that hotshelf uses, with its options.
+/// GETs by the client library that hotshelf uses, with the same options.
 #[derive(Clone, Debug)]
 pub(crate) struct RedisGets {
     pool: Pool,
@@ -66,7 +66,7 @@ pub(crate) struct RedisGets {
 }
 
 impl RedisGets {
-    /// Reads what [`ordinary_redis`] has put there.
+    /// Reads the entries that [`ordinary_redis`] has stored.
     pub(crate) async fn connect(url: &str, ids: &[i64], in_flight: u32) -> Result<Self> {
         let pool = redis::connect(url).await.map_err(anyhow::Error::from_boxed)?;
         let keys = Arc::new(ids.iter().map(|id| ordinary_redis::key(*id)).collect());
@@ -107,9 +107,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_line_of_redis_benchmark_is_read() {
+    fn the_last_line_of_redis_benchmark_is_parsed() {
         let text = "\"test\",\"rps\",\"avg_latency_ms\",\"min_latency_ms\",\"p50_latency_ms\",\"p95_latency_ms\",\"p99_latency_ms\",\"max_latency_ms\"\n\
                     \"GET ordinary:1\",\"250000.00\",\"0.1\",\"0.05\",\"0.111\",\"0.2\",\"0.311\",\"0.5\"\n";
-        assert_eq!(of_csv(text), Some((250_000.0, 0.111, 0.311)));
+        assert_eq!(parse_csv(text), Some((250_000.0, 0.111, 0.311)));
     }
 }

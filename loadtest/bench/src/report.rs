@@ -1,4 +1,4 @@
-//! Contenders that were measured together, as a table in Markdown.
+//! Sections of the report, each a table in Markdown.
 
 use std::fmt::{self, Write};
 
@@ -8,20 +8,20 @@ use crate::stats::{median, range};
 /// Contenders that were measured together.
 #[derive(Clone, Debug)]
 pub(crate) struct Section {
-    /// What the claims know it by.
+    /// Referred to by the claims.
     pub(crate) key: String,
     pub(crate) title: String,
     pub(crate) text: String,
     pub(crate) rows: Vec<Row>,
-    /// The labels of those that the others are compared with.
+    /// Labels of the contenders with which the others are compared.
     pub(crate) against: Vec<&'static str>,
     pub(crate) columns: &'static [Column],
 }
 
-/// The head of a column, and what is in it.
+/// Heading and value.
 pub(crate) type Column = (&'static str, fn(&Sample) -> f64);
 
-/// The columns of everything that answers requests.
+/// Columns for contenders that answer requests.
 pub(crate) const REQUESTS: &[Column] = &[
     ("CPU us", Sample::cpu_us),
     ("user us", |sample| sample.user_us),
@@ -36,9 +36,9 @@ impl Section {
         self.rows.iter().find(|row| row.label == label)
     }
 
-    /// The median of the ratios of the rounds, or `None` when one of them was not measured.
-    pub(crate) fn ratio(&self, ours: &str, theirs: &str, of: fn(&Sample) -> f64) -> Option<f64> {
-        Some(median(&self.row(ours)?.ratios(self.row(theirs)?, of)))
+    /// The median of the ratios of the rounds, or `None` if one of the two was not measured.
+    pub(crate) fn ratio(&self, label: &str, to: &str, of: fn(&Sample) -> f64) -> Option<f64> {
+        Some(median(&self.row(label)?.ratios(self.row(to)?, of)))
     }
 
     fn head(&self) -> String {
@@ -77,7 +77,7 @@ impl fmt::Display for Section {
     }
 }
 
-/// The median, and in parentheses the least and the most.
+/// The median, with the least and the most in parentheses.
 fn spread(values: &[f64]) -> String {
     let (least, most) = range(values);
     if least.is_nan() {
@@ -86,7 +86,7 @@ fn spread(values: &[f64]) -> String {
     format!("**{}** ({} - {})", number(median(values)), number(least), number(most))
 }
 
-/// Three digits that count.
+/// Three significant digits.
 pub(crate) fn number(value: f64) -> String {
     match value.abs() {
         nan if nan.is_nan() => "-".to_owned(),
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_keep_the_digits_that_count() {
+    fn numbers_have_three_significant_digits() {
         let shown = [1.234, 12.34, 123.4, 1_234.5, 1_234_567.0].map(number);
         assert_eq!(shown, ["1.23", "12.3", "123", "1,234", "1,234,567"]);
         assert_eq!(number(f64::NAN), "-");

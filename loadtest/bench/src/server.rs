@@ -1,4 +1,4 @@
-//! A process that serves, and ends with its value.
+//! A server process, which is killed when its handle is dropped.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -11,21 +11,21 @@ use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
 use crate::cores::Cores;
 
-/// Longer than a start or an answer takes.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Of a start, and of an answer of `inside`.
+const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A process of ours.
 #[derive(Debug)]
 pub(crate) struct Server {
     pub(crate) pid: u32,
     pub(crate) port: u16,
-    /// Where /metrics is; hotshelf only.
+    /// Of `/metrics`; hotshelf only.
     pub(crate) admin_port: Option<u16>,
     _child: Child,
+    /// Standard input and output, for the questions that `inside` answers.
     inside: Option<(ChildStdin, Lines<BufReader<ChildStdout>>)>,
 }
 
-/// The program of that name beside this one.
+/// The path of another program of the workspace.
 pub(crate) fn beside(name: &str) -> Result<PathBuf> {
     let program = std::env::current_exe()?.with_file_name(name);
     if !program.exists() {
@@ -54,10 +54,10 @@ impl Server {
             }
             Err(anyhow!("{name} did not start: {last}"))
         };
-        let (port, admin_port) = tokio::time::timeout(PATIENCE, reported)
+        let (port, admin_port) = tokio::time::timeout(TIMEOUT, reported)
             .await
-            .with_context(|| format!("{name} does not serve after {PATIENCE:?}"))??;
-        // Read on, so that the process never waits for its log to be read.
+            .with_context(|| format!("{name} does not serve after {TIMEOUT:?}"))??;
+        // Reads the log to the end: with a full pipe the process would block at its next line.
         tokio::spawn(async move {
             while let Ok(Some(line)) = lines.next_line().await {
                 if line.contains("WARN") || line.contains("ERROR") || line.contains("panicked") {
@@ -66,11 +66,17 @@ impl Server {
             }
         });
         let inside = child.stdin.take().zip(child.stdout.take());
-        let inside = inside.map(|(ask, told)| (ask, BufReader::new(told).lines()));
-        Ok(Self { pid: child.id().context("it ended")?, port, admin_port, _child: child, inside })
+        let inside = inside.map(|(stdin, stdout)| (stdin, BufReader::new(stdout).lines()));
+        Ok(Self {
+            pid: child.id().context("the process has ended")?,
+            port,
+            admin_port,
+            _child: child,
+            inside,
+        })
     }
 
-    /// Starts a program that says nothing, and waits until it takes connections on `port`.
+    /// Starts a program that does not report its port, and waits until it accepts connections on `port`.
     pub(crate) async fn start_on(
         port: u16,
         program: &Path,
@@ -90,14 +96,14 @@ impl Server {
             }
             Ok(())
         };
-        tokio::time::timeout(PATIENCE, connects).await.with_context(|| name.to_string())??;
-        let pid = child.id().context("it ended")?;
+        tokio::time::timeout(TIMEOUT, connects).await.with_context(|| name.to_string())??;
+        let pid = child.id().context("the process has ended")?;
         Ok(Self { pid, port, admin_port: None, _child: child, inside: None })
     }
 
-    /// What /metrics says; hotshelf only.
+    /// The response of `/metrics`; hotshelf only.
     pub(crate) async fn metrics(&self) -> Result<String> {
-        let port = self.admin_port.context("it has no admin port")?;
+        let port = self.admin_port.context("the server has no admin port")?;
         let mut socket = TcpStream::connect(("127.0.0.1", port)).await?;
         let request = "GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
         socket.write_all(request.as_bytes()).await?;
@@ -106,25 +112,25 @@ impl Server {
         Ok(answer)
     }
 
-    /// How many allocations it has made; `inside` only.
+    /// Allocations since the start; `inside` only.
     pub(crate) async fn allocations(&mut self) -> Result<u64> {
         Ok(self.ask("").await?.parse()?)
     }
 
-    /// How long a lookup in its hot tier takes on this many threads; hotshelf `inside` only.
+    /// Nanoseconds of a lookup in the hot tier, on this many threads at once; hotshelf in `inside` only.
     pub(crate) async fn lookup_nanos(&mut self, threads: usize) -> Result<f64> {
         Ok(self.ask(&threads.to_string()).await?.parse()?)
     }
 
     async fn ask(&mut self, what: &str) -> Result<String> {
-        let (ask, told) = self.inside.as_mut().context("it cannot be looked into")?;
-        ask.write_all(format!("{what}\n").as_bytes()).await?;
-        let answer = tokio::time::timeout(PATIENCE, told.next_line()).await;
-        answer.context("it does not answer")??.context("it ended")
+        let (stdin, stdout) = self.inside.as_mut().context("the server is not `inside`")?;
+        stdin.write_all(format!("{what}\n").as_bytes()).await?;
+        let answer = tokio::time::timeout(TIMEOUT, stdout.next_line()).await;
+        answer.context("`inside` does not answer")??.context("`inside` ended")
     }
 }
 
-/// In an environment that configures nothing.
+/// With an empty environment, so that nothing is configured by it.
 fn command(program: &Path, arguments: &[&str], cores: &Cores) -> Command {
     let mut command = cores.command(program);
     command.args(arguments).env_clear().current_dir(std::env::temp_dir()).kill_on_drop(true);

@@ -1,6 +1,6 @@
 //! Medians, percentiles and ranges.
 
-/// The middle of `values`, or the mean of the two in the middle. `NaN` when there are none.
+/// The middle of `values`, or the mean of the two in the middle. `NaN` without values.
 pub(crate) fn median(values: &[f64]) -> f64 {
     let sorted = sorted(values);
     let middle = sorted.len() / 2;
@@ -11,7 +11,7 @@ pub(crate) fn median(values: &[f64]) -> f64 {
     }
 }
 
-/// The smallest and the largest.
+/// The smallest and the largest, `NaN` without values.
 pub(crate) fn range(values: &[f64]) -> (f64, f64) {
     let sorted = sorted(values);
     match (sorted.first(), sorted.last()) {
@@ -26,8 +26,8 @@ pub(crate) fn percentile(sorted: &[f64], share: f64) -> f64 {
     sorted.get(rank.clamp(1, sorted.len().max(1)) - 1).copied().unwrap_or(f64::NAN)
 }
 
-/// The same of values that were cut down to whole numbers: those that are equal are taken to be spread evenly over what
-/// they may have been, as in the median of grouped data.
+/// The same for values that were truncated to whole numbers. Equal values count as spread evenly up to the next number, as
+/// in the median of grouped data.
 pub(crate) fn percentile_of_truncated(sorted: &[f64], share: f64) -> f64 {
     let whole = percentile(sorted, share);
     let below = sorted.partition_point(|value| *value < whole);
@@ -62,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn of_whole_numbers_a_percentile_is_within_the_one_that_was_measured() {
+    fn a_percentile_of_truncated_values_lies_between_two_whole_numbers() {
         let mostly_sevens = [6.0, 7.0, 7.0, 7.0, 7.0, 8.0, 9.0, 9.0];
         assert_eq!(percentile_of_truncated(&mostly_sevens, 0.5), 7.75);
         assert_eq!(percentile_of_truncated(&[7.0; 10], 0.5), 7.5);

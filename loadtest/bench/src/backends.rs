@@ -1,4 +1,4 @@
-//! The products, the servers below, and the servers that are compared.
+//! Postgres and Redis behind the compared servers, the products in them, and requests for those.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -26,43 +26,44 @@ pub(crate) const BATCH_GET_PRODUCTS: &str = "/hotshelf.v1.ProductService/BatchGe
 
 /// Products of the sample.
 pub(crate) const SAMPLE: i64 = 10_000;
-/// Most products in a batch.
-pub(crate) const MOST: usize = 1_000;
-/// The encoded size that the product should have which everybody asks for.
+/// The most products of a batch.
+pub(crate) const MAX_BATCH: usize = 1_000;
+/// The encoded size of the typical product.
 const TYPICAL: usize = 300;
 /// Two large products: the id, and the bytes of the description, which is nearly all of it.
 pub(crate) const LARGE: [(i64, i32); 2] = [(1_000_004, 4_050), (1_000_064, 65_490)];
 
-/// A private Postgres, a private Redis, and a directory for files.
-pub(crate) struct Shop {
+/// A private Postgres and a private Redis.
+pub(crate) struct Backends {
     pub(crate) postgres: Postgres,
     pub(crate) redis: Redis,
+    /// For request files, products of the baselines, and nginx.
     dir: TempDir,
 }
 
-impl Shop {
-    /// Starts the servers, migrates, and imports the sample.
-    pub(crate) async fn open() -> Result<Self> {
-        let shop = Self {
+impl Backends {
+    /// Starts Postgres and Redis, migrates, and imports the sample.
+    pub(crate) async fn start() -> Result<Self> {
+        let backends = Self {
             postgres: Postgres::start(PostgresOptions::default())?,
             redis: Redis::start(RedisOptions::default())?,
             dir: TempDir::new()?,
         };
-        let csv = shop.dir.path().join("products.csv");
+        let csv = backends.dir.path().join("products.csv");
         devstack::sample::write_csv(File::create(&csv)?, SAMPLE.cast_unsigned(), 1)?;
         let program = beside("hotshelf")?;
         for arguments in [vec!["migrate"], vec!["import", path(&csv)?]] {
             let output = Command::new(&program)
                 .args(&arguments)
-                .args(["--database-url", &shop.postgres.url()])
+                .args(["--database-url", &backends.postgres.url()])
                 .kill_on_drop(true)
                 .output()
                 .await?;
-            let said = String::from_utf8_lossy(&output.stderr);
-            ensure!(output.status.success(), "hotshelf {arguments:?}: {said}");
+            let printed = String::from_utf8_lossy(&output.stderr);
+            ensure!(output.status.success(), "hotshelf {arguments:?}: {printed}");
         }
-        shop.insert_large().await?;
-        Ok(shop)
+        backends.insert_large().await?;
+        Ok(backends)
     }
 
     async fn insert_large(&self) -> Result<()> {
@@ -104,13 +105,8 @@ impl Shop {
         Server::start(&beside("hotshelf")?, &options, cores).await
     }
 
-    /// Waits until what was imported is relayed: nothing else is to be done while it is measured.
-    pub(crate) async fn settle(&self) -> Result<()> {
-        self.settle_database(&self.postgres.url()).await
-    }
-
-    /// The same of a database.
-    pub(crate) async fn settle_database(&self, url: &str) -> Result<()> {
+    /// Waits until the relay has applied every change in this database, so that it is idle while reads are measured.
+    pub(crate) async fn wait_until_relayed(&self, url: &str) -> Result<()> {
         let sql = self.sql(url).await?;
         loop {
             let pending: i64 = sqlx::query_scalar(UNRELAYED).fetch_one(&sql).await?;
@@ -121,7 +117,6 @@ impl Shop {
         }
     }
 
-    /// A connection to a database.
     pub(crate) async fn sql(&self, url: &str) -> Result<PgPool> {
         Ok(PgPoolOptions::new().max_connections(1).connect(url).await?)
     }
@@ -147,7 +142,7 @@ impl Shop {
         Server::start(&beside("baseline")?, &arguments, cores).await
     }
 
-    /// As the baselines read them: each message after its length.
+    /// In the format that the baselines read: each message after its length.
     pub(crate) fn write_products(&self, products: &[Product]) -> Result<PathBuf> {
         let bytes: Vec<u8> =
             products.iter().flat_map(Message::encode_length_delimited_to_vec).collect();
@@ -175,7 +170,7 @@ impl Shop {
     }
 }
 
-/// As a message travels: a flag, the length, the bytes.
+/// A gRPC message on the wire: a flag, the length, the bytes.
 pub(crate) fn framed(message: &impl Message) -> Bytes {
     let mut frame = BytesMut::new();
     frame.put_u8(0);
@@ -184,12 +179,10 @@ pub(crate) fn framed(message: &impl Message) -> Bytes {
     frame.freeze()
 }
 
-/// A request for a product without further wishes.
 pub(crate) fn get(id: i64) -> GetProductRequest {
     GetProductRequest { id, freshness: None }
 }
 
-/// A request for several.
 pub(crate) fn get_many(ids: &[i64]) -> BatchGetProductsRequest {
     BatchGetProductsRequest { ids: ids.to_vec(), ..Default::default() }
 }
@@ -198,7 +191,7 @@ pub(crate) fn path(path: &Path) -> Result<&str> {
     path.to_str().context("a path that is not UTF-8")
 }
 
-/// A client as other services generate it.
+/// A generated client, as other services have it.
 pub(crate) async fn client(port: u16) -> Result<ProductServiceClient<Channel>> {
     let channel = Endpoint::from_shared(format!("http://127.0.0.1:{port}"))?
         .timeout(Duration::from_secs(10))
@@ -210,7 +203,7 @@ pub(crate) async fn client(port: u16) -> Result<ProductServiceClient<Channel>> {
 const UNRELAYED: &str = "SELECT count(*) FROM hotshelf.outbox, hotshelf.feed \
     WHERE NOT pg_visible_in_snapshot(xid, relayed)";
 
-/// Adds `count` products of the typical size, from the id `first` on. Without triggers, so that nothing has to be relayed.
+/// Adds `count` products of the typical size, from the id `first` on. Without triggers, so that there is nothing to relay.
 pub(crate) async fn add_products(sql: &PgPool, first: i64, count: i64) -> Result<()> {
     let mut transaction = sql.begin().await?;
     sqlx::query("ALTER TABLE products DISABLE TRIGGER USER").execute(&mut *transaction).await?;
@@ -230,14 +223,14 @@ pub(crate) async fn add_products(sql: &PgPool, first: i64, count: i64) -> Result
     Ok(())
 }
 
-/// These products in an order that has nothing to do with theirs.
+/// In random order.
 pub(crate) fn shuffled(ids: impl Iterator<Item = i64>) -> Arc<[i64]> {
     let mut ids: Vec<i64> = ids.collect();
     ids.shuffle(&mut rand::rng());
     ids.into()
 }
 
-/// How many products an instance has answered from memory, Redis and Postgres.
+/// Products that an instance has answered from memory, Redis and Postgres since its start.
 pub(crate) async fn served_by(server: &Server) -> Result<[f64; 3]> {
     let metrics = server.metrics().await?;
     Ok(["hot", "redis", "postgres"].map(|tier| {
@@ -247,11 +240,11 @@ pub(crate) async fn served_by(server: &Server) -> Result<[f64; 3]> {
     }))
 }
 
-/// Reads these products, in batches; that also makes them hot.
+/// Reads these products in batches. Afterwards they are hot.
 pub(crate) async fn read(port: u16, ids: &[i64]) -> Result<Vec<Product>> {
     let mut client = client(port).await?;
     let mut products = Vec::new();
-    for ids in ids.chunks(MOST) {
+    for ids in ids.chunks(MAX_BATCH) {
         let response = client.batch_get_products(get_many(ids)).await?.into_inner();
         ensure!(response.not_found_ids.is_empty(), "not found: {:?}", response.not_found_ids);
         products.extend(response.products);
@@ -259,13 +252,13 @@ pub(crate) async fn read(port: u16, ids: &[i64]) -> Result<Vec<Product>> {
     Ok(products)
 }
 
-/// The product that everybody asks for: the one whose size is nearest to the typical one.
+/// The product whose encoded size is nearest to the typical one.
 pub(crate) fn typical(products: &[Product]) -> Result<&Product> {
     let distance = |product: &&Product| product.encoded_len().abs_diff(TYPICAL);
     products.iter().min_by_key(distance).context("no products")
 }
 
-/// Fails unless a real client gets this product from there.
+/// Fails unless a generated client gets this product from the server, and hotshelf from memory.
 pub(crate) async fn check(label: &str, port: u16, expected: &Product) -> Result<()> {
     let response = client(port).await?.get_product(get(expected.id)).await?;
     if let Some(from) = response.metadata().get("cache-status") {
