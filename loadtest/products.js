@@ -1,9 +1,9 @@
-// Reads as a shop would: mostly single products, a few of them most of the time; some batches, some price changes.
+// A load like that of a web shop: mostly single reads, most of them of few products; some batches, some price changes.
 //
 //   k6 run loadtest/products.js
 //   k6 run -e ADDRESS=host:50051 -e PRODUCTS=10000 -e RATE=2000 -e RAMP=1m -e DURATION=5m loadtest/products.js
 //
-// Ends with an error when an answer was wrong, when calls failed or were slow, and when there was nothing to call.
+// Exits with an error if a response was wrong, if calls failed or were slow, or if there was nothing to call.
 
 import { check, fail } from 'k6';
 import exec from 'k6/execution';
@@ -16,7 +16,7 @@ const PRODUCTS = Number(__ENV.PRODUCTS || 10000);
 const RATE = Number(__ENV.RATE || 500);
 const RAMP = __ENV.RAMP || '10s';
 const DURATION = __ENV.DURATION || '30s';
-// The higher, the hotter the hottest.
+// Exponent of Zipf's law: a higher one gives the hottest products a larger share.
 const SKEW = Number(__ENV.SKEW || 1.1);
 // Products of a batch, before duplicates are left out.
 const BATCH = Number(__ENV.BATCH || 20);
@@ -44,9 +44,9 @@ export const options = {
   },
   thresholds: {
     checks: ['rate>0.999'],
-    // k6 itself could not keep up: then the other figures say little about the server.
+    // Above the limit k6 itself could not keep up, and the other figures do not show the speed of the server.
     dropped_iterations: [`count<${DROPPED}`],
-    // Far above what a healthy machine needs: it fails for a fault, not for a slow laptop.
+    // Far above what a healthy server needs: it fails for a fault, not for a slow laptop.
     'grpc_req_duration{scenario:get}': [`p(99)<${P99_MS}`],
   },
 };
@@ -72,17 +72,17 @@ function hotId() {
   return low + 1;
 }
 
-// Without it a run in which no call was ever made would have no failed check either.
+// Without this a run that made no call would have no failed check.
 export function setup() {
   client.connect(ADDRESS, { plaintext: true, timeout: '10s' });
   const last = client.invoke('hotshelf.v1.ProductService/GetProduct', { id: String(PRODUCTS) });
   client.close();
   if (last.status !== grpc.StatusOK) {
-    fail(`product ${PRODUCTS} cannot be read at ${ADDRESS}: set ADDRESS and PRODUCTS to what is there`);
+    fail(`product ${PRODUCTS} cannot be read at ${ADDRESS}: set ADDRESS to the server and PRODUCTS to the number of its products`);
   }
 }
 
-// One connection for each virtual user, kept.
+// Each virtual user keeps one connection.
 function call(method, request) {
   if (exec.vu.iterationInScenario === 0) client.connect(ADDRESS, { plaintext: true });
   return client.invoke(`hotshelf.v1.ProductService/${method}`, request, { timeout: '5s' });
@@ -94,7 +94,7 @@ export function get() {
   check(response, {
     'get is OK': (r) => r.status === grpc.StatusOK,
     'get answers with the product': (r) => r.message && r.message.id === id,
-    'get says which tier answered': (r) => /^hotshelf; /.test([].concat(r.headers['cache-status'])[0]),
+    'get names the tier that answered': (r) => /^hotshelf; /.test([].concat(r.headers['cache-status'])[0]),
   });
 }
 

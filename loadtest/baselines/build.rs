@@ -1,4 +1,4 @@
-//! Generates the service as everyone does, but for protox, which spares them protoc.
+//! Generates the service with tonic-prost-build, as usual, but with protox, which needs no protoc.
 
 use std::error::Error;
 

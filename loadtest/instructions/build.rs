@@ -1,4 +1,4 @@
-//! The compiler's name, for the baseline.
+//! The version of the compiler, for the baseline.
 
 use std::error::Error;
 use std::process::Command;

@@ -2,7 +2,7 @@
 
 use std::hash::Hasher;
 
-/// Multiplies and rotates: the states are many and small, and none is chosen to collide.
+/// Rotates and multiplies, as FxHash does: fast for small keys. It need not resist keys that are chosen to collide.
 #[derive(Default)]
 pub(crate) struct FoldHasher(u64);
 

@@ -1,86 +1,87 @@
-//! A model of how hotshelf keeps its copies coherent, and a checker that tries everything that can happen in
-//! it, in every order, up to the bounds of a scenario.
+//! A model of hotshelf's coherence protocol, and a checker that tries every interleaving of its steps, up to the bounds of a
+//! scenario.
 //!
-//! The races of this protocol are between three tiers, two instances and the relay, and the worst of
-//! them need a dozen steps in one order of millions. A test of the real thing can hold such an order once it is known; here
-//! it is found.
+//! The races of this protocol are between three tiers, two instances and the relay. The worst need a dozen steps in one order
+//! of millions. A test of the program can reproduce such an order once it is known; the checker finds it.
 //!
-//! `cargo test -p hotshelf-model -- --nocapture` prints how many states were tried, and the shortest
-//! counterexample for each protection that is turned off. `-- --ignored` tries more, for minutes.
+//! `cargo test -p hotshelf-model -- --nocapture` prints the number of states, and the shortest counterexample without each
+//! protection. `-- --ignored` checks larger scenarios, for minutes.
 //!
 //! # What is modelled
-//! One product; two instances, each with its memory, its recent changes, a poll, a load and a write through the API under way;
-//! the relay; Postgres with its transactions, the outbox, the markers and the epoch; Redis with the entry, the lease and the
-//! key of its replication id, and a replica that may have stopped following it. `tests/names.rs` checks that the names of the last column
-//! occur in the program.
+//! One product; two instances, each with its memory, its recent changes, and at most one poll, one load and one write through
+//! the API in progress; the relay; Postgres with its transactions, the outbox, the markers and the epoch; Redis with the
+//! entry, the lease and the key with its replication id, and a replica that may have stopped replicating. `tests/names.rs`
+//! checks that the names in the last column exist in the program.
 //!
 //! | action | what happens | where |
 //! |---|---|---|
 //! | `Begin`, `Update`, `Delete`, `Insert` | an xid, and the version and the outbox row of a statement | `0001_products.sql`, `products.rs` |
 //! | `Commit`, `Rollback` | the row becomes visible, or never | `0001_products.sql` |
-//! | `Poll` | the moment is noted, and the statement sent | `poll_is_sent`, `change_feed.rs` |
+//! | `Poll` | the instance notes the time, and sends the statement | `poll_is_sent`, `change_feed.rs` |
 //! | `Snapshot` | Postgres takes the snapshot, and reads markers, epoch and rows | `changes.rs`, `snapshot.rs` |
-//! | `Answer` | the answer arrives: floors, gap, proof, what was pruned is forgotten | `has_missed`, `apply`, `prove`, `drop_pruned` |
-//! | `Overflow` | the same with more changes than fit | `overflow` |
-//! | `RaiseEpoch` | an instance finds another timeline | `raise_epoch` |
-//! | `Hint`, `BogusHint` | a change is heard of: early, late, again, never, or wrongly | `take_hints`, `hear` |
+//! | `Answer` | the response arrives: floors, gap, proof; pruned changes are dropped | `has_missed`, `apply`, `prove`, `drop_pruned` |
+//! | `Overflow` | the same with more changes than `RecentChanges` holds | `overflow` |
+//! | `RaiseEpoch` | an instance finds Postgres on another timeline | `raise_epoch` |
+//! | `Hint`, `BogusHint` | a hint of a change arrives: early, late, twice, or of no version that exists | `take_hints`, `hear` |
 //! | `BeginLoad` | a read that memory could not answer, or a refresh | `begin_load`, `floor_since` |
 //! | `ReadRedis` | `GET` | `look_into_redis` |
 //! | `TryLease` | one attempt for the lease | `load_under_leases`, `try_lease.lua` |
 //! | `Select`, `Fill` | under the lease | `load_and_fill`, `fill.lua` |
-//! | `SelectWithoutLease`, `Replace` | waited out, impatient, or without Redis | `load_without_lease`, `publish.lua` |
-//! | `Finish` | the result is judged, and kept or loaded again | `finish`, `is_current`, `covers`, `trusted_since` |
-//! | `Offer`, `Publish` | a write after its commit: to its own memory, to Redis | `offer`, `publish`, `publish.lua` |
-//! | `TakeRelayLease`, `StopRelay` | the relay changes hands, while the old one may still act | `hold_relay` |
-//! | `RelayPoll` | reads the outbox after its cursor, and leaves a mark | `relay_on`, `mark` |
-//! | `RelaySupersede`, `RelayLoad`, `RelayReplace` | replaces what Redis holds and is older | `supersede.lua`, `load`, `replace` |
-//! | `RelayDelete` | deletes it: a bulk job, or what cannot be decoded | `remove` |
-//! | `RelayAdvance`, `Prune` | stores how far Redis reflects Postgres; rows are deleted | `advance`, `prune_outbox` |
-//! | `Probe` | reads the replication id and the key of it on a new connection | `probe`, `compare`, `replication.lua` |
-//! | `RedisFails` | a command fails, and was not executed | |
-//! | `EvictEntry`, `EvictSlot` | memory is short, or a hard TTL passes | |
-//! | `ExpireLease` | the TTL of the lease passes, whatever its holder does | |
-//! | `Crash` | kill -9 between any two actions, and a new start: memory is gone, both leases stay | |
-//! | `ReplicaStalls`, `Failover` | from some moment the replica hears nothing more; later it is the primary. A restart from an old snapshot is the same | |
-//! | `Backup`, `Restore` | Postgres goes back, on another timeline | |
+//! | `SelectWithoutLease`, `Replace` | after waiting for the lease in vain, or without Redis | `load_without_lease`, `publish.lua` |
+//! | `Finish` | memory keeps the result, or it is loaded again | `finish`, `is_current`, `covers`, `trusted_since` |
+//! | `Offer`, `Publish` | a write after its commit: to the memory of the instance, then to Redis | `offer`, `publish`, `publish.lua` |
+//! | `TakeRelayLease`, `StopRelay` | the relay lease changes its holder, while the former one may still act | `hold_relay` |
+//! | `RelayPoll` | the relay reads the outbox after its cursor, and stores a mark | `relay_on`, `mark` |
+//! | `RelaySupersede`, `RelayLoad`, `RelayReplace` | the relay replaces an older entry in Redis | `supersede.lua`, `load`, `replace` |
+//! | `RelayDelete` | the relay deletes the entry, after a bulk job or because it cannot be decoded | `remove` |
+//! | `RelayAdvance`, `Prune` | the relay stores how far Redis reflects Postgres, and deletes rows | `advance`, `prune_outbox` |
+//! | `Probe` | a new connection reads the replication id, and the key with the stored one | `probe`, `compare`, `replication.lua` |
+//! | `RedisFails` | a command fails without being executed | |
+//! | `EvictEntry`, `EvictSlot` | a copy is evicted, or its hard TTL passes | |
+//! | `ExpireLease` | the TTL of the lease passes, while its holder may still act | |
+//! | `Crash` | kill -9 between any two actions, and a restart: memory is empty, both leases stay | |
+//! | `ReplicaStalls`, `Failover` | the replica stops replicating, and later becomes primary; or Redis restarts from an old snapshot | |
+//! | `Backup`, `Restore` | Postgres is restored to an earlier state, on another timeline | |
 //!
-//! A node that does not answer is a `RelaySupersede` that does not happen yet: polls, marks and all else go on.
+//! While a node does not answer, `RelaySupersede` does not happen: polls, marks and all else go on.
 //!
 //! # What must hold
-//! [`promises`](protocol::promises): neither Redis nor memory goes back while it holds the product (P2; but for the
-//! failover itself); nothing is held that was never committed; a copy that claims a version, and so answers a
-//! `min_version`, is not older than that write (P4). Memory that is trusted holds nothing older than what was acknowledged before its
-//! proof, nor than what this instance has written or heard of; and what Redis held is not taken for current when it is older
-//! than what was proven when the load began (P3, where the bound is how old a proof may be). Once nothing more happens by itself,
-//! every copy that may be served is what Postgres holds, without the help of a TTL, and no floor is above it. From every state such
-//! an end can be reached, so every fair continuation reaches one.
+//! See [`promises`](protocol::promises).
+//! - P2: neither Redis nor memory goes back to an older version while it holds the product, except in the failover itself.
+//!   No tier holds what was never committed.
+//! - P4: a copy with a version, which therefore satisfies a `min_version`, is not older than that write.
+//! - P3, where the bound is the age of a proof: trusted memory is not older than the commits acknowledged before its proof,
+//!   nor than what this instance has written or observed. A load does not accept an entry of Redis as current if it is older
+//!   than what was proven when the load began.
+//! - In a quiescent state every copy that may be served equals Postgres, without the help of a TTL, and no floor is above
+//!   it. A quiescent state can be reached from every state, so every fair execution reaches one.
 //!
-//! An entry knows which commit it really shows, beside the revision that the protocol sees; "older" means
-//! the former, so a label that is wrong is found out.
+//! Besides the revision, which the protocol uses, an entry has the commit that it really shows. "Older" refers to the commit,
+//! so that a wrong revision is detected.
 //!
 //! # What is left out
-//! - Time. What a timeout decides may happen at any moment or be put off: rows are pruned however young, a lease is lost however
-//!   short. An entry counts as known recently when no later change has been pruned, which is the most that `change_retention` allows. The age up to
-//!   which a copy is trusted without a proof is not here, nor is the hard TTL after which the relay gives up a silent node.
-//! - Other products: a transaction that changes one has an xid and a row, no more. TRUNCATE, batches, several nodes (pending per node
-//!   is one node's), corrupt bytes, versions above the ceiling, `redis_epoch`.
-//! - A Postgres that fails (a poll or a load is put off then), one that goes back on the same timeline, and the comparison of marks that finds
-//!   it out. Commands that Redis executes after their caller has given up, or twice.
-//! - A primary of Redis that goes on after its replica was promoted. What was relayed to it alone is lost, and not suspect.
-//! - Marks but the newest. Two loads at a time in one instance. Only the newest generation is kept: it is dropped no earlier than older ones.
-//! - What is written for an epoch that is over, once something was written for the next: nothing proven reads it.
-//! - With `feeds` = 1 the other instance loads, writes and relays, and is proven current of nothing.
+//! - Time. What depends on a timeout may happen at any moment, or be postponed: rows may be pruned at any age, and a lease may
+//!   expire at any age. An entry counts as recently known if no later change has been pruned, which is the most that
+//!   `change_retention` allows. Left out are the age up to which a copy is trusted without a proof, and the hard TTL after
+//!   which the relay gives up a node that does not answer.
+//! - Other products: a transaction that changes one has only an xid and a row. TRUNCATE, batches, several Redis nodes,
+//!   corrupt bytes, versions above the ceiling, `redis_epoch`.
+//! - Failures of Postgres (they postpone a poll or a load), a Postgres that goes back on the same timeline, and the
+//!   comparison of marks that detects it. Commands that Redis executes twice, or after their caller has given up.
+//! - A Redis primary that still acts after its replica was promoted. What was relayed only to it is lost, and not suspect.
+//! - Marks other than the newest. Two loads at a time in one instance. Generations other than the newest: older ones are
+//!   dropped no later.
+//! - Writes for an epoch that is over, after the first write for the next one: no proven copy depends on them.
+//! - With `feeds` = 1 the other instance loads, writes and relays, but is never proven current.
 //!
-//! The bounds are those of [`Scenario`](scenarios::Scenario). The instances are alike, so of two states that differ
-//! in their names one is tried.
+//! The bounds are those of [`Scenario`](scenarios::Scenario). The instances are symmetric, so of two states that differ only
+//! by their exchange one is visited.
 //!
 //! # What the checker found
-//! Before these were in the protocol: the floor of its begin for a load that reads Redis (`floor_of_begin`), the age of suspect entries
-//! judged when they are read (`suspects_age`), since when in the key of the node (`key_says_since`), markers that never go back (`markers_grow`) and
-//! belong to an epoch (`markers_of_epoch`), the ordinal for own writes (`write_ordinal`) and for the end of an overflow
-//! (`overflow_ends_with_ordinal`), a scope that is taken when something begins (`scope_of_begin`), and a first poll that voids when it arrives
-//! (`first_poll_voids`). From the protocol before this one: writes only replace (`writes_only_replace`), and a tombstone has the version
-//! that was deleted. `tests/controls.rs` says what happens without each.
+//! The protocol has these protections because the checker found a counterexample without them: `floor_of_begin` (for a load
+//! that reads Redis), `suspects_age` (judged when an entry is read), `key_has_since`, `markers_grow`, `markers_of_epoch`,
+//! `write_ordinal`, `overflow_ends_with_ordinal`, `scope_of_begin`, `first_poll_invalidates`, `writes_only_replace`; and a
+//! tombstone has the version that was deleted. `tests/controls.rs` has the counterexamples.
 
 pub mod checker;
 mod fold_hasher;

@@ -1,4 +1,4 @@
-//! What can happen: the protocol, and what is done to it from outside.
+//! The steps of the protocol, and the faults that it is exposed to.
 
 mod changes;
 mod environment;
@@ -16,30 +16,25 @@ use crate::scenarios::Scenario;
 use crate::snapshot::Snapshot;
 use crate::state::{INSTANCES, Instance, NodeKey, Relay, Revision, Slot, State};
 
-/// The protocol, to be checked.
 #[derive(Clone, Copy, Debug)]
 pub struct Protocol {
-    /// What protects it.
     pub protections: Protections,
-    /// What happens to it.
     pub scenario: Scenario,
 }
 
-/// Where a write comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Writer {
-    /// A transaction of its own.
+    /// A statement that is its own transaction.
     Sql,
-    /// One that has its xid already.
+    /// A transaction that has its xid already.
     Transaction(u8),
     /// `UpdateProduct` or `DeleteProduct`, through this instance.
     Api(u8),
 }
 
-/// What happens. A number is the instance that does it, or an xid; the checker may exchange the instances' names between
-/// two actions of a trace.
+/// The table in `lib.rs` describes them. A number is the instance that acts, or an xid. Between two actions of a trace the
+/// checker may exchange the two instances.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "lib.rs has the table of them")]
 pub enum Action {
     Begin(u8),
     Update(Writer),
@@ -85,8 +80,8 @@ pub enum Action {
     Restore,
 }
 
-/// What can happen in one state.
-pub(crate) struct Moment<'a> {
+/// Collects the steps that are possible in one state.
+pub(crate) struct Expansion<'a> {
     protocol: &'a Protocol,
     state: State,
     steps: &'a mut Vec<Step<Protocol>>,
@@ -106,7 +101,7 @@ impl Model for Protocol {
             let follows = at < self.scenario.feeds;
             instance.feed.previous = follows.then_some(Snapshot::default());
             instance.node = Some(NodeKey::default());
-            let slot = entry.map(|entry| Slot { entry, trusted: true, void: false });
+            let slot = entry.map(|entry| Slot { entry, trusted: true, invalidated: false });
             instance.slot = slot.filter(|_| follows);
         }
         state.instances[0].relay = Some(Relay::default());
@@ -114,56 +109,56 @@ impl Model for Protocol {
     }
 
     fn steps(&self, state: &State, steps: &mut Vec<Step<Self>>) {
-        let mut moment = Moment { protocol: self, state: *state, steps };
+        let mut expansion = Expansion { protocol: self, state: *state, steps };
         for at in 0..INSTANCES {
-            moment.load(at);
-            moment.write(at);
-            moment.feed(at);
-            moment.hints(at);
-            moment.relay(at);
-            moment.probe(at);
-            moment.environment_of(at);
+            expansion.load(at);
+            expansion.write(at);
+            expansion.feed(at);
+            expansion.hints(at);
+            expansion.relay(at);
+            expansion.probe(at);
+            expansion.environment_of(at);
         }
-        moment.environment();
-        moment.transactions();
+        expansion.environment();
+        expansion.transactions();
     }
 
     fn broken(&self, before: &State, step: &Step<Self>) -> Option<&'static str> {
         promises::broken(before, step)
     }
 
-    fn broken_at_rest(&self, state: &State) -> Option<&'static str> {
-        promises::broken_at_rest(state, &self.protections)
+    fn broken_when_quiescent(&self, state: &State) -> Option<&'static str> {
+        promises::broken_when_quiescent(state, &self.protections)
     }
 
     fn canonical(&self, state: State) -> State {
-        // The instances are alike: which is which does not matter.
+        // The instances are symmetric.
         state.min(state.mirrored())
     }
 }
 
-impl Moment<'_> {
-    /// This happens sooner or later.
+impl Expansion<'_> {
+    /// Adds a fair step.
     fn will(&mut self, action: Action, change: impl FnOnce(&mut State)) {
         self.step(action, true, change);
     }
 
-    /// This may happen.
+    /// Adds a step that need not happen.
     fn may(&mut self, action: Action, change: impl FnOnce(&mut State)) {
         self.step(action, false, change);
     }
 
-    fn step(&mut self, action: Action, certain: bool, change: impl FnOnce(&mut State)) {
+    fn step(&mut self, action: Action, fair: bool, change: impl FnOnce(&mut State)) {
         let mut after = self.state;
         change(&mut after);
-        self.steps.push(Step { action, after, certain });
+        self.steps.push(Step { action, after, fair });
     }
 
     fn instance(&self, at: usize) -> Instance {
         self.state.instances[at]
     }
 
-    /// The keys in Redis of what began in `scope`.
+    /// The scope of the Redis keys of a load, a write or a relay that began in `scope`.
     fn scope(&self, at: usize, scope: u8) -> u8 {
         let Protections { scope: in_keys, scope_of_begin, .. } = self.protocol.protections;
         let scope = if scope_of_begin { scope } else { self.instance(at).feed.epoch };
@@ -172,5 +167,5 @@ impl Moment<'_> {
 }
 
 fn name(at: usize) -> u8 {
-    u8::try_from(at).expect("there are few of them")
+    u8::try_from(at).expect("instances and xids are few")
 }

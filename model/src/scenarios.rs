@@ -1,39 +1,37 @@
-//! How much is tried. Each scenario is small enough to be tried to its end; together they have every action.
+//! The bounds of the checks. Each scenario is small enough for an exhaustive search; together they have every action.
 
 use crate::state::Faults;
 
-/// The bounds of one check.
 #[derive(Clone, Copy, Debug)]
 pub struct Scenario {
-    /// Whether Redis, and memory that follows the changes, hold the product in the beginning.
+    /// Redis, and the memory of instances that poll, hold the product in the initial state.
     pub warm: bool,
-    /// How many changes of the product there are, from any writer.
+    /// The most changes of the product, by all writers together.
     pub writes: u8,
-    /// Whether there are deletions and re-insertions among them.
+    /// Deletions and re-insertions are among them.
     pub deletions: bool,
-    /// Whether transactions may be rolled back.
+    /// Transactions may be rolled back.
     pub rollbacks: bool,
-    /// How many writes may be under way through the API at the same time; the others are SQL.
+    /// The most writes in progress through the API; the others are SQL.
     pub api: usize,
-    /// How many instances follow the changes; another one is never proven current.
+    /// The most instances that poll. The others are never proven current.
     pub feeds: usize,
-    /// Whether they poll also when there is nothing to learn.
+    /// Instances also poll if nothing has changed.
     pub idle_polls: bool,
-    /// How many instances load at the same time.
+    /// The most instances with an in-flight load.
     pub loads: usize,
-    /// Whether the relay lease may be taken while its holder still acts.
+    /// The relay lease may be taken while its holder still acts.
     pub takeovers: bool,
-    /// Whether rows of the outbox are pruned.
+    /// Rows of the outbox are pruned.
     pub prunes: bool,
-    /// Whether the relay may delete an entry instead of replacing it.
+    /// The relay may delete an entry instead of replacing it.
     pub bulk: bool,
-    /// Whether there are hints.
     pub hints: bool,
-    /// Whether copies are evicted, from Redis and from memory, as often as they come.
+    /// Copies may be evicted from Redis and from memory at any time.
     pub evictions: bool,
-    /// Whether Redis may fail to answer, as often as it is asked.
+    /// Any Redis command may fail.
     pub redis_fails: bool,
-    /// How often each fault happens at most.
+    /// The most faults of each kind.
     pub faults: Faults,
 }
 
@@ -61,17 +59,17 @@ impl Scenario {
     const WARM: Self = Self { warm: true, ..Self::CALM };
     const STILL: Self = Self { loads: 0, ..Self::WARM };
 
-    /// One change in SQL, and a poll that may be under way already.
+    /// One change by SQL, and a poll that may be in progress already.
     pub const POLLS: Self = Self { prunes: true, idle_polls: true, ..Self::WARM };
-    /// One change in SQL while both instances load, and its row is pruned.
+    /// One change by SQL while both instances load, and its row is pruned.
     pub const LOADS: Self = Self { loads: 2, prunes: true, ..Self::CALM };
-    /// An update through the API, copies that are evicted, and bulk.
+    /// An update through the API, with evictions, and deletion of the entry by the relay.
     pub const UPDATE: Self = Self { api: 1, evictions: true, bulk: true, ..Self::WARM };
-    /// The same with a Redis that fails.
+    /// An update through the API while Redis fails.
     pub const UPDATE_WITHOUT_REDIS: Self = Self { api: 1, redis_fails: true, ..Self::WARM };
     /// An update that may be overtaken by another write.
     pub const OVERTAKEN_UPDATE: Self = Self { writes: 2, api: 1, loads: 0, ..Self::CALM };
-    /// The same, held up until the rows are pruned.
+    /// An overtaken update that is delayed until the rows are pruned.
     pub const SLOW_UPDATE: Self = Self { writes: 2, api: 1, prunes: true, ..Self::STILL };
     /// A deletion and a re-insertion.
     pub const DELETION: Self = Self { writes: 2, deletions: true, ..Self::WARM };
@@ -83,7 +81,7 @@ impl Scenario {
         faults: Faults { transactions: 2, ..NONE },
         ..Self::STILL
     };
-    /// The relay lease goes from one instance to the other and back.
+    /// The instances take the relay lease from each other.
     pub const TAKEOVERS: Self = Self { takeovers: true, prunes: true, ..Self::WARM };
     /// Hints, one of them of a version that does not exist.
     pub const HINTS: Self = Self {
@@ -92,18 +90,18 @@ impl Scenario {
         faults: Faults { bogus_hints: 1, ..NONE },
         ..Self::WARM
     };
-    /// An instance is killed between any two steps of an update, and starts anew.
+    /// An instance is killed between any two steps of an update, and restarts.
     pub const CRASH: Self = Self { api: 1, faults: Faults { crashes: 1, ..NONE }, ..Self::STILL };
-    /// An instance starts, and does not poll for longer than rows are kept.
+    /// An instance restarts, and does not poll until rows have been pruned.
     pub const START: Self =
         Self { prunes: true, faults: Faults { crashes: 1, ..NONE }, ..Self::WARM };
-    /// Redis fails over and has lost what it was told last, however much that is.
+    /// Redis fails over, and loses any number of its last writes.
     pub const FAILOVER: Self =
         Self { prunes: true, faults: Faults { failovers: 1, ..NONE }, ..Self::WARM };
-    /// More changes than RecentChanges may hold.
+    /// More changes than RecentChanges can hold.
     pub const OVERFLOW: Self =
         Self { prunes: true, faults: Faults { overflows: 1, ..NONE }, ..Self::WARM };
-    /// Postgres is set back.
+    /// Postgres is restored from a backup.
     pub const RESTORE: Self =
         Self { prunes: true, faults: Faults { restores: 1, ..NONE }, ..Self::WARM };
 
@@ -111,8 +109,8 @@ impl Scenario {
     pub const LONG_OVERTAKEN_UPDATE: Self = Self { loads: 1, ..Self::OVERTAKEN_UPDATE };
     /// As [`CRASH`](Self::CRASH), with a load.
     pub const LONG_CRASH: Self = Self { loads: 1, ..Self::CRASH };
-    /// As [`FAILOVER`](Self::FAILOVER), and both instances follow the changes.
+    /// As [`FAILOVER`](Self::FAILOVER), and both instances poll.
     pub const LONG_FAILOVER: Self = Self { feeds: 2, ..Self::FAILOVER };
-    /// As [`LOADS`](Self::LOADS), and both instances follow the changes.
+    /// As [`LOADS`](Self::LOADS), and both instances poll.
     pub const LONG_LOADS: Self = Self { feeds: 2, ..Self::LOADS };
 }

@@ -1,30 +1,30 @@
-//! What of Postgres is visible at a moment: `pg_snapshot`.
+//! A snapshot of Postgres: `pg_snapshot`.
 
-/// The transactions that were over. `xmax` and `xip` follow from it: the next of the highest, and what is missing below.
+/// The transactions that had ended, as bits. `xmax` is one above the highest of them, `xip` the missing ones below.
 /// Of two snapshots of one history one contains the other.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Snapshot(u8);
 
 impl Snapshot {
-    /// Of the transactions that `over` says are over.
+    /// Contains the transactions for which `over` is true.
     pub fn of(transactions: usize, over: impl Fn(usize) -> bool) -> Self {
         let bits = (0..transactions).filter(|xid| over(*xid)).map(|xid| 1 << xid);
         Self(bits.fold(0, |bits, bit: u8| bits | bit))
     }
 
-    /// Whether what `xid` wrote is visible in it, if it was committed.
+    /// Whether the writes of `xid` are visible, if it was committed.
     #[must_use]
     pub fn sees(self, xid: usize) -> bool {
         self.0 >> xid & 1 == 1
     }
 
-    /// Whether everything visible in `other` is visible in it.
+    /// Whether everything visible in `other` is visible here.
     #[must_use]
     pub fn contains(self, other: Self) -> bool {
         self.0 | other.0 == self.0
     }
 
-    /// The larger of two.
+    /// The union, which is the newer of two snapshots of one history.
     #[must_use]
     pub fn or(self, other: Self) -> Self {
         Self(self.0 | other.0)

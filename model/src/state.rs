@@ -1,4 +1,4 @@
-//! One product, and where copies of it are.
+//! The state of the model: one product, and its copies.
 
 mod instance;
 mod postgres;
@@ -6,133 +6,124 @@ mod postgres;
 pub use instance::*;
 pub use postgres::*;
 
-/// How many instances there are.
 pub const INSTANCES: usize = 2;
-/// The most transactions of a scenario.
+/// In a scenario.
 pub const MOST_TRANSACTIONS: usize = 4;
-/// The most commits that change the product, lost ones among them; commit 0 is what was there before.
+/// In a scenario: commits that change the product, including lost ones. Commit 0 is the initial state.
 pub const MOST_COMMITS: usize = 4;
 
 /// As `product::Revision`: the order of "newest wins".
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Revision {
-    /// 0: none is known.
+    /// 0: no version is known.
     pub version: u8,
-    /// Whether the product was gone after that version.
+    /// Whether that version was deleted.
     pub deleted: bool,
 }
 
 /// A copy of the product, or of its absence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Entry {
-    /// Its label.
     pub revision: Revision,
-    /// Which state of Postgres it really shows. The protocol does not know this, the promises do.
+    /// The commit that the copy really shows. Only the promises use it.
     pub commit: u8,
-    /// `known_at`, counted in losses of Redis that had been found out.
+    /// In the unit of `State::clock`.
     pub known_at: u8,
 }
 
 /// The holder of the lease of the product.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Lock {
-    /// None.
+    /// Not held.
     #[default]
     Free,
-    /// The load in flight of this instance.
+    /// Held by the in-flight load of this instance.
     Load(u8),
-    /// A load that has ended: only time frees it.
+    /// Held by a load that has ended: only the TTL frees it.
     Abandoned,
 }
 
-/// The key in a Redis node by which losses are found out.
+/// The key in a Redis node by which lost writes are detected.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NodeKey {
-    /// The replication id for which it was written.
+    /// The replication id when the key was written.
     pub replication: u8,
-    /// What was known before this is suspect.
+    /// Entries known before this are suspect.
     pub since: u8,
-    /// The newest commit that was pruned when it was written: with a threshold that is fixed then, only what is older is suspect.
+    /// The newest commit that was pruned when the key was written. Without `suspects_age`, only older entries are suspect.
     pub pruned: u8,
 }
 
-/// What Redis holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Redis {
-    /// The epoch in the keys below. Nothing reads those of an older one again.
+    /// The epoch in the keys of `entry` and `lock`. Keys of older epochs are not read again.
     pub scope: u8,
-    /// Of the product.
     pub entry: Option<Entry>,
-    /// Its lease.
+    /// The lease of the product.
     pub lock: Lock,
-    /// The server's replication id.
+    /// The replication id of the server.
     pub replication: u8,
-    /// What is stored of it.
     pub key: NodeKey,
 }
 
-/// What may still happen from outside.
+/// The faults that may still happen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Faults {
     /// An instance is killed and started again.
     pub crashes: u8,
-    /// Redis loses what it was told last.
+    /// Redis loses its last writes.
     pub failovers: u8,
-    /// A hint comes of a version that does not exist.
+    /// A hint names a version that does not exist.
     pub bogus_hints: u8,
-    /// More changes come than RecentChanges may hold.
+    /// A poll returns more changes than RecentChanges can hold.
     pub overflows: u8,
-    /// Postgres goes back.
+    /// Postgres is restored from a backup.
     pub restores: u8,
-    /// A transaction takes an xid before it changes the product, if it does.
+    /// Not a fault: a transaction takes an xid before it changes the product, or without changing it.
     pub transactions: u8,
 }
 
-/// Everything.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct State {
-    /// The primary.
     pub postgres: Postgres,
-    /// What it will be restored to.
+    /// The state to which Postgres may be restored.
     pub backup: Option<Postgres>,
-    /// What each commit made of the product, lost ones too.
+    /// The revision after each commit, including lost ones.
     pub history: [Revision; MOST_COMMITS + 1],
-    /// The newest of them.
+    /// The newest commit in `history`.
     pub newest: u8,
-    /// Which of them are lost, as bits.
+    /// The lost commits, as bits.
     pub lost: u8,
     /// The primary.
     pub redis: Redis,
-    /// What the next primary has heard of, once it does not hear of everything any more.
+    /// The replica, after it has stopped replicating.
     pub replica: Option<Redis>,
-    /// Losses of Redis, and overflows, that were found out.
+    /// Counts detected losses of Redis, and overflows.
     pub clock: u8,
-    /// The instances.
     pub instances: [Instance; INSTANCES],
-    /// What may still go wrong.
     pub faults: Faults,
 }
 
 impl Revision {
-    /// Older than everything.
+    /// Older than every other.
     pub const NONE: Self = Self { version: 0, deleted: false };
 }
 
 impl State {
-    /// What Postgres holds.
+    /// The product as Postgres holds it.
     #[must_use]
     pub fn truth(&self) -> Entry {
         let Self { postgres: Postgres { commit, .. }, clock, .. } = *self;
         Entry { revision: self.history[usize::from(commit)], commit, known_at: clock }
     }
 
-    /// Whether that commit was lost by a restore.
+    /// Whether a restore has lost that commit.
     #[must_use]
     pub fn is_lost(&self, commit: u8) -> bool {
         self.lost >> commit & 1 == 1
     }
 
-    /// The same with the instances' names exchanged.
+    /// The same with the instances exchanged.
     #[must_use]
     pub fn mirrored(&self) -> Self {
         let mut mirrored = *self;

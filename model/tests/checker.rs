@@ -1,13 +1,13 @@
-//! The checker itself: it finds what there is to find, and by the shortest way.
+//! The checker itself finds every kind of broken promise, with the shortest trace.
 
-use hotshelf_model::checker::{Model, NEVER_RESTS, Step, check};
+use hotshelf_model::checker::{Model, QUIESCES, Step, check};
 
 /// Counts from 0 to 9 by ones and twos.
 #[derive(Default)]
 struct Counting {
     broken_after: Option<u8>,
-    broken_at_rest: bool,
-    circles: bool,
+    broken_when_quiescent: bool,
+    cycles: bool,
 }
 
 impl Model for Counting {
@@ -22,9 +22,9 @@ impl Model for Counting {
         for action in 1..=2 {
             let after = state + action;
             if after < 10 {
-                steps.push(Step { action, after, certain: true });
-            } else if self.circles {
-                steps.push(Step { action, after: 8, certain: true });
+                steps.push(Step { action, after, fair: true });
+            } else if self.cycles {
+                steps.push(Step { action, after: 8, fair: true });
             }
         }
     }
@@ -33,8 +33,8 @@ impl Model for Counting {
         (Some(step.after) == self.broken_after).then_some("step")
     }
 
-    fn broken_at_rest(&self, _state: &u8) -> Option<&'static str> {
-        self.broken_at_rest.then_some("rest")
+    fn broken_when_quiescent(&self, _state: &u8) -> Option<&'static str> {
+        self.broken_when_quiescent.then_some("rest")
     }
 
     fn canonical(&self, state: u8) -> u8 {
@@ -46,25 +46,25 @@ impl Model for Counting {
 fn every_state_is_reached_once() {
     let report = check(&Counting::default());
     assert!(report.counterexample.is_none());
-    assert_eq!((report.states, report.steps, report.at_rest), (10, 17, 1));
+    assert_eq!((report.states, report.steps, report.quiescent), (10, 17, 1));
 }
 
 #[test]
-fn the_shortest_way_to_a_broken_promise_is_told() {
+fn the_shortest_counterexample_is_found() {
     let report = check(&Counting { broken_after: Some(6), ..Counting::default() });
     let found = report.counterexample.expect("a counterexample");
     assert_eq!((found.promise, found.trace), ("step", vec![2, 2, 2]));
 }
 
 #[test]
-fn what_is_wrong_only_at_rest_is_found_there() {
-    let report = check(&Counting { broken_at_rest: true, ..Counting::default() });
+fn a_promise_broken_only_in_a_quiescent_state_is_found() {
+    let report = check(&Counting { broken_when_quiescent: true, ..Counting::default() });
     let found = report.counterexample.expect("a counterexample");
     assert_eq!((found.promise, found.trace.iter().sum::<u8>()), ("rest", 9));
 }
 
 #[test]
-fn what_goes_round_for_ever_is_found() {
-    let report = check(&Counting { circles: true, ..Counting::default() });
-    assert_eq!(report.counterexample.expect("a counterexample").promise, NEVER_RESTS);
+fn an_execution_that_never_becomes_quiescent_is_found() {
+    let report = check(&Counting { cycles: true, ..Counting::default() });
+    assert_eq!(report.counterexample.expect("a counterexample").promise, QUIESCES);
 }

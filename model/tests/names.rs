@@ -1,12 +1,12 @@
-//! What the table in `src/lib.rs` names is in the program.
+//! The functions and files in the table of `src/lib.rs` exist in the program.
 
 use std::fs;
 use std::path::Path;
 
-/// Every file below `folder`: its name, and what it holds.
+/// Name and text of every file below `folder`.
 fn read_all(folder: &Path, found: &mut Vec<(String, String)>) {
-    for entry in fs::read_dir(folder).expect("the folder is there") {
-        let path = entry.expect("its entries can be read").path();
+    for entry in fs::read_dir(folder).expect("the folder exists") {
+        let path = entry.expect("a readable folder").path();
         if path.is_dir() {
             read_all(&path, found);
             continue;
@@ -17,7 +17,7 @@ fn read_all(folder: &Path, found: &mut Vec<(String, String)>) {
 }
 
 /// The names between backticks in the last column of the table.
-fn named() -> Vec<&'static str> {
+fn names_in_table() -> Vec<&'static str> {
     let table = include_str!("../src/lib.rs").lines().filter(|line| line.starts_with("//! | `"));
     let columns = table.filter_map(|line| line.trim_end_matches(" |").rsplit(" | ").next());
     columns.flat_map(|column| column.split('`').skip(1).step_by(2)).collect()
@@ -33,7 +33,7 @@ fn every_function_and_file_that_the_table_names_exists() {
         true => files.iter().any(|(file, _)| file == name),
         false => files.iter().any(|(_, text)| has_function(text, name)),
     };
-    let names = named();
+    let names = names_in_table();
     assert!(names.len() > 30, "the table was not found: {names:?}");
     let missing: Vec<_> = names.into_iter().filter(|name| !exists(name)).collect();
     assert!(missing.is_empty(), "not in the program: {missing:?}");

@@ -1,4 +1,4 @@
-//! The least that a gRPC server can do on hyper: every request is read to its end, and gets the same reply.
+//! The least that a gRPC server on hyper can do: it reads every request to its end, and sends the same reply.
 
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
@@ -31,21 +31,21 @@ pub async fn serve(listener: TcpListener, message: &[u8]) -> Result<(), Failure>
         socket.set_nodelay(true)?;
         let frame = frame.clone();
         let service = service_fn(move |request| reply(request, frame.clone()));
-        let answering = Answering::default();
-        let connection = http2::Builder::new(answering.clone())
+        let calls = AcceptedCalls::default();
+        let connection = http2::Builder::new(calls.clone())
             .max_concurrent_streams(1_024)
             .serve_connection(Coalescing::new(socket), service);
-        tokio::spawn(served(connection, answering));
+        tokio::spawn(drive(connection, calls));
     }
 }
 
-/// As in hotshelf's edge: accepts every call that has come, answers them all, and then writes the answers together.
-async fn served(connection: impl Future, answering: Answering) {
+/// Like hotshelf's edge: accepts every call that has arrived, answers all of them, and then writes the responses together.
+async fn drive(connection: impl Future, calls: AcceptedCalls) {
     let mut connection = pin!(connection);
     poll_fn(|cx| {
         loop {
             let polled = connection.as_mut().poll(cx).map(drop);
-            if polled.is_ready() || !answering.poll_each_once() {
+            if polled.is_ready() || !calls.poll_each_once() {
                 return polled;
             }
         }
@@ -103,22 +103,22 @@ fn ok() -> HeaderMap {
     HeaderMap::from_iter([status])
 }
 
-/// The calls that were accepted since the connection was polled.
+/// Calls that were accepted since the connection was last polled.
 #[derive(Clone, Default)]
-struct Answering(Arc<Mutex<Vec<Call>>>);
+struct AcceptedCalls(Arc<Mutex<Vec<Call>>>);
 
 type Call = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Answering {
+impl<F: Future<Output = ()> + Send + 'static> Executor<F> for AcceptedCalls {
     fn execute(&self, call: F) {
-        self.0.lock().expect("nothing panics").push(Box::pin(call));
+        self.0.lock().expect("no holder of the lock panics").push(Box::pin(call));
     }
 }
 
-impl Answering {
-    /// What has to wait gets a task of its own. Returns whether there was any call.
+impl AcceptedCalls {
+    /// Polls each call once, and spawns those that are pending. Returns whether there was any call.
     fn poll_each_once(&self) -> bool {
-        let calls = std::mem::take(&mut *self.0.lock().expect("nothing panics"));
+        let calls = std::mem::take(&mut *self.0.lock().expect("no holder of the lock panics"));
         let any = !calls.is_empty();
         for mut call in calls {
             if call.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
@@ -129,8 +129,8 @@ impl Answering {
     }
 }
 
-/// As in hotshelf's edge: h2 asks when the connection is made, and copies small frames together when the answer
-/// is no; it asks again when it writes, and then yes spares it a copy of what is larger.
+/// Like hotshelf's edge. h2 calls `is_write_vectored` when the connection is made: `false` lets it copy small frames into one
+/// buffer. It calls it again for each write: `true` then saves the copy of larger frames.
 struct Coalescing {
     socket: TokioIo<TcpStream>,
     made: AtomicBool,

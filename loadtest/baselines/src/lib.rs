@@ -1,11 +1,10 @@
-//! What hotshelf is measured against, in programs as small and as honest as they can be.
+//! The servers that hotshelf is compared with, each as small as possible.
 //!
-//! - [`ordinary`]: the server that everyone would write: the generated service, products in mini-moka, tonic's
-//!   own server. Each product is cloned and encoded for each call.
+//! - [`ordinary`]: the usual server: the generated service, products in mini-moka, tonic's own server. It clones and encodes
+//!   a product for each call.
 //! - [`ordinary_redis`]: the same for products in Redis: fred, prost, tonic.
-//! - [`bare`]: the least that a gRPC server can do on hyper: one constant reply, on connections served as
-//!   hotshelf's are.
-//! - [`redis`]: the options of hotshelf's client of Redis.
+//! - [`bare`]: the least that a gRPC server on hyper can do: one constant reply, with the connection I/O of hotshelf.
+//! - [`redis`]: a Redis client with the options of hotshelf's.
 
 pub mod bare;
 pub mod ordinary;
@@ -19,10 +18,10 @@ use clap::Subcommand;
 use prost::Message;
 use tokio::net::TcpListener;
 
-/// Errors here go to a person and nowhere else.
+/// Errors are only printed.
 pub type Failure = Box<dyn std::error::Error + Send + Sync>;
 
-/// Which baseline. Each serves on a free port of 127.0.0.1, and says on standard error which.
+/// Each serves on a free port of 127.0.0.1, and logs the port to standard error.
 #[derive(Debug, Subcommand)]
 pub enum Baseline {
     /// Products in mini-moka, cloned and encoded for each call, on tonic's own server.
@@ -32,7 +31,7 @@ pub enum Baseline {
     },
     /// Products in Redis, decoded and encoded for each call, on tonic's own server.
     OrdinaryRedis {
-        /// The products: messages, each after its length. They are put in Redis first.
+        /// The products: messages, each after its length. They are stored in Redis first.
         products: PathBuf,
         /// redis://HOST:PORT
         redis_url: String,
@@ -46,9 +45,6 @@ pub enum Baseline {
 
 impl Baseline {
     /// Serves until the process is killed.
-    ///
-    /// # Errors
-    /// When it cannot begin.
     pub async fn serve(self) -> Result<(), Failure> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
@@ -61,9 +57,9 @@ impl Baseline {
             }
             Self::OrdinaryRedis { products, redis_url } => {
                 let products = read_products(&products)?;
-                let shop = ordinary_redis::Shop::fill(&redis_url, products).await?;
+                let service = ordinary_redis::RedisProducts::store(&redis_url, products).await?;
                 serving();
-                ordinary_redis::serve(listener, shop).await
+                ordinary_redis::serve(listener, service).await
             }
             Self::Bare { products } => {
                 let first = read_products(&products)?.into_iter().next().ok_or("no product")?;

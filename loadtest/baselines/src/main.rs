@@ -1,9 +1,9 @@
-//! `baseline`: one of the servers that hotshelf is measured against.
+//! `baseline`: one of the servers that hotshelf is compared with.
 
 use baselines::{Baseline, Failure};
 use clap::Parser;
 
-/// A server that hotshelf is measured against.
+/// A server that hotshelf is compared with.
 #[derive(Parser)]
 struct Cli {
     #[command(subcommand)]

@@ -1,4 +1,4 @@
-//! The server that everyone would write.
+//! The usual server, with products in memory.
 
 use mini_moka::sync::Cache;
 use tokio::net::TcpListener;
@@ -10,12 +10,12 @@ use crate::Failure;
 use crate::proto::product_service_server::{ProductService, ProductServiceServer};
 use crate::proto::{BatchGetProductsRequest, BatchGetProductsResponse, GetProductRequest, Product};
 
-struct Shop {
+struct CachedProducts {
     products: Cache<i64, Product>,
 }
 
 #[tonic::async_trait]
-impl ProductService for Shop {
+impl ProductService for CachedProducts {
     async fn get_product(
         &self,
         request: Request<GetProductRequest>,
@@ -48,11 +48,11 @@ pub async fn serve(listener: TcpListener, products: Vec<Product>) -> Result<(), 
     for product in products {
         cache.insert(product.id, product);
     }
-    serve_on(listener, ProductServiceServer::new(Shop { products: cache })).await
+    serve_on(listener, ProductServiceServer::new(CachedProducts { products: cache })).await
 }
 
-/// tonic's own server with its defaults. Only TCP_NODELAY, which it sets on connections that it accepts
-/// itself, has to be asked for when it is given a listener.
+/// tonic's own server with its defaults. TCP_NODELAY, which tonic sets on connections that it accepts itself, must be set
+/// explicitly with a listener.
 pub(crate) async fn serve_on<S: ProductService>(
     listener: TcpListener,
     service: ProductServiceServer<S>,

@@ -1,4 +1,4 @@
-//! The server that everyone would write for products in Redis.
+//! The usual server, with products in Redis.
 
 use bytes::Bytes;
 use fred::clients::Pool;
@@ -11,18 +11,14 @@ use crate::proto::product_service_server::{ProductService, ProductServiceServer}
 use crate::proto::{GetProductRequest, Product};
 use crate::{Failure, ordinary, redis};
 
-/// Products in Redis.
 #[derive(Debug)]
-pub struct Shop {
+pub struct RedisProducts {
     redis: Pool,
 }
 
-impl Shop {
-    /// Puts `products` in Redis.
-    ///
-    /// # Errors
-    /// When Redis cannot be reached.
-    pub async fn fill(redis_url: &str, products: Vec<Product>) -> Result<Self, Failure> {
+impl RedisProducts {
+    /// Stores `products` in Redis.
+    pub async fn store(redis_url: &str, products: Vec<Product>) -> Result<Self, Failure> {
         let redis = redis::connect(redis_url).await?;
         for product in products {
             let bytes = Bytes::from(product.encode_to_vec());
@@ -33,7 +29,7 @@ impl Shop {
 }
 
 #[tonic::async_trait]
-impl ProductService for Shop {
+impl ProductService for RedisProducts {
     async fn get_product(
         &self,
         request: Request<GetProductRequest>,
@@ -50,16 +46,12 @@ impl ProductService for Shop {
     }
 }
 
-/// Where a product is in Redis.
+/// The key of a product.
 #[must_use]
 pub fn key(id: i64) -> String {
     format!("ordinary:{id}")
 }
 
-/// Serves what is in Redis.
-///
-/// # Errors
-/// When the listener fails.
-pub async fn serve(listener: TcpListener, shop: Shop) -> Result<(), Failure> {
-    ordinary::serve_on(listener, ProductServiceServer::new(shop)).await
+pub async fn serve(listener: TcpListener, service: RedisProducts) -> Result<(), Failure> {
+    ordinary::serve_on(listener, ProductServiceServer::new(service)).await
 }

@@ -1,4 +1,4 @@
-//! A client of Redis with the options of hotshelf's.
+//! A Redis client with the options of hotshelf's.
 
 use std::time::Duration;
 
@@ -11,13 +11,10 @@ use fred::types::config::{
 
 use crate::Failure;
 
-/// As many as hotshelf's default.
+/// hotshelf's default.
 const CONNECTIONS: usize = 4;
 
-/// A pool that is connected.
-///
-/// # Errors
-/// When Redis cannot be reached.
+/// Returns when the pool is connected.
 pub async fn connect(url: &str) -> Result<Pool, Failure> {
     let pool = Builder::from_config(Config::from_url(url)?)
         .set_policy(ReconnectPolicy::new_exponential(0, 50, 1_000, 2))

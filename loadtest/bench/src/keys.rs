@@ -44,7 +44,7 @@ impl Keys {
     }
 
     fn run_here(self, requests: u64) -> Result<Outcome> {
-        self.cores.hold_thread()?;
+        self.cores.pin_thread()?;
         let runtime = Builder::new_current_thread().enable_all().build()?;
         LocalSet::new().block_on(&runtime, self.generate(requests))
     }

@@ -229,15 +229,13 @@ fn slow(outcome: &Outcome, timeline: &DrillTimeline) -> Vec<String> {
 }
 
 fn p99(samples: &[Sample], of: impl Fn(&Sample) -> bool) -> Micros {
-    p99_of(samples.iter().filter(|sample| of(sample)).map(|sample| sample.latency).collect())
+    let [_, _, p99] =
+        spread(samples.iter().filter(|sample| of(sample)).map(|sample| sample.latency).collect());
+    p99
 }
 
+/// p50, p95, p99.
 fn spread(mut times: Vec<Micros>) -> [Micros; 3] {
     times.sort_unstable();
     [0.5, 0.95, 0.99].map(|share| percentile(&times, share))
-}
-
-fn p99_of(mut times: Vec<Micros>) -> Micros {
-    times.sort_unstable();
-    percentile(&times, 0.99)
 }

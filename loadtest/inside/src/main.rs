@@ -1,7 +1,7 @@
-//! `inside`: hotshelf or a baseline, and what can only be seen from inside its process.
+//! `inside`: hotshelf or a baseline, with measurements that can only be taken in its process.
 //!
-//! It answers each line of standard input on standard output. An empty line: how many allocations there have been.
-//! A number: how many nanoseconds a lookup in hotshelf's hot tier takes on as many threads.
+//! It answers each line of standard input on standard output. An empty line: the number of allocations so far. A number of
+//! threads: the nanoseconds that a lookup in hotshelf's hot tier takes on so many threads at once.
 
 use std::alloc::System;
 use std::hint::black_box;
@@ -20,13 +20,13 @@ use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 #[global_allocator]
 static COUNTED: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
-/// What is looked up: the sample.
+/// Products of the benchmark's sample, all of them hot.
 const PRODUCTS: i64 = 10_000;
-/// A prime, so that each product has its turn, far from its neighbours.
+/// A prime: the lookups cover every product, in an order without locality.
 const STRIDE: i64 = 7_919;
 const LOOKUPS: i64 = 2_000_000;
 
-/// A server that can be looked into.
+/// A server whose allocations and lookups can be measured.
 #[derive(Parser)]
 struct Cli {
     #[command(subcommand)]
@@ -69,11 +69,12 @@ fn answer(hot: Option<&HotCache>) -> io::Result<()> {
     Ok(())
 }
 
-/// As long as the slowest thread takes, and its bytes in hand, as a read has them.
+/// The time of the slowest thread. A lookup clones the entry, as a read does.
 fn nanos_of_a_lookup(hot: &HotCache, threads: usize) -> f64 {
     std::thread::scope(|scope| {
         let readers: Vec<_> = (0..threads).map(|_| scope.spawn(|| look_up(hot))).collect();
-        let times = readers.into_iter().map(|reader| reader.join().expect("it does not panic"));
+        let times =
+            readers.into_iter().map(|reader| reader.join().expect("a lookup does not panic"));
         times.fold(0.0, f64::max)
     })
 }

@@ -1,4 +1,4 @@
-//! What was counted, and where: the committed file, and what is counted now in the same form.
+//! Counts and the environment in which they were taken: of the committed file, or of this run.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -10,7 +10,7 @@ use crate::callgrind::Profile;
 use crate::environment::Environment;
 use crate::operation::Operation;
 
-/// Functions below this share of an operation are left out; if one of them grows, it grows from nothing.
+/// Functions below this share of an operation are left out. If one of them grows, it counts as grown from 0.
 const SMALLEST_SHARE: f64 = 0.001;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -23,9 +23,9 @@ pub(crate) struct Baseline {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Counts {
     pub(crate) instructions: f64,
-    /// Of each function, without what it calls.
+    /// By function, without its callees.
     pub(crate) own: BTreeMap<String, f64>,
-    /// Of hotshelf's own functions, with what they call.
+    /// By function of hotshelf, with its callees.
     pub(crate) with_callees: BTreeMap<String, f64>,
 }
 

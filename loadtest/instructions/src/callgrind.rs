@@ -1,4 +1,4 @@
-//! Runs an operation under callgrind, and reads what it has counted.
+//! Runs an operation under callgrind, and reads the counts.
 
 use std::collections::BTreeMap;
 use std::process::Command;
@@ -7,7 +7,7 @@ use crate::Error;
 use crate::counted::TOGGLES;
 use crate::operation::Operation;
 
-/// What was counted: instructions of each function, without those that it calls and with them.
+/// Instructions by function, without and with its callees.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Profile {
     pub(crate) own: BTreeMap<String, u64>,
@@ -42,18 +42,21 @@ fn attempt(operation: Operation) -> Result<Profile, Error> {
     valgrind.arg(std::env::current_exe().map_err(io)?).args(["--perform", &operation.name()]);
     let ran = valgrind.output().map_err(io)?;
     if !ran.status.success() {
-        let said = String::from_utf8_lossy(&ran.stderr).into_owned();
-        return Err(Error::Failed(format!("{} failed under callgrind: {said}", operation.name())));
+        let stderr = String::from_utf8_lossy(&ran.stderr).into_owned();
+        return Err(Error::Failed(format!(
+            "{} failed under callgrind: {stderr}",
+            operation.name()
+        )));
     }
     let profile = parse(&std::fs::read_to_string(out.path()).map_err(io)?);
     match profile.total() {
-        0 => Err(Error::Failed(format!("callgrind did not see {}", TOGGLES[0]))),
+        0 => Err(Error::Failed(format!("callgrind found no function {}", TOGGLES[0]))),
         _ => Ok(profile),
     }
 }
 
-/// The format is described in valgrind's manual, "Callgrind Format Specification". Cost lines are `LINE COUNT`; the
-/// one after `calls=` is the cost of the callee.
+/// Format: valgrind's manual, "Callgrind Format Specification". Cost lines are `LINE COUNT`. The one after `calls=` is the
+/// cost of the callee.
 fn parse(text: &str) -> Profile {
     let mut profile = Profile::default();
     let (mut function, mut callee) = (String::new(), false);
@@ -84,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_cost_of_a_call_is_the_callees() {
+    fn the_cost_of_a_call_counts_for_the_callee() {
         let text = "version: 1\nevents: Ir\nsummary: 60\n\nob=/a\nfl=???\nfn=main\n0 10\ncfn=leaf\ncalls=2 0\n0 50\n\nfn=leaf\n0 50\n\ntotals: 60\n";
         let profile = parse(text);
         let counts = |pairs: [(&str, u64); 2]| pairs.map(|(name, n)| (name.to_owned(), n)).into();

@@ -1,14 +1,14 @@
-//! The part of the program that callgrind counts. It is told the names of these two functions, which therefore must
-//! stay functions: it begins to collect when it enters the first, and pauses inside the second.
+//! The part of the program that callgrind counts. It toggles the collection of counts at these two functions, by their
+//! names, so they must not be inlined: it counts inside the first, and pauses inside the second.
 
 use std::hint::black_box;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-/// What callgrind is told, as `--toggle-collect`.
+/// For `--toggle-collect`.
 pub(crate) const TOGGLES: [&str; 2] = ["*counted_part*", "*client_part*"];
 
-/// Everything in here counts.
+/// Everything in here is counted.
 #[inline(never)]
 pub(crate) fn counted_part(work: &mut dyn FnMut()) {
     work();
@@ -16,7 +16,7 @@ pub(crate) fn counted_part(work: &mut dyn FnMut()) {
     black_box(());
 }
 
-/// The client's share of what happens in there, which does not.
+/// The client's share of `work`, which is not counted.
 #[inline(never)]
 pub(crate) fn client_part(
     client: Pin<&mut dyn Future<Output = ()>>,

@@ -1,11 +1,11 @@
-//! What instruction counts depend on besides the code: the compiler, the C library, which chooses its `memcpy` by the CPU,
-//! and the CPU that valgrind shows to it.
+//! Besides the code, instruction counts depend on the compiler, on the C library, which selects its `memcpy` by the CPU, and
+//! on the CPU that valgrind emulates.
 
 use std::process::Command;
 
 use serde::{Deserialize, Serialize};
 
-/// Features by which valgrind 3.19 and later choose the CPU they show, and with it the C library its functions.
+/// Features of the host by which valgrind 3.19 and later choose the emulated CPU, and so the C library its functions.
 const FEATURES: [&str; 6] = ["sse4_2", "avx", "avx2", "bmi2", "f16c", "rdrand"];
 
 /// Counts taken in equal environments can be compared one by one.
@@ -18,7 +18,7 @@ pub(crate) struct Environment {
 }
 
 impl Environment {
-    /// `None` where there is no valgrind.
+    /// `None` if valgrind is not installed.
     pub(crate) fn here() -> Option<Self> {
         let valgrind = first_line(Command::new("valgrind").arg("--version"))?;
         let libc = first_line(Command::new("getconf").arg("GNU_LIBC_VERSION"));
@@ -36,7 +36,7 @@ impl Environment {
         Self { rustc: rustc.to_owned(), libc, cpu, valgrind }
     }
 
-    /// What is different there, in words.
+    /// One line for each difference.
     pub(crate) fn differences(&self, other: &Self) -> Vec<String> {
         let pairs = [
             (&self.rustc, &other.rustc),
@@ -44,8 +44,8 @@ impl Environment {
             (&self.cpu, &other.cpu),
             (&self.valgrind, &other.valgrind),
         ];
-        let differing = pairs.into_iter().filter(|(mine, others)| mine != others);
-        differing.map(|(mine, others)| format!("{mine}, here {others}")).collect()
+        let differing = pairs.into_iter().filter(|(own, other)| own != other);
+        differing.map(|(own, other)| format!("{own}, here {other}")).collect()
     }
 }
 

@@ -1,21 +1,21 @@
-//! `instructions`: how many instructions each operation of the hot path takes, counted by callgrind and compared
-//! with the committed baseline. Unlike time, the count does not depend on the machine's mood, so it can be a gate.
+//! `instructions`: counts with callgrind the instructions of each operation of the hot path, and compares them with the
+//! committed baseline. Unlike time, the count hardly depends on what else the machine does, so it can be a gate.
 //!
 //! Read it in this order:
 //!
-//! - [`operation`]: what is counted, and how it is done once; [`counted`] marks the part that counts.
-//! - [`shelf`] is hotshelf with a hot catalogue, [`reference`] what it is compared with, [`wire`] their client.
-//! - [`callgrind`] runs this program again under valgrind and reads what it wrote.
-//! - [`baseline`] is what the counts were, [`environment`] where they were taken, [`report`] the verdict.
+//! - [`operation`]: the operations; [`counted`]: the part of them that is counted.
+//! - [`fixture`]: hotshelf with a hot catalogue; [`reference`]: the servers that it is compared with; [`wire`]: their client.
+//! - [`callgrind`]: runs this program again under valgrind, and reads its output.
+//! - [`baseline`]: counts; [`environment`]: where they were taken; [`report`]: the comparison.
 
 mod baseline;
 mod callgrind;
 mod counted;
 mod environment;
+mod fixture;
 mod operation;
 mod reference;
 mod report;
-mod shelf;
 mod wire;
 
 use std::io::Write;
@@ -31,22 +31,22 @@ use report::Report;
 
 /// Counts the instructions of the hot path under callgrind, and compares them with the baseline.
 ///
-/// Exits with 1 when an operation takes more of them than the baseline allows.
+/// Exits with 1 if an operation takes more of them than the baseline allows.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Cli {
-    /// Takes what is counted now as the new baseline.
+    /// Writes the counts of this run as the new baseline.
     #[arg(long)]
     bless: bool,
-    /// Where the baseline is.
+    /// The file of the baseline.
     #[arg(long, default_value = "loadtest/instructions/baseline.json", value_name = "FILE")]
     baseline: PathBuf,
-    /// Only does this operation, as it is done under callgrind.
+    /// Only performs this operation, to be counted by callgrind.
     #[arg(long, value_name = "OPERATION", hide = true)]
     perform: Option<Operation>,
 }
 
-/// Why nothing could be counted: one line.
+/// Why nothing could be counted: one line for the operator.
 #[derive(Debug, thiserror::Error)]
 enum Error {
     #[error("{0}: {1}")]
@@ -57,7 +57,7 @@ enum Error {
     Failed(String),
 }
 
-/// That of the program.
+/// As in the program.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -68,7 +68,7 @@ fn main() -> ExitCode {
         None => check(&cli),
     };
     outcome.unwrap_or_else(|error| {
-        // Nobody is left to tell when standard error is gone.
+        // A closed standard error cannot be reported.
         let _ = writeln!(std::io::stderr(), "instructions: {error}");
         ExitCode::FAILURE
     })
@@ -76,7 +76,7 @@ fn main() -> ExitCode {
 
 fn check(cli: &Cli) -> Result<ExitCode, Error> {
     let Some(environment) = Environment::here() else {
-        say("instructions: SKIPPED, because valgrind is missing");
+        print("instructions: SKIPPED, because valgrind is missing");
         return Ok(ExitCode::SUCCESS);
     };
     let mut now = Baseline::new(environment);
@@ -85,16 +85,19 @@ fn check(cli: &Cli) -> Result<ExitCode, Error> {
     }
     if cli.bless {
         now.write(&cli.baseline)?;
-        say(&format!("{}instructions: this is the baseline now", Report::new(&now, &now)));
+        print(&format!(
+            "{}instructions: these counts are the new baseline",
+            Report::new(&now, &now)
+        ));
         return Ok(ExitCode::SUCCESS);
     }
     let before = Baseline::read(&cli.baseline)?;
     let report = Report::new(&before, &now);
-    say(&report.to_string());
+    print(&report.to_string());
     Ok(if report.passed() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn say(text: &str) {
-    // Nobody is left to tell when standard output is gone.
+fn print(text: &str) {
+    // A closed standard output cannot be reported.
     let _ = writeln!(std::io::stdout(), "{text}");
 }

@@ -1,4 +1,4 @@
-//! What is counted.
+//! The operations that are counted.
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -12,30 +12,30 @@ use tokio::net::TcpListener;
 use tracing_subscriber::EnvFilter;
 
 use crate::counted::{client_part, counted_part};
-use crate::shelf::{PRODUCTS, Shelf, id};
+use crate::fixture::{Fixture, PRODUCTS, id};
 use crate::wire::{Calls, Client};
 use crate::{Error, reference};
 
-/// An operation of the hot path, or of what it is compared with.
+/// An operation of the hot path, or of a reference server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub(crate) enum Operation {
-    /// The whole server side of one GetProduct: from the socket, through every layer, to the socket.
+    /// The server side of one GetProduct: from the socket, through every layer, to the socket.
     GetProduct,
-    /// The same of one BatchGetProducts of 100 products.
+    /// The same for a BatchGetProducts of 100 products.
     BatchGetProducts,
-    /// The catalogue's share of it.
+    /// The catalogue's share of a GetProduct.
     CatalogGet,
     /// The metrics' share: a call that begins, a lookup, a read, and a call that ends.
     Metrics,
-    /// The share of the count of hot keys.
+    /// The share of the heavy-hitters sketch.
     HotKeysRecord,
-    /// For comparison: GetProduct as everyone writes it.
+    /// For comparison: GetProduct of the usual server.
     OrdinaryTonic,
-    /// For comparison: a constant from hyper's HTTP/2 server, with the connection I/O that hotshelf has.
+    /// For comparison: a constant from hyper's HTTP/2 server, with the connection I/O of hotshelf.
     BareHyper,
 }
 
-/// Enough that what happens once, or now and then, does not show.
+/// Enough for one-time and occasional work to vanish in the average.
 const ROUNDS: usize = 32;
 const WARM_UP: usize = 16;
 const REPEATS: usize = 20_000;
@@ -46,12 +46,12 @@ impl Operation {
         self.to_possible_value().expect("no variant is skipped").get_name().to_owned()
     }
 
-    /// Whether it is not hotshelf's.
+    /// Whether the operation is one of a reference server.
     pub(crate) fn is_reference(self) -> bool {
         matches!(self, Self::OrdinaryTonic | Self::BareHyper)
     }
 
-    /// How many operations are counted together.
+    /// Operations that are counted together.
     pub(crate) fn repeats(self) -> usize {
         match self {
             Self::GetProduct | Self::BatchGetProducts | Self::OrdinaryTonic | Self::BareHyper => {
@@ -61,9 +61,9 @@ impl Operation {
         }
     }
 
-    /// How often it is counted. The header `date` is another one each second, and then every answer is compared with
-    /// more of them: the smallest count is the one that the clock disturbed least. The keys of the hot tier's hashes are
-    /// others in each run, and with them how far it looks for a slot: a batch looks for many.
+    /// How often the operation is counted; the smallest count is used. The header `date` changes each second, and HPACK then
+    /// compares every response with more entries of its table. The hot tier's hash keys are random in each run, and so is the
+    /// length of its probe sequences, of which a batch has many.
     pub(crate) fn attempts(self) -> usize {
         match self {
             Self::BatchGetProducts => 9,
@@ -75,19 +75,19 @@ impl Operation {
     fn calls(self) -> Calls {
         match self {
             Self::BatchGetProducts => Calls::batch_get_products(BATCH, 4),
-            // As many as the load generator of the issues' figures keeps in flight on a connection.
+            // As many concurrent calls on a connection as in the benchmark.
             _ => Calls::get_product(32),
         }
     }
 
-    /// Does it, many times.
+    /// Performs the operation `repeats` times, after a warm-up.
     pub(crate) fn perform(self) -> Result<(), Error> {
         log_as_the_program_does();
         match self {
             Self::GetProduct | Self::BatchGetProducts => {
-                let shelf = Shelf::new()?;
-                over_the_wire(self.calls(), async |listener| shelf.serve(listener).await)?;
-                shelf.answered_from_memory()
+                let fixture = Fixture::new()?;
+                over_the_wire(self.calls(), async |listener| fixture.serve(listener).await)?;
+                fixture.answered_from_memory()
             }
             Self::OrdinaryTonic => over_the_wire(self.calls(), async |listener| {
                 reference::serve_ordinary(listener);
@@ -110,7 +110,7 @@ impl Operation {
     }
 }
 
-/// Without it h2's spans, which nobody wants to see, would be formatted for the `log` crate.
+/// Without a subscriber, `tracing` would format h2's spans for the `log` crate.
 fn log_as_the_program_does() {
     tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::new("info"))
@@ -118,7 +118,7 @@ fn log_as_the_program_does() {
         .init();
 }
 
-/// Real sockets, and one thread for both ends, so that every run does the same.
+/// With real sockets, and one thread for client and server, so that every run executes the same instructions.
 fn over_the_wire(
     calls: Calls,
     serve: impl AsyncFnOnce(TcpListener) -> Result<(), Error>,
@@ -142,11 +142,11 @@ fn over_the_wire(
 }
 
 fn catalog_get() -> Result<(), Error> {
-    let shelf = Shelf::new()?;
-    let read = |n: usize| shelf.catalog.get_hot(id(n), &Freshness::Cached);
+    let fixture = Fixture::new()?;
+    let read = |n: usize| fixture.catalog.get_hot(id(n), &Freshness::Cached);
     (0..PRODUCTS).for_each(|n| drop(read(n)));
     counted_part(&mut || (0..REPEATS).for_each(|n| drop(read(n % PRODUCTS))));
-    shelf.answered_from_memory()
+    fixture.answered_from_memory()
 }
 
 fn record_metrics(metrics: &Metrics) {

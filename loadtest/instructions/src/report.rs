@@ -1,4 +1,4 @@
-//! The verdict.
+//! The comparison of counts with the baseline.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,18 +8,19 @@ use clap::ValueEnum;
 use crate::baseline::{Baseline, Counts};
 use crate::operation::Operation;
 
-/// More than this above the baseline fails.
+/// An operation fails if its count exceeds the baseline by a larger share.
 const ALLOWED: f64 = 0.03;
-/// The same where only ratios can be compared: another compiler or C library moves those a little, too.
+/// The same in another environment, where only ratios to the bare server are compared: another compiler or C library
+/// changes even those a little.
 const ALLOWED_ELSEWHERE: f64 = 0.10;
-/// How many functions are named.
+/// Functions that are listed for a failed operation.
 const NAMED: usize = 8;
 
-/// What was counted now, against what was counted before.
+/// The counts of this run, compared with the baseline.
 pub(crate) struct Report {
-    /// What is different about the environment.
+    /// Between the environments of the baseline and of this run.
     differences: Vec<String>,
-    /// By how much everything takes more here, as far as the bare server tells.
+    /// Factor of this environment, by the count of the bare server.
     scale: f64,
     rows: Vec<Row>,
 }
@@ -28,7 +29,7 @@ struct Row {
     operation: Operation,
     instructions: f64,
     expected: Option<f64>,
-    /// The functions that take more than before, and by how much: without and with what they call.
+    /// Functions that take more than in the baseline, and by how much: without and with their callees.
     grown: Vec<(String, f64)>,
     grown_callers: Vec<(String, f64)>,
 }
@@ -67,7 +68,7 @@ impl Report {
         if self.differences.is_empty() { ALLOWED } else { ALLOWED_ELSEWHERE }
     }
 
-    /// What hotshelf is compared with may become slower: that is for its authors to see.
+    /// A reference server cannot fail.
     fn failed(&self, row: &Row) -> bool {
         !row.operation.is_reference() && row.change().is_none_or(|change| change > self.allowed())
     }
@@ -99,7 +100,7 @@ impl fmt::Display for Report {
             writeln!(f, "The baseline was counted elsewhere: {}.", self.differences.join("; "))?;
             writeln!(
                 f,
-                "So it is scaled by {:.3}, as the bare server here says, and {:.0} % are allowed.\n",
+                "So it is scaled by {:.3}, the ratio of the bare server's counts, and {:.0} % are allowed.\n",
                 self.scale,
                 100.0 * self.allowed()
             )?;
@@ -114,15 +115,19 @@ impl fmt::Display for Report {
             writeln!(f, "| {name} | {count:.0} | {expected} | {change}{verdict} |")?;
         }
         for row in self.rows.iter().filter(|row| self.failed(row)) {
-            writeln!(f, "\n{} takes more, and most of it these functions:", row.operation.name())?;
+            writeln!(
+                f,
+                "\n{} takes more instructions, most of them in these functions:",
+                row.operation.name()
+            )?;
             list(f, &row.grown)?;
             if !row.grown_callers.is_empty() {
-                writeln!(f, "and with what they call:")?;
+                writeln!(f, "and with their callees:")?;
                 list(f, &row.grown_callers)?;
             }
         }
         if !self.passed() {
-            writeln!(f, "\nIf that is as it should be: make instructions-bless")?;
+            writeln!(f, "\nIf the change is worth that, run make instructions-bless.")?;
         }
         Ok(())
     }
@@ -138,7 +143,7 @@ mod tests {
     use crate::callgrind::Profile;
     use crate::environment::Environment;
 
-    /// What is counted when GetProduct takes this much in one function, and the bare server that much.
+    /// Counts in which GetProduct and the bare server take so many instructions in one function.
     fn counted(rustc: &str, get_product: u64, bare: u64) -> Baseline {
         let mut baseline = Baseline::new(Environment::of(rustc));
         let operations = Operation::value_variants()
@@ -165,12 +170,12 @@ mod tests {
     }
 
     #[test]
-    fn what_it_is_compared_with_may_grow() {
+    fn the_count_of_a_reference_server_may_grow() {
         assert!(Report::new(&counted("1", 1_000, 500), &counted("1", 1_000, 900)).passed());
     }
 
     #[test]
-    fn elsewhere_only_the_ratio_to_the_bare_server_counts() {
+    fn in_another_environment_only_the_ratio_to_the_bare_server_counts() {
         let before = counted("1", 1_000, 500);
         assert!(Report::new(&before, &counted("2", 1_400, 700)).passed());
         assert!(Report::new(&before, &counted("2", 1_090, 500)).passed());

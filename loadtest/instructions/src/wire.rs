@@ -1,5 +1,5 @@
-//! A client of which the server notices nothing unusual: real HTTP/2 frames, made by hand. Each round writes its calls at
-//! once, and waits for all of their answers.
+//! A client that writes HTTP/2 frames itself, the same as a usual client sends. Each round writes its calls at once, and
+//! waits for all responses.
 
 use std::io::{Error, Result};
 use std::net::SocketAddr;
@@ -9,13 +9,12 @@ use prost::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::shelf::{PRODUCT_BYTES, PRODUCTS, id};
+use crate::fixture::{PRODUCT_BYTES, PRODUCTS, id};
 
-/// What is called.
 pub(crate) struct Calls {
     path: &'static str,
     messages: Vec<Vec<u8>>,
-    /// The least that an answer has when it is no error.
+    /// The least size of a response that is no error.
     answer_bytes: usize,
     /// Calls of a round.
     pub(crate) at_once: usize,
@@ -47,7 +46,7 @@ impl Calls {
 }
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// So large that no window ever has to be opened again.
+/// So large that the client never has to send another WINDOW_UPDATE.
 const WINDOW: u32 = 0x7FFF_FFFF;
 const INITIAL_WINDOW: u32 = 65_535;
 
@@ -62,11 +61,11 @@ const ACK: u8 = 1;
 const END_HEADERS: u8 = 4;
 const FRAME_HEAD: usize = 9;
 
-/// `:method: POST` and `:scheme: http`, of HPACK's static table.
+/// `:method: POST` and `:scheme: http` in HPACK's static table.
 const POST: u8 = 0x83;
 const HTTP: u8 = 0x86;
-/// The other headers of a call as the first one left them in the dynamic table.
-const REMEMBERED: [u8; 7] = [POST, HTTP, 0xC2, 0xC1, 0xC0, 0xBF, 0xBE];
+/// All headers of a call; the first call has put the last five into the dynamic table.
+const INDEXED_HEADERS: [u8; 7] = [POST, HTTP, 0xC2, 0xC1, 0xC0, 0xBF, 0xBE];
 
 pub(crate) struct Client {
     socket: TcpStream,
@@ -97,18 +96,18 @@ impl Client {
         Ok(client)
     }
 
-    /// Calls and is answered, so many rounds.
+    /// Each round sends `at_once` calls and waits for their responses.
     pub(crate) async fn rounds(&mut self, rounds: usize) -> Result<()> {
         for _ in 0..rounds {
             let mut requests = Vec::new();
-            (0..self.calls.at_once).for_each(|_| self.call(&mut requests, &REMEMBERED));
+            (0..self.calls.at_once).for_each(|_| self.call(&mut requests, &INDEXED_HEADERS));
             self.socket.write_all(&requests).await?;
             self.answers(self.calls.at_once).await?;
         }
         Ok(())
     }
 
-    /// With literals that the server puts into its dynamic table.
+    /// With literals, which the server puts into its dynamic table.
     fn first_headers(&self) -> Vec<u8> {
         let mut block = vec![POST, HTTP];
         let mut literal = |name: &[u8], value: &str| {
@@ -135,7 +134,7 @@ impl Client {
         self.called += 1;
     }
 
-    /// Waits until so many calls have been answered, well.
+    /// Waits for this many successful responses.
     async fn answers(&mut self, calls: usize) -> Result<()> {
         let (mut ended, mut data) = (0, 0);
         while ended < calls {
@@ -148,7 +147,9 @@ impl Client {
                 }
                 at += FRAME_HEAD + length;
                 match kind {
-                    RST_STREAM | GOAWAY => return Err(Error::other("the server broke it off")),
+                    RST_STREAM | GOAWAY => {
+                        return Err(Error::other("the server reset the stream or the connection"));
+                    }
                     DATA => data += length,
                     _ => {}
                 }
@@ -160,7 +161,7 @@ impl Client {
             }
         }
         if data < calls * self.calls.answer_bytes {
-            return Err(Error::other("an answer was an error"));
+            return Err(Error::other("a response was an error"));
         }
         Ok(())
     }
@@ -168,7 +169,7 @@ impl Client {
     async fn receive(&mut self) -> Result<()> {
         self.received.reserve(64 * 1024);
         match self.socket.read_buf(&mut self.received).await? {
-            0 => Err(Error::other("the server closed it")),
+            0 => Err(Error::other("the server closed the connection")),
             _ => Ok(()),
         }
     }

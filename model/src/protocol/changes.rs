@@ -1,4 +1,4 @@
-//! RecentChanges, the memory of an instance (`src/hot_cache.rs`), and what a poll does to them.
+//! RecentChanges, the memory of an instance (`src/hot_cache.rs`), and how a poll changes them.
 
 use crate::protections::Protections;
 use crate::snapshot::Snapshot;
@@ -7,47 +7,47 @@ use crate::state::{
 };
 
 impl Changes {
-    /// What was heard of, and not yet brought by a poll.
-    pub(super) fn heard(&self) -> Revision {
+    /// Observed, and not confirmed by a poll yet.
+    pub(super) fn observed(&self) -> Revision {
         self.pending.max(self.polled)
     }
 
-    /// What polls brought.
-    fn brought(&self) -> Revision {
+    /// Returned by polls.
+    fn confirmed(&self) -> Revision {
         self.generation.map_or(Revision::NONE, |generation| generation.revision)
     }
 
-    /// What outlives the poll under way.
-    pub(super) fn fresh(&self) -> Revision {
-        self.brought().max(self.pending)
+    /// The floor after the poll in progress.
+    pub(super) fn floor_after_poll(&self) -> Revision {
+        self.confirmed().max(self.pending)
     }
 
-    /// What is older than this is not current.
+    /// An entry below this is not current.
     pub(super) fn floor(&self) -> Revision {
-        self.brought().max(self.heard())
+        self.confirmed().max(self.observed())
     }
 }
 
 impl Instance {
-    /// What a load or a write that begins now may miss.
+    /// For a load or a write that begins now.
     pub(super) fn ticket(&self) -> Ticket {
         let Feed { proof, epoch, .. } = self.feed;
-        // Not what was only heard of: a bogus hint would be a floor for as long as the load runs.
-        Ticket { floor: self.changes.brought(), trusted: true, slept: false, proof, scope: epoch }
+        // Without unconfirmed changes: a bogus hint would be a floor for as long as the load runs.
+        let floor = self.changes.confirmed();
+        Ticket { floor, trusted: true, outlived_changes: false, proof, scope: epoch }
     }
 
-    /// A poll completes.
-    pub(super) fn learn(&mut self, proof: u8, answer: Answer, protections: &Protections) {
+    pub(super) fn complete_poll(&mut self, proof: u8, answer: Answer, protections: &Protections) {
         if answer.epoch != self.feed.epoch {
             self.slot = None;
             self.changes = Changes::default();
         }
         let first = self.feed.previous.is_none();
-        if answer.gap && (!first || protections.first_poll_voids) {
-            self.miss(protections);
+        if answer.gap && (!first || protections.first_poll_invalidates) {
+            self.record_gap(protections);
         }
-        self.forget_heard(protections);
-        self.bring(answer);
+        self.drop_observed(protections);
+        self.add_changes(answer);
         self.drop_generation(answer);
         self.end_overflow(answer, protections);
         let proof = self.feed.proof.max(proof);
@@ -55,7 +55,7 @@ impl Instance {
         self.feed = Feed { previous: Some(snapshot), seq, poll: Poll::Idle, proof, epoch };
     }
 
-    fn forget_heard(&mut self, protections: &Protections) {
+    fn drop_observed(&mut self, protections: &Protections) {
         let changes = &mut self.changes;
         if protections.pending_ends {
             changes.polled = Revision::NONE;
@@ -65,7 +65,7 @@ impl Instance {
         }
     }
 
-    fn bring(&mut self, answer: Answer) {
+    fn add_changes(&mut self, answer: Answer) {
         let Answer { newest: revision, snapshot, .. } = answer;
         if revision == Revision::NONE {
             return;
@@ -74,7 +74,7 @@ impl Instance {
         self.changes.generation =
             Some(Generation { revision, snapshot, during_load, during_write });
         if let Some(slot) = &mut self.slot {
-            slot.void |= slot.entry.revision < revision;
+            slot.invalidated |= slot.entry.revision < revision;
         }
     }
 
@@ -83,14 +83,14 @@ impl Instance {
         let Some(Generation { during_load, during_write, .. }) = dropped else { return };
         self.changes.generation = None;
         if let Some(load) = &mut self.load {
-            load.ticket.slept |= during_load;
+            load.ticket.outlived_changes |= during_load;
         }
         if let Some(write) = &mut self.write {
-            write.ticket.slept |= during_write;
+            write.ticket.outlived_changes |= during_write;
         }
     }
 
-    /// Redis reflects what did not fit.
+    /// Ends the overflow, if Redis reflects the changes that did not fit.
     fn end_overflow(&mut self, answer: Answer, protections: &Protections) {
         let Changes { complete_since, overflowed, .. } = &mut self.changes;
         if *complete_since == 0 || !answer.relayed.contains(*overflowed) {
@@ -98,18 +98,18 @@ impl Instance {
         }
         (*complete_since, *overflowed) = (0, Snapshot::default());
         if let Some(load) = self.load.as_mut().filter(|_| protections.overflow_ends_with_ordinal) {
-            load.ticket.slept = true;
+            load.ticket.outlived_changes = true;
         }
     }
 
-    /// Changes may have been missed: what was checked before now is not trusted.
-    fn miss(&mut self, protections: &Protections) {
-        // The rows that are still there come with this answer.
+    /// The instance may have missed changes, so copies that were checked before are not trusted.
+    fn record_gap(&mut self, protections: &Protections) {
+        // The rows that still exist are in the same response.
         self.changes.generation = None;
         if let Some(slot) = &mut self.slot {
             slot.trusted = false;
         }
-        if !protections.gap_voids_loads {
+        if !protections.gap_invalidates_loads {
             return;
         }
         if let Some(load) = &mut self.load {
@@ -120,7 +120,7 @@ impl Instance {
         }
     }
 
-    /// A load brings its result. Returns whether it may be kept.
+    /// A load offers its result to memory. Returns whether memory kept it.
     pub(super) fn finish(
         &mut self,
         entry: Entry,
@@ -130,28 +130,28 @@ impl Instance {
         let Protections { floor, floor_of_begin, load_ordinal, .. } = *protections;
         let below = (floor && entry.revision < self.changes.floor())
             || (floor_of_begin && entry.revision < ticket.floor);
-        let missed = !ticket.trusted || (ticket.slept && load_ordinal);
+        let missed = !ticket.trusted || (ticket.outlived_changes && load_ordinal);
         if !below && !missed {
             self.keep(entry, protections);
         }
         !below && !missed
     }
 
-    /// An own write replaces what memory holds.
+    /// A write through this instance replaces the entry in memory, if there is one.
     pub(super) fn offer(&mut self, entry: Entry, ticket: &Ticket, protections: &Protections) {
-        let missed = !ticket.trusted || (ticket.slept && protections.write_ordinal);
+        let missed = !ticket.trusted || (ticket.outlived_changes && protections.write_ordinal);
         if self.slot.is_some() && !missed && entry.revision >= self.changes.floor() {
             self.keep(entry, protections);
         }
     }
 
-    /// Newest wins, among what may be served.
+    /// Newest wins. An entry that may not be served is replaced by any.
     fn keep(&mut self, entry: Entry, protections: &Protections) {
-        let newer = self
-            .slot
-            .is_some_and(|held| held.trusted && !held.void && held.entry.revision > entry.revision);
+        let newer = self.slot.is_some_and(|held| {
+            held.trusted && !held.invalidated && held.entry.revision > entry.revision
+        });
         if !(newer && protections.slot_compares) {
-            self.slot = Some(Slot { entry, trusted: true, void: false });
+            self.slot = Some(Slot { entry, trusted: true, invalidated: false });
         }
     }
 }

@@ -1,11 +1,11 @@
 //! Evictions and faults.
 
-use super::{Action, Moment, name};
+use super::{Action, Expansion, name};
 use crate::snapshot::Snapshot;
 use crate::state::{Feed, Instance, Lock, Poll, Postgres, Redis, State};
 
-impl Moment<'_> {
-    /// Evictions and faults of one instance.
+impl Expansion<'_> {
+    /// Of one instance.
     pub(super) fn environment_of(&mut self, at: usize) {
         if self.protocol.scenario.evictions && self.instance(at).slot.is_some() {
             self.may(Action::EvictSlot(name(at)), |state| state.instances[at].slot = None);
@@ -20,7 +20,7 @@ impl Moment<'_> {
         }
     }
 
-    /// What happens to Redis and Postgres.
+    /// Of Redis and Postgres.
     pub(super) fn environment(&mut self) {
         let state = self.state;
         if self.protocol.scenario.evictions && state.redis.entry.is_some() {
@@ -61,7 +61,7 @@ impl Moment<'_> {
 }
 
 impl State {
-    /// Every connection to Postgres breaks, open transactions are rolled back, and so are those that were committed since.
+    /// Every connection to Postgres breaks. Open transactions, and those that were committed since the backup, are lost.
     fn restore(&mut self, backup: Postgres) {
         self.faults.restores -= 1;
         self.backup = None;

@@ -1,10 +1,10 @@
-//! The change feed of an instance: a poll is sent, Postgres takes a snapshot, the answer arrives.
+//! The change feed of an instance: it sends a poll, Postgres takes a snapshot, the response arrives.
 
-use super::{Action, Moment, name};
+use super::{Action, Expansion, name};
 use crate::protections::{Cursor, Protections};
 use crate::state::{Answer, Feed, Instance, Poll, Postgres, Progress, Revision, State};
 
-impl Moment<'_> {
+impl Expansion<'_> {
     /// The next step of a poll.
     pub(super) fn feed(&mut self, at: usize) {
         let protections = self.protocol.protections;
@@ -24,7 +24,7 @@ impl Moment<'_> {
         }
     }
 
-    /// Sends a poll, sooner or later if there is something to learn from it.
+    /// Sends a poll. The step is fair if the poll can change the state.
     fn send(&mut self, at: usize) {
         let postgres = self.state.postgres;
         let Instance { feed, changes, .. } = self.instance(at);
@@ -33,7 +33,7 @@ impl Moment<'_> {
         if others >= self.protocol.scenario.feeds {
             return;
         }
-        let learns = feed.previous != Some(postgres.snapshot())
+        let changes_state = feed.previous != Some(postgres.snapshot())
             || feed.proof < postgres.commit
             || feed.epoch != postgres.epoch
             || postgres.went_back()
@@ -41,13 +41,13 @@ impl Moment<'_> {
             || (changes.polled != Revision::NONE && self.protocol.protections.pending_ends)
             || (changes.complete_since > 0 && postgres.relayed.contains(changes.overflowed))
             || changes.generation.is_some_and(|old| postgres.pruned.contains(old.snapshot));
-        // It polls at intervals all the same; that matters only for what happens meanwhile.
-        if learns || self.protocol.scenario.idle_polls {
-            self.step(Action::Poll(name(at)), learns, |state| {
+        // The program also polls without a change. That matters only for steps during such a poll.
+        if changes_state || self.protocol.scenario.idle_polls {
+            self.step(Action::Poll(name(at)), changes_state, |state| {
                 let commit = state.postgres.commit;
                 let Instance { feed, changes, .. } = &mut state.instances[at];
                 feed.poll = Poll::Sent(commit);
-                changes.polled = changes.heard();
+                changes.polled = changes.observed();
                 changes.pending = Revision::NONE;
             });
         }
@@ -57,7 +57,7 @@ impl Moment<'_> {
         let protections = self.protocol.protections;
         let proof = if protections.proof_when_sent { sent } else { self.state.postgres.commit };
         self.will(Action::Answer(name(at)), |state| {
-            state.instances[at].learn(proof, answer, &protections);
+            state.instances[at].complete_poll(proof, answer, &protections);
         });
         if self.state.faults.overflows > 0 && answer.newest != Revision::NONE {
             self.may(Action::Overflow(name(at)), |state| {
@@ -65,44 +65,44 @@ impl Moment<'_> {
                 state.clock += 1;
                 let complete_since = if protections.overflow_suspects { state.clock } else { 0 };
                 let answer = Answer { newest: Revision::NONE, gap: true, ..answer };
-                state.instances[at].learn(proof, answer, &protections);
+                state.instances[at].complete_poll(proof, answer, &protections);
                 let changes = &mut state.instances[at].changes;
                 (changes.complete_since, changes.overflowed) = (complete_since, answer.snapshot);
             });
         }
     }
 
-    /// A hint comes: of any change, when it has been committed, late, again, or never.
+    /// Hints may arrive for any committed change: early, late, twice, or never.
     pub(super) fn hints(&mut self, at: usize) {
         let state = self.state;
         if !state.instances[at].feed.has_begun() {
             return;
         }
-        let floor = state.instances[at].changes.fresh();
+        let floor = state.instances[at].changes.floor_after_poll();
         for commit in (1..=state.newest).filter(|_| self.protocol.scenario.hints) {
             let revision = state.history[usize::from(commit)];
             if revision > floor {
-                self.may(Action::Hint(name(at)), |state| state.hear(at, revision, commit));
+                self.may(Action::Hint(name(at)), |state| state.observe(at, revision, commit));
             }
         }
         if state.faults.bogus_hints > 0 {
             self.may(Action::BogusHint(name(at)), |state| {
                 state.faults.bogus_hints -= 1;
-                state.hear(at, Revision { version: u8::MAX, deleted: false }, 0);
+                state.observe(at, Revision { version: u8::MAX, deleted: false }, 0);
             });
         }
     }
 }
 
 impl State {
-    /// A change becomes known outside of a poll.
-    pub(super) fn hear(&mut self, at: usize, revision: Revision, commit: u8) {
+    /// The instance observes a change by a hint, or by its own write.
+    pub(super) fn observe(&mut self, at: usize, revision: Revision, commit: u8) {
         let known = if self.is_lost(commit) { 0 } else { commit };
         let Instance { feed, changes, slot, .. } = &mut self.instances[at];
         feed.proof = feed.proof.max(known);
         changes.pending = changes.pending.max(revision);
         if let Some(slot) = slot {
-            slot.void |= slot.entry.revision < revision;
+            slot.invalidated |= slot.entry.revision < revision;
         }
     }
 }
@@ -119,7 +119,7 @@ impl Postgres {
         self.timeline != self.epoch_timeline
     }
 
-    /// A new epoch; and all that was committed before is in no cache of it, so it counts as relayed and pruned.
+    /// No cache of the new epoch holds anything older, so everything committed before counts as relayed and pruned.
     fn raise_epoch(&mut self, protections: &Protections) {
         self.epoch += 1;
         self.epoch_timeline = self.timeline;
@@ -129,11 +129,11 @@ impl Postgres {
         }
     }
 
-    /// One statement.
+    /// The result of the poll's statement.
     fn answer(&self, feed: &Feed, protections: &Protections) -> Answer {
         let anew = feed.previous.is_none() || feed.epoch != self.epoch;
-        let slept = feed.previous.is_some_and(|previous| !previous.contains(self.pruned));
-        let gap = anew || (slept && protections.gap_check);
+        let missed = feed.previous.is_some_and(|previous| !previous.contains(self.pruned));
+        let gap = anew || (missed && protections.gap_check);
         let previous = feed.previous.filter(|_| !gap).unwrap_or_default();
         let seen = |xid: usize| match protections.cursor {
             Cursor::Snapshot => previous.sees(xid),

@@ -1,16 +1,16 @@
-//! One load, `src/catalog/load.rs`.
+//! A load, `src/catalog/load.rs`.
 
-use super::{Action, Moment, name};
+use super::{Action, Expansion, name};
 use crate::state::{Changes, Entry, From, Generation, Instance, Load, Lock, Stage, State};
 
-impl Moment<'_> {
-    /// Whatever the instance's load may do next, or begins one.
+impl Expansion<'_> {
+    /// The next step of the instance's load, or the begin of one.
     pub(super) fn load(&mut self, at: usize) {
         let Some(load) = self.instance(at).load else { return self.begin_load(at) };
         let truth = self.state.truth();
         match load.stage {
-            Stage::AskRedis => self.ask_redis(at, load),
-            Stage::AskLease => self.ask_lease(at, load),
+            Stage::ReadRedis => self.read_redis(at, load),
+            Stage::TryLease => self.try_lease(at, load),
             Stage::Select => {
                 self.will(Action::Select(name(at)), |state| state.go_on(at, Stage::Fill(truth)));
             }
@@ -32,18 +32,18 @@ impl Moment<'_> {
         }
     }
 
-    fn ask_redis(&mut self, at: usize, load: Load) {
+    fn read_redis(&mut self, at: usize, load: Load) {
         let scope = self.scope(at, load.ticket.scope);
         let action = Action::ReadRedis(name(at));
         if let Some(entry) = self.state.redis.entry_of(scope) {
             self.will(action, |state| state.go_on(at, Stage::Finish(entry, From::Redis)));
         }
-        // Nothing, or too old for what this caller asks.
-        self.will(action, |state| state.go_on(at, Stage::AskLease));
+        // A miss, or an entry that is too old for the freshness that the caller asks for.
+        self.will(action, |state| state.go_on(at, Stage::TryLease));
         self.without_redis(at);
     }
 
-    fn ask_lease(&mut self, at: usize, load: Load) {
+    fn try_lease(&mut self, at: usize, load: Load) {
         let scope = self.scope(at, load.ticket.scope);
         let action = Action::TryLease(name(at));
         let free = self.state.redis.lock_of(scope) == Lock::Free;
@@ -54,8 +54,8 @@ impl Moment<'_> {
                 state.go_on(at, Stage::Finish(entry, from));
             });
         }
-        // With the lease, reads Postgres. Without it waits, which changes nothing, and in the end reads
-        // Postgres all the same.
+        // With the lease the load reads Postgres. Without it the load waits, which changes no state, and then reads Postgres
+        // as well.
         let next = if free { Stage::Select } else { Stage::SelectWithoutLease };
         self.will(action, |state| {
             state.take_lease(at, scope);
@@ -70,14 +70,14 @@ impl Moment<'_> {
         let scope = self.scope(at, load.ticket.scope);
         let redis = self.state.redis;
         let newer = redis.entry_of(scope).filter(|held| held.revision > entry.revision);
-        // What goes into an epoch that is over is of no consequence.
+        // A fill for an epoch that is over has no effect.
         let holds = redis.lock_of(scope) == Lock::Load(name(at)) || redis.scope > scope;
         let refused = (protections.fill_checks_lease && !holds)
             || (protections.redis_compares && newer.is_some());
         let next = match newer {
-            // Newer than what Postgres held after the load began.
+            // Newer than the row that Postgres held after the load began.
             Some(newer) if refused => Stage::Finish(newer, From::Fill),
-            None if refused => Stage::AskLease,
+            None if refused => Stage::TryLease,
             _ => Stage::Finish(entry, From::Fill),
         };
         self.will(Action::Fill(name(at)), |state| {
@@ -109,18 +109,18 @@ impl Moment<'_> {
         }
     }
 
-    /// What is not current, or below the floor, is loaded again; what may have missed changes begins again; but for the last
-    /// try, which is answered and not kept.
+    /// A result that is not current, or below the floor, is loaded again. A load that may have missed changes begins anew.
+    /// The result of the last try is returned without being kept.
     fn finish(&mut self, at: usize, load: Load, entry: Entry, from: From) {
         let protections = self.protocol.protections;
         let redis = matches!(from, From::Redis | From::RedisUnderLease);
         let instance = self.instance(at);
         let current = !redis || self.state.is_current(&instance, &entry, &protections);
-        let again = if from == From::RedisUnderLease { Stage::Select } else { Stage::AskLease };
+        let again = if from == From::RedisUnderLease { Stage::Select } else { Stage::TryLease };
         self.will(Action::Finish(name(at)), |state| {
             let ticket = load.ticket;
             let kept = current && state.instances[at].finish(entry, &ticket, &protections);
-            let anew = !ticket.trusted || (ticket.slept && protections.load_ordinal);
+            let anew = !ticket.trusted || (ticket.outlived_changes && protections.load_ordinal);
             if kept || from == From::Postgres {
                 state.end_load(at);
             } else if anew {
@@ -143,7 +143,7 @@ impl Moment<'_> {
 
 impl Instance {
     fn begin_load(&mut self) {
-        self.load = Some(Load { stage: Stage::AskRedis, ticket: self.ticket() });
+        self.load = Some(Load { stage: Stage::ReadRedis, ticket: self.ticket() });
     }
 }
 
@@ -162,7 +162,7 @@ impl State {
         }
     }
 
-    /// `try_lease.lua`, with a token that was never used before.
+    /// `try_lease.lua`, with a unique token.
     fn take_lease(&mut self, at: usize, scope: u8) {
         if self.redis.lock_of(scope) == Lock::Free {
             self.abandon_lease(at);
@@ -186,7 +186,7 @@ impl State {
         self.abandon_lease(at);
     }
 
-    /// The load that holds the lease ends without giving it back.
+    /// The load that holds the lease ends without releasing it.
     pub(super) fn abandon_lease(&mut self, at: usize) {
         let mine = Lock::Load(name(at));
         for redis in [Some(&mut self.redis), self.replica.as_mut()].into_iter().flatten() {

@@ -1,20 +1,20 @@
-//! Redis: its scripts, and whether what it holds is current.
+//! Redis: its scripts, and whether an entry in it is current.
 
-use super::{Action, Moment, name};
+use super::{Action, Expansion, name};
 use crate::protections::Protections;
 use crate::state::{Entry, Instance, Lock, NodeKey, Redis, State};
 
-impl Moment<'_> {
-    /// Reads the key of the node on a new connection; if it is not of this replication id, Redis may have lost something.
+impl Expansion<'_> {
+    /// Reads the key of the node on a new connection. If it has another replication id, Redis may have lost writes.
     pub(super) fn probe(&mut self, at: usize) {
         if self.instance(at).node.is_some() {
             return;
         }
-        let Protections { key_says_since, .. } = self.protocol.protections;
+        let Protections { key_has_since, .. } = self.protocol.protections;
         self.will(Action::Probe(name(at)), |state| {
             let key = state.redis.key;
             if key.replication == state.redis.replication {
-                let key = if key_says_since { key } else { NodeKey::default() };
+                let key = if key_has_since { key } else { NodeKey::default() };
                 state.instances[at].node = Some(key);
                 return;
             }
@@ -28,15 +28,15 @@ impl Moment<'_> {
 }
 
 impl State {
-    /// Whether what Redis held may be taken for current, if it is not below the floor.
+    /// Whether a load may accept an entry of Redis as current, if it is not below the floor.
     pub(super) fn is_current(
         &self,
         instance: &Instance,
         entry: &Entry,
         protections: &Protections,
     ) -> bool {
-        // For less than `change_retention`: every change since is still in the outbox. It may be longer just as well, which
-        // is a load more.
+        // Known for less than `change_retention`: every later change is still in the outbox. The program may also take the
+        // entry for older, which costs one more load.
         let recent = entry.commit >= self.postgres.pruned_commit();
         let early = |key: NodeKey| match protections.suspects_age {
             true => entry.known_at < key.since,
@@ -57,7 +57,7 @@ impl Redis {
         if self.scope == scope { self.lock } else { Lock::Free }
     }
 
-    /// Writes below keys of `scope`. Returns whether they are of any consequence.
+    /// Enters a newer scope, which has no keys yet. Returns whether writes with keys of `scope` have an effect.
     fn enter(&mut self, scope: u8) -> bool {
         if scope > self.scope {
             (self.scope, self.entry, self.lock) = (scope, None, Lock::Free);
@@ -77,7 +77,7 @@ impl Redis {
         }
     }
 
-    /// `publish.lua`: replaces what is held, if that is not newer.
+    /// `publish.lua`: replaces the entry, if there is one that is not newer.
     pub(super) fn replace(&mut self, scope: u8, entry: Entry, compares: bool) {
         let held = self.entry_of(scope);
         if held.is_some_and(|held| held.revision <= entry.revision || !compares) {

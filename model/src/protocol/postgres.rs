@@ -1,10 +1,10 @@
-//! Transactions, `migrations/`: the version and the outbox row are taken when the statement runs, and visible when it commits.
+//! Transactions, `migrations/`: a statement takes the version and writes the outbox row; the commit makes them visible.
 
-use super::{Action, Moment, Writer, name};
+use super::{Action, Expansion, Writer, name};
 use crate::state::{MOST_COMMITS, MOST_TRANSACTIONS, Postgres, Progress, Revision, State};
 
-impl Moment<'_> {
-    /// What SQL does.
+impl Expansion<'_> {
+    /// Transactions of other programs, by SQL.
     pub(super) fn transactions(&mut self) {
         self.begin();
         for xid in 0..MOST_TRANSACTIONS {
@@ -53,7 +53,7 @@ impl Moment<'_> {
     }
 
     fn end(&mut self, xid: usize) {
-        // What is open for ever blocks writers, not readers: that it ends is certain, so that there is rest.
+        // Fair: a transaction that stays open for ever would block writers, and no state would be quiescent.
         self.will(Action::Commit(name(xid)), |state| state.commit(xid));
         if self.protocol.scenario.rollbacks {
             self.may(Action::Rollback(name(xid)), |state| {
@@ -111,7 +111,7 @@ impl State {
         transaction.progress = Progress::Committed;
     }
 
-    /// A statement that is a transaction.
+    /// A statement that is its own transaction.
     pub(super) fn autocommit(&mut self, deleted: bool) {
         let xid = self.postgres.next_xid().expect("there is room for one more");
         self.postgres.change(xid, deleted);

@@ -1,12 +1,12 @@
-//! The relay, `src/relay.rs`. One instance has its lease in Postgres; one that lost it while it was frozen may still act.
+//! The relay, `src/relay.rs`. One instance holds its lease in Postgres. An instance that lost it while frozen may still act.
 
-use super::{Action, Moment, name};
+use super::{Action, Expansion, name};
 use crate::protections::Protections;
 use crate::snapshot::Snapshot;
 use crate::state::{Lock, Postgres, Relay, RelayStage, Revision, State};
 
-impl Moment<'_> {
-    /// Whatever the relay does next.
+impl Expansion<'_> {
+    /// The next steps of the relay.
     pub(super) fn relay(&mut self, at: usize) {
         let Some(relay) = self.instance(at).relay else { return self.take_relay_lease(at) };
         let postgres = self.state.postgres;
@@ -39,7 +39,7 @@ impl Moment<'_> {
         }
     }
 
-    /// The lease has expired: its holder is gone, or frozen.
+    /// The lease has expired: its holder has crashed, or is frozen.
     fn take_relay_lease(&mut self, at: usize) {
         let holder = usize::from(self.state.postgres.holder);
         let gone = self.instance(holder).relay.is_none();
@@ -54,7 +54,7 @@ impl Moment<'_> {
         self.step(Action::TakeRelayLease(name(at)), gone, take);
     }
 
-    /// Reads the rows it has not seen, and leaves a mark.
+    /// Reads the rows after the cursor, and stores a mark.
     fn relay_poll(&mut self, at: usize, relay: Relay) {
         let postgres = self.state.postgres;
         let snapshot = postgres.snapshot();
@@ -68,7 +68,7 @@ impl Moment<'_> {
         });
     }
 
-    /// Tells the node of the product what changed. While that node does not answer, this does not happen.
+    /// Sends the change to the node of the product. While that node does not answer, this does not happen.
     fn apply(&mut self, at: usize, relay: Relay) {
         if relay.pending == Revision::NONE {
             return;
@@ -95,7 +95,7 @@ impl Moment<'_> {
         }
     }
 
-    /// Stores how far Redis reflects what is committed.
+    /// Stores how far Redis reflects the commits.
     fn advance(&mut self, at: usize, relay: Relay) {
         let Protections { relayed_waits, markers_grow, .. } = self.protocol.protections;
         let waits = relayed_waits && relay.pending != Revision::NONE;
@@ -108,12 +108,12 @@ impl Moment<'_> {
         });
     }
 
-    /// Deletes what is visible in an old mark. How old it is, is not modelled.
+    /// Deletes the rows that are visible in an old mark. The age of marks is not modelled.
     fn prune(&mut self, at: usize, relay: Relay) {
         let Protections { prune_waits, markers_grow, markers_of_epoch, .. } =
             self.protocol.protections;
         let Postgres { mark, relayed, pruned, .. } = self.state.postgres;
-        // A holder that was frozen may have read its mark long ago.
+        // A frozen holder may have read its mark long ago.
         let mark = if markers_grow && markers_of_epoch { mark } else { relay.cursor };
         let waits = prune_waits && !relayed.contains(mark);
         if !self.protocol.scenario.prunes || waits || pruned == mark || !self.is_of_epoch(relay) {

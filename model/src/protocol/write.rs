@@ -1,10 +1,10 @@
 //! A write through the API, `src/catalog/write.rs`.
 
-use super::{Action, Moment, Writer, name};
+use super::{Action, Expansion, Writer, name};
 use crate::state::{Generation, Instance, Lock, State, Write};
 
-impl Moment<'_> {
-    /// Whatever the instance's write does next, or begins one.
+impl Expansion<'_> {
+    /// The next step of the instance's write, or the begin of one.
     pub(super) fn write(&mut self, at: usize) {
         let Some(write) = self.instance(at).write else { return self.commit(at) };
         let protections = self.protocol.protections;
@@ -12,7 +12,7 @@ impl Moment<'_> {
             self.will(Action::Offer(name(at)), |state| {
                 state.instances[at].offer(write.entry, &write.ticket, &protections);
                 if protections.own_write_floor {
-                    state.hear(at, write.entry.revision, write.entry.commit);
+                    state.observe(at, write.entry.revision, write.entry.commit);
                 } else if !state.is_lost(write.entry.commit) {
                     let feed = &mut state.instances[at].feed;
                     feed.proof = feed.proof.max(write.entry.commit);

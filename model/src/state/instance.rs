@@ -1,90 +1,85 @@
-//! An instance: its memory, and what it has under way.
+//! An instance: its memory, and its polls, loads, writes and relay in progress.
 
 use super::{Entry, NodeKey, Revision};
 use crate::snapshot::Snapshot;
 
-/// What the memory of an instance holds.
+/// The memory of an instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Slot {
-    /// The copy.
     pub entry: Entry,
-    /// Whether no change can have been missed since it was checked.
+    /// No gap since the entry was checked.
     pub trusted: bool,
-    /// Whether something newer was heard of.
-    pub void: bool,
+    /// A newer revision was observed.
+    pub invalidated: bool,
 }
 
-/// What an instance may have missed since a load or a write began.
+/// Shows whether a load or a write may have missed changes since it began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ticket {
-    /// What RecentChanges held then.
+    /// The confirmed floor in RecentChanges at the begin.
     pub floor: Revision,
-    /// Whether there was no gap since.
+    /// No gap since the begin.
     pub trusted: bool,
-    /// Whether a generation was dropped that had been seen since.
-    pub slept: bool,
-    /// What was proven then: for the promises.
+    /// A generation that was added since the begin has been dropped.
+    pub outlived_changes: bool,
+    /// The proof at the begin. Only the promises use it.
     pub proof: u8,
-    /// The scope of its keys in Redis.
+    /// The scope of the keys in Redis.
     pub scope: u8,
 }
 
-/// Where the result of a load is from.
+/// The source of a load's result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum From {
-    /// Redis; the lease is next if it is refused.
+    /// Redis. If the result is rejected, the load tries to take the lease.
     Redis,
-    /// Redis, looked at again with the lease in hand.
+    /// Redis, read again under the lease.
     RedisUnderLease,
     /// Postgres, under the lease.
     Fill,
-    /// Postgres, without it: the last try.
+    /// Postgres, without the lease: the last try.
     Postgres,
 }
 
-/// The next thing that a load does.
+/// The next step of a load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Stage {
     /// `GET`.
-    AskRedis,
+    ReadRedis,
     /// `try_lease.lua`.
-    AskLease,
+    TryLease,
     /// `SELECT`.
     Select,
     /// `fill.lua`.
     Fill(Entry),
-    /// `SELECT`, the lease being taken or Redis unreachable.
+    /// `SELECT`, because the lease is held by another load, or Redis does not answer.
     SelectWithoutLease,
     /// `publish.lua`.
     Replace(Entry),
-    /// Brings the result into memory.
+    /// Offers the result to memory.
     Finish(Entry, From),
 }
 
-/// A load in flight; an instance has one at a time.
+/// An in-flight load. An instance has at most one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Load {
-    /// What is next.
     pub stage: Stage,
-    /// What it may have missed.
     pub ticket: Ticket,
 }
 
-/// A write through the API, from its commit to the end.
+/// A write through the API after its commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Write {
-    /// Whether its own memory has it, and Redis is next.
+    /// The entry was offered to the memory of the instance. Redis is next.
     pub offered: bool,
-    /// What was written.
     pub entry: Entry,
-    /// What it may have missed.
     pub ticket: Ticket,
 }
 
-/// The next thing that a relay does.
+/// The next step of a relay.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum RelayStage {
-    /// Polls, or `supersede.lua`.
+    /// A poll, or `supersede.lua`.
     #[default]
     Idle,
     /// Reads the product again.
@@ -93,47 +88,43 @@ pub enum RelayStage {
     Replace(Entry),
 }
 
-/// A relay at work.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Relay {
-    /// How far it has read.
+    /// The snapshot up to which it has read the outbox.
     pub cursor: Snapshot,
-    /// What the node of the product has yet to hear of.
+    /// The change that the node of the product has not applied yet.
     pub pending: Revision,
-    /// What is next.
     pub stage: RelayStage,
-    /// The scope of its keys in Redis.
+    /// The scope of the keys in Redis.
     pub scope: u8,
 }
 
-/// What Postgres answered to a poll.
+/// The response to a poll.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Answer {
     /// The current snapshot.
     pub snapshot: Snapshot,
-    /// The markers.
+    /// The marker of pruning.
     pub pruned: Snapshot,
-    /// How far the relay is.
+    /// The marker of the relay.
     pub relayed: Snapshot,
-    /// The epoch.
     pub epoch: u8,
     /// The newest revision in the rows.
     pub newest: Revision,
     /// The highest `seq` in the rows.
     pub seq: u8,
-    /// Whether rows may be missing.
+    /// Rows may be missing.
     pub gap: bool,
 }
 
-/// How far a poll is. The number is the newest commit acknowledged before it was sent.
+/// The number is the newest commit acknowledged before the poll was sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Poll {
-    /// None is under way.
     #[default]
     Idle,
-    /// On its way to Postgres.
+    /// The statement is on its way to Postgres.
     Sent(u8),
-    /// On its way back.
+    /// The response is on its way back.
     Answered(u8, Answer),
 }
 
@@ -142,59 +133,51 @@ pub enum Poll {
 pub struct Feed {
     /// The snapshot of the last poll; `None` before the first.
     pub previous: Option<Snapshot>,
-    /// The highest `seq` that was seen: for a cursor of that kind only.
+    /// The highest `seq` that was read; only for [`Cursor::Sequence`](crate::protections::Cursor::Sequence).
     pub seq: u8,
-    /// The poll under way.
     pub poll: Poll,
-    /// The newest commit that nothing may be older than: acknowledged before the last proof, or heard of.
+    /// Trusted copies may not be older than this commit: the newest one acknowledged before the last proof, or observed.
     pub proof: u8,
-    /// The epoch it knows.
+    /// The epoch in the last response.
     pub epoch: u8,
 }
 
-/// The newest generation in which the product changed. Older ones are dropped no later, and say no more.
+/// The newest generation of RecentChanges in which the product changed. Older ones are dropped no later, and have lower
+/// revisions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Generation {
-    /// What the product became.
     pub revision: Revision,
     /// The snapshot of its poll.
     pub snapshot: Snapshot,
-    /// Whether the load in flight had begun before that poll completed.
+    /// The in-flight load began before that poll completed.
     pub during_load: bool,
-    /// Whether the write under way had.
+    /// The write in progress began before that poll completed.
     pub during_write: bool,
 }
 
 /// RecentChanges: the floor of the product.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Changes {
-    /// What polls brought.
+    /// Returned by polls.
     pub generation: Option<Generation>,
-    /// Heard of since the last poll was sent.
+    /// Observed since the last poll was sent.
     pub pending: Revision,
-    /// Heard of before that, and dropped when it completes.
+    /// Observed before the last poll was sent, and dropped when it completes.
     pub polled: Revision,
-    /// An entry of Redis that was known before is not current: the changes since did not fit.
+    /// Entries of Redis that were known before this are not current: later changes overflowed. 0: no overflow.
     pub complete_since: u8,
-    /// What did not fit was visible in this; Redis reflects it when that is relayed.
+    /// The snapshot of the poll that overflowed. When it is relayed, Redis reflects those changes.
     pub overflowed: Snapshot,
 }
 
-/// One instance.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Instance {
-    /// Its change feed.
     pub feed: Feed,
-    /// What it brought.
     pub changes: Changes,
-    /// Its memory of the product.
     pub slot: Option<Slot>,
-    /// Its load in flight.
     pub load: Option<Load>,
-    /// Its write that Redis does not know of yet.
     pub write: Option<Write>,
-    /// Its relay.
     pub relay: Option<Relay>,
-    /// What the node says of itself; `None` while that is not known on the present connection.
+    /// The key that the Redis node holds; `None` until the instance has read it on the current connection.
     pub node: Option<NodeKey>,
 }

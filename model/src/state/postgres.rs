@@ -1,53 +1,49 @@
-//! Postgres: transactions, what they left in the outbox, and what the instances share there.
+//! Postgres: transactions, their rows in the outbox, and the state that instances share there.
 
 use super::{MOST_TRANSACTIONS, Revision};
 use crate::snapshot::Snapshot;
 
-/// How far a transaction is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Progress {
-    /// It has not begun.
+    /// Not begun.
     #[default]
     None,
-    /// It has an xid, from a change of another product.
+    /// The transaction has an xid, from a change of another product.
     Open,
-    /// It has changed the product too, and holds the lock of its row.
+    /// The transaction has changed the product too, and holds the lock of its row.
     Changed,
-    /// It is visible.
     Committed,
-    /// It was rolled back.
     Aborted,
 }
 
 /// A transaction, and its rows in the outbox.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Transaction {
-    /// How far it is.
     pub progress: Progress,
-    /// What it made of the product; none if it changed another one only.
+    /// The product after it; none if it changed only another product.
     pub revision: Revision,
-    /// Which state of Postgres that is, once committed.
+    /// The number of its commit in `State::history`.
     pub commit: u8,
-    /// The highest `seq` of its rows.
+    /// The highest `seq` of its outbox rows.
     pub seq: u8,
 }
 
-/// Everything that a restore sets back.
+/// The state that a restore resets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Postgres {
     /// By xid.
     pub transactions: [Transaction; MOST_TRANSACTIONS],
-    /// Which commit the product shows.
+    /// The commit that the row shows.
     pub commit: u8,
     /// The last version that the sequence gave out.
     pub version: u8,
     /// The last `seq` that was given out.
     pub seq: u8,
-    /// Outbox rows visible in it may be gone.
+    /// The marker of pruning: outbox rows visible in it may be deleted.
     pub pruned: Snapshot,
-    /// Those visible in this are.
+    /// Outbox rows visible in it are deleted.
     pub gone: Snapshot,
-    /// Redis reflects everything visible in it.
+    /// The marker of the relay: Redis reflects everything visible in it.
     pub relayed: Snapshot,
     /// The newest mark.
     pub mark: Snapshot,
@@ -55,14 +51,14 @@ pub struct Postgres {
     pub holder: u8,
     /// The epoch, which is also the scope of every key in Redis.
     pub epoch: u8,
-    /// The timeline for which that epoch was made.
+    /// The timeline of the server when the epoch was raised.
     pub epoch_timeline: u8,
     /// The timeline of the server.
     pub timeline: u8,
 }
 
 impl Postgres {
-    /// Everything that is over.
+    /// The transactions that have ended.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         let over = |xid: usize| {
@@ -71,7 +67,7 @@ impl Postgres {
         Snapshot::of(MOST_TRANSACTIONS, over)
     }
 
-    /// The newest commit whose row may be gone: what was known later is known for less than `change_retention`.
+    /// The newest commit whose row is deleted. An entry that shows a later one is known for less than `change_retention`.
     #[must_use]
     pub fn pruned_commit(&self) -> u8 {
         let pruned = self.transactions.iter().enumerate().filter(|(xid, _)| self.gone.sees(*xid));

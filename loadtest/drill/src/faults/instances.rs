@@ -7,6 +7,7 @@ use devstack::Direction;
 use nix::sys::signal::Signal;
 use tokio::process::Command;
 
+use super::isolation::sum;
 use crate::Error;
 use crate::fault::{Demands, Fault};
 use crate::instance::{Instance, is_frozen};
@@ -177,15 +178,8 @@ async fn cold_start(scenario: &Scenario<'_>) -> Result<(), Error> {
 async fn overload(scenario: &Scenario<'_>) -> Result<(), Error> {
     let proxy = &scenario.servers.to_postgres;
     proxy.delay(Direction::ToClient, if scenario.timed { SLOW[0] } else { SLOW[1] });
-    let refusals = async || {
-        let mut refused = 0.0;
-        for instance in &scenario.servers.instances {
-            refused += instance.metric(REFUSED).await.unwrap_or(0.0);
-        }
-        refused
-    };
     scenario.hold().await;
-    let refused = refusals().await;
+    let refused = sum(&scenario.servers.instances, REFUSED).await;
     proxy.heal();
     scenario.prove(format!("{refused} reads were refused"), refused > 0.0)
 }

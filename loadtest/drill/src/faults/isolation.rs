@@ -79,7 +79,7 @@ pub(super) async fn demand_changes(
 }
 
 /// The sum of a metric over the instances.
-async fn sum(instances: &[Instance], series: &str) -> f64 {
+pub(super) async fn sum(instances: &[Instance], series: &str) -> f64 {
     let mut sum = 0.0;
     for instance in instances {
         sum += instance.metric(series).await.unwrap_or(0.0);

@@ -1,5 +1,5 @@
-//! hotshelf with everything hot. Its parts are the program's, but Postgres and Redis are not there, and what runs in the
-//! background never gets a thread: nothing may happen but what is counted.
+//! hotshelf with all products hot. Its parts are those of the program, but there is no Postgres and no Redis, and background
+//! tasks never run: nothing may run but the counted operation.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -26,17 +26,16 @@ use tokio::runtime::Runtime;
 
 use crate::Error;
 
-/// How many products there are.
 pub(crate) const PRODUCTS: usize = 1_000;
-/// How long each of them is, encoded.
+/// Of each product, encoded.
 pub(crate) const PRODUCT_BYTES: usize = 300;
 
 const DAY: Duration = Duration::from_secs(24 * 3_600);
-/// Nothing listens there; and nobody asks.
+/// Nothing listens on port 1, and nothing connects to it.
 const NOWHERE: [&str; 4] =
     ["--database-url", "postgres://nobody@127.0.0.1:1/none", "--redis-url", "redis://127.0.0.1:1"];
 
-pub(crate) struct Shelf {
+pub(crate) struct Fixture {
     pub(crate) catalog: Arc<Catalog>,
     metrics: Arc<Metrics>,
     args: ServeArgs,
@@ -48,7 +47,7 @@ pub(crate) fn id(n: usize) -> ProductId {
     i64::try_from(n).ok().and_then(|n| ProductId::new(n + 1)).expect("few products")
 }
 
-/// The n-th product, in the bytes that are kept of it.
+/// The n-th product, as an entry of the hot tier.
 pub(crate) fn entry(n: usize) -> Entry {
     let known_at = Moment::now();
     let ttl = Ttl { soft: DAY, hard: DAY };
@@ -63,7 +62,7 @@ pub(crate) fn entry(n: usize) -> Entry {
         update_time: SystemTime::UNIX_EPOCH + DAY,
     };
     let without = encoded_len(&Entry::live(&product, known_at, ttl));
-    // A key and a length of two bytes come with it.
+    // The field adds a key and a length of two bytes.
     product.description = "x".repeat(PRODUCT_BYTES - without - 3);
     Entry::live(&product, known_at, ttl)
 }
@@ -72,11 +71,11 @@ fn encoded_len(entry: &Entry) -> usize {
     entry.product().map_or(0, <[u8]>::len)
 }
 
-impl Shelf {
+impl Fixture {
     pub(crate) fn new() -> Result<Self, Error> {
         let background = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let background = background.map_err(|error| Error::Io("a runtime".to_owned(), error))?;
-        // What the parts spawn is spawned there, and there it stays.
+        // The parts spawn their tasks on this runtime, which is never run.
         let entered = background.enter();
         let long = ["--hot-lease", "1day", "--max-staleness", "1day", "--soft-ttl", "1day"];
         let args = Cli::try_parse_from(["hotshelf"].into_iter().chain(NOWHERE).chain(long));
@@ -107,7 +106,7 @@ impl Shelf {
         Ok(Self { catalog, metrics, args, _background: background })
     }
 
-    /// Serves as the program does, on the runtime that calls this.
+    /// Serves as the program does, on the current runtime.
     pub(crate) async fn serve(&self, listener: TcpListener) -> Result<(), Error> {
         let catalog = Arc::clone(&self.catalog);
         let (options, drain, metrics) = (self.args.rpc(), Drain::default(), &self.metrics);
@@ -120,7 +119,8 @@ impl Shelf {
         Ok(())
     }
 
-    /// Whether the hot path was all that was taken.
+    /// # Errors
+    /// If a read was not a hit in the hot tier.
     pub(crate) fn answered_from_memory(&self) -> Result<(), Error> {
         let lookups = &self.metrics.lookups;
         match lookups.get(Lookup::HotMiss) + lookups.get(Lookup::HotStale) {
@@ -134,6 +134,6 @@ fn fill(hot: &Arc<HotCache>) {
     hot.prove(Moment::now());
     for n in 0..PRODUCTS {
         let load = hot.begin_load(id(n));
-        load.finish(entry(n)).expect("nothing newer is known");
+        load.finish(entry(n)).expect("no newer version was observed");
     }
 }
