@@ -28,16 +28,16 @@ deps: ## Installs what is missing: PostgreSQL and Redis servers, a C compiler.
 	@scripts/install-deps.sh
 
 .PHONY: run
-run: deps ## Starts everything: a private Postgres and Redis, sample products, the service on port 50051.
+run: deps ## Starts a private Postgres and Redis, imports sample products, and serves on port 50051.
 	cargo build --locked --release -p hotshelf -p devstack
 	target/release/devstack exec --dir .devstack -- scripts/run.sh
 
 .PHONY: another
-another: ## Starts a second instance, on port 50052, from the servers of a `make run` that is running.
+another: ## Starts a second instance, on port 50052, on the Postgres and Redis of a running `make run`.
 	@scripts/another.sh
 
 .PHONY: test
-test: deps ## Runs every test against private, real servers.
+test: deps ## Runs every test on real, private servers.
 	@scripts/test.sh
 
 .PHONY: lint
@@ -53,13 +53,13 @@ lint: ## Checks format, clippy, the fences between modules, the dependencies, an
 	fi
 
 .PHONY: instructions
-instructions: ## Counts the instructions of the hot path, and fails when they have become more by 3 %.
+instructions: ## Counts the instructions of the hot path, and fails when a count exceeds the baseline by more than 3 %.
 	@scripts/install-deps.sh --with-valgrind
 	cargo build --locked --release -p instructions
 	target/release/instructions $(INSTRUCTIONS_ARGS)
 
 .PHONY: instructions-bless
-instructions-bless: ## Makes what is counted now the baseline of `make instructions`.
+instructions-bless: ## Makes the current counts the baseline of `make instructions`.
 	@$(MAKE) --no-print-directory instructions INSTRUCTIONS_ARGS=--bless
 
 .PHONY: sample
@@ -73,22 +73,22 @@ soak: deps ## Runs the long tests in release mode: minutes, not seconds.
 	cargo test --locked --release -p hotshelf-model -- --ignored soak
 
 .PHONY: check-coherence
-check-coherence: deps ## Looks for broken promises in DURATION of mixed load on three instances, and measures staleness.
+check-coherence: deps ## Checks the promises under DURATION of mixed load on three instances, and measures staleness.
 	cargo build --locked --release -p hotshelf -p checker
 	target/release/checker --duration $(DURATION) $(CHECK_ARGS)
 
 .PHONY: drill
-drill: deps ## Breaks everything that can break, one after the other, under load, and prints what callers felt: 12 minutes.
+drill: deps ## Injects one fault after the other under load, checks the promises, and prints what callers observed: 12 minutes.
 	cargo build --locked --release -p hotshelf -p drill
 	target/release/drill $(DRILL_ARGS)
 
 .PHONY: bench-deps
-bench-deps: ## Installs what `make bench` needs besides: h2load.
+bench-deps: ## Installs h2load for `make bench`.
 	@scripts/install-deps.sh bench
 
-# hotshelf by itself, as it is deployed: the features that the tools need are not its own.
+# A build of its own for hotshelf: together with the tools, cargo would enable the features that these need.
 .PHONY: bench
-bench: deps bench-deps ## Measures hotshelf side by side with other servers; BENCH_ARGS=--help lists what can be asked for.
+bench: deps bench-deps ## Measures hotshelf side by side with other servers; BENCH_ARGS=--help lists the options.
 	cargo build --locked --release -p hotshelf
 	cargo build --locked --release -p bench -p baselines -p inside
 	target/release/bench $(BENCH_ARGS)

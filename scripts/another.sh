@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Serves a second instance, on ports of its own, from the Postgres and Redis of a `make run` that is running.
+# Serves a second instance, on other ports, with the Postgres and Redis of a running `make run`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 if [[ ! -e .devstack/environment ]]; then
-    echo 'another: there is nothing to join; start `make run` first, in another terminal' >&2
+    echo 'another: no `make run` is running; start it first, in another terminal' >&2
     exit 1
 fi
 # shellcheck source=/dev/null

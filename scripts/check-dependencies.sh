@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Checks the dependencies against deny.toml with cargo-deny. What this machine lacks is skipped, in one line that says so.
+# Checks the dependencies against deny.toml with cargo-deny. Without cargo-deny, or without access to the advisories, it prints
+# that the check was skipped, and succeeds.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -8,7 +9,7 @@ if ! cargo deny --version >/dev/null 2>&1; then
     exit
 fi
 cargo deny --locked check bans licenses sources
-# The database of advisories is fetched from GitHub.
+# The advisories are a Git repository on GitHub.
 if why=$(cargo deny --locked fetch db 2>&1); then
     cargo deny --locked check advisories
 else

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Checks the fences between the modules (ARCHITECTURE.md) by reading the sources: prints `file:line: rule` for each
+# Checks the fences between the modules (ARCHITECTURE.md) in the text of the sources: prints `file:line: rule` for each
 # breach, and fails if there is one. `check-fences.sh DIRECTORY` checks another tree.
 set -euo pipefail
 cd "${1:-"$(dirname "$0")/.."}"
@@ -8,8 +8,8 @@ perl - <<'PERL'
 use strict;
 use warnings;
 
-# Who may import whom (`*`: anybody). A module that is not listed is a breach: decide, then list it.
-# Everybody may import proto, the generated messages, unless `no_proto` says not.
+# The modules that each module may import (`*`: all). A module that is not listed is a breach.
+# Every module may import proto, the generated messages, unless it is in `no_proto`.
 my $LEAVES = 'product moment caller entry metrics drain supervisor pause controls recent_changes refusals';
 my %imports = (
     proto     => '',
@@ -23,7 +23,6 @@ my %imports = (
     metrics   => 'product',
     drain     => 'metrics supervisor',
     supervisor => 'metrics',
-    recent_changes => 'product',
     hot_cache => "$LEAVES recent_changes",
     hot_keys  => $LEAVES,
     redis     => $LEAVES,
@@ -35,7 +34,7 @@ my %imports = (
     admin     => $LEAVES,
     logging   => 'metrics',
     refusals  => 'metrics',
-    # It fills in the options that each part declares; only app and main see the whole.
+    # config creates the options that each part declares.
     config    => "$LEAVES hot_cache hot_keys redis postgres import catalog relay rpc admin",
     app       => '*',
     lib       => '*',
@@ -43,7 +42,7 @@ my %imports = (
 );
 my %no_proto = map { $_ => 1 } qw(product moment caller pause metrics drain supervisor recent_changes);
 
-# What only some modules may mention.
+# Names that only some modules may use: pattern, modules, rule.
 my @fences = (
     [qr/(?<!\w)tonic(?:_\w+)?\s*(?:::|;|\bas\b)/, 'rpc app proto', 'tonic is for rpc, app and the generated proto'],
     [qr/(?<!\w)fred\s*(?:::|;|\bas\b)/,           'redis',         'fred is for redis'],
@@ -52,13 +51,12 @@ my @fences = (
     [qr/\bstd\s*::\s*(?:\{[^{};]*)?\benv\b|(?<![\w:])env\s*::|\bdotenvy\s*::|\bfrom_default_env\b/,
      'config main', 'the environment is read by config and main only'],
     [qr/\b(?:option_)?env!/, 'config main', 'env! is for config and main, but for CARGO_PKG_* and OUT_DIR'],
-    # In hot_cache each cache has a thread of its own.
+    # In hot_cache each cache has its own thread for the eviction policy.
     [qr/\bthread_local!/, 'metrics hot_cache', 'thread_local! is for metrics and hot_cache'],
-    # NEXT_THREAD (metrics) only spreads threads over shards: two nodes that share it cannot tell. Nor can they of the
-    # ALLOCATOR.
+    # NEXT_THREAD (metrics) only assigns threads to shards, and ALLOCATOR holds nothing of an instance.
     [qr/(?<![\w'])static\s+(?:mut\s+|ref\s+)?(?!(?:NEXT_THREAD|ALLOCATOR)\b)\w+\s*:|\b(?:OnceLock|LazyLock|once_cell|lazy_static)\b/,
-     '', 'no process-wide state: two nodes live in one test'],
-    [qr/\bsuper\s*::\s*super\b/, '', 'say crate::, so that this script can see it'],
+     '', 'no process-wide state: two instances run in one test'],
+    [qr/\bsuper\s*::\s*super\b/, '', 'write crate::, which this script can check'],
 );
 
 my $LONGEST = 400;
@@ -73,11 +71,11 @@ sub breach {
 
 sub line_at { 1 + (substr($_[0], 0, $_[1]) =~ tr/\n//) }
 
-# The same text with comments and literals made blank, line by line as it was.
+# The text with comments and literals blanked; line numbers stay the same.
 sub code_of {
     my ($text) = @_;
     my $blank = sub { (my $same = shift) =~ s/[^\n]/ /g; $same };
-    # Facts about the package, not about the environment it runs in.
+    # These are facts of the package, not of the environment at run time.
     $text =~ s/\benv!\("(?:CARGO_PKG_\w+|OUT_DIR)"\)/$blank->($&)/ge;
     $text =~ s{( //[^\n]*
                | /\*.*?\*/
@@ -108,20 +106,20 @@ sub check_source {
 
     my $allowed = $imports{$module};
     if (!defined $allowed) {
-        breach($file, 1, "module $module is not in the table of scripts/check-fences.sh: say there what it may import");
+        breach($file, 1, "module $module is not in the table of scripts/check-fences.sh; add it with the modules that it may import");
         $allowed = '*';
     }
     my %may = map { $_ => 1 } split(' ', $allowed), $module;
     $may{proto} = 1 unless $no_proto{$module};
     for my $path (crate_paths($code)) {
         my ($name, $at) = @$path;
-        # Only modules: a macro or a type at the crate's root is no layer.
+        # Skip a macro or a type at the root of the crate: it is no module.
         next if $allowed eq '*' || $may{$name} || !(-e "src/$name.rs" || -d "src/$name" || $imports{$name});
         my $rule = "$module must not import crate::$name (see the table in scripts/check-fences.sh)";
         breach($file, line_at($code, $at), $rule);
     }
 
-    # What thread_local! declares is not shared between threads; whether it may stand here has a rule of its own.
+    # A static in thread_local! is not process-wide; the rule for thread_local! covers it.
     my $shared = $code;
     $shared =~ s{thread_local!\s*\K(\{(?:[^{}]++|(?1))*\})}{(my $blank = $1) =~ s/[^\n]/ /g; $blank}ge;
     for my $fence (@fences) {
@@ -139,7 +137,7 @@ for my $file (@files) {
     my $text = do { local $/; <$in> } // '';
     my $lines = ($text =~ tr/\n//);
     if ($lines > $LONGEST) {
-        breach($file, $LONGEST + 1, "$lines lines, more than $LONGEST: think again about what belongs together");
+        breach($file, $LONGEST + 1, "$lines lines, more than $LONGEST: split the file");
     }
     check_source($file, $text) if $file =~ m{^src/};
 }

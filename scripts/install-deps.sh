@@ -1,15 +1,14 @@
 #!/usr/bin/env bash
-# Installs what `make run` and `make test` need and this machine lacks. Does nothing, quickly, when nothing lacks.
-# `bench`: what `make bench` needs, too. `--with-valgrind`: that too, where apt-get has it; `make instructions` does without
-# where it has not.
+# Installs the programs that `make run` and `make test` need and this machine lacks; exits at once when none is missing.
+# `bench`: h2load, too. `--with-valgrind`: valgrind, too, where apt-get has it; without it `make instructions` is skipped.
 #
-# Only the programs are wanted: devstack starts PostgreSQL and Redis of its own, on free ports. Servers that a package
-# would start (5432, 6379) are neither started by this script nor ever used.
+# devstack starts private PostgreSQL and Redis servers on free ports. The script keeps the packages from starting theirs
+# (5432, 6379), and nothing uses servers that run already.
 set -euo pipefail
 
 have() { command -v "$1" >/dev/null 2>&1; }
 
-# Debian and Homebrew keep the server's programs off PATH.
+# Debian, Red Hat and Homebrew install the programs of the server outside PATH.
 have_postgres() {
     have initdb && have postgres && return
     compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null && return
@@ -32,7 +31,7 @@ lacks() { names+=("$1") apt_packages+=("$2") brew_packages+=("$3"); }
 
 have_postgres || lacks "a PostgreSQL server (initdb, postgres)" postgresql postgresql@17
 have_redis || lacks "a Redis server (redis-server, redis-cli)" redis-server redis
-# The TLS library is partly C and assembly.
+# ring, the cryptography library, has C and assembly.
 have cc || lacks "a C compiler (cc)" "gcc libc6-dev" gcc
 
 have_load_generator() { have h2load || [[ ${1:-} != bench ]]; }
@@ -43,15 +42,15 @@ if [[ ${1:-} == --with-valgrind ]] && ! have valgrind && can_apt; then
     lacks valgrind valgrind ''
 fi
 
-# apt_get ARGUMENT...: as root.
+# apt_get ARGUMENT...: runs apt-get as root.
 apt_get() {
     local as_root=()
     if [[ $EUID -ne 0 ]]; then as_root=(sudo); fi
     "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=120 "$@"
 }
 
-# A policy of 101 (forbidden by policy) keeps maintainer scripts from starting services. One that is there already is
-# the administrator's and stays.
+# policy-rc.d with the exit code 101 (forbidden by policy) keeps packages from starting services. An existing file belongs
+# to the administrator and stays.
 policy=/usr/sbin/policy-rc.d
 with_services_held_back() {
     local as_root=()
@@ -60,7 +59,7 @@ with_services_held_back() {
         "$@"
         return
     fi
-    # shellcheck disable=SC2064 # the array is meant to be expanded now
+    # shellcheck disable=SC2064 # the array has to be expanded now
     trap "${as_root[*]} rm -f $policy" EXIT
     printf '#!/bin/sh\nexit 101\n' | "${as_root[@]}" tee "$policy" >/dev/null
     "${as_root[@]}" chmod 755 "$policy"
@@ -73,16 +72,16 @@ if [[ ${#names[@]} -gt 0 ]]; then
     if can_apt; then
         echo "install-deps: installing with apt-get: ${apt_packages[*]}"
         apt_get update
-        # shellcheck disable=SC2068 # an entry may name two packages
+        # shellcheck disable=SC2068 # an element may name two packages
         with_services_held_back apt_get install -y --no-install-recommends ${apt_packages[@]}
     elif have brew; then
         echo "install-deps: installing with brew: ${brew_packages[*]}"
         brew install "${brew_packages[@]}"
     else
-        stop "please install: $list (needs root with apt-get, or brew, to do it by itself)"
+        stop "please install: $list (this script needs apt-get and root, or brew)"
     fi
     if ! { have_postgres && have_redis && have cc && have_load_generator "$@"; }; then
-        stop "installed the packages, and still cannot find all of: $list"
+        stop "the packages are installed, and still not all of these are found: $list"
     fi
 fi
 

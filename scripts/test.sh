@@ -1,22 +1,22 @@
 #!/usr/bin/env bash
-# Runs every test. When one fails, the last lines are a list of those that failed, each with the command that runs it
-# alone; otherwise they are the summary of the last test binary.
+# Runs every test. When tests fail, the last lines list them, each with the command that runs it alone; otherwise the last
+# lines are the summary of the last test binary.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
-# A failure is its reason and its place. RUST_BACKTRACE=full adds the stack.
+# A failure prints its reason and its line. RUST_BACKTRACE=full adds the stack.
 [ "${RUST_BACKTRACE:-}" = full ] || export RUST_BACKTRACE=0
 
 output=$(mktemp)
 trap 'rm -f "$output"' EXIT
 
-# Not the doc tests, nor targets without tests: their empty summaries would come last, and they are linked for nothing.
+# --tests leaves out doc tests and targets without tests: they take time to link, and their empty summaries would come last.
 cargo test --locked --workspace --tests --no-fail-fast "$@" 2>&1 | tee "$output"
 code=${PIPESTATUS[0]}
 [ "$code" -eq 0 ] && exit 0
 
-# Cargo names the targets that failed at the end, in the order in which they ran: `-p hotshelf --test it`. Two packages
-# may have a target of the same name.
+# At the end cargo lists the targets that failed, in the order in which they ran, such as `-p hotshelf --test it`. Targets of
+# two packages may have the same name.
 awk '
     /^ +Running / { binary = $NF; sub(/^.*\//, "", binary); sub(/-[0-9a-f]+\)$/, "", binary) }
     /^test .* \.\.\. FAILED$/ {

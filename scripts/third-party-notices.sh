@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Prints the notices of everything that is linked into hotshelf: each crate, its licence, and the texts that it ships. Needs cargo
-# and perl. Fails when a crate has neither a licence nor a text.
+# Prints the notices of every crate that is linked into hotshelf: its licence, and the texts that it ships. Needs cargo and
+# perl. Fails when a crate has neither a licence nor a text.
 #
-# The same texts are printed once, under all crates that ship them. Most of them ask to be passed on with binaries.
+# Most licences require that the text accompanies binaries. Equal texts are printed once, under all crates that ship them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 target=$(rustc -vV | sed -n 's/^host: //p')
-# Normal dependencies only: what builds or tests it is not passed on.
+# Normal dependencies only: those of builds and tests are not in the binary.
 linked=$(cargo tree --locked --package hotshelf --edges normal,no-proc-macro --target "$target" --prefix none --format '{p}')
 metadata=$(cargo metadata --locked --format-version 1 --filter-platform "$target")
 
@@ -23,7 +23,7 @@ LINKED=$linked perl -MJSON::PP -MFile::Basename -MFile::Find -e '
     my (%crates_of, @list, @textless);
     for my $package (sort { $a->{name} cmp $b->{name} } @{ $metadata->{packages} }) {
         my $name = "$package->{name} $package->{version}";
-        # Our own have no source.
+        # The crates of this workspace have no source.
         next unless $linked{$name} && defined $package->{source};
         my @texts;
         my $directory = dirname($package->{manifest_path});
@@ -40,7 +40,7 @@ LINKED=$linked perl -MJSON::PP -MFile::Basename -MFile::Find -e '
         my $license = $package->{license} // "see its text below";
         die "$name has neither a licence nor a text\n" unless defined $package->{license} || @texts;
         push @list, "$name: $license" . ($package->{repository} ? ", $package->{repository}" : "");
-        # Their package has the name of the licence alone.
+        # Some packages have only the name of the licence.
         push @textless, "$name: $license, by " . (join(", ", @{ $package->{authors} }) || "its contributors") unless @texts;
         push @{ $crates_of{$_} }, $name for @texts;
     }

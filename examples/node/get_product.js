@@ -1,4 +1,4 @@
-// Calls every method of hotshelf once: node get_product.js ADDRESS
+// Calls every method of ProductService: node get_product.js ADDRESS
 //
 // Fails when an answer is not what proto/hotshelf/v1/product_service.proto promises.
 'use strict';
@@ -16,13 +16,13 @@ const definitions = protoLoader.loadSync(
 );
 const { ProductService } = grpc.loadPackageDefinition(definitions).hotshelf.v1;
 
-// No product has the greatest id there can be.
+// The greatest possible id, which no product has.
 const ABSENT_ID = '9223372036854775807';
 
-// No call waits longer than this. A call without a deadline can wait for ever.
+// The deadline of each call, 10 seconds from now. A call without a deadline can wait for ever.
 const deadline = () => Date.now() + 10_000;
 
-// Makes a unary call. The answer, and the metadata that came before it.
+// Makes a unary call. Resolves to the answer and its cache-status, from the initial metadata.
 function call(client, method, request) {
   return new Promise((resolve, reject) => {
     let metadata;
@@ -35,7 +35,7 @@ function call(client, method, request) {
   });
 }
 
-// The google.rpc.ErrorInfo that every error of hotshelf carries.
+// The google.rpc.ErrorInfo that every error of hotshelf has.
 function errorInfo(error) {
   const [bytes] = error.metadata.get('grpc-status-details-bin');
   assert(bytes, `no details in ${error}`);
@@ -68,7 +68,7 @@ async function readAndWrite(client) {
   assert.equal(created.name, 'Enamel teapot');
   assert.deepEqual(created.price, price);
 
-  console.log('GetProduct, not older than what was just written');
+  console.log('GetProduct, with the written version as min_version');
   for (let i = 0; i < 2; i++) {
     const request = { id: created.id, min_version: created.version };
     const { answer: got, cacheStatus } = await call(client, 'GetProduct', request);
@@ -77,14 +77,14 @@ async function readAndWrite(client) {
     assert.match(cacheStatus, /^hotshelf; /);
   }
 
-  console.log('BatchGetProducts, with an id twice and one that is not there');
+  console.log('BatchGetProducts, with a repeated id and an id without a product');
   const { answer: batch } = await call(client, 'BatchGetProducts', { ids: [created.id, ABSENT_ID, created.id] });
   const found = batch.products.map((product) => product.id);
   console.log(`  found ${found}, not found ${batch.not_found_ids}`);
   assert.deepEqual(found, [created.id]);
   assert.deepEqual(batch.not_found_ids, [ABSENT_ID]);
 
-  console.log('UpdateProduct, if nobody else has changed it since');
+  console.log('UpdateProduct, with the current version as expected_version');
   const reprice = {
     product: { id: created.id, price: { currency_code: 'EUR', units: '19' } },
     update_mask: { paths: ['price'] },
@@ -96,7 +96,7 @@ async function readAndWrite(client) {
   assert.equal(updated.price.units, '19');
   assert.equal(updated.name, created.name);
 
-  console.log('UpdateProduct, the same once more: somebody has changed it since');
+  console.log('UpdateProduct again: expected_version is not the current version any more');
   const info = await expectError(call(client, 'UpdateProduct', reprice), grpc.status.ABORTED, 'VERSION_MISMATCH');
   assert.equal(info.metadata.current_version, updated.version);
   assert.equal(info.metadata.expected_version, created.version);
@@ -108,7 +108,7 @@ async function watchHotKeys(client) {
   const request = { limit: 3, interval: { nanos: 100_000_000 } };
   const stream = client.StreamHotKeys(request, { deadline: deadline() });
   let snapshots = 0;
-  // Leaving the loop cancels the call, which has no end of its own.
+  // Leaving the loop cancels the call, which would not end by itself.
   for await (const { observe_time: at, hot_keys: keys } of stream) {
     const hot = keys.map((key) => `${key.product_id} (${key.requests_per_second.toFixed(1)}/s)`).join(', ');
     const time = new Date(Number(at.seconds) * 1000 + at.nanos / 1e6).toISOString();

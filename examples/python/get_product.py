@@ -1,4 +1,4 @@
-"""Calls every method of hotshelf once: python get_product.py ADDRESS
+"""Calls every method of ProductService: python get_product.py ADDRESS
 
 Fails when an answer is not what proto/hotshelf/v1/product_service.proto promises.
 """
@@ -19,9 +19,9 @@ from grpc_tools import protoc
 PROTOS = Path(__file__).resolve().parents[2] / "proto"
 CONTRACT = "hotshelf/v1/product_service.proto"
 
-# No call waits longer than this, in seconds. A call without a deadline can wait for ever.
+# The deadline of each call, in seconds from now. A call without a deadline can wait for ever.
 DEADLINE = 10
-# No product has the greatest id there can be.
+# The greatest possible id, which no product has.
 ABSENT_ID = 2**63 - 1
 
 
@@ -48,7 +48,7 @@ def cache_status(call):
 
 
 def error_info(error):
-    """The google.rpc.ErrorInfo that every error of hotshelf carries."""
+    """The google.rpc.ErrorInfo that every error of hotshelf has."""
     status = rpc_status.from_call(error)
     for detail in status.details if status else []:
         info = error_details_pb2.ErrorInfo()
@@ -85,7 +85,7 @@ def main(address):
         expect(created.id > 0 and created.version > 0, f"the id {created.id}, the version {created.version}")
         expect(created.name == "Enamel teapot" and created.price == price, f"the product {created}")
 
-        print("GetProduct, not older than what was just written")
+        print("GetProduct, with the written version as min_version")
         for _ in range(2):
             got, call = products.GetProduct.with_call(
                 pb.GetProductRequest(id=created.id, min_version=created.version), timeout=DEADLINE
@@ -94,7 +94,7 @@ def main(address):
             expect(got == created, f"the product {got}, not {created}")
             expect(cache_status(call).startswith("hotshelf; "), f"the cache-status {cache_status(call)!r}")
 
-        print("BatchGetProducts, with an id twice and one that is not there")
+        print("BatchGetProducts, with a repeated id and an id without a product")
         batch = products.BatchGetProducts(
             pb.BatchGetProductsRequest(ids=[created.id, ABSENT_ID, created.id]), timeout=DEADLINE
         )
@@ -102,7 +102,7 @@ def main(address):
         expect([product.id for product in batch.products] == [created.id], "other products")
         expect(list(batch.not_found_ids) == [ABSENT_ID], "other ids that are not found")
 
-        print("UpdateProduct, if nobody else has changed it since")
+        print("UpdateProduct, with the current version as expected_version")
         reprice = pb.UpdateProductRequest(
             product=pb.Product(id=created.id, price=money_pb2.Money(currency_code="EUR", units=19)),
             update_mask=field_mask_pb2.FieldMask(paths=["price"]),
@@ -113,7 +113,7 @@ def main(address):
         expect(updated.version > created.version, f"the version {updated.version} after {created.version}")
         expect(updated.price.units == 19 and updated.name == created.name, f"the product {updated}")
 
-        print("UpdateProduct, the same once more: somebody has changed it since")
+        print("UpdateProduct again: expected_version is not the current version any more")
         info = expect_error(
             lambda: products.UpdateProduct(reprice, timeout=DEADLINE), grpc.StatusCode.ABORTED, "VERSION_MISMATCH"
         )
@@ -130,7 +130,7 @@ def main(address):
             print(f"  {snapshot.observe_time.ToJsonString()}: {hot or 'nothing is hot'}")
             ranks = [key.rank for key in snapshot.hot_keys]
             expect(ranks == list(range(1, len(ranks) + 1)) and len(ranks) <= 3, f"the ranks {ranks}")
-        # It has no end of its own.
+        # The stream would not end by itself.
         snapshots.cancel()
 
         print("DeleteProduct")

@@ -1,5 +1,5 @@
-//! Counters whose shards cores do not share: an addition takes a few nanoseconds on any number of cores, and a scrape sums up the
-//! shards.
+//! Sharded counters: an addition touches a shard that few threads share, and takes a few nanoseconds on any number of cores. A
+//! scrape sums up the shards.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
