@@ -52,7 +52,7 @@ impl Readiness {
     }
 
     /// Adds the lines of `notes` to `/readyz`, whether ready or not. Holds `part` weakly, so that it does not outlive its owner.
-    pub fn set_notes<T: Send + Sync + 'static>(
+    pub fn set_degraded<T: Send + Sync + 'static>(
         &self,
         part: &Arc<T>,
         notes: impl Fn(&T) -> Vec<String> + Send + Sync + 'static,

@@ -98,7 +98,7 @@ impl App {
         drain.spawn_loop(BackgroundTask::PostgresConnections, move || {
             Arc::clone(&maintained).maintain()
         });
-        readiness.set_notes(&redis, Redis::trouble);
+        readiness.set_degraded(&redis, Redis::refusal_lines);
 
         fail_always(args, &drain);
         let recent = Arc::new(RecentChanges::new(args.caching.max_recent_changes));
@@ -109,7 +109,7 @@ impl App {
             drain.supervisor(),
         );
         let hot = Arc::new(hot.with_controls(controls.clone()));
-        let relay_vacancy = Arc::default();
+        let relay_lease_free = Arc::default();
         let parts = Parts {
             hot: Arc::clone(&hot),
             recent,
@@ -117,7 +117,7 @@ impl App {
             redis: Arc::clone(&redis),
             postgres: Arc::clone(&postgres),
             change_reader,
-            relay_vacancy: Arc::clone(&relay_vacancy),
+            relay_lease_free: Arc::clone(&relay_lease_free),
             metrics: Arc::clone(&metrics),
             drain: drain.clone(),
             pauses: pauses.clone(),
@@ -130,7 +130,7 @@ impl App {
             Arc::clone(&redis),
             Arc::clone(&metrics),
             (pauses.clone(), controls.clone()),
-            relay_vacancy,
+            relay_lease_free,
             args.relay(),
             &drain,
         );
@@ -189,7 +189,7 @@ impl App {
         if !in_time {
             tracing::warn!(grace = ?self.drain_grace, "calls were still in flight after DRAIN_GRACE; they were cut off");
         }
-        self.relay.let_go().await;
+        self.relay.release_lease().await;
         self.redis.close().await;
         self.postgres.close().await;
         in_time
@@ -213,7 +213,7 @@ impl App {
 
 #[cfg(feature = "test-hooks")]
 fn pauses(args: &ServeArgs) -> PausePoints {
-    PausePoints::held_for_ever(args.hold_at)
+    PausePoints::held_forever(args.hold_at)
 }
 
 #[cfg(not(feature = "test-hooks"))]
@@ -274,7 +274,7 @@ async fn migrate(
             Err(error) => return Err(StartError(format!("DATABASE_URL: {error}"))),
         };
         if began.elapsed() >= args.startup_timeout {
-            return Err(StartError(postgres.out_of_reach(&why)));
+            return Err(StartError(postgres.unreachable_message(&why)));
         }
         readiness.set_not_ready(&format!("waiting for PostgreSQL: {why}"));
         tracing::warn!(%why, "PostgreSQL cannot be reached; waiting for PostgreSQL");
@@ -306,7 +306,7 @@ async fn enter_epoch(
 /// of `max_staleness`.
 async fn wait_for_first_poll(hot: &HotCache) {
     let began = Instant::now();
-    while !hot.is_proven() && began.elapsed() < FIRST_POLL_TIMEOUT {
+    while !hot.has_valid_lease() && began.elapsed() < FIRST_POLL_TIMEOUT {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
@@ -322,7 +322,7 @@ fn observe(parts: &Parts) {
     metrics.gauge("hotshelf.hot.bytes", help, hot, HotCache::bytes);
     let help =
         "1 while the last read of the outbox is recent enough that memory is trusted, else 0.";
-    metrics.gauge("hotshelf.hot.lease.valid", help, hot, |hot| hot.is_proven().into());
+    metrics.gauge("hotshelf.hot.lease.valid", help, hot, |hot| hot.has_valid_lease().into());
     let help = "Open connections to Redis.";
     metrics.gauge("hotshelf.redis.connected", help, redis, Redis::connected);
     let help = "Circuit breakers of Redis that are open or half open.";

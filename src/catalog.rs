@@ -76,7 +76,7 @@ pub struct Parts {
     /// Its connection is opened before those of callers, which may take all that the role is allowed.
     pub change_reader: ChangeReader,
     /// Notified when a poll finds that no instance runs the relay.
-    pub relay_vacancy: Arc<Notify>,
+    pub relay_lease_free: Arc<Notify>,
     pub metrics: Arc<Metrics>,
     pub drain: Drain,
     pub pauses: PausePoints,
@@ -98,7 +98,7 @@ pub struct Catalog {
     controls: Controls,
     feed: ChangeFeed,
     change_reader: Mutex<Option<ChangeReader>>,
-    relay_vacancy: Arc<Notify>,
+    relay_lease_free: Arc<Notify>,
     singleflight: Arc<Singleflight>,
     /// Loads that the next command to Redis reads.
     starting: Mutex<Vec<Vec<Load>>>,
@@ -144,7 +144,7 @@ impl Catalog {
             redis,
             postgres,
             change_reader,
-            relay_vacancy,
+            relay_lease_free,
             metrics,
             drain,
             pauses,
@@ -165,7 +165,7 @@ impl Catalog {
             controls,
             feed: ChangeFeed::new(),
             change_reader: Mutex::new(Some(change_reader)),
-            relay_vacancy,
+            relay_lease_free,
             singleflight,
             starting: Mutex::default(),
             refresh_queue,

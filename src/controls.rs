@@ -24,7 +24,7 @@ pub enum Protection {
     /// An instance detects that changes were pruned before it read them.
     GapDetection,
     /// Entries of a Redis that may have lost writes are suspect.
-    RedisHistory,
+    RedisReplicationId,
     /// An instance detects that PostgreSQL went back to an earlier state.
     Epoch,
     /// A version that PostgreSQL has not assigned is not served.

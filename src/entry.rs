@@ -190,7 +190,7 @@ impl Entry {
 
     /// A lower bound for the true `known_at`, even if the clock of the machine that loaded the entry was ahead.
     #[must_use]
-    pub fn surely_known_at(&self) -> Moment {
+    pub fn earliest_known_at(&self) -> Moment {
         match self.head().foreign {
             true => self.known_at().before(MAX_CLOCK_SKEW),
             false => self.known_at(),
@@ -279,9 +279,9 @@ impl Freshness {
         match *self {
             Self::Cached => true,
             Self::MinVersion { version, arrived } => {
-                entry.revision().version >= version || entry.surely_known_at() >= arrived
+                entry.revision().version >= version || entry.earliest_known_at() >= arrived
             }
-            Self::KnownSince(moment) => entry.surely_known_at() >= moment,
+            Self::KnownSince(moment) => entry.earliest_known_at() >= moment,
             Self::NotDue { percent } => !entry.is_due(percent, Moment::now()),
         }
     }

@@ -18,7 +18,7 @@ use std::time::Duration;
 use parking_lot::MutexGuard;
 
 use crate::controls::{Controls, Protection};
-use crate::entry::{Entry, Freshness};
+use crate::entry::Entry;
 use crate::metrics::{FillRejection, Metrics};
 use crate::moment::{AtomicMoment, Moment};
 use crate::product::{Change, ProductId, Revision, Version};
@@ -79,6 +79,8 @@ pub enum Trust {
     Unconfirmed,
     /// A change may have been missed.
     Suspect,
+    /// The copy is of another epoch, which this database has lost: its version does not compare.
+    OtherEpoch,
 }
 
 /// A revision in eight bytes. Versions above 2^62 are all equal; no sequence gets there.
@@ -167,7 +169,8 @@ impl HotCache {
     #[must_use]
     pub fn trust(&self, held: &HotEntry, now: Moment) -> Trust {
         if held.checked_at < self.proof.covered_since.load() {
-            return Trust::Suspect;
+            let other_epoch = held.checked_at < self.proof.epoch_since.load();
+            return if other_epoch { Trust::OtherEpoch } else { Trust::Suspect };
         }
         let confirmed =
             now <= self.proof.trusted_until.load() || now <= held.checked_at + self.options.trust;
@@ -199,7 +202,7 @@ impl HotCache {
 
     /// Whether the last poll is recent enough for all entries to be trusted.
     #[must_use]
-    pub fn is_proven(&self) -> bool {
+    pub fn has_valid_lease(&self) -> bool {
         Moment::now() <= self.proof.trusted_until.load()
     }
 

@@ -56,7 +56,7 @@ impl Log {
     }
 
     /// Writes a plain line, after all events so far.
-    pub fn say(&self, line: &str) {
+    pub fn write_line(&self, line: &str) {
         // One write, because each write is one line of the queue.
         let line = format!("hotshelf: {line}\n");
         // Never fails: the queue takes the line or drops it.
@@ -64,7 +64,7 @@ impl Log {
     }
 
     /// Reports suppressed lines; runs until it is dropped.
-    pub async fn keep_reporting(&self) -> Infallible {
+    pub async fn report_loop(&self) -> Infallible {
         loop {
             tokio::time::sleep(REPORT_INTERVAL).await;
             self.repeats.report(Instant::now());
@@ -72,7 +72,7 @@ impl Log {
     }
 
     /// Counts the lines that were dropped because the queue was full; runs until it is dropped.
-    pub async fn keep_counting(&self, metrics: &Metrics) -> Infallible {
+    pub async fn count_loop(&self, metrics: &Metrics) -> Infallible {
         let (counter, mut counted) = (self.writer.error_counter(), 0);
         loop {
             let dropped = counter.dropped_lines();

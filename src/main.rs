@@ -37,7 +37,7 @@ fn main() -> ExitCode {
     match run(command, &log) {
         Ok(()) => ExitCode::SUCCESS,
         Err(line) => {
-            log.say(&line);
+            log.write_line(&line);
             ExitCode::FAILURE
         }
     }
@@ -79,7 +79,7 @@ fn run(command: Command, log: &Log) -> Result<(), String> {
     runtime.block_on(async {
         tokio::select! {
             ended = work => ended,
-            never = log.keep_reporting() => match never {},
+            never = log.report_loop() => match never {},
         }
     })
 }
@@ -160,7 +160,7 @@ async fn serve(args: &ServeArgs, log: &Log) -> Result<(), String> {
         () = stop() => return Ok(()),
     };
     let metrics = Arc::clone(&app.metrics);
-    let mut counting = pin!(log.keep_counting(&metrics));
+    let mut counting = pin!(log.count_loop(&metrics));
     let failure = loop {
         tokio::select! {
             () = stop() => break None,
@@ -180,7 +180,7 @@ async fn serve(args: &ServeArgs, log: &Log) -> Result<(), String> {
 async fn migrate(args: &DatabaseArgs, log: &Log) -> Result<(), String> {
     let postgres = connect(args).await?;
     postgres.close().await;
-    log.say("the schema is up to date");
+    log.write_line("the schema is up to date");
     Ok(())
 }
 
@@ -188,13 +188,13 @@ async fn import(args: &ImportArgs, log: &Log) -> Result<(), String> {
     let postgres = connect(&args.database).await?;
     postgres.check_triggers().await.map_err(|error| format!("DATABASE_URL: {error}"))?;
     if args.if_empty && postgres.has_products().await.map_err(|error| error.to_string())? {
-        log.say("the table already has products; nothing was imported");
+        log.write_line("the table already has products; nothing was imported");
         return Ok(());
     }
     let options = import::ImportOptions { file: args.file.clone(), skip_bad: args.skip_bad };
     let summary = import::run(&postgres, &options).await.map_err(|error| error.to_string())?;
     postgres.close().await;
-    log.say(&summary.to_string());
+    log.write_line(&summary.to_string());
     Ok(())
 }
 
@@ -203,7 +203,7 @@ async fn connect(args: &DatabaseArgs) -> Result<Postgres, String> {
     let postgres = Postgres::new(&args.one_connection(), Metrics::new())?;
     match postgres.migrate(Migrate::Auto).await {
         Ok(()) => Ok(postgres),
-        Err(postgres::Error::Unavailable(why)) => Err(postgres.out_of_reach(&why)),
+        Err(postgres::Error::Unavailable(why)) => Err(postgres.unreachable_message(&why)),
         Err(error) => Err(format!("DATABASE_URL: {error}")),
     }
 }

@@ -26,7 +26,7 @@ pub use labels::{
     LeaseOutcome, Lookup, Method, PostgresShare, RedisCapability, RedisDependency, RedisOperation,
     RedisRefusal, RefreshRequest, ServedBy, Shed,
 };
-use labels::{CODES, LabelSet};
+use labels::{CODES, LabelSet, UNKNOWN_CODE};
 use sharded::Cells;
 pub(crate) use sharded::thread_number;
 
@@ -296,9 +296,12 @@ impl Metrics {
         self.started.inc(method);
     }
 
-    /// Counts a call that ended with the gRPC status `code`; an unknown code counts as UNAUTHENTICATED, the last one.
+    /// Counts a call that ended with the gRPC status `code`; a code outside the specification counts as UNKNOWN, as in gRPC clients.
     pub fn call_handled(&self, method: Method, code: u8, took: Duration) {
-        let code = usize::from(code).min(CODES.len() - 1);
+        let code = match usize::from(code) {
+            known if known < CODES.len() => known,
+            _ => UNKNOWN_CODE,
+        };
         self.handled.add(method.index() * CODES.len() + code, 1);
         self.durations.record(method, took);
     }

@@ -41,7 +41,7 @@ pub struct PausePoints {
     #[cfg(feature = "test-hooks")]
     armed: Arc<Mutex<HashMap<Point, mpsc::UnboundedSender<Paused>>>>,
     #[cfg(feature = "test-hooks")]
-    held_for_ever: Option<Point>,
+    held_forever: Option<Point>,
     #[cfg(feature = "test-hooks")]
     panics: Arc<Mutex<Option<Point>>>,
 }
@@ -65,8 +65,8 @@ impl PausePoints {
 
     /// Pauses every task that reaches `point` until the process is killed, and logs it.
     #[must_use]
-    pub fn held_for_ever(point: Option<Point>) -> Self {
-        Self { held_for_ever: point, ..Self::default() }
+    pub fn held_forever(point: Option<Point>) -> Self {
+        Self { held_forever: point, ..Self::default() }
     }
 
     /// Lets tasks pass `point` again. A task that is paused already stays so until its [`Paused`] is dropped.
@@ -82,7 +82,7 @@ impl PausePoints {
     pub(crate) async fn reach(&self, point: Point) {
         let panics = self.panics.lock().take_if(|panics| *panics == point).is_some();
         assert!(!panics, "a test made it panic");
-        if self.held_for_ever == Some(point) {
+        if self.held_forever == Some(point) {
             tracing::info!(?point, "held for ever");
             std::future::pending::<()>().await;
         }

@@ -226,7 +226,7 @@ impl Postgres {
 
     /// For the operator: the address, the reason, and what to check.
     #[must_use]
-    pub fn out_of_reach(&self, why: &str) -> String {
+    pub fn unreachable_message(&self, why: &str) -> String {
         let options = &self.session.connect;
         format!(
             "PostgreSQL at {}:{} cannot be reached ({why}); check DATABASE_URL, and that the server runs",

@@ -102,7 +102,7 @@ impl Relay {
     }
 
     /// Releases the lease, so that another instance can relay at once. Called after the loop has ended.
-    pub async fn let_go(&self) {
+    pub async fn release_lease(&self) {
         let mut reader = self.postgres.change_reader();
         // If the release fails, the lease expires.
         let _ = tokio::time::timeout(RELEASE_TIMEOUT, reader.release_relay(&self.holder)).await;

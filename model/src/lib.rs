@@ -22,13 +22,13 @@
 //! | `Answer` | the response arrives: floors, gap, proof; pruned changes are dropped | `has_missed`, `apply`, `prove`, `drop_pruned` |
 //! | `Overflow` | the same with more changes than `RecentChanges` holds | `overflow` |
 //! | `RaiseEpoch` | an instance finds Postgres on another timeline | `raise_epoch` |
-//! | `Hint`, `BogusHint` | a hint of a change arrives: early, late, twice, or of no version that exists | `take_hints`, `hear` |
+//! | `Hint`, `BogusHint` | a hint of a change arrives: early, late, twice, or of no version that exists | `receive_hints`, `observe` |
 //! | `BeginLoad` | a read that memory could not answer, or a refresh | `begin_load`, `floor_since` |
-//! | `ReadRedis` | `GET` | `look_into_redis` |
+//! | `ReadRedis` | `GET` | `read_redis` |
 //! | `TryLease` | one attempt for the lease | `load_under_leases`, `try_lease.lua` |
 //! | `Select`, `Fill` | under the lease | `load_and_fill`, `fill.lua` |
 //! | `SelectWithoutLease`, `Replace` | after waiting for the lease in vain, or without Redis | `load_without_lease`, `publish.lua` |
-//! | `Finish` | memory keeps the result, or it is loaded again | `finish`, `is_current`, `covers`, `trusted_since` |
+//! | `Finish` | memory keeps the result, or it is loaded again | `finish`, `is_confirmed`, `covers`, `trusted_since` |
 //! | `Offer`, `Publish` | a write after its commit: to the memory of the instance, then to Redis | `offer`, `publish`, `publish.lua` |
 //! | `TakeRelayLease`, `StopRelay` | the relay lease changes its holder, while the former one may still act | `hold_relay` |
 //! | `RelayPoll` | the relay reads the outbox after its cursor, and stores a mark | `relay_on`, `mark` |

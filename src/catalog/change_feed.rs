@@ -187,8 +187,8 @@ impl Catalog {
     /// Whether every committed change of `entry`, which Redis holds, is in the floor of the recent changes.
     pub(super) fn is_confirmed(&self, entry: &Entry) -> bool {
         let now = Moment::now();
-        let known_at = entry.surely_known_at();
-        let followed = self.hot.is_proven() || known_at >= now.before(self.options.trust);
+        let known_at = entry.earliest_known_at();
+        let followed = self.hot.has_valid_lease() || known_at >= now.before(self.options.trust);
         followed && known_at >= self.feed.redis_covered_since.load()
     }
 
@@ -280,7 +280,7 @@ impl Follower {
         }
         self.apply(number, &mut changes).await;
         if changes.relay_is_free {
-            catalog.relay_vacancy.notify_one();
+            catalog.relay_lease_free.notify_one();
         }
         if catalog.feed.unreachable.swap(false, Ordering::Relaxed) {
             tracing::info!("the outbox can be read again");

@@ -70,7 +70,7 @@ impl Catalog {
             feed_lag: self.hot.known_until().elapsed().min(self.began.elapsed()),
             relay_lag: self.feed.relay_lag(),
             floor,
-            lease_valid: self.hot.is_proven(),
+            lease_valid: self.hot.has_valid_lease(),
         })
     }
 }

@@ -62,17 +62,17 @@ impl Catalog {
         let held = self.hot.peek(id);
         let invalidated = held.as_ref().map_or(Revision::NONE, HotEntry::floor);
         let floor = self.recent.floor(id).max(invalidated);
-        let in_memory = held.map(|held| (held.entry, ServedBy::Hot));
-        let in_redis = failed.seen.clone().map(|entry| (entry, ServedBy::Redis));
         let now = Moment::now();
-        let usable = |(entry, _): &(Entry, ServedBy)| {
-            judge(entry, &freshness, floor, Trust::Suspect, now).answers_failed_load()
+        let in_memory = held.map(|held| (self.hot.trust(&held, now), held.entry, ServedBy::Hot));
+        let in_redis = failed.seen.clone().map(|entry| (Trust::Suspect, entry, ServedBy::Redis));
+        let usable = |(trust, entry, _): &(Trust, Entry, ServedBy)| {
+            judge(entry, &freshness, floor, *trust, now).answers_failed_load()
         };
-        // Of two copies of one revision Redis' is taken: another instance may have confirmed it since.
+        // Of two copies of one revision the one of Redis is taken: another instance may have confirmed it since.
         let newest = in_memory.into_iter().chain(in_redis).filter(usable);
         newest
-            .max_by_key(|(entry, _)| entry.revision())
-            .map(|(entry, from)| self.stale(entry, from))
+            .max_by_key(|(_, entry, _)| entry.revision())
+            .map(|(_, entry, from)| self.stale(entry, from))
             .ok_or_else(|| failed.error.clone())
     }
 

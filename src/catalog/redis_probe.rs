@@ -26,7 +26,7 @@ impl Catalog {
         loop {
             self.probe_redis().await;
             if met.is_none_or(|met| met.elapsed() >= MEET_INTERVAL)
-                && self.redis.meet_catalogues().await.is_ok()
+                && self.redis.register_catalogue().await.is_ok()
             {
                 met = Some(Instant::now());
             }

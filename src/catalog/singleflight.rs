@@ -137,7 +137,7 @@ impl Leader {
     pub(super) fn unless_abandoned(self) -> Option<Self> {
         let mut stripe = self.singleflight.stripe(self.id).lock();
         let key = (self.id, self.class);
-        if !stripe.get(&key)?.demand.is_unwanted() {
+        if !stripe.get(&key)?.demand.is_abandoned() {
             drop(stripe);
             return Some(self);
         }

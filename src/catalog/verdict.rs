@@ -21,7 +21,7 @@ pub enum Verdict {
     NotFreshEnough,
     /// Never answers: it is older than `stale_if_error` allows.
     PastHardTtl,
-    /// Never answers: a newer revision is committed.
+    /// Never answers: a newer revision is committed, or the copy is of a lost epoch.
     Invalidated,
 }
 
@@ -31,14 +31,14 @@ pub enum Verdict {
 /// every committed change.
 #[inline]
 #[must_use]
-pub fn judge(
+pub(super) fn judge(
     entry: &Entry,
     freshness: &Freshness,
     floor: Revision,
     trust: Trust,
     now: Moment,
 ) -> Verdict {
-    if entry.revision() < floor {
+    if entry.revision() < floor || trust == Trust::OtherEpoch {
         return Verdict::Invalidated;
     }
     if entry.past_hard(now) {
@@ -52,7 +52,7 @@ pub fn judge(
         Trust::Confirmed => Verdict::Fresh,
         Trust::Unconfirmed if has_fallback => Verdict::Unconfirmed,
         Trust::Suspect if has_fallback => Verdict::Suspect,
-        Trust::Unconfirmed | Trust::Suspect => Verdict::NotFreshEnough,
+        Trust::Unconfirmed | Trust::Suspect | Trust::OtherEpoch => Verdict::NotFreshEnough,
     }
 }
 
@@ -79,7 +79,7 @@ mod tests {
     use crate::entry::{Ttl, prefix};
     use crate::product::Version;
     use Freshness::Cached;
-    use Trust::{Confirmed, Suspect, Unconfirmed};
+    use Trust::{Confirmed, OtherEpoch, Suspect, Unconfirmed};
 
     const SOFT: Duration = Duration::from_secs(10);
     const HARD: Duration = Duration::from_secs(60);
@@ -102,6 +102,7 @@ mod tests {
         let cases = [
             (4, new, Confirmed, Cached, Verdict::Invalidated),
             (4, past_hard, Suspect, latest, Verdict::Invalidated),
+            (9, new, OtherEpoch, Cached, Verdict::Invalidated),
             (5, past_hard, Confirmed, Cached, Verdict::PastHardTtl),
             (5, past_hard, Unconfirmed, at_least(5), Verdict::PastHardTtl),
             (5, new, Confirmed, Cached, Verdict::Fresh),

@@ -308,6 +308,9 @@ impl Method {
     }
 }
 
+/// The index of UNKNOWN in [`CODES`].
+pub(super) const UNKNOWN_CODE: usize = 2;
+
 /// The names of the gRPC status codes, by number.
 pub(super) const CODES: [&str; 17] = [
     "OK",

@@ -269,7 +269,7 @@ impl Queue {
     /// newest.
     fn evict_one(&mut self) {
         let places = self.waiting.len();
-        self.waiting.retain(|waiting| !waiting.demand.is_unwanted());
+        self.waiting.retain(|waiting| !waiting.demand.is_abandoned());
         if self.waiting.len() < places {
             return;
         }
@@ -290,7 +290,7 @@ impl Queue {
 
     /// Removes the next load from the queue, after abandoned loads are dropped.
     fn take_next(&mut self, overdue_after: Duration, of_one: usize) -> Option<WaitingLoad> {
-        self.waiting.retain(|waiting| !waiting.demand.is_unwanted());
+        self.waiting.retain(|waiting| !waiting.demand.is_abandoned());
         let overdue = long_before(overdue_after);
         let may_run = |waiting: &WaitingLoad| self.may_run(&waiting.demand, of_one);
         let candidates = self.waiting.iter().enumerate().filter(|(_, waiting)| may_run(waiting));

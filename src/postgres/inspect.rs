@@ -22,8 +22,8 @@ const INSPECT: &str = "SELECT product.version::bigint, \
 /// What Postgres holds for one product.
 #[derive(Clone, Copy, Debug)]
 pub struct RowState {
-    /// The version and the time of the last change; `None` when the product does not exist, or its time is infinite.
-    pub row: Option<(Version, SystemTime)>,
+    /// The version, and the time of the last change unless SQL has made it infinite; `None` when the product does not exist.
+    pub row: Option<(Version, Option<SystemTime>)>,
     /// Changes that are not applied to Redis yet.
     pub pending_changes: u64,
 }
@@ -57,7 +57,7 @@ impl Postgres {
                 break found;
             }
         };
-        let row = version.zip(micros).map(|(version, micros)| (Version(version), unix(micros)));
+        let row = version.map(|version| (Version(version), micros.map(unix)));
         Ok(RowState { row, pending_changes: pending.unsigned_abs() })
     }
 }

@@ -18,7 +18,7 @@ const FORGET_CATALOGUE_AFTER: Duration = Duration::from_secs(3_600);
 
 impl Redis {
     /// Registers this catalogue in the list of those that use the namespace, and reads the others. Called every few seconds.
-    pub(crate) async fn meet_catalogues(&self) -> Result<(), Unavailable> {
+    pub(crate) async fn register_catalogue(&self) -> Result<(), Unavailable> {
         let keys = self.keys().clone();
         let list = keys.catalogues(&self.options.namespace);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();

@@ -161,7 +161,7 @@ impl Redis {
     /// Marks an entry of Redis as suspect if its node may have lost a newer one.
     pub(super) fn judge(&self, id: ProductId, entry: Entry) -> Entry {
         let trusted = self.trusted_since(id).is_some_and(|since| entry.known_at() >= since);
-        let protected = self.controls.holds(Protection::RedisHistory);
+        let protected = self.controls.holds(Protection::RedisReplicationId);
         if trusted || !protected { entry } else { entry.suspect() }
     }
 
@@ -183,7 +183,7 @@ impl Redis {
 
     /// A line for each refusal, with its cost, and one if other catalogues share the namespace.
     #[must_use]
-    pub fn trouble(&self) -> Vec<String> {
+    pub fn refusal_lines(&self) -> Vec<String> {
         let mut lines: Vec<String> =
             self.nodes.refusals().iter().flat_map(|refusals| refusals.lines()).collect();
         let others = self.other_catalogues.lock();

@@ -98,7 +98,7 @@ fn postgres(explanation: &Explanation) -> PostgresRow {
         reachable: true,
         exists: state.row.is_some(),
         version: state.row.map_or(0, |(version, _)| version.0),
-        update_time: state.row.map(|(_, time)| time.into()),
+        update_time: state.row.and_then(|(_, time)| time).map(Into::into),
         pending_changes: i64::try_from(state.pending_changes).unwrap_or(i64::MAX),
     }
 }

@@ -3,7 +3,9 @@
 
 use std::time::Duration;
 
-use checker::history::{Ack, Clock, Committed, History, Kind, Read, Seen, State, Tier, Wish};
+use checker::history::{
+    Ack, Clock, Committed, History, Kind, Read, ReadFreshness, Seen, State, Tier,
+};
 use checker::staleness::{Row, Since};
 use checker::verify::Rule;
 use checker::{Load, Target, run, verify};
@@ -79,13 +81,13 @@ fn product(version: i64) -> Seen {
     Seen::Product(version, u32::try_from(version).ok())
 }
 
-fn read(begin: u64, end: u64, instance: u8, wish: Wish, seen: Seen) -> Read {
+fn read(begin: u64, end: u64, instance: u8, wish: ReadFreshness, seen: Seen) -> Read {
     let (tier, late, stale) = (Tier::Hot, 0, false);
     Read { product: PRODUCT, instance, tier, late, wish, seen, stale, begin, end }
 }
 
 fn plain(begin: u64, end: u64, seen: Seen) -> Read {
-    read(begin, end, 0, Wish::Plain, seen)
+    read(begin, end, 0, ReadFreshness::Plain, seen)
 }
 
 /// The rules that this history breaks, with a bound of 500 us.
@@ -105,9 +107,9 @@ fn sound() {
         plain(1_400, 1_450, product(10)),
         plain(1_500, 1_700, product(20)),
         plain(1_480, 1_600, product(10)),
-        read(1_460, 1_500, 1, Wish::Latest, product(20)),
-        read(1_950, 2_100, 1, Wish::MinVersion(30), product(30)),
-        read(2_400, 2_450, 1, Wish::MaxStaleness(500), product(30)),
+        read(1_460, 1_500, 1, ReadFreshness::Latest, product(20)),
+        read(1_950, 2_100, 1, ReadFreshness::MinVersion(30), product(30)),
+        read(2_400, 2_450, 1, ReadFreshness::MaxStaleness(500), product(30)),
     ];
     assert_eq!(broken_by(&reads), []);
 }
@@ -121,10 +123,16 @@ fn each_kind() {
     once(Rule::Committed, &[plain(700, 800, product(20))]);
     once(Rule::Committed, &[plain(1_100, 1_200, Seen::Absent)]);
     once(Rule::NeverBack, &[plain(1_100, 1_200, product(20)), plain(1_201, 1_300, product(10))]);
-    once(Rule::MinVersion, &[read(1_100, 1_200, 0, Wish::MinVersion(20), product(10))]);
-    once(Rule::MinVersion, &[read(1_100, 1_200, 0, Wish::MinVersion(20), Seen::NotReached)]);
-    once(Rule::Latest, &[read(1_001, 1_200, 0, Wish::Latest, product(10))]);
-    once(Rule::MaxStaleness, &[read(1_300, 1_400, 0, Wish::MaxStaleness(200), product(10))]);
+    once(Rule::MinVersion, &[read(1_100, 1_200, 0, ReadFreshness::MinVersion(20), product(10))]);
+    once(
+        Rule::MinVersion,
+        &[read(1_100, 1_200, 0, ReadFreshness::MinVersion(20), Seen::NotReached)],
+    );
+    once(Rule::Latest, &[read(1_001, 1_200, 0, ReadFreshness::Latest, product(10))]);
+    once(
+        Rule::MaxStaleness,
+        &[read(1_300, 1_400, 0, ReadFreshness::MaxStaleness(200), product(10))],
+    );
     once(Rule::Bound, &[plain(1_502, 1_600, product(10))]);
 
     let mut lost = history();
@@ -206,7 +214,7 @@ fn doubt() {
     assert_eq!(broken(&unknown), []);
     // Once a later version is confirmed, the unconfirmed one is committed too.
     commit(&mut unknown, 50, false, Some((4_900, 5_000)));
-    unknown.reads = vec![read(5_001, 5_100, 0, Wish::Latest, product(40))];
+    unknown.reads = vec![read(5_001, 5_100, 0, ReadFreshness::Latest, product(40))];
     assert_eq!(broken(&unknown), [Rule::Latest]);
 }
 
@@ -219,7 +227,7 @@ fn staleness() {
         plain(1_600, 1_650, product(20)),
         plain(1_700, 1_750, product(20)),
         // Not stale at the other instance.
-        read(1_400, 1_450, 1, Wish::Plain, product(20)),
+        read(1_400, 1_450, 1, ReadFreshness::Plain, product(20)),
     ];
     let staleness = verify(&history, BOUND).staleness;
     let row = |since, tier| staleness.row(since, Kind::Sql, tier);

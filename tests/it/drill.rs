@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use drill::{Drilled, Fault, Plan, faults};
+use drill::{DrillResult, Fault, Plan, faults};
 
 use crate::harness::{StallMeter, Suite, too_busy};
 
@@ -19,7 +19,7 @@ async fn short_form(fault: Fault) {
     let stalls = StallMeter::start();
     let drilled = drill::run(&fault, &plan).await.unwrap_or_else(|error| panic!("{error}"));
     assert!(!drilled.proofs.is_empty(), "the fault took place");
-    let Drilled { figures, breaches, warnings, .. } = drilled;
+    let DrillResult { figures, breaches, warnings, .. } = drilled;
     let busy = match figures.not_sent {
         0 => stalls.too_long(),
         requests => Some(format!("{requests} requests were not sent")),

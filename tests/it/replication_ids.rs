@@ -74,7 +74,7 @@ async fn changes(node: &Node) -> f64 {
 async fn without_protection(world: Private) {
     let (_before, id) = restored(&world).await;
     let after = world.node_with_short_timeouts(short_retention).await;
-    after.controls.turn_off(Protection::RedisHistory);
+    after.controls.turn_off(Protection::RedisReplicationId);
     assert_eq!(after.product(id).await.name, "old");
 }
 

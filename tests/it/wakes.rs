@@ -123,7 +123,7 @@ async fn asks_again(stack: Stack) {
     let relay = tokio::time::timeout(HANG, relays.recv()).await.unwrap().unwrap();
     // Longer than a response that is not marked stale may be out of date.
     tokio::time::sleep(Duration::from_secs(1) + LEASES).await;
-    assert!(!node.hot.is_proven() && stack.is_leased(id).await);
+    assert!(!node.hot.has_valid_lease() && stack.is_leased(id).await);
     drop(load);
     assert_eq!(reader.await.unwrap().into_inner().name, "new");
     node.pauses.release(Point::PollOutbox);

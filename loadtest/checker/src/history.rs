@@ -124,7 +124,7 @@ pub enum Tier {
 
 /// The freshness that a read asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wish {
+pub enum ReadFreshness {
     /// None in particular.
     Plain,
     MinVersion(i64),
@@ -150,7 +150,7 @@ pub struct Read {
     pub tier: Tier,
     /// How long after it was due the request was sent.
     pub late: u32,
-    pub wish: Wish,
+    pub wish: ReadFreshness,
     pub seen: Seen,
     /// The response is marked stale.
     pub stale: bool,
@@ -173,7 +173,7 @@ pub struct Failure {
 /// The numbers are a product and an instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request {
-    Read(i64, u8, Wish),
+    Read(i64, u8, ReadFreshness),
     Batch(u8),
     Update(u8),
     /// Plain SQL, sent to Postgres.

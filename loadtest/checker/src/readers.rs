@@ -9,7 +9,7 @@ use rand::RngExt;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Status};
 
-use crate::history::{Micros, Read, Request, Seen, Tier, Wish, seen};
+use crate::history::{Micros, Read, ReadFreshness, Request, Seen, Tier, seen};
 use crate::load::{Load, Run};
 use crate::plan::Keys;
 
@@ -31,17 +31,19 @@ pub(crate) async fn drive(run: &Arc<Run>, load: &Load) {
         let wishes = keys.random().random_range(0..100);
         let age = keys.random().random_range(0..LONGEST_STALENESS);
         let wish = match (wishes, run.newest(product)) {
-            (0..10, Some(version)) => Wish::MinVersion(version),
-            (10..15, _) => Wish::Latest,
-            (15..25, _) => Wish::MaxStaleness(age),
-            _ => Wish::Plain,
+            (0..10, Some(version)) => ReadFreshness::MinVersion(version),
+            (10..15, _) => ReadFreshness::Latest,
+            (15..25, _) => ReadFreshness::MaxStaleness(age),
+            _ => ReadFreshness::Plain,
         };
         let task_run = Arc::clone(run);
         if (25..30).contains(&wishes) {
             let mut ids: Vec<i64> = (0..BATCH).map(|_| run.products[keys.next()]).collect();
             ids.sort_unstable();
             ids.dedup();
-            let wish = [Wish::Plain, Wish::Latest, Wish::MaxStaleness(age)][wishes % 3];
+            let wish =
+                [ReadFreshness::Plain, ReadFreshness::Latest, ReadFreshness::MaxStaleness(age)]
+                    [wishes % 3];
             run.send(async move { read_batch(&task_run, instance, ids, wish, due).await });
         } else {
             run.send(async move { read(&task_run, instance, product, wish, due).await });
@@ -61,14 +63,20 @@ pub(crate) fn probe_after_write(run: &Arc<Run>, product: i64) {
                 tokio::time::sleep_until(due.into()).await;
                 let sender = Arc::clone(&task_run);
                 sender.send(async move {
-                    read(&task_run, instance, product, Wish::Plain, due).await;
+                    read(&task_run, instance, product, ReadFreshness::Plain, due).await;
                 });
             });
         }
     }
 }
 
-pub(crate) async fn read(run: &Run, instance: usize, product: i64, wish: Wish, due: Instant) {
+pub(crate) async fn read(
+    run: &Run,
+    instance: usize,
+    product: i64,
+    wish: ReadFreshness,
+    due: Instant,
+) {
     let request = GetProductRequest { id: product, freshness: freshness(wish) };
     let mut client = run.clients[instance].clone();
     let pending = PendingRead::new(run, instance, wish, due);
@@ -89,7 +97,7 @@ pub(crate) async fn read(run: &Run, instance: usize, product: i64, wish: Wish, d
     }
 }
 
-async fn read_batch(run: &Run, instance: usize, ids: Vec<i64>, wish: Wish, due: Instant) {
+async fn read_batch(run: &Run, instance: usize, ids: Vec<i64>, wish: ReadFreshness, due: Instant) {
     let (max_staleness, latest) = match freshness(wish) {
         Some(Freshness::MaxStaleness(age)) => (Some(age), false),
         Some(Freshness::Latest(latest)) => (None, latest),
@@ -123,13 +131,13 @@ async fn read_batch(run: &Run, instance: usize, ids: Vec<i64>, wish: Wish, due: 
 /// A read that was sent and not answered yet.
 struct PendingRead {
     instance: u8,
-    wish: Wish,
+    wish: ReadFreshness,
     due: Micros,
     begin: Micros,
 }
 
 impl PendingRead {
-    fn new(run: &Run, instance: usize, wish: Wish, due: Instant) -> Self {
+    fn new(run: &Run, instance: usize, wish: ReadFreshness, due: Instant) -> Self {
         Self {
             instance: u8::try_from(instance).unwrap_or(u8::MAX),
             wish,
@@ -145,12 +153,12 @@ impl PendingRead {
     }
 }
 
-fn freshness(wish: Wish) -> Option<Freshness> {
+fn freshness(wish: ReadFreshness) -> Option<Freshness> {
     match wish {
-        Wish::Plain => None,
-        Wish::MinVersion(version) => Some(Freshness::MinVersion(version)),
-        Wish::Latest => Some(Freshness::Latest(true)),
-        Wish::MaxStaleness(age) => {
+        ReadFreshness::Plain => None,
+        ReadFreshness::MinVersion(version) => Some(Freshness::MinVersion(version)),
+        ReadFreshness::Latest => Some(Freshness::Latest(true)),
+        ReadFreshness::MaxStaleness(age) => {
             let age = Duration::from_micros(age);
             let seconds = i64::try_from(age.as_secs()).unwrap_or(i64::MAX);
             let nanos = i32::try_from(age.subsec_nanos()).unwrap_or(0);

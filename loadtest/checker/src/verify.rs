@@ -5,7 +5,7 @@ use std::collections::{BinaryHeap, HashMap};
 use std::fmt;
 use std::time::Duration;
 
-use crate::history::{History, Micros, Read, Seen, State, Wish, micros};
+use crate::history::{History, Micros, Read, ReadFreshness, Seen, State, micros};
 use crate::staleness::{Since, Staleness, StalenessRecorder};
 use crate::timeline::Timeline;
 
@@ -165,11 +165,13 @@ impl<'a> Judge<'a> {
         let before = |age| self.timeline.certainly_at(read.begin.saturating_sub(age));
         floors.push(match read.wish {
             // A response that is marked stale may be older than the bound.
-            Wish::Plain if read.stale => return floors,
-            Wish::Plain => (Rule::Bound, before(self.bound)),
-            Wish::MinVersion(version) => (Rule::MinVersion, self.timeline.reaches(version)),
-            Wish::MaxStaleness(age) => (Rule::MaxStaleness, before(age)),
-            Wish::Latest => (Rule::Latest, before(0)),
+            ReadFreshness::Plain if read.stale => return floors,
+            ReadFreshness::Plain => (Rule::Bound, before(self.bound)),
+            ReadFreshness::MinVersion(version) => {
+                (Rule::MinVersion, self.timeline.reaches(version))
+            }
+            ReadFreshness::MaxStaleness(age) => (Rule::MaxStaleness, before(age)),
+            ReadFreshness::Latest => (Rule::Latest, before(0)),
         });
         floors
     }

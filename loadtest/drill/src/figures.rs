@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use checker::history::{Failure, Kind, Micros, Read, Request, Tier, Wish, micros};
+use checker::history::{Failure, Kind, Micros, Read, ReadFreshness, Request, Tier, micros};
 use checker::staleness::percentile;
 use checker::{Outcome, Verdict};
 
@@ -131,7 +131,7 @@ const EXAMPLES: usize = 5;
 const STABILISED_AFTER: Duration = Duration::from_secs(2);
 
 fn samples(outcome: &Outcome, timeline: &DrillTimeline) -> Vec<Sample> {
-    let is_cached = |product, wish| wish == Wish::Plain && timeline.hot.contains(&product);
+    let is_cached = |product, wish| wish == ReadFreshness::Plain && timeline.hot.contains(&product);
     // A batch is one request and counts as one read of each of its products. If some of them are not cached, its latency
     // is not that of a cached read.
     let reads = outcome.history.reads.iter().filter_map(|read| {
@@ -190,7 +190,7 @@ fn reasons(failures: &[&Failure]) -> BTreeMap<String, usize> {
 fn examples(failures: &[&Failure], timeline: &DrillTimeline) -> Vec<String> {
     let is_cached = |failure: &&Failure| {
         let read = |product| timeline.hot.contains(product);
-        matches!(&failure.request, Request::Read(product, _, Wish::Plain) if read(product))
+        matches!(&failure.request, Request::Read(product, _, ReadFreshness::Plain) if read(product))
     };
     let (cached, others): (Vec<&Failure>, Vec<&Failure>) =
         failures.iter().copied().partition(is_cached);
@@ -209,7 +209,7 @@ fn slow(outcome: &Outcome, timeline: &DrillTimeline) -> Vec<String> {
     let due = |read: &Read| read.begin - u64::from(read.late);
     let mut reads: Vec<&Read> = outcome.history.reads.iter().collect();
     reads.retain(|read| (timeline.broken..timeline.mended).contains(&due(read)));
-    reads.retain(|read| read.wish == Wish::Plain && timeline.hot.contains(&read.product));
+    reads.retain(|read| read.wish == ReadFreshness::Plain && timeline.hot.contains(&read.product));
     reads.sort_by_key(|read| Reverse(read.end - due(read)));
     let line = |read: &&Read| {
         let [after, took] =

@@ -32,7 +32,7 @@ pub mod trust;
 
 pub use fault::{Demands, Fault};
 pub use plan::Plan;
-pub use run::{Drilled, run};
+pub use run::{DrillResult, run};
 
 /// Why a drill could not be finished: one line for the operator.
 #[derive(Debug, thiserror::Error)]

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use clap::Parser;
 use drill::table::{Line, Table};
-use drill::{Drilled, Error, Fault, Plan, faults, run};
+use drill::{DrillResult, Error, Fault, Plan, faults, run};
 
 /// With `--write`, the table replaces the lines between these two.
 const BEGIN: &str = "<!-- make drill: begin -->";
@@ -123,7 +123,7 @@ fn plan(cli: &Cli) -> Result<Plan, Error> {
 }
 
 /// Prints the result as soon as the drill is over.
-fn print_result(drilled: Drilled) -> Drilled {
+fn print_result(drilled: DrillResult) -> DrillResult {
     eprintln!("{}", Line(&drilled));
     eprintln!("  proven: {}", drilled.proofs.join("; "));
     let [p50, p95, p99] = drilled.figures.refused.map(|us| us / 1_000);

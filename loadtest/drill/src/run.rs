@@ -27,7 +27,7 @@ const WARNINGS: usize = 5;
 
 /// The result of a drill.
 #[derive(Debug)]
-pub struct Drilled {
+pub struct DrillResult {
     pub fault: Fault,
     pub figures: Figures,
     /// What shows that the fault took place, one line each.
@@ -63,7 +63,7 @@ pub(crate) struct DrillTimeline {
 ///
 /// # Errors
 /// If the drill could not be run, or its fault did not take place. Broken promises are part of the result.
-pub async fn run(fault: &Fault, plan: &Plan) -> Result<Drilled, Error> {
+pub async fn run(fault: &Fault, plan: &Plan) -> Result<DrillResult, Error> {
     let servers = Servers::start(fault, plan).await?;
     let target = servers.target().await?;
     let instances = target.instances.clone();
@@ -84,7 +84,7 @@ pub async fn run(fault: &Fault, plan: &Plan) -> Result<Drilled, Error> {
     let mut breaches = judge::breaches(fault, plan, &figures, servers.budget);
     breaches.extend(timeline.breaches);
     let warnings = servers.instances.iter().flat_map(warnings).collect();
-    Ok(Drilled { fault: fault.clone(), figures, proofs: timeline.proofs, breaches, warnings })
+    Ok(DrillResult { fault: fault.clone(), figures, proofs: timeline.proofs, breaches, warnings })
 }
 
 /// Products that were changed after this moment do not count as cached: the copy from before the change is not served.

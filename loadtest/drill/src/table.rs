@@ -5,7 +5,7 @@ use std::fmt;
 use checker::history::Micros;
 
 use crate::figures::Rate;
-use crate::run::Drilled;
+use crate::run::DrillResult;
 
 const HEAD: &str = "\
 | fault | failed reads of cached products | failed reads | failed updates | p99 before | p99 during | slowest read | \
@@ -13,7 +13,7 @@ recovered after | loads in Postgres | most at once | violations |
 |---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|";
 
 #[derive(Debug)]
-pub struct Table<'a>(pub &'a [Drilled]);
+pub struct Table<'a>(pub &'a [DrillResult]);
 
 impl fmt::Display for Table<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -23,11 +23,11 @@ impl fmt::Display for Table<'_> {
 }
 
 #[derive(Debug)]
-pub struct Line<'a>(pub &'a Drilled);
+pub struct Line<'a>(pub &'a DrillResult);
 
 impl fmt::Display for Line<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Drilled { fault, figures, .. } = self.0;
+        let DrillResult { fault, figures, .. } = self.0;
         let recovered = figures.recovered.map_or("never".to_owned(), |time| Ms(time).to_string());
         write!(
             f,

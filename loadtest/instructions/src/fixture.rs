@@ -91,7 +91,7 @@ impl Fixture {
             hot: Arc::clone(&hot),
             recent,
             change_reader: postgres.change_reader(),
-            relay_vacancy: Arc::default(),
+            relay_lease_free: Arc::default(),
             hot_keys: Arc::new(HotKeys::new()),
             redis: Arc::new(redis.map_err(Error::Failed)?),
             postgres: Arc::new(postgres),

@@ -80,7 +80,7 @@ impl Demand {
     }
 
     /// Whether no waiter is left.
-    pub(crate) fn is_unwanted(&self) -> bool {
+    pub(crate) fn is_abandoned(&self) -> bool {
         self.state.lock().waiters == 0
     }
 
