@@ -3,6 +3,8 @@
 FROM rust:1.95-bookworm AS build
 WORKDIR /src
 COPY . .
+# The commit that `hotshelf --version` prints; .git is not in the build context.
+ARG HOTSHELF_COMMIT=
 # The cache mounts are not part of the layer, so the same step copies the results to /out.
 RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
     --mount=type=cache,target=/src/target,sharing=locked \

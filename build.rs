@@ -19,6 +19,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     // sqlx::migrate! embeds the files, but cargo would not rebuild when a file is added.
     println!("cargo:rerun-if-changed=migrations");
 
+    println!("cargo:rustc-env=HOTSHELF_VERSION={}", version());
+
     let mut compiler = protox::Compiler::new(["proto"])?;
     compiler.include_imports(true).include_source_info(true).open_files(PROTOS)?;
 
@@ -30,8 +32,48 @@ fn main() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
     let descriptors = compiler.open_file(DESCRIBED)?.encode_file_descriptor_set();
     std::fs::write(out.join("descriptors.bin"), descriptors)?;
+    std::fs::write(out.join("migrations.rs"), migrations()?)?;
     Builder::new().build_client(false).compile(&[product_service(), admin_service()]);
     Ok(())
+}
+
+/// The version, with the commit where it can be found: HOTSHELF_COMMIT (the image is built without .git), else Git.
+fn version() -> String {
+    println!("cargo:rerun-if-env-changed=HOTSHELF_COMMIT");
+    let version = env!("CARGO_PKG_VERSION");
+    let commit = std::env::var("HOTSHELF_COMMIT").ok().filter(|commit| !commit.is_empty());
+    let Some(commit) = commit.or_else(|| git(&["rev-parse", "--short=12", "HEAD"])) else {
+        return version.to_owned();
+    };
+    // It grows with each commit and each switch of the branch.
+    if let Some(log) = git(&["rev-parse", "--git-path", "logs/HEAD"]) {
+        println!("cargo:rerun-if-changed={log}");
+    }
+    format!("{version} ({commit})")
+}
+
+fn git(args: &[&str]) -> Option<String> {
+    let output = std::process::Command::new("git").args(args).output().ok()?;
+    let text = String::from_utf8(output.stdout).ok()?.trim().to_owned();
+    (output.status.success() && !text.is_empty()).then_some(text)
+}
+
+/// The source of `MIGRATIONS`. A file is named VERSION_NAME.sql.
+fn migrations() -> Result<String, Box<dyn Error>> {
+    let mut files: Vec<PathBuf> = std::fs::read_dir("migrations")?
+        .map(|file| Ok(file?.path()))
+        .collect::<Result<_, std::io::Error>>()?;
+    files.sort();
+    let mut source = "const MIGRATIONS: &[(i64, &str, &str)] = &[".to_owned();
+    for file in files {
+        let (stem, path) =
+            (file.file_stem().unwrap_or_default().to_string_lossy(), file.canonicalize()?);
+        let (version, name) =
+            stem.split_once('_').ok_or("migrations are named VERSION_NAME.sql")?;
+        let version: i64 = version.parse()?;
+        source += &format!("({version}, {name:?}, include_str!({path:?})),");
+    }
+    Ok(source + "];")
 }
 
 fn admin_service() -> Service {

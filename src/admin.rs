@@ -2,6 +2,7 @@
 
 mod connections;
 mod exposition;
+pub mod health;
 
 use std::convert::Infallible;
 use std::fmt;

@@ -36,8 +36,20 @@ const RETRY_PAUSE: Duration = Duration::from_millis(500);
 
 /// Why an instance could not start: one line for the operator.
 #[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct StartError(String);
+pub enum StartError {
+    /// A setting, or a file that it names, cannot be used.
+    #[error("{0}")]
+    Usage(String),
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl StartError {
+    #[must_use]
+    pub fn is_usage(&self) -> bool {
+        matches!(self, Self::Usage(_))
+    }
+}
 
 /// A running instance. The public fields are for tests that look inside.
 #[derive(Debug)]
@@ -71,8 +83,8 @@ impl App {
     /// `startup_timeout`, a schema of a newer version.
     pub async fn start(args: &ServeArgs) -> Result<Self, StartError> {
         let metrics = Metrics::new();
-        let identity = Identity::load(&args.identity().map_err(StartError)?, &metrics).await;
-        let identity = identity.map_err(StartError)?;
+        let identity = Identity::load(&args.identity().map_err(StartError::Usage)?, &metrics).await;
+        let identity = identity.map_err(StartError::Usage)?;
         let grpc = bind(args.serving.grpc_addr, "GRPC_ADDR").await?;
         let admin = bind(args.serving.admin_addr, "ADMIN_ADDR").await?;
         let (grpc_addr, admin_addr) = (address(&grpc)?, address(&admin)?);
@@ -85,14 +97,15 @@ impl App {
         let (scraped, listed) = (Arc::clone(&metrics), Arc::clone(&refusals));
         admin::serve(admin, scraped, readiness.clone(), listed, &drain);
 
-        let postgres = Postgres::new(&args.postgres(), Arc::clone(&metrics)).map_err(StartError)?;
+        let postgres = Postgres::new(&args.postgres(), Arc::clone(&metrics));
+        let postgres = postgres.map_err(StartError::Usage)?;
         let redis = Redis::connect(args.redis(), Arc::clone(&metrics), controls.clone())
-            .map_err(StartError)?;
+            .map_err(StartError::Usage)?;
         let (postgres, redis) = (Arc::new(postgres), Arc::new(redis));
         migrate(&postgres, &args.postgres, &readiness).await?;
         let mut change_reader = postgres.change_reader();
         let entered = enter_epoch(&mut change_reader, &redis, &metrics).await;
-        entered.map_err(|error| StartError(format!("DATABASE_URL: {error}")))?;
+        entered.map_err(|error| StartError::Failed(format!("DATABASE_URL: {error}")))?;
         postgres.warm(POSTGRES_TIMEOUT).await;
         let maintained = Arc::clone(&postgres);
         drain.spawn_loop(BackgroundTask::PostgresConnections, move || {
@@ -246,14 +259,14 @@ async fn bind(address: SocketAddr, name: &str) -> Result<TcpListener, StartError
             }
             _ => format!("cannot be bound ({error}); choose another with --{flag}"),
         };
-        StartError(format!("{name} {address} {cure}"))
+        StartError::Failed(format!("{name} {address} {cure}"))
     })
 }
 
 fn address(listener: &TcpListener) -> Result<SocketAddr, StartError> {
-    listener
-        .local_addr()
-        .map_err(|error| StartError(format!("the address of a port cannot be read: {error}")))
+    listener.local_addr().map_err(|error| {
+        StartError::Failed(format!("the address of a port cannot be read: {error}"))
+    })
 }
 
 /// Brings the schema up to date. While Postgres cannot be reached it retries, for at most `startup_timeout`.
@@ -271,10 +284,10 @@ async fn migrate(
         let why = match ready.await {
             Ok(()) => return Ok(()),
             Err(postgres::Error::Unavailable(why)) => why,
-            Err(error) => return Err(StartError(format!("DATABASE_URL: {error}"))),
+            Err(error) => return Err(StartError::Failed(format!("DATABASE_URL: {error}"))),
         };
         if began.elapsed() >= args.startup_timeout {
-            return Err(StartError(postgres.unreachable_message(&why)));
+            return Err(StartError::Failed(postgres.unreachable_message(&why)));
         }
         readiness.set_not_ready(&format!("waiting for PostgreSQL: {why}"));
         tracing::warn!(%why, "PostgreSQL cannot be reached; waiting for PostgreSQL");

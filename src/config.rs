@@ -2,6 +2,7 @@
 //! settings.
 
 mod edge;
+mod effective;
 mod identity;
 mod limits;
 mod options;
@@ -14,8 +15,10 @@ use std::time::Duration;
 
 use clap::builder::BoolishValueParser;
 use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
 
 pub use edge::EdgeArgs;
+pub use effective::effective;
 pub use identity::IdentityArgs;
 use limits::{DAY, HOUR, LONGEST_TTL, MILLISECOND, MINUTE, duration, namespace, number};
 
@@ -27,7 +30,7 @@ pub use switches::SwitchArgs;
 /// Every option can also be given in the environment, or in a file named .env in the working directory; flags win.
 /// Durations are written like 250ms, 5s, 1m 30s. A value that cannot work is refused with the values that work.
 #[derive(Debug, Parser)]
-#[command(name = "hotshelf", version, max_term_width = 100)]
+#[command(name = "hotshelf", version = env!("HOTSHELF_VERSION"), max_term_width = 100)]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct Cli {
     #[command(subcommand)]
@@ -49,6 +52,12 @@ pub enum Command {
     /// missing) and description. A row with the id of an existing product replaces its values; a row with the same values
     /// changes nothing.
     Import(ImportArgs),
+    /// Asks a running instance whether it is ready, and ends with 0 if it is, else with 1: for health checks of containers.
+    Health(HealthArgs),
+    /// Prints the settings in effect and where each comes from, passwords hidden, without connecting to anything.
+    Config(Box<ServeArgs>),
+    /// Prints completions for a shell: source <(hotshelf completions bash).
+    Completions { shell: Shell },
 }
 
 #[derive(Args, Clone, Debug)]
@@ -62,6 +71,19 @@ pub struct DatabaseArgs {
     /// A file that holds this URL in one line, in place of DATABASE_URL; for a mounted secret.
     #[arg(long, env, default_value = "", value_name = "FILE")]
     pub database_url_file: String,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct HealthArgs {
+    /// The admin port of the instance; the setting is the one of `serve`.
+    #[arg(long, env, default_value = "127.0.0.1:9464", value_name = "ADDRESS")]
+    pub admin_addr: SocketAddr,
+    /// Asks whether the process is alive, which it is also while it starts or drains.
+    #[arg(long)]
+    pub live: bool,
+    /// How long to wait for an answer.
+    #[arg(long, default_value = "2s", value_name = "DURATION", value_parser = duration(MILLISECOND, MINUTE))]
+    pub timeout: Duration,
 }
 
 #[derive(Args, Clone, Debug)]

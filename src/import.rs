@@ -73,6 +73,10 @@ pub async fn run(postgres: &Postgres, options: &ImportOptions) -> Result<Summary
     if let Some(duplicate) = import.duplicate_id().await? {
         return Err(refuse(duplicate.into()));
     }
+    if progress.rows() > 0 && progress.rows() == progress.rows_left_out() {
+        let all = format!("{}: all {} rows are bad", options.file.display(), progress.rows());
+        return Err(Error::File(all));
+    }
     let merged = import.finish(file.has_descriptions()).await?;
     Ok(Summary {
         rows: progress.rows(),

@@ -5,16 +5,17 @@ use std::pin::pin;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use clap::Parser;
-use hotshelf::app::App;
-use hotshelf::config::{Cli, Command, DatabaseArgs, ImportArgs, ServeArgs};
+use clap::{CommandFactory, FromArgMatches};
+use hotshelf::admin::health;
+use hotshelf::app::{App, StartError};
+use hotshelf::config::{self, Cli, Command, DatabaseArgs, ImportArgs, ServeArgs};
 use hotshelf::import;
 use hotshelf::logging::Log;
 use hotshelf::metrics::Metrics;
 use hotshelf::postgres::{self, Migrate, Postgres};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 
 /// A hot read allocates eight times, nearly always in h2 and http. mimalloc takes 5 % fewer instructions for it than glibc.
 #[global_allocator]
@@ -23,57 +24,105 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// File descriptors for everything but gRPC connections: Redis, Postgres, scrapes, and a reserve.
 const OWN_FILES: u64 = 256;
 
+/// Exit codes: the command line or a setting is wrong (EX_USAGE of sysexits.h), or anything else failed.
+const USAGE: u8 = 64;
+const FAILED: u8 = 1;
+
+/// The exit code, and one line for the operator.
+struct Failure(u8, String);
+
+impl From<StartError> for Failure {
+    fn from(error: StartError) -> Self {
+        let code = if error.is_usage() { USAGE } else { FAILED };
+        Self(code, error.to_string())
+    }
+}
+
+/// A failure that no setting causes.
+fn failed(line: impl ToString) -> Failure {
+    Failure(FAILED, line.to_string())
+}
+
+fn usage(line: String) -> Failure {
+    Failure(USAGE, line)
+}
+
 fn main() -> ExitCode {
     let (command, filter) = match arguments() {
         Ok(Some(parsed)) => parsed,
         Ok(None) => return ExitCode::SUCCESS,
-        Err(line) => {
+        Err(Failure(code, line)) => {
             // When standard error is closed, the exit code is all that is left to report.
             let _ = writeln!(std::io::stderr(), "hotshelf: {line}");
-            return ExitCode::FAILURE;
+            return ExitCode::from(code);
         }
     };
     let log = Log::start(filter, std::io::stderr().is_terminal());
     match run(command, &log) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(line) => {
+        Err(Failure(code, line)) => {
             log.write_line(&line);
-            ExitCode::FAILURE
+            ExitCode::from(code)
         }
     }
 }
 
-/// The command and the log filter. `None` when `--help` or `--version` was printed instead.
-fn arguments() -> Result<Option<(Command, EnvFilter)>, String> {
+/// The command and the log filter. `None` when everything is done: `--help` and commands that only print.
+fn arguments() -> Result<Option<(Command, Targets)>, Failure> {
     match dotenvy::dotenv() {
-        Err(dotenvy::Error::LineParse(line, _)) => return Err(malformed_setting(&line)),
-        Err(error) if !error.not_found() => return Err(format!(".env cannot be read: {error}")),
+        Err(dotenvy::Error::LineParse(line, _)) => return Err(usage(malformed_setting(&line))),
+        Err(error) if !error.not_found() => {
+            return Err(usage(format!(".env cannot be read: {error}")));
+        }
         _ => {}
     }
-    let mut cli = match Cli::try_parse() {
-        Ok(cli) => cli,
+    let parsed = Cli::command().try_get_matches().and_then(|matches| {
+        let cli = Cli::from_arg_matches(&matches)?;
+        Ok((matches, cli))
+    });
+    let (matches, mut cli) = match parsed {
+        Ok(parsed) => parsed,
         Err(help) if !help.use_stderr() => {
             // `--help` or `--version`. A closed standard output is no failure.
             let _ = help.print();
             return Ok(None);
         }
-        Err(error) => return Err(one_line(&error.to_string())),
+        Err(error) => return Err(usage(one_line(&error.to_string()))),
     };
-    cli.read_secrets()?;
-    let Cli { command, serve } = cli;
-    Ok(Some((command.unwrap_or_else(|| Command::Serve(Box::new(serve))), log_filter()?)))
+    cli.read_secrets().map_err(usage)?;
+    match cli.command.unwrap_or_else(|| Command::Serve(Box::new(cli.serve))) {
+        Command::Config(_) => print(&config::effective(&matches).map_err(usage)?),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "hotshelf", &mut script);
+            print(&String::from_utf8_lossy(&script));
+        }
+        Command::Health(args) => {
+            let path = if args.live { "/livez" } else { "/readyz" };
+            let answer = health::ask(args.admin_addr, path, args.timeout).map_err(failed)?;
+            print(&format!("{answer}\n"));
+        }
+        command => return Ok(Some((command, log_filter().map_err(usage)?))),
+    }
+    Ok(None)
 }
 
-fn run(command: Command, log: &Log) -> Result<(), String> {
+/// A closed standard output is no failure.
+fn print(text: &str) {
+    let _ = std::io::stdout().write_all(text.as_bytes());
+}
+
+fn run(command: Command, log: &Log) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
-        .map_err(|error| format!("the runtime cannot be started: {error}"))?;
+        .map_err(|error| failed(format!("the runtime cannot be started: {error}")))?;
     let work = async {
         match command {
             Command::Serve(args) => serve(&args, log).await,
             Command::Migrate(args) => migrate(&args, log).await,
             Command::Import(args) => import(&args, log).await,
+            Command::Health(_) | Command::Config(_) | Command::Completions { .. } => Ok(()),
         }
     };
     runtime.block_on(async {
@@ -86,23 +135,28 @@ fn run(command: Command, log: &Log) -> Result<(), String> {
 
 /// The log levels of libraries that RUST_LOG does not name. fred repeats for each connection what `redis` logs once; h2 and hyper
 /// warn of each invalid frame, and rustls of each failed handshake, so a client could fill the log.
-const QUIET: [(&str, &str); 4] = [
-    ("fred", "fred=off"),
-    ("h2", "h2=error"),
-    ("hyper", "hyper=error"),
-    ("rustls", "rustls=error"),
+const QUIET: [(&str, LevelFilter); 4] = [
+    ("fred", LevelFilter::OFF),
+    ("h2", LevelFilter::ERROR),
+    ("hyper", LevelFilter::ERROR),
+    ("rustls", LevelFilter::ERROR),
 ];
 
 /// RUST_LOG, or `info`, with the levels of [`QUIET`] for the libraries that it does not name.
-fn log_filter() -> Result<EnvFilter, String> {
-    let builder = EnvFilter::builder().with_default_directive(tracing::Level::INFO.into());
-    let mut filter = builder.from_env().map_err(|error| {
-        format!("RUST_LOG cannot be read: {error}; use a level such as info or hotshelf=debug")
-    })?;
-    let given = filter.to_string();
-    for (library, directive) in QUIET {
-        if !given.split(',').any(|given| given.starts_with(library)) {
-            filter = filter.add_directive(directive.parse().expect("QUIET holds valid directives"));
+fn log_filter() -> Result<Targets, String> {
+    let given = std::env::var("RUST_LOG").unwrap_or_default();
+    let mut filter = Targets::new().with_default(LevelFilter::INFO);
+    if !given.trim().is_empty() {
+        filter = given.parse().map_err(|error| {
+            format!(
+                "RUST_LOG={given} cannot be read: {error}; use a level such as info, or levels of targets such as info,hotshelf=debug"
+            )
+        })?;
+    }
+    for (library, level) in QUIET {
+        let is_named = filter.iter().any(|(target, _)| target.starts_with(library));
+        if !is_named {
+            filter = filter.with_target(library, level);
         }
     }
     Ok(filter)
@@ -142,8 +196,8 @@ fn raise_file_limit(connections: usize) {
     }
 }
 
-async fn serve(args: &ServeArgs, log: &Log) -> Result<(), String> {
-    args.check()?;
+async fn serve(args: &ServeArgs, log: &Log) -> Result<(), Failure> {
+    args.check().map_err(usage)?;
     raise_file_limit(args.serving.max_connections);
     let mut terminate = listen(SignalKind::terminate())?;
     let mut interrupt = listen(SignalKind::interrupt())?;
@@ -156,7 +210,7 @@ async fn serve(args: &ServeArgs, log: &Log) -> Result<(), String> {
     // The default action of SIGHUP would end the process.
     let mut hangup = listen(SignalKind::hangup())?;
     let app = tokio::select! {
-        app = App::start(args) => app.map_err(|error| error.to_string())?,
+        app = App::start(args) => app?,
         () = stop() => return Ok(()),
     };
     let metrics = Arc::clone(&app.metrics);
@@ -174,40 +228,41 @@ async fn serve(args: &ServeArgs, log: &Log) -> Result<(), String> {
         in_time = app.stop() => tracing::info!(in_time, "stopped"),
         () = stop() => tracing::warn!("stopped at once by a second signal"),
     }
-    failure.map_or(Ok(()), Err)
+    failure.map_or(Ok(()), |line| Err(failed(line)))
 }
 
-async fn migrate(args: &DatabaseArgs, log: &Log) -> Result<(), String> {
+async fn migrate(args: &DatabaseArgs, log: &Log) -> Result<(), Failure> {
     let postgres = connect(args).await?;
     postgres.close().await;
     log.write_line("the schema is up to date");
     Ok(())
 }
 
-async fn import(args: &ImportArgs, log: &Log) -> Result<(), String> {
+async fn import(args: &ImportArgs, log: &Log) -> Result<(), Failure> {
     let postgres = connect(&args.database).await?;
-    postgres.check_triggers().await.map_err(|error| format!("DATABASE_URL: {error}"))?;
-    if args.if_empty && postgres.has_products().await.map_err(|error| error.to_string())? {
+    let triggers = postgres.check_triggers().await;
+    triggers.map_err(|error| failed(format!("DATABASE_URL: {error}")))?;
+    if args.if_empty && postgres.has_products().await.map_err(failed)? {
         log.write_line("the table already has products; nothing was imported");
         return Ok(());
     }
     let options = import::ImportOptions { file: args.file.clone(), skip_bad: args.skip_bad };
-    let summary = import::run(&postgres, &options).await.map_err(|error| error.to_string())?;
+    let summary = import::run(&postgres, &options).await.map_err(failed)?;
     postgres.close().await;
     log.write_line(&summary.to_string());
     Ok(())
 }
 
 /// A connection for a command that is not `serve`. Brings the schema up to date first.
-async fn connect(args: &DatabaseArgs) -> Result<Postgres, String> {
-    let postgres = Postgres::new(&args.one_connection(), Metrics::new())?;
+async fn connect(args: &DatabaseArgs) -> Result<Postgres, Failure> {
+    let postgres = Postgres::new(&args.one_connection(), Metrics::new()).map_err(usage)?;
     match postgres.migrate(Migrate::Auto).await {
         Ok(()) => Ok(postgres),
-        Err(postgres::Error::Unavailable(why)) => Err(postgres.unreachable_message(&why)),
-        Err(error) => Err(format!("DATABASE_URL: {error}")),
+        Err(postgres::Error::Unavailable(why)) => Err(failed(postgres.unreachable_message(&why))),
+        Err(error) => Err(failed(format!("DATABASE_URL: {error}"))),
     }
 }
 
-fn listen(kind: SignalKind) -> Result<tokio::signal::unix::Signal, String> {
-    signal(kind).map_err(|error| format!("the signal handler cannot be installed: {error}"))
+fn listen(kind: SignalKind) -> Result<tokio::signal::unix::Signal, Failure> {
+    signal(kind).map_err(|error| failed(format!("the signal handler cannot be installed: {error}")))
 }

@@ -15,6 +15,8 @@ impl Cli {
             Some(Command::Serve(args)) => args.read_secrets(),
             Some(Command::Migrate(args)) => args.read_secrets(),
             Some(Command::Import(args)) => args.database.read_secrets(),
+            // `config` prints the name of the file.
+            Some(Command::Health(_) | Command::Config(_) | Command::Completions { .. }) => Ok(()),
         }
     }
 }

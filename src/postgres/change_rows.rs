@@ -1,6 +1,7 @@
 //! The result of a poll of the outbox.
 
-use sqlx::FromRow;
+use sqlx::postgres::PgRow;
+use sqlx::{FromRow, Row as _};
 
 use super::snapshot::Snapshot;
 use crate::moment::Moment;
@@ -10,7 +11,6 @@ use crate::recent_changes::Floors;
 /// A row of the outbox with more changes than this is part of a bulk job.
 const PACK: usize = 100;
 
-#[derive(FromRow)]
 pub(super) struct ChangeRow {
     pub(super) product_ids: Option<Vec<i64>>,
     pub(super) versions: Option<Vec<i64>>,
@@ -28,6 +28,29 @@ pub(super) struct ChangeRow {
     pub(super) mark_token: Option<String>,
     pub(super) remembered: Option<bool>,
     pub(super) relay_is_free: Option<bool>,
+}
+
+impl FromRow<'_, PgRow> for ChangeRow {
+    fn from_row(row: &PgRow) -> Result<Self, sqlx::Error> {
+        Ok(Self {
+            product_ids: row.try_get("product_ids")?,
+            versions: row.try_get("versions")?,
+            deleted: row.try_get("deleted")?,
+            xid: row.try_get("xid")?,
+            snapshot: row.try_get("snapshot")?,
+            pruned: row.try_get("pruned")?,
+            relayed: row.try_get("relayed")?,
+            catalogue: row.try_get("catalogue")?,
+            epoch: row.try_get("epoch")?,
+            scope: row.try_get("scope")?,
+            timeline: row.try_get("timeline")?,
+            ceiling: row.try_get("ceiling")?,
+            mark: row.try_get("mark")?,
+            mark_token: row.try_get("mark_token")?,
+            remembered: row.try_get("remembered")?,
+            relay_is_free: row.try_get("relay_is_free")?,
+        })
+    }
 }
 
 #[derive(Debug)]

@@ -5,11 +5,14 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use sqlx::migrate::{MigrateError, Migrator};
-use sqlx::{Connection as _, Executor, PgConnection};
+use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
+use sqlx::{Connection as _, Executor, PgConnection, SqlStr};
 
 use super::error::{message, read_error};
 use super::{Error, Postgres, within};
+
+// MIGRATIONS: version, name and statements of each file in migrations/, in their order.
+include!(concat!(env!("OUT_DIR"), "/migrations.rs"));
 
 const SCHEMA: &str = "hotshelf";
 const APPLIED: &str = "hotshelf._sqlx_migrations";
@@ -38,7 +41,10 @@ pub enum Migrate {
 type Applied = BTreeMap<i64, (Vec<u8>, bool)>;
 
 fn migrations() -> Migrator {
-    let mut migrations = sqlx::migrate!();
+    let migrations = MIGRATIONS.iter().map(|&(version, name, sql)| {
+        Migration::new(version, name.into(), MigrationType::Simple, SqlStr::from_static(sql), false)
+    });
+    let mut migrations = Migrator::with_migrations(migrations.collect());
     migrations.dangerous_set_table_name(APPLIED);
     migrations.create_schema(SCHEMA);
     migrations

@@ -171,7 +171,7 @@ impl ConnectionAuth {
         tracing::info!(
             peer = %self.peer,
             reason = refusal.name(),
-            "a call is not authenticated and is refused"
+            "a call was refused: it is not authenticated, or lacks the scope"
         );
     }
 }

@@ -118,7 +118,7 @@ async fn no_waiters(stack: Stack) {
     eventually("another waits", || async { in_flight(&node).await == 2.0 }).await;
     cancelled.abort();
     eventually("it is cancelled", || async {
-        let series = "grpc_server_handled_total{grpc_code=\"CANCELLED\",grpc_method=\"GetProduct\"\
+        let series = "grpc_server_handled_total{grpc_code=\"Canceled\",grpc_method=\"GetProduct\"\
                       ,grpc_service=\"hotshelf.v1.ProductService\",grpc_type=\"unary\"}";
         node.metric(series).await == 1.0
     })

@@ -29,6 +29,9 @@ pub fn register(suite: &mut Suite<'_>) {
     suite.single("config::settings_come_from_the_file_too", good_dotenv);
     suite.single("config::redis_out_of_reach_is_a_warning_and_reads_work", redis_down);
     suite.single("config::help_has_every_knob_with_its_variable_and_default", help);
+    suite.single("config::config_prints_every_setting_with_its_source_and_no_password", printed);
+    suite.single("config::health_ends_with_0_only_while_the_instance_is_ready", health);
+    suite.single("config::completions_and_version_are_printed", completions);
     suite.single("config::migrating_a_fresh_database_works_and_again_changes_nothing", migrate);
     suite.single("config::none_are_kept_warm_when_none_are_asked_for", none_warm);
     suite.cluster(
@@ -206,6 +209,64 @@ async fn help(_: Stack) {
         let ended = Program::run(&[subcommand, "--help"]).await;
         assert!(ended.stdout.contains("[env: DATABASE_URL]"), "{}", ended.stdout);
     }
+}
+
+async fn printed(_: Stack) {
+    let mut command =
+        Program::command(&["config", "--redis-timeout", "7ms", "--redis-url", "redis://:s3cret@h"]);
+    command.env("DATABASE_URL", "postgres://u:s3cret@h/db").env("HOT_CAPACITY", "17");
+    let ended = Program::finish(command).await;
+    assert_eq!((ended.code, &*ended.stderr), (Some(0), ""));
+    let has = |setting: &str, source: &str| {
+        let line = ended.stdout.lines().find(|line| line.starts_with(setting));
+        assert!(line.is_some_and(|line| line.ends_with(source)), "{setting}: {}", ended.stdout);
+    };
+    has("REDIS_TIMEOUT=7ms ", "# command line");
+    has("REDIS_URL=redis://:***@h ", "# command line");
+    has("DATABASE_URL=postgres://u:***@h/db ", "# environment");
+    has("HOT_CAPACITY=17 ", "# environment");
+    has("SOFT_TTL=", "# default");
+    assert!(!ended.stdout.contains("s3cret"), "{}", ended.stdout);
+    let settings = Cli::command().get_arguments().filter(|arg| arg.get_env().is_some()).count();
+    assert_eq!(ended.stdout.lines().count(), settings);
+    // What it prints is a file of settings.
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join(".env"), &ended.stdout).unwrap();
+    let mut again = Program::command(&["config"]);
+    again.current_dir(folder.path());
+    let again = Program::finish(again).await;
+    assert_eq!((again.code, &*again.stderr), (Some(0), ""));
+    assert!(again.stdout.contains("REDIS_TIMEOUT=7ms"), "{}", again.stdout);
+    let impossible = ["config", "--lease-ttl", "3s"];
+    assert_eq!(Program::run(&impossible).await.code, Some(64), "checked as serve checks it");
+}
+
+async fn health(stack: Stack) {
+    let program = Program::serve(&stack, &[]).await;
+    let address = format!("127.0.0.1:{}", program.admin_port());
+    let ask = async |more: &[&str]| {
+        Program::run(&[&["health", "--admin-addr", &address], more].concat()).await
+    };
+    let ready = ask(&[]).await;
+    assert_eq!((ready.code, &*ready.stderr), (Some(0), ""), "{ready:?}");
+    assert_eq!(ask(&["--live"]).await.code, Some(0));
+    let mut by_environment = Program::command(&["health"]);
+    by_environment.env("ADMIN_ADDR", address.replace("127.0.0.1", "0.0.0.0"));
+    assert_eq!(Program::finish(by_environment).await.code, Some(0), "the wildcard is not called");
+    program.kill().await;
+    let gone = ask(&[]).await;
+    assert_one_line("it is gone", &gone, &[&address, "does not answer"]);
+    assert_eq!(gone.code, Some(1));
+}
+
+async fn completions(_: Stack) {
+    for shell in ["bash", "zsh", "fish"] {
+        let ended = Program::run(&["completions", shell]).await;
+        assert_eq!((ended.code, &*ended.stderr), (Some(0), ""));
+        assert!(ended.stdout.contains("redis-namespace"), "{shell}");
+    }
+    let version = Program::run(&["--version"]).await.stdout;
+    assert!(version.starts_with("hotshelf 0."), "{version}");
 }
 
 async fn migrate(stack: Stack) {

@@ -82,7 +82,7 @@ async fn hang_up(stack: Stack) {
     eventually("it hangs", async || stack.waiting_statements().await.len() == 1).await;
     first.abort();
     let cancelled = concat!(
-        r#"grpc_server_handled_total{grpc_code="CANCELLED",grpc_method="GetProduct","#,
+        r#"grpc_server_handled_total{grpc_code="Canceled",grpc_method="GetProduct","#,
         r#"grpc_service="hotshelf.v1.ProductService",grpc_type="unary"}"#
     );
     eventually("it is counted", async || node.metric(cancelled).await == 1.0).await;

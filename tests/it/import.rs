@@ -242,6 +242,8 @@ async fn skip_bad(stack: Stack) {
     assert_eq!((summary.rows, summary.left_out, summary.merged.inserted), (5, 3, 2));
     let ids: Vec<i64> = products(&stack.sql).await.into_iter().map(|(id, ..)| id).collect();
     assert_eq!(ids, [1, 4]);
+    let all_bad = import(&stack, "name,price\n,1\nLamp,x\n", true).await.unwrap_err().to_string();
+    assert!(all_bad.ends_with("all 2 rows are bad; nothing was imported"), "{all_bad}");
 }
 
 async fn duplicate_id(stack: Stack) {

@@ -143,7 +143,7 @@ async fn no_waiters(stack: Stack) {
     let waits = async || other.metric(r#"hotshelf_lease_total{outcome="held"}"#).await;
     eventually("it waits", async || waits().await > 3.0).await;
     left.abort();
-    let cancelled = "grpc_server_handled_total{grpc_code=\"CANCELLED\",grpc_method=\"GetProduct\",\
+    let cancelled = "grpc_server_handled_total{grpc_code=\"Canceled\",grpc_method=\"GetProduct\",\
                     grpc_service=\"hotshelf.v1.ProductService\",grpc_type=\"unary\"}";
     eventually("one call is cancelled", async || other.metric(cancelled).await == 1.0).await;
     let asked = waits().await;

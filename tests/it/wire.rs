@@ -45,7 +45,7 @@ async fn oversized(stack: Stack) {
     assert_eq!((&*info.reason, &*info.domain), ("REQUEST_TOO_LARGE", "hotshelf"));
     assert!(details.retry_info().is_none(), "the same call always fails");
     let series = concat!(
-        r#"grpc_server_handled_total{grpc_code="RESOURCE_EXHAUSTED",grpc_method="CreateProduct","#,
+        r#"grpc_server_handled_total{grpc_code="ResourceExhausted",grpc_method="CreateProduct","#,
         r#"grpc_service="hotshelf.v1.ProductService",grpc_type="unary"}"#
     );
     eventually("it is counted", async || node.metric(series).await == 1.0).await;
@@ -70,7 +70,7 @@ async fn unknown(stack: Stack) {
         assert_eq!(raw.call(GET, &get(id)).await.code(), Code::Ok, "the next call");
     }
     let series = concat!(
-        r#"grpc_server_handled_total{grpc_code="UNIMPLEMENTED",grpc_method="unknown","#,
+        r#"grpc_server_handled_total{grpc_code="Unimplemented",grpc_method="unknown","#,
         r#"grpc_service="unknown",grpc_type="unknown"}"#
     );
     eventually("they are counted", async || node.metric(series).await == 5.0).await;
@@ -144,7 +144,7 @@ async fn other_protocols(stack: Stack) {
     }
     assert_eq!(node.product(id).await.id, id, "none of them has deleted it");
     let series = concat!(
-        r#"grpc_server_handled_total{grpc_code="UNKNOWN",grpc_method="DeleteProduct","#,
+        r#"grpc_server_handled_total{grpc_code="Unknown",grpc_method="DeleteProduct","#,
         r#"grpc_service="hotshelf.v1.ProductService",grpc_type="unary"}"#
     );
     eventually("they are counted", async || node.metric(series).await == 11.0).await;

@@ -9,7 +9,9 @@ use hotshelf::entry::Freshness;
 use hotshelf::hot_keys::HotKeys;
 use hotshelf::metrics::{Lookup, Method, Metrics, ServedBy};
 use tokio::net::TcpListener;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::counted::{client_part, counted_part};
 use crate::fixture::{Fixture, PRODUCTS, id};
@@ -112,10 +114,9 @@ impl Operation {
 
 /// Without a subscriber, `tracing` would format h2's spans for the `log` crate.
 fn log_as_the_program_does() {
-    tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::new("info"))
-        .with_writer(std::io::stderr)
-        .init();
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let filter = Targets::new().with_default(LevelFilter::INFO);
+    tracing_subscriber::registry().with(filter).with(lines).init();
 }
 
 /// With real sockets, and one thread for client and server, so that every run executes the same instructions.

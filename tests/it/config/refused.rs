@@ -155,7 +155,7 @@ async fn refusal(settings: &[(&str, &str)]) -> String {
     }
     let by_environment = Program::finish(command).await;
     for ended in [&by_arguments, &by_environment] {
-        assert_eq!((ended.code, &*ended.stdout), (Some(1), ""), "{settings:?}: {ended:?}");
+        assert_eq!((ended.code, &*ended.stdout), (Some(64), ""), "{settings:?}: {ended:?}");
         assert_eq!(ended.stderr.lines().count(), 1, "{settings:?}: {}", ended.stderr);
     }
     assert_eq!(by_arguments.stderr, by_environment.stderr);

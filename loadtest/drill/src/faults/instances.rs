@@ -184,7 +184,7 @@ async fn overload(scenario: &Scenario<'_>) -> Result<(), Error> {
     scenario.prove(format!("{refused} reads were refused"), refused > 0.0)
 }
 
-const REFUSED: &str = "grpc_server_handled_total{grpc_code=\"RESOURCE_EXHAUSTED\",\
+const REFUSED: &str = "grpc_server_handled_total{grpc_code=\"ResourceExhausted\",\
     grpc_method=\"GetProduct\",grpc_service=\"hotshelf.v1.ProductService\",grpc_type=\"unary\"}";
 
 async fn start_without_redis(scenario: &Scenario<'_>) -> Result<(), Error> {
