@@ -10,6 +10,10 @@ BUF := npx --yes @bufbuild/buf@$(BUF_VERSION)
 SAMPLE_COUNT ?= 10000
 SAMPLE_FILE ?= sample-products.csv
 
+# The build of `make run`. dev: built sooner. release: what is deployed, for load tests.
+PROFILE ?= dev
+BINARIES = target/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
+
 DURATION ?= 10m
 # For instance: --cluster
 CHECK_ARGS ?=
@@ -29,8 +33,9 @@ deps: ## Installs what is missing: PostgreSQL and Redis servers, a C compiler.
 
 .PHONY: run
 run: deps ## Starts a private Postgres and Redis, imports sample products, and serves on port 50051.
-	cargo build --locked --release -p hotshelf -p devstack
-	target/release/devstack exec --dir .devstack -- scripts/run.sh
+	@echo 'Building with the profile $(PROFILE); the first build takes minutes. PROFILE=release builds what is deployed.'
+	cargo build --locked --profile $(PROFILE) -p hotshelf -p devstack
+	BINARIES=$(BINARIES) $(BINARIES)/devstack exec --dir .devstack -- scripts/run.sh
 
 .PHONY: another
 another: ## Starts a second instance, on port 50052, on the Postgres and Redis of a running `make run`.

@@ -11,4 +11,4 @@ fi
 . .devstack/environment
 export GRPC_ADDR=${ANOTHER_GRPC_ADDR:-127.0.0.1:50052}
 export ADMIN_ADDR=${ANOTHER_ADMIN_ADDR:-127.0.0.1:9465}
-exec target/release/hotshelf serve
+exec "$BINARIES"/hotshelf serve

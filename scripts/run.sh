@@ -4,19 +4,19 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-: "${DATABASE_URL:?is set by devstack exec: use make run}" "${REDIS_URL:?is set by devstack exec: use make run}"
+: "${BINARIES:?is set by make run: the folder of the programs}" "${DATABASE_URL:?is set by devstack exec: use make run}" "${REDIS_URL:?is set by devstack exec: use make run}"
 export GRPC_ADDR=${GRPC_ADDR:-127.0.0.1:50051}
 export ADMIN_ADDR=${ADMIN_ADDR:-127.0.0.1:9464}
 
 # For `make another`: the servers have other ports at each start.
-printf 'export %s=%q\n' DATABASE_URL "$DATABASE_URL" REDIS_URL "$REDIS_URL" > .devstack/environment
+printf 'export %s=%q\n' DATABASE_URL "$DATABASE_URL" REDIS_URL "$REDIS_URL" BINARIES "$BINARIES" > .devstack/environment
 
-target/release/hotshelf migrate
+"$BINARIES"/hotshelf migrate
 products=$(mktemp "${TMPDIR:-/tmp}/hotshelf-products.XXXXXX")
 trap 'rm -f "$products"' EXIT
-target/release/devstack sample-products --count 10000 > "$products"
+"$BINARIES"/devstack sample-products --count 10000 > "$products"
 # .devstack stays after a run, so the second run finds the products of the first.
-target/release/hotshelf import --if-empty "$products"
+"$BINARIES"/hotshelf import --if-empty "$products"
 # exec, below, drops the EXIT trap.
 rm -f "$products"
 
@@ -32,4 +32,4 @@ hotshelf serves gRPC on $grpc. Ctrl-C stops it. Try in another terminal:
   curl -s http://$admin/metrics
 
 HELP
-exec target/release/hotshelf serve
+exec "$BINARIES"/hotshelf serve

@@ -39,8 +39,8 @@ impl From<StartError> for Failure {
 }
 
 /// A failure that no setting causes.
-fn failed(line: impl ToString) -> Failure {
-    Failure(FAILED, line.to_string())
+fn failed(line: String) -> Failure {
+    Failure(FAILED, line)
 }
 
 fn usage(line: String) -> Failure {
@@ -143,6 +143,7 @@ const QUIET: [(&str, LevelFilter); 4] = [
 ];
 
 /// RUST_LOG, or `info`, with the levels of [`QUIET`] for the libraries that it does not name.
+#[expect(clippy::disallowed_methods, reason = "RUST_LOG is read by all commands, before clap")]
 fn log_filter() -> Result<Targets, String> {
     let given = std::env::var("RUST_LOG").unwrap_or_default();
     let mut filter = Targets::new().with_default(LevelFilter::INFO);
@@ -242,12 +243,13 @@ async fn import(args: &ImportArgs, log: &Log) -> Result<(), Failure> {
     let postgres = connect(&args.database).await?;
     let triggers = postgres.check_triggers().await;
     triggers.map_err(|error| failed(format!("DATABASE_URL: {error}")))?;
-    if args.if_empty && postgres.has_products().await.map_err(failed)? {
+    if args.if_empty && postgres.has_products().await.map_err(|error| failed(error.to_string()))? {
         log.write_line("the table already has products; nothing was imported");
         return Ok(());
     }
     let options = import::ImportOptions { file: args.file.clone(), skip_bad: args.skip_bad };
-    let summary = import::run(&postgres, &options).await.map_err(failed)?;
+    let summary = import::run(&postgres, &options).await;
+    let summary = summary.map_err(|error| failed(error.to_string()))?;
     postgres.close().await;
     log.write_line(&summary.to_string());
     Ok(())

@@ -78,9 +78,13 @@ pub(crate) async fn read(
     due: Instant,
 ) {
     let request = GetProductRequest { id: product, freshness: freshness(wish) };
-    let mut client = run.clients[instance].clone();
     let pending = PendingRead::new(run, instance, wish, due);
-    match client.get_product(request).await {
+    let mut client = run.clients[instance].clone();
+    let mut answer = client.get_product(request).await;
+    if was_not_sent(&answer) {
+        answer = client.get_product(request).await;
+    }
+    match answer {
         Ok(response) => {
             let origin = origin(response.metadata());
             run.record_reads([pending.done(run, product, origin, seen(response.get_ref()))]);
@@ -103,16 +107,13 @@ async fn read_batch(run: &Run, instance: usize, ids: Vec<i64>, wish: ReadFreshne
         Some(Freshness::Latest(latest)) => (None, latest),
         _ => (None, false),
     };
-    let mut client = run.clients[instance].clone();
     let pending = PendingRead::new(run, instance, wish, due);
-    let answer = client
-        .batch_get_products(BatchGetProductsRequest {
-            ids,
-            max_staleness,
-            latest,
-            ..Default::default()
-        })
-        .await;
+    let request = BatchGetProductsRequest { ids, max_staleness, latest, ..Default::default() };
+    let mut client = run.clients[instance].clone();
+    let mut answer = client.batch_get_products(request.clone()).await;
+    if was_not_sent(&answer) {
+        answer = client.batch_get_products(request).await;
+    }
     let answer = answer.map(|response| (origin(response.metadata()).1, response.into_inner()));
     let (stale, batch) = match answer {
         Ok(answer) => answer,
@@ -126,6 +127,15 @@ async fn read_batch(run: &Run, instance: usize, ids: Vec<i64>, wish: ReadFreshne
     run.record_reads(
         found.chain(absent).map(|(id, seen)| pending.done(run, id, (Tier::Unknown, stale), seen)),
     );
+}
+
+/// Whether the client failed a call without sending it. At its maximum age a connection is closed with GOAWAY; calls that
+/// hyper has not written by then fail with this status. gRPC's own libraries repeat them (transparent retry), tonic does not.
+fn was_not_sent<T>(answer: &Result<T, Status>) -> bool {
+    let not_sent = |status: &Status| {
+        status.code() == Code::Cancelled && status.message() == "operation was canceled"
+    };
+    answer.as_ref().is_err_and(not_sent)
 }
 
 /// A read that was sent and not answered yet.

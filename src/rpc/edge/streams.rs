@@ -54,19 +54,19 @@ impl<S> CallHandler for S where
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Placement {
     /// In the task of its connection: when it is woken it has next to nothing left to do.
-    ConnectionTask,
+    Connection,
     /// In a task of its own, so that it does not delay the other calls of its connection.
-    OwnTask,
+    Own,
     /// In a task of its own, without a limit of time.
-    OwnLastingTask,
+    OwnLasting,
 }
 
 impl Placement {
     fn of(method: Method) -> Self {
         match method {
-            Method::GetProduct => Self::ConnectionTask,
-            method if method.is_lasting() => Self::OwnLastingTask,
-            _ => Self::OwnTask,
+            Method::GetProduct => Self::Connection,
+            method if method.is_lasting() => Self::OwnLasting,
+            _ => Self::Own,
         }
     }
 }
@@ -81,11 +81,8 @@ pub(super) fn driven<S>(
     drain: Drain,
     clock: TurnClock,
 ) -> (ConnectionService<S>, InlineExecutor, Driver) {
-    let accepting = Arc::new(Mutex::new(Accepting {
-        next: Placement::OwnTask,
-        calls: Vec::new(),
-        accepted: 0,
-    }));
+    let accepting =
+        Arc::new(Mutex::new(Accepting { next: Placement::Own, calls: Vec::new(), accepted: 0 }));
     let service = RefCell::new(service);
     let service = ConnectionService { service, accepting: Arc::clone(&accepting) };
     let executor = InlineExecutor(Arc::clone(&accepting));
@@ -272,11 +269,11 @@ impl Driver {
         // keep it in memory: only dropping this future frees it.
         let limited = |call| tokio::time::timeout(self.max_call_time * 2, call);
         match placement {
-            Placement::ConnectionTask => {
+            Placement::Connection => {
                 self.waiting.push(AssertUnwindSafe(limited(call)).catch_unwind());
             }
-            Placement::OwnTask => drop(self.drain.spawn(limited(call))),
-            Placement::OwnLastingTask => drop(self.drain.spawn(call)),
+            Placement::Own => drop(self.drain.spawn(limited(call))),
+            Placement::OwnLasting => drop(self.drain.spawn(call)),
         }
     }
 
