@@ -88,6 +88,10 @@ drill: deps ## Injects one fault after the other under load, checks the promises
 	cargo build --locked --release -p hotshelf -p drill
 	target/release/drill $(DRILL_ARGS)
 
+.PHONY: hit-ratio
+hit-ratio: ## Prints the hit ratio of the hot cache on generated traces, against LRU and the optimum.
+	cargo run --locked --release -q -p inside -- hit-ratio
+
 .PHONY: bench-deps
 bench-deps: ## Installs h2load for `make bench`.
 	@scripts/install-deps.sh bench

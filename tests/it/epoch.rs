@@ -6,8 +6,10 @@ use std::time::Duration;
 
 use hotshelf::config::ServeArgs;
 use hotshelf::controls::Protection;
+use hotshelf::moment::Moment;
 use hotshelf::proto::{BatchGetProductsRequest, ProductServiceClient};
 use sqlx::{AssertSqlSafe, Connection};
+use tonic::Code;
 use tonic::transport::Channel;
 
 use crate::harness::{HANG, Node, Private, Program, Suite, cache_status, connect, eventually, get};
@@ -19,6 +21,7 @@ pub fn register(suite: &mut Suite<'_>) {
     suite.private("epoch::a_clean_restart_of_postgres_keeps_the_epoch_and_redis", clean_restart);
     suite.private("epoch::a_crash_of_postgres_that_lost_nothing_keeps_the_epoch_and_redis", crash);
     suite.private("epoch::a_promoted_replica_raises_the_epoch_once", promoted);
+    suite.private("epoch::a_copy_of_a_lost_epoch_is_not_served_when_its_load_fails", lost_copy);
     suite.private("epoch::a_replica_is_refused_at_start_in_one_line", replica_refused);
 }
 
@@ -320,4 +323,16 @@ async fn replica_refused(world: Private) {
     assert_eq!(said.len(), 1, "{}", ended.stderr);
     assert!(said[0].contains(words), "{}", said[0]);
     assert_eq!(ended.stderr.lines().last(), Some(said[0]), "the last word");
+}
+
+async fn lost_copy(world: Private) {
+    let id = world.insert("walnut desk lamp").await;
+    let node = world.node_with(long_staleness).await;
+    assert_eq!(node.product(id).await.name, "walnut desk lamp");
+    world.postgres.kill();
+    world.redis.kill();
+    assert_eq!(node.product(id).await.name, "walnut desk lamp", "memory serves it");
+    node.hot.begin_epoch(Moment::now());
+    let refused = node.client.clone().get_product(get(id)).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
 }

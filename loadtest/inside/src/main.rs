@@ -3,6 +3,8 @@
 //! It answers each line of standard input on standard output. An empty line: the number of allocations so far. A number of
 //! threads: the nanoseconds that a lookup in hotshelf's hot tier takes on so many threads at once.
 
+mod hit_ratio;
+
 use std::alloc::System;
 use std::hint::black_box;
 use std::io::{self, BufRead, Write};
@@ -37,6 +39,8 @@ struct Cli {
 enum Server {
     #[command(flatten)]
     Baseline(Baseline),
+    /// No server: prints the hit ratio of the hot cache on generated traces, against LRU and the optimum.
+    HitRatio,
     /// hotshelf, with the options of `hotshelf serve`.
     Serve(Box<ServeArgs>),
 }
@@ -48,6 +52,7 @@ async fn main() -> Result<(), Failure> {
             std::thread::spawn(|| answer(None));
             baseline.serve().await
         }
+        Server::HitRatio => Ok(hit_ratio::print()?),
         Server::Serve(args) => {
             let app = App::start(&args).await?;
             let hot = Arc::clone(&app.hot);
