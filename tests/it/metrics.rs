@@ -195,7 +195,7 @@ async fn failures_and_writes(node: &Node, id: i64) {
     assert_eq!(node.get(id + 1_000).await.unwrap_err().code(), Code::NotFound);
     let absent = [
         STARTED,
-        ("handled NOT_FOUND GetProduct", 1.0),
+        ("handled NotFound GetProduct", 1.0),
         ENDED,
         ("cache_lookups miss hot", 1.0),
         ("cache_lookups miss redis", 1.0),
@@ -207,7 +207,7 @@ async fn failures_and_writes(node: &Node, id: i64) {
 
     let before = counters(node).await;
     node.get(0).await.unwrap_err();
-    let invalid = [STARTED, ("handled INVALID_ARGUMENT GetProduct", 1.0), ENDED];
+    let invalid = [STARTED, ("handled InvalidArgument GetProduct", 1.0), ENDED];
     assert_moved("a bad id", node, &before, &invalid).await;
 
     let before = counters(node).await;
@@ -224,7 +224,7 @@ async fn failures_and_writes(node: &Node, id: i64) {
     raw.call("/hotshelf.v1.ProductService/Nonsense", &get(id)).await;
     let unknown = [
         ("started unknown unknown unknown", 1.0),
-        ("handled UNIMPLEMENTED unknown unknown unknown", 1.0),
+        ("handled Unimplemented unknown unknown unknown", 1.0),
         ("handling_seconds_count unknown unknown unknown", 1.0),
     ];
     assert_moved("an unknown method", node, &before, &unknown).await;
@@ -251,7 +251,7 @@ async fn cancelled(stack: Stack) {
     call.abort();
     let given_up = [
         STARTED,
-        ("handled CANCELLED GetProduct", 1.0),
+        ("handled Canceled GetProduct", 1.0),
         ENDED,
         ("cache_lookups miss hot", 1.0),
         ("cache_lookups miss redis", 1.0),
