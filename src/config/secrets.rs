@@ -15,8 +15,9 @@ impl Cli {
             Some(Command::Serve(args)) => args.read_secrets(),
             Some(Command::Migrate(args)) => args.read_secrets(),
             Some(Command::Import(args)) => args.database.read_secrets(),
-            // `config` prints the name of the file.
-            Some(Command::Health(_) | Command::Config(_) | Command::Completions { .. }) => Ok(()),
+            // It prints the name of the file, and refuses what `serve` would refuse.
+            Some(Command::Config(args)) => args.read_secrets(),
+            Some(Command::Health(_) | Command::Completions { .. }) => Ok(()),
         }
     }
 }

@@ -237,8 +237,10 @@ async fn printed(_: Stack) {
     let again = Program::finish(again).await;
     assert_eq!((again.code, &*again.stderr), (Some(0), ""));
     assert!(again.stdout.contains("REDIS_TIMEOUT=7ms"), "{}", again.stdout);
-    let impossible = ["config", "--lease-ttl", "3s"];
-    assert_eq!(Program::run(&impossible).await.code, Some(64), "checked as serve checks it");
+    for refused in [["--lease-ttl", "3s"], ["--database-url-file", "/nonexistent"]] {
+        let ended = Program::run(&[&["config"], &refused[..]].concat()).await;
+        assert_eq!((ended.code, &*ended.stdout), (Some(64), ""), "checked as serve checks it");
+    }
 }
 
 async fn health(stack: Stack) {
