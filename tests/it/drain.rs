@@ -79,11 +79,15 @@ fn caller(
     })
 }
 
+/// No held call ends by a time limit, however slow the machine is.
+const UNLIMITED: [&str; 6] =
+    ["--database-statement-timeout", "1h", "--max-call-time", "1h", "--drain-grace", "1h"];
+
 async fn under_load(stack: Stack, signal: Signal) {
     const HELD: usize = 6;
     const CALLERS: usize = 20;
     let quick = stack.insert("walnut desk lamp").await;
-    let program = Program::serve(&stack, &[]).await;
+    let program = Program::serve(&stack, &UNLIMITED).await;
     program.client().await.get_product(get(quick)).await.unwrap();
     let mut ids = Vec::new();
     for n in 0..HELD {

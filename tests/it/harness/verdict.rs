@@ -9,6 +9,11 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use libtest_mimic::{Completion, Failed};
 
+use super::stall::StallMeter;
+
+/// After a pause of the machine of this length the program's own time limits, of seconds, have passed unused: a
+/// failure says nothing about the code.
+const STANDSTILL: Duration = Duration::from_secs(1);
 /// Timeout of a test, which only a hang reaches.
 pub const LIMIT: Duration = Duration::from_secs(600);
 
@@ -65,7 +70,9 @@ enum Failure {
 
 fn attempt(name: &Name, test: impl Fn() -> Completion) -> Result<Completion, Failure> {
     TEST.set(Some(Arc::clone(name)));
+    let stalls = StallMeter::start();
     let outcome = catch_unwind(AssertUnwindSafe(test));
+    let stall = stalls.longest();
     TEST.set(None);
     let mut messages = Vec::new();
     PANICS.lock().unwrap_or_else(PoisonError::into_inner).retain(|(of, what)| {
@@ -76,6 +83,9 @@ fn attempt(name: &Name, test: impl Fn() -> Completion) -> Result<Completion, Fai
     });
     outcome.map_err(|payload| match payload.downcast::<Busy>() {
         Ok(busy) => Failure::Busy(busy.0),
+        Err(_) if stall > STANDSTILL => {
+            Failure::Busy(format!("the machine stood still for {stall:?}: {}", messages.join("\n")))
+        }
         Err(_) => Failure::Broken(messages.join("\n")),
     })
 }
