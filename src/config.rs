@@ -238,7 +238,7 @@ pub struct CachingArgs {
     /// How long memory is trusted after a read of the outbox; at most max-staleness. 0s: not at all.
     ///
     /// Too high: changes are observed later while the outbox cannot be read. Too low: a pause of PostgreSQL sends reads to Redis.
-    #[arg(long, env, default_value = "2s", value_name = "DURATION", value_parser = duration(Duration::ZERO, DAY))]
+    #[arg(long, env, default_value = "3s", value_name = "DURATION", value_parser = duration(Duration::ZERO, DAY))]
     pub hot_lease: Duration,
     /// The age past which a cached product is refreshed in the background, and served meanwhile.
     ///
@@ -270,7 +270,7 @@ pub struct CachingArgs {
     /// Too high: memory in every instance. Too low: an instance that pauses for longer loads everything in its memory again.
     #[arg(long, env, default_value = "1m", value_name = "DURATION", value_parser = duration(100 * MILLISECOND, DAY))]
     pub change_retention: Duration,
-    /// Recent changes that an instance keeps in memory, about 40 bytes each: those that are still in the outbox.
+    /// Recent changes that an instance keeps in memory, 24 to 40 bytes each: those that are still in the outbox.
     ///
     /// When there are more, everything that is cached is loaded again. Too high: memory. Too low: a large bulk job causes that.
     #[arg(long, env, default_value_t = 2_000_000, value_name = "N", value_parser = number::<usize>(1, 1_000_000_000))]

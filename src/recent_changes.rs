@@ -4,13 +4,17 @@
 //! when Redis reflects them. So an older copy in Redis is detected however far the relay is behind, and so is a load that was in
 //! flight when the change was committed.
 
+mod floors;
+
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use ahash::RandomState;
 use parking_lot::RwLock;
 
 use crate::product::{ProductId, Revision, Version};
+pub use floors::Floors;
 
 /// Generations in the map. A lookup goes through all of them; when there are more, the oldest two are merged.
 const GENERATIONS: usize = 64;
@@ -19,9 +23,6 @@ const PUBLISHED: usize = 65_536;
 
 /// The same bound for writes of this instance, which reach it only when the outbox is unreachable for minutes.
 const WRITTEN: usize = 262_144;
-
-/// The newest revision of each product, about 40 bytes per product.
-pub type Floors = HashMap<ProductId, Revision, RandomState>;
 
 #[derive(Debug)]
 pub struct RecentChanges {
@@ -47,7 +48,8 @@ struct State {
 #[derive(Debug)]
 struct Generation {
     poll: u64,
-    floors: Floors,
+    /// Shared with the follower of the change feed while it applies them to memory.
+    floors: Arc<Floors>,
     truncated_below: Version,
 }
 
@@ -157,7 +159,7 @@ impl RecentChanges {
     pub fn apply(
         &self,
         poll: PollNumber,
-        floors: Floors,
+        floors: &Arc<Floors>,
         truncated_below: Option<Version>,
     ) -> bool {
         let mut state = self.state.write();
@@ -167,6 +169,7 @@ impl RecentChanges {
         if !floors.is_empty() || truncated_below.is_some() {
             state.size += floors.len();
             let truncated_below = truncated_below.unwrap_or_default();
+            let floors = Arc::clone(floors);
             state.generations.push_back(Generation { poll: poll.0, floors, truncated_below });
             state.merge_oldest();
         }
@@ -224,25 +227,18 @@ impl State {
             return;
         };
         let apart = oldest.floors.len() + next.floors.len();
-        let (mut larger, smaller) = match oldest.floors.len() > next.floors.len() {
-            true => (oldest.floors, next.floors),
-            false => (next.floors, oldest.floors),
-        };
-        for (id, revision) in smaller {
-            let floor = larger.entry(id).or_insert(revision);
-            *floor = revision.max(*floor);
-        }
-        self.size -= apart - larger.len();
+        let mut merged = Arc::unwrap_or_clone(oldest.floors);
+        merged.merge(Arc::unwrap_or_clone(next.floors));
+        self.size -= apart - merged.len();
         let truncated_below = oldest.truncated_below.max(next.truncated_below);
-        let merged = Generation { poll: next.poll, floors: larger, truncated_below };
-        self.generations.push_front(merged);
+        let floors = Arc::new(merged);
+        self.generations.push_front(Generation { poll: next.poll, floors, truncated_below });
     }
 }
 
 impl Generation {
     fn floor(&self, id: ProductId) -> Revision {
-        let changed = self.floors.get(&id).copied().unwrap_or(Revision::NONE);
-        changed.max(Revision::live(self.truncated_below))
+        self.floors.get(id).max(Revision::live(self.truncated_below))
     }
 }
 

@@ -19,7 +19,7 @@ use crate::metrics::BackgroundTask;
 use crate::moment::{AtomicMoment, Moment};
 use crate::pause::Point;
 use crate::postgres::{self, ChangeReader, Changes, Snapshot};
-use crate::product::{Change, ProductId, Revision, Version};
+use crate::product::{Change, ProductId, Version};
 use crate::recent_changes::{Floors, PollNumber};
 use crate::redis::Hint;
 
@@ -323,11 +323,9 @@ impl Follower {
             return catalog.hot.prove(changes.asked);
         }
         let is_new = changes.len() > 0 || changes.truncated_below.is_some();
-        let floors = floors(changes).await;
-        let ids: Vec<(ProductId, Revision)> =
-            floors.iter().map(|(id, revision)| (*id, *revision)).collect();
+        let floors = Arc::new(floors(changes).await);
         let kept =
-            !changes.overflow && catalog.recent.apply(number, floors, changes.truncated_below);
+            !changes.overflow && catalog.recent.apply(number, &floors, changes.truncated_below);
         if !kept {
             self.overflow(number, changes);
         } else if is_new {
@@ -337,11 +335,11 @@ impl Follower {
         if changes.truncated_below.is_some() {
             catalog.hot.distrust_before(Moment::now());
         }
-        for turn in ids.chunks(TURN) {
-            for (id, revision) in turn {
-                catalog.invalidate(Change { id: *id, revision: *revision });
+        for (count, (id, revision)) in floors.iter().enumerate() {
+            if count % TURN == TURN - 1 {
+                tokio::task::yield_now().await;
             }
-            tokio::task::yield_now().await;
+            catalog.invalidate(Change { id, revision });
         }
         catalog.hot.prove(changes.asked);
         self.drop_pruned(number, changes);
@@ -383,15 +381,13 @@ impl Follower {
     }
 }
 
-/// The newest revision of each changed product.
+/// The newest revision of each changed product. Those of a bulk job are sorted where they do not keep a worker from its calls.
 async fn floors(changes: &mut Changes) -> Floors {
-    let mut floors = std::mem::take(&mut changes.single);
-    for pack in std::mem::take(&mut changes.packs) {
-        for (id, revision) in pack {
-            let floor = floors.entry(id).or_insert(revision);
-            *floor = revision.max(*floor);
-        }
-        tokio::task::yield_now().await;
+    let single = std::mem::take(&mut changes.single);
+    let packs = std::mem::take(&mut changes.packs);
+    if packs.is_empty() {
+        return Floors::new(single, &[]);
     }
-    floors
+    let sorted = tokio::task::spawn_blocking(move || Floors::new(single, &packs));
+    sorted.await.unwrap_or_else(|failed| std::panic::resume_unwind(failed.into_panic()))
 }

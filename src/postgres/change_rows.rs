@@ -1,12 +1,14 @@
 //! The result of a poll of the outbox.
 
+use std::collections::HashMap;
+
+use ahash::RandomState;
 use sqlx::postgres::PgRow;
 use sqlx::{FromRow, Row as _};
 
 use super::snapshot::Snapshot;
 use crate::moment::Moment;
 use crate::product::{ProductId, Revision, Version};
-use crate::recent_changes::Floors;
 
 /// A row of the outbox with more changes than this is part of a bulk job.
 const PACK: usize = 100;
@@ -72,7 +74,7 @@ pub(crate) struct Changes {
     /// The newest version that Postgres has assigned.
     pub(crate) ceiling: Version,
     /// Changes from rows with few products.
-    pub(crate) single: Floors,
+    pub(crate) single: HashMap<ProductId, Revision, RandomState>,
     /// Changes from rows of bulk jobs, one pack per row.
     pub(crate) packs: Vec<Vec<(ProductId, Revision)>>,
     /// A TRUNCATE deleted every product below this version.
@@ -98,7 +100,7 @@ impl Changes {
             epoch: String::new(),
             scope: String::new(),
             ceiling: Version(0),
-            single: Floors::default(),
+            single: HashMap::default(),
             packs: Vec::new(),
             truncated_below: None,
             went_back: None,

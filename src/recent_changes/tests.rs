@@ -94,13 +94,16 @@ fn play(seed: u64, generations_merge: bool) {
                 let poll = recent.poll_is_sent();
                 let truncates = random.random_bool(if generations_merge { 0.005 } else { 0.05 });
                 let count = random.random_range(0..3).min(usize::from(!truncates) * 3);
-                let mut floors = Floors::default();
-                floors
-                    .extend((0..count).map(|_| (id(random.random_range(1..=products)), revision)));
+                let changes: Vec<(ProductId, Revision)> =
+                    (0..count).map(|_| (id(random.random_range(1..=products)), revision)).collect();
+                let floors = match random.random_bool(0.5) {
+                    true => Floors::new(changes.iter().copied().collect(), &[]),
+                    false => Floors::new(HashMap::default(), &[changes.clone()]),
+                };
                 let below = truncates.then_some(revision.version);
                 let new: Vec<Option<ProductId>> =
-                    floors.keys().map(|id| Some(*id)).chain(below.map(|_| None)).collect();
-                assert!(recent.apply(poll, floors, below));
+                    floors.iter().map(|(id, _)| Some(id)).chain(below.map(|_| None)).collect();
+                assert!(recent.apply(poll, &Arc::new(floors), below));
                 let floor = if truncates { Revision::live(revision.version) } else { revision };
                 model.applied.extend(new.into_iter().map(|id| Applied {
                     poll: poll.0,
@@ -140,7 +143,7 @@ fn play(seed: u64, generations_merge: bool) {
         check(&recent, &model, &loads, products);
     }
     let all = recent.poll_is_sent();
-    assert!(recent.apply(all, Floors::default(), None));
+    assert!(recent.apply(all, &Arc::default(), None));
     recent.drop_through(all);
     assert!(recent.is_empty(), "{} changes are left", recent.len());
     assert!(ids(products).all(|id| recent.floor(id) == Revision::NONE));
@@ -159,20 +162,22 @@ fn merged_generations_have_the_same_floors() {
 #[test]
 fn changes_that_do_not_fit_are_not_added_and_an_overflow_rejects_earlier_loads() {
     let recent = RecentChanges::new(1);
-    let change =
-        |number, version| Floors::from_iter([(id(number), Revision::live(Version(version)))]);
+    let change = |number, version| {
+        let single = HashMap::from_iter([(id(number), Revision::live(Version(version)))]);
+        Arc::new(Floors::new(single, &[]))
+    };
     let first = recent.poll_is_sent();
-    assert!(recent.apply(first, change(1, 1), None));
+    assert!(recent.apply(first, &change(1, 1), None));
     let began = recent.begin(id(1));
     let second = recent.poll_is_sent();
-    assert!(!recent.apply(second, change(2, 2), None));
+    assert!(!recent.apply(second, &change(2, 2), None));
     assert!(recent.covers(began) && recent.len() == 1);
     recent.overflow(second);
     assert!(!recent.covers(began) && recent.is_empty());
     assert!(recent.covers(recent.begin(id(1))));
     let during = recent.begin(id(1));
     let third = recent.poll_is_sent();
-    assert!(recent.apply(third, Floors::default(), None));
+    assert!(recent.apply(third, &Arc::default(), None));
     recent.overflow_ends(third);
     assert!(!recent.covers(during), "it may have read an old entry from Redis");
 }
@@ -187,6 +192,6 @@ fn after_a_reset_loads_are_rejected_until_a_poll_is_applied() {
     assert_eq!(recent.floor(id(1)), Revision::NONE);
     assert!(!recent.covers(before) && !recent.covers(recent.begin(id(1))));
     let poll = recent.poll_is_sent();
-    assert!(poll.0 > sent.0 && recent.apply(poll, Floors::default(), None));
+    assert!(poll.0 > sent.0 && recent.apply(poll, &Arc::default(), None));
     assert!(!recent.covers(before) && recent.covers(recent.begin(id(1))));
 }
