@@ -15,6 +15,7 @@ use tokio::sync::broadcast::{Receiver, error::RecvError};
 
 use super::node::NodeCommand;
 use super::nodes::{Nodes, no_server};
+use super::probe::name_connection;
 use super::{Redis, Scope, Unavailable};
 use crate::metrics::RedisOperation;
 use crate::product::{Change, ProductId, Revision, Version};
@@ -104,6 +105,7 @@ impl Hints {
         drop(client.connect());
         let connected = tokio::time::timeout(CONNECT, client.wait_for_connect());
         connected.await.unwrap_or_else(|_| Err(no_server()))?;
+        let _ = tokio::time::timeout(CONNECT, name_connection(client.clone())).await;
         let subscribed = tokio::time::timeout(
             CONNECT,
             client.subscribe(String::from_utf8_lossy(&channel).into_owned()),

@@ -52,7 +52,7 @@ pub(super) struct Node {
     replication: Mutex<Replication>,
     /// The number of a hash tag whose slot this node serves; see [`hash_tag`](super::nodes::hash_tag).
     tag: AtomicU32,
-    pool: Pool,
+    pub(super) pool: Pool,
     command: Options,
     /// A reply that takes longer counts as late: see [`Outcome::Late`].
     late: Duration,

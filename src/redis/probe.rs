@@ -4,10 +4,11 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use fred::clients::Client;
 use fred::error::Error;
-use fred::interfaces::EventInterface;
-use fred::types::Value;
+use fred::interfaces::{ClientLike, EventInterface};
 use fred::types::config::Server;
+use fred::types::{ClusterHash, CustomCommand, Value};
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::TryRecvError;
 
@@ -21,6 +22,9 @@ use crate::metrics::RedisRefusal;
 const INFO_INTERVAL: Duration = Duration::from_secs(10);
 /// The interval between reconnections to a replica: the name in the URL may lead to the master after a failover.
 const RECONNECT_INTERVAL: Duration = Duration::from_secs(5);
+
+/// As `application_name` in PostgreSQL.
+const NAME: &str = "hotshelf";
 
 /// Commands without side effects, and their arguments after the key. A probe repeats those that are refused.
 const WITHOUT_SIDE_EFFECTS: [(&str, &[&str]); 3] =
@@ -89,6 +93,12 @@ fn drain<T: Clone>(receiver: &mut Receiver<T>) -> Vec<T> {
     }
 }
 
+/// Names the connection in CLIENT LIST. Where Redis denies the command, or a proxy lacks it, the connection has no name.
+pub(super) async fn name_connection(client: Client) {
+    let command = CustomCommand::new_static("CLIENT", ClusterHash::FirstKey, false);
+    let _ = client.custom::<Value, _>(command, vec!["SETNAME", NAME]).await;
+}
+
 impl Node {
     /// Records connection errors. Returns whether every connection was reestablished since this last returned true.
     pub(super) fn take_events(&self) -> bool {
@@ -97,8 +107,12 @@ impl Node {
             self.refusals.failed(&error, None);
         }
         let Events { connects, was_reconnected, .. } = &mut *events;
-        for (connects, was_reconnected) in connects.iter_mut().zip(was_reconnected.iter_mut()) {
-            *was_reconnected |= !drain(connects).is_empty();
+        let connections = self.pool.clients().iter().zip(connects);
+        for ((client, connects), was_reconnected) in connections.zip(was_reconnected.iter_mut()) {
+            if !drain(connects).is_empty() {
+                tokio::spawn(name_connection(client.clone()));
+                *was_reconnected = true;
+            }
         }
         let all = was_reconnected.iter().all(|was_reconnected| *was_reconnected);
         if all {

@@ -27,6 +27,7 @@ pub fn register(suite: &mut Suite<'_>) {
     suite.private("redis_access::without_scripts_what_redis_holds_is_served", no_scripts);
     suite.private("redis_access::without_mget_batches_are_served", no_mget);
     suite.private("redis_access::the_commands_that_the_documentation_lists_are_enough", listed);
+    suite.private("redis_access::its_connections_have_a_name", named);
     suite.private("redis_access::a_database_that_does_not_exist_is_reported_once", bad_database);
     suite.private("redis_access::a_server_that_is_no_cluster_is_reported_once", not_a_cluster);
     suite.private("redis_access::a_replica_is_reported_once_and_used_when_promoted", replica);
@@ -301,6 +302,21 @@ async fn listed(world: Private) {
     for log in [one.program.log(), other.program.log(), warm.log()] {
         assert!(!log.contains("no_permission") && !log.contains("replication id"), "{log}");
     }
+}
+
+async fn named(world: Private) {
+    let one = Served::by(&world, &world.redis.url(), &[]).await;
+    for _ in 0..2 {
+        eventually("every connection but that of this test is called hotshelf", || async {
+            let list = world.redis.command(&["CLIENT", "LIST"]).unwrap();
+            let others: Vec<&str> =
+                list.lines().filter(|line| !line.contains("cmd=client")).collect();
+            others.len() > 1 && others.iter().all(|line| line.contains(" name=hotshelf "))
+        })
+        .await;
+        world.redis.command(&["CLIENT", "KILL", "TYPE", "normal"]).unwrap();
+    }
+    drop(one);
 }
 
 async fn bad_database(world: Private) {
