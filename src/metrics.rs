@@ -6,6 +6,7 @@
 mod counters;
 mod histogram;
 mod labels;
+mod resource;
 mod sharded;
 
 use std::fmt;
@@ -27,6 +28,7 @@ pub use labels::{
     RedisRefusal, RefreshRequest, ServedBy, Shed,
 };
 use labels::{CODES, LabelSet, UNKNOWN_CODE};
+use resource::readable;
 use sharded::Cells;
 pub(crate) use sharded::thread_number;
 
@@ -80,7 +82,7 @@ impl Metrics {
             .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")));
         let provider = SdkMeterProvider::builder()
             .with_reader(exporter)
-            .with_resource(resource.build())
+            .with_resource(readable(&resource.build()))
             .build();
         let meter = provider.meter("hotshelf");
         let durations = CallDurations::new();
