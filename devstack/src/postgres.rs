@@ -206,13 +206,14 @@ impl Postgres {
         if self.options.logical {
             settings.push("wal_level=logical".to_owned());
         }
-        settings
-            .extend(self.options.settings.iter().map(|(name, value)| format!("{name}={value}")));
         if !self.options.durable {
             settings.extend(
                 ["fsync=off", "synchronous_commit=off", "full_page_writes=off"].map(str::to_owned),
             );
         }
+        // Last, because the last setting of a name counts.
+        settings
+            .extend(self.options.settings.iter().map(|(name, value)| format!("{name}={value}")));
         settings
     }
 

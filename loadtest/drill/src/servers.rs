@@ -56,7 +56,7 @@ impl Servers {
     /// # Errors
     /// If one of them does not start.
     pub async fn start(fault: &Fault, plan: &Plan) -> Result<Self, Error> {
-        let (postgres, redis) = tokio::task::block_in_place(|| start_databases(fault))?;
+        let (postgres, redis) = tokio::task::block_in_place(|| start_databases(fault, plan))?;
         let mut database_url = postgres.url();
         let sql = connect(&database_url, 4).await?;
         // For the drill, which counts loads with it; the instances do not need it.
@@ -150,11 +150,14 @@ enum StartedRedis {
     Cluster(RedisCluster),
 }
 
-fn start_databases(fault: &Fault) -> Result<(Postgres, StartedRedis), Error> {
-    // Durable, because drills that kill Postgres check for lost updates.
+fn start_databases(fault: &Fault, plan: &Plan) -> Result<(Postgres, StartedRedis), Error> {
+    // A confirmed commit survives the drills that kill Postgres, not the machine: without fsync the kernel keeps what was written.
+    // Where time counts, commits wait for the disk as in production.
+    let settings = [("synchronous_commit".to_owned(), "on".to_owned())];
     let options = PostgresOptions {
-        durable: true,
+        durable: plan.timed,
         max_connections: POSTGRES_CONNECTIONS,
+        settings: settings.into(),
         ..PostgresOptions::default()
     };
     let settings = fault.redis.iter().map(|(name, value)| ((*name).into(), (*value).into()));
