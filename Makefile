@@ -46,12 +46,13 @@ test: deps ## Runs every test on real, private servers.
 	@scripts/test.sh
 
 .PHONY: lint
-lint: ## Checks format, clippy, the fences between modules, the language, the dependencies, and the protos.
+lint: ## Checks format, clippy, the fences between modules, the language, the dependencies, the Prometheus rules, and the protos.
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	scripts/check-fences.sh
 	scripts/check-language.pl
 	@scripts/check-dependencies.sh
+	@scripts/check-rules.sh
 	@if $(BUF) --version >/dev/null 2>&1; then \
 		echo '$(BUF) lint'; $(BUF) lint; \
 	else \

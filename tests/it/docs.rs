@@ -3,6 +3,7 @@
 
 mod commands;
 mod links;
+mod monitoring;
 mod shell;
 pub mod tools;
 
@@ -31,6 +32,13 @@ pub fn register(suite: &mut Suite<'_>) {
     suite.plain("docs::every_link_leads_somewhere", links::lead_somewhere);
     suite.plain("docs::every_file_that_is_named_exists", links::files_exist);
     suite.plain("docs::the_readme_is_short", short);
+    suite.single("docs::dashboard_rules_and_runbooks_name_what_is_exposed", monitoring::names);
+    suite.plain("docs::every_alert_has_a_runbook_and_a_test", monitoring::alerts);
+    suite.single_if(
+        "docs::every_query_of_the_dashboard_has_data",
+        monitoring::program,
+        monitoring::queries,
+    );
 }
 
 fn short() {

@@ -18,7 +18,7 @@ const FOLDERS: [&str; 10] = [
     "src/",
 ];
 /// What was written about an earlier version may name what that version had.
-const HISTORY: &str = "CHANGELOG.md";
+pub const HISTORY: &str = "CHANGELOG.md";
 
 /// Every Markdown file by its path from the root, and its text.
 pub fn pages() -> Vec<(String, String)> {
