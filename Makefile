@@ -74,6 +74,12 @@ sample: ## Writes sample products to SAMPLE_FILE (SAMPLE_COUNT of them).
 	cargo run --locked --release -q -p devstack -- sample-products --count $(SAMPLE_COUNT) > $(SAMPLE_FILE)
 	@echo 'Wrote $(SAMPLE_FILE).'
 
+.PHONY: deb
+deb: ## Builds a Debian package with the program and its systemd unit; needs cargo-deb.
+	cargo build --locked --release -p hotshelf
+	scripts/third-party-notices.sh > target/THIRD-PARTY-NOTICES.txt
+	cargo deb --no-build -p hotshelf
+
 .PHONY: soak
 soak: deps ## Runs the long tests in release mode: minutes, not seconds.
 	cargo test --locked --release -p hotshelf --test it -- --ignored --nocapture soak

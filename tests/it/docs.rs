@@ -2,6 +2,7 @@
 //! links and the files that it names exist, and its commands are what their tools accept.
 
 mod commands;
+mod deployed;
 mod links;
 mod monitoring;
 mod shell;
@@ -33,6 +34,7 @@ pub fn register(suite: &mut Suite<'_>) {
     suite.plain("docs::every_file_that_is_named_exists", links::files_exist);
     suite.plain("docs::the_readme_is_short", short);
     suite.single("docs::dashboard_rules_and_runbooks_name_what_is_exposed", monitoring::names);
+    suite.plain("docs::what_is_deployed_exists_and_has_time_to_drain", deployed::settings);
     suite.plain("docs::every_alert_has_a_runbook_and_a_test", monitoring::alerts);
     suite.single_if(
         "docs::every_query_of_the_dashboard_has_data",
