@@ -322,13 +322,13 @@ pub struct ServingArgs {
     pub max_streams_per_connection: u32,
     /// Unary calls at once; a call above the limit is refused with RESOURCE_EXHAUSTED.
     ///
-    /// Once half of them are in use, a connection gets no more when it has more than an eighth of those that are free. Too high:
+    /// Once half of them are in use, a caller gets no more when it has more than an eighth of those that are free. Too high:
     /// overload becomes latency and memory. Too low: bursts are refused needlessly.
     #[arg(long, env, default_value_t = 10_000, value_name = "N", value_parser = number::<usize>(1, 1_000_000))]
     pub max_calls: usize,
     /// Bytes of batch responses that wait to be sent; a batch above the limit is refused with RESOURCE_EXHAUSTED.
     ///
-    /// A connection gets no more when it holds more than an eighth of what is free. Too high: memory for callers that do not
+    /// A caller gets no more when it holds more than an eighth of what is free. Too high: memory for callers that do not
     /// read. Too low: large batches are refused; the largest possible one is about 70 MB.
     #[arg(long, env, default_value_t = 268_435_456, value_name = "BYTES", value_parser = number::<usize>(131_072, 1 << 40))]
     pub max_unsent_bytes: usize,
@@ -342,7 +342,7 @@ pub struct ServingArgs {
     pub max_request_bytes: usize,
     /// Streams of hot keys at once; a stream above the limit is refused with RESOURCE_EXHAUSTED. 0: none.
     ///
-    /// A connection gets no more when it has more than half of those that are free. Too high: memory, and messages to send. Too
+    /// A caller gets no more when it has more than half of those that are free. Too high: memory, and messages to send. Too
     /// low: dashboards are refused.
     #[arg(long, env, default_value_t = 100, value_name = "N", value_parser = number::<usize>(0, 100_000))]
     pub max_watchers: usize,

@@ -5,6 +5,7 @@ mod admin_service;
 mod allowance;
 mod auth;
 mod call;
+mod callers;
 pub mod codec;
 mod connection;
 mod convert;
@@ -32,15 +33,15 @@ use tower::ServiceBuilder;
 use crate::caller::Caller;
 use crate::catalog::Catalog;
 use crate::drain::Drain;
-use crate::metrics::{BackgroundTask, Metrics, Shed};
+use crate::metrics::{BackgroundTask, Metrics};
 use crate::proto::DESCRIPTORS;
 use crate::proto::admin::AdminServiceServer;
 use crate::proto::server::ProductServiceServer;
 use crate::refusals::Refusals;
 use admin_service::Admin;
-use allowance::Allowance;
 pub use auth::{Scopes, TokenOptions};
 use call::CallLayer;
+use callers::{Callers, Limits};
 use connection::ClientConnection;
 use edge::{Edge, Peer};
 pub use edge::{EdgeOptions, TlsOptions};
@@ -48,25 +49,29 @@ use hot_keys::Watchers;
 pub use identity::{Identity, IdentityOptions};
 use reads::{Headers, Reads, Shared};
 use service::Products;
-use shed::{CallAdmission, CallPlaces};
-use unary::Receiver;
 
 #[derive(Clone, Copy, Debug)]
 pub struct RpcOptions {
     pub edge: EdgeOptions,
-    /// Unary calls in flight; more are refused.
-    pub max_calls: usize,
-    /// Bytes of batch responses that are not sent yet; more are refused.
-    pub max_unsent_bytes: usize,
-    /// Bytes of requests that are not received completely; more are refused.
-    pub max_incomplete_request_bytes: usize,
-    /// Open streams of all services; more are refused.
-    pub max_streams: usize,
+    pub limits: LimitOptions,
     /// Size of the largest request message.
     pub max_request_bytes: usize,
-    /// Open streams of hot keys; more are refused.
-    pub max_watchers: usize,
     pub switches: Switches,
+}
+
+/// What all callers together may hold; more is refused.
+#[derive(Clone, Copy, Debug)]
+pub struct LimitOptions {
+    /// Unary calls in flight.
+    pub calls: usize,
+    /// Bytes of batch responses that are not sent yet.
+    pub unsent_bytes: usize,
+    /// Bytes of requests that are not received completely.
+    pub incomplete_request_bytes: usize,
+    /// Open streams of all services.
+    pub streams: usize,
+    /// Open streams of hot keys.
+    pub watchers: usize,
 }
 
 /// Optional parts of the API.
@@ -129,29 +134,25 @@ pub async fn serve(
     let reporter = HealthReporter::new();
     let health = Health(reporter.clone());
     health.set(false).await;
-    let routes = routes(Arc::clone(&catalog), reporter, &options, drain, metrics);
+    let routes = routes(Arc::clone(&catalog), reporter, &options, drain);
     let max_request_bytes = options.max_request_bytes;
     let max_call_time = options.edge.max_call_time;
     let (headers, caller_metadata) = (Headers::new(), identity.caller_metadata());
-    let shared = Arc::new(Shared { catalog, routes, max_call_time, headers, caller_metadata });
-    let places = CallPlaces::new(options.max_calls, metrics);
-    let [unsent, incomplete, streams] = allowances(&options, metrics);
+    let callers = Callers::new(Limits::new(&options.limits, metrics), metrics);
+    let known = Arc::clone(&callers);
+    let shared =
+        Shared { catalog, routes, callers: known, max_call_time, headers, caller_metadata };
+    let shared = Arc::new(shared);
     identity.keep_reloading(drain);
     let (call_metrics, call_refusals) = (Arc::clone(metrics), Arc::clone(refusals));
     let (call_identity, connections) = (Arc::clone(&identity), AtomicU64::new(0));
     let service = move |peer: Peer| {
         let caller = Caller::of_connection(connections.fetch_add(1, Ordering::Relaxed) + 1);
-        let auth = call_identity.of_connection(&peer);
-        let connection = ClientConnection::new(peer.address, caller, Arc::clone(&call_refusals));
-        let reads = Arc::new(Reads {
-            shared: Arc::clone(&shared),
-            auth,
-            admission: CallAdmission::new(&places, &connection),
-            unsent: unsent.share(&connection),
-            receiver: Receiver { limit: max_request_bytes, share: incomplete.share(&connection) },
-            streams: streams.share(&connection),
-            connection,
-        });
+        let auth = call_identity.of_connection(&peer, &callers);
+        let (limits, refusals) = (callers.of_connection(), Arc::clone(&call_refusals));
+        let connection = ClientConnection::new(peer.address, caller, limits, refusals);
+        let shared = Arc::clone(&shared);
+        let reads = Arc::new(Reads { shared, auth, max_request_bytes, connection });
         ServiceBuilder::new()
             .layer(CallLayer { metrics: per_connection(&call_metrics), max_call_time })
             .service_fn(move |call| Reads::call(Arc::clone(&reads), call))
@@ -175,9 +176,8 @@ fn routes(
     reporter: HealthReporter,
     options: &RpcOptions,
     drain: &Drain,
-    metrics: &Arc<Metrics>,
 ) -> Routes {
-    let watchers = Watchers::new(options.max_watchers, &catalog, drain.clone(), metrics);
+    let watchers = Watchers::new(&catalog, drain.clone());
     let Switches { read_only, admin_service, reflection } = options.switches;
     let admin = AdminServiceServer::new(Admin { catalog: Arc::clone(&catalog) })
         .max_decoding_message_size(options.max_request_bytes);
@@ -202,31 +202,6 @@ fn routes(
             .add_service(v1alpha.max_decoding_message_size(MAX_REFLECTION_BYTES));
     }
     routes.prepare()
-}
-
-/// The allowances that all connections share: unsent bytes, bytes of incomplete requests, streams.
-fn allowances(options: &RpcOptions, metrics: &Metrics) -> [Arc<Allowance>; 3] {
-    let new = |limit, kind, gauge, help| Allowance::new(limit, kind, (gauge, help), metrics);
-    [
-        new(
-            options.max_unsent_bytes,
-            Shed::UnsentBytes,
-            "hotshelf.unsent.bytes",
-            "Bytes of batches that were answered and are not sent.",
-        ),
-        new(
-            options.max_incomplete_request_bytes,
-            Shed::RequestBytes,
-            "hotshelf.incomplete.request.bytes",
-            "Bytes of requests that are not complete, and what keeping them takes.",
-        ),
-        new(
-            options.max_streams,
-            Shed::Streams,
-            "hotshelf.streams",
-            "Open streams of all services.",
-        ),
-    ]
 }
 
 /// Reflection lists only the services that are served.

@@ -28,13 +28,13 @@ pub struct EdgeArgs {
     /// Bytes of incomplete requests, each counted with its head and 4 KiB; a request above the limit is refused with
     /// RESOURCE_EXHAUSTED. At least 16 times max-request-bytes.
     ///
-    /// A connection gets no more when it holds more than an eighth of what is free. Too high: memory for clients that do not
+    /// A caller gets no more when it holds more than an eighth of what is free. Too high: memory for clients that do not
     /// complete their requests. Too low: many large requests at once are refused.
     #[arg(long, env, default_value_t = 67_108_864, value_name = "BYTES", value_parser = number::<usize>(16_384, 1 << 40))]
     pub max_incomplete_request_bytes: usize,
     /// Streams of all services at once, about 32 kB each; a stream above the limit is refused with RESOURCE_EXHAUSTED.
     ///
-    /// A connection gets no more when it has more than an eighth of those that are free. Too high: memory. Too low: clients that
+    /// A caller gets no more when it has more than an eighth of those that are free. Too high: memory. Too low: clients that
     /// watch health are refused.
     #[arg(long, env, default_value_t = 4_096, value_name = "N", value_parser = number::<usize>(8, 1_000_000))]
     pub max_streams: usize,

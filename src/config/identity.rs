@@ -38,9 +38,9 @@ pub struct IdentityArgs {
     pub auth_leeway: Duration,
     /// The metadata in which a proxy sends the name of the caller, such as x-forwarded-for. Of a list the last entry counts.
     ///
-    /// With it the shares of PostgreSQL and Redis are fair between these names. Any client that reaches this port can send any
-    /// name, so admit only the proxy. Without it all calls on one connection of a proxy are of one caller. It does not
-    /// authenticate: a token or a certificate takes precedence.
+    /// With it the shares of PostgreSQL and Redis, and the limits of calls, streams and bytes, go by these names. Any client that
+    /// reaches this port can send any name, so admit only the proxy. Without it all calls on one connection of a proxy are of one
+    /// caller. It does not authenticate: a token or a certificate takes precedence.
     #[arg(long, env, default_value = "", value_name = "NAME", value_parser = metadata)]
     pub caller_metadata: String,
 }

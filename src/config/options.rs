@@ -9,7 +9,7 @@ use crate::hot_cache::HotCacheOptions;
 use crate::postgres::PostgresOptions;
 use crate::redis::RedisOptions;
 use crate::relay::RelayOptions;
-use crate::rpc::{EdgeOptions, RpcOptions, Switches};
+use crate::rpc::{EdgeOptions, LimitOptions, RpcOptions, Switches};
 
 /// The host, port and database of a URL, without user and password.
 fn without_password(url: &str) -> String {
@@ -104,12 +104,14 @@ impl ServeArgs {
                 age_grace: serving.edge.max_connection_age_grace,
                 max_idle: unless_zero(serving.edge.max_connection_idle),
             },
-            max_calls: serving.max_calls,
-            max_unsent_bytes: serving.max_unsent_bytes,
-            max_incomplete_request_bytes: serving.edge.max_incomplete_request_bytes,
-            max_streams: serving.edge.max_streams,
+            limits: LimitOptions {
+                calls: serving.max_calls,
+                unsent_bytes: serving.max_unsent_bytes,
+                incomplete_request_bytes: serving.edge.max_incomplete_request_bytes,
+                streams: serving.edge.max_streams,
+                watchers: serving.max_watchers,
+            },
             max_request_bytes: serving.max_request_bytes,
-            max_watchers: serving.max_watchers,
             switches: Switches {
                 read_only: self.switches.read_only,
                 admin_service: self.switches.admin_service,

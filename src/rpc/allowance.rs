@@ -1,7 +1,7 @@
-//! Bounds what all connections together hold of one resource: bytes of batch responses that are not sent yet, bytes of
-//! incomplete requests, or open streams.
+//! Bounds what all callers together hold of one resource: bytes of batch responses that are not sent yet, bytes of incomplete
+//! requests, or open streams.
 //!
-//! A connection that holds more than an eighth of what is free gets no more, so that a few connections cannot take all of it.
+//! A caller that holds more than a part of what is free gets no more, so that a few callers cannot take all of it.
 //!
 //! The response of a batch is a copy of its products and takes memory until the client has read it. The response of GetProduct
 //! is not counted: its bytes belong to the cache.
@@ -10,29 +10,32 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use tonic::Status;
 
-use super::connection::ClientConnection;
-use super::status;
 use crate::metrics::{Metrics, Shed};
 
-/// A connection that holds more than a `FREE_DIVISOR`th of what is free gets no more.
-const FREE_DIVISOR: usize = 8;
-
-/// One resource, and what all connections hold of it.
+/// One resource, and what all callers hold of it.
 #[derive(Debug)]
 pub(super) struct Allowance {
     held: AtomicUsize,
     limit: usize,
+    /// A caller that holds more than a `free_divisor`th of what is free gets no more.
+    free_divisor: usize,
     kind: Shed,
 }
 
-/// What one connection holds of an allowance.
+/// What one caller holds of an allowance.
 #[derive(Debug)]
 pub(super) struct Share {
     held: AtomicUsize,
     all: Arc<Allowance>,
-    connection: Arc<ClientConnection>,
+}
+
+/// A limit that leaves no room for what was asked.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct OverLimit {
+    pub(super) kind: Shed,
+    /// It exceeds what all callers together may hold, so that a later attempt fails too.
+    pub(super) always: bool,
 }
 
 /// An amount that is held until it is dropped.
@@ -46,53 +49,48 @@ impl Allowance {
     /// Refusals are counted as `kind`; the gauge shows the amount that is held.
     pub(super) fn new(
         limit: usize,
+        free_divisor: usize,
         kind: Shed,
         (gauge, help): (&'static str, &'static str),
         metrics: &Metrics,
     ) -> Arc<Self> {
-        let all = Arc::new(Self { held: AtomicUsize::new(0), limit, kind });
+        let all = Arc::new(Self { held: AtomicUsize::new(0), limit, free_divisor, kind });
         metrics.gauge(gauge, help, &all, |all| all.held.load(Ordering::Relaxed) as u64);
         all
     }
 
-    /// The share of a new connection.
-    pub(super) fn share(self: &Arc<Self>, connection: &Arc<ClientConnection>) -> Arc<Share> {
-        let (held, connection) = (AtomicUsize::new(0), Arc::clone(connection));
-        Arc::new(Share { held, all: Arc::clone(self), connection })
-    }
-
-    fn refusal(&self, amount: usize) -> Status {
-        match self.kind {
-            Shed::UnsentBytes if amount > self.limit => status::response_too_large(),
-            Shed::UnsentBytes => status::too_many_unsent_bytes(),
-            Shed::RequestBytes => status::too_many_request_bytes(),
-            _ => status::too_many_streams(),
-        }
+    /// The share of a new caller.
+    pub(super) fn share(self: &Arc<Self>) -> Arc<Share> {
+        Arc::new(Share { held: AtomicUsize::new(0), all: Arc::clone(self) })
     }
 }
 
 impl Share {
+    /// Whether the caller holds anything.
+    pub(super) fn is_used(&self) -> bool {
+        self.held.load(Ordering::Relaxed) > 0
+    }
+
     /// Reserves `amount`.
     ///
     /// # Errors
-    /// RESOURCE_EXHAUSTED, without waiting.
-    pub(super) fn take(self: &Arc<Self>, amount: usize) -> Result<Reservation, Status> {
+    /// Without waiting, when a limit leaves no room.
+    pub(super) fn take(self: &Arc<Self>, amount: usize) -> Result<Reservation, OverLimit> {
         self.hold(amount)?;
         Ok(Reservation { amount, share: Arc::clone(self) })
     }
 
-    fn hold(&self, amount: usize) -> Result<(), Status> {
+    fn hold(&self, amount: usize) -> Result<(), OverLimit> {
         let own = self.held.fetch_add(amount, Ordering::Relaxed);
         let hold = |held: usize| {
             let free = self.all.limit - held;
-            (amount <= free && own <= free / FREE_DIVISOR).then(|| held + amount)
+            (amount <= free && own <= free / self.all.free_divisor).then(|| held + amount)
         };
         match self.all.held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, hold) {
             Ok(_) => Ok(()),
             Err(_) => {
                 self.held.fetch_sub(amount, Ordering::Relaxed);
-                self.connection.refused(self.all.kind);
-                Err(self.all.refusal(amount))
+                Err(OverLimit { kind: self.all.kind, always: amount > self.all.limit })
             }
         }
     }
@@ -103,7 +101,7 @@ impl Reservation {
     ///
     /// # Errors
     /// As [`Share::take`]; the reservation is unchanged then.
-    pub(super) fn grow_to(&mut self, amount: usize) -> Result<(), Status> {
+    pub(super) fn grow_to(&mut self, amount: usize) -> Result<(), OverLimit> {
         let more = amount.saturating_sub(self.amount);
         if more > 0 {
             self.share.hold(more)?;
@@ -140,19 +138,11 @@ impl AsRef<[u8]> for HeldMessage {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::caller::Caller;
-    use crate::refusals::Refusals;
 
     const LIMIT: usize = 1_000;
 
     fn unsent() -> Arc<Allowance> {
-        Allowance::new(LIMIT, Shed::UnsentBytes, ("test", "A test."), &Metrics::new())
-    }
-
-    fn share(all: &Arc<Allowance>) -> Arc<Share> {
-        let refusals = Refusals::new(&Metrics::new());
-        let address = ([127, 0, 0, 1], 1).into();
-        all.share(&ClientConnection::new(address, Caller::BACKGROUND, refusals))
+        Allowance::new(LIMIT, 8, Shed::UnsentBytes, ("test", "A test."), &Metrics::new())
     }
 
     fn held(unsent: &Arc<Allowance>) -> usize {
@@ -166,13 +156,13 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_that_does_not_read_leaves_bytes_for_others() {
+    fn a_caller_that_does_not_read_leaves_bytes_for_others() {
         let unsent = unsent();
-        let first = fill(&share(&unsent), 10);
+        let first = fill(&unsent.share(), 10);
         assert_eq!(first.len(), 12, "a ninth of the limit, and the one that exceeds it");
-        let greedy: Vec<_> = (0..9).map(|_| fill(&share(&unsent), 10)).collect();
+        let greedy: Vec<_> = (0..9).map(|_| fill(&unsent.share(), 10)).collect();
         assert!(held(&unsent) < LIMIT * 3 / 4);
-        assert!(share(&unsent).take(LIMIT / 4).is_ok(), "a connection that holds nothing");
+        assert!(unsent.share().take(LIMIT / 4).is_ok(), "a caller that holds nothing");
         drop((first, greedy));
         assert_eq!(held(&unsent), 0);
     }
@@ -180,7 +170,7 @@ mod tests {
     #[test]
     fn bytes_are_released_with_their_last_reference() {
         let unsent = unsent();
-        let share = share(&unsent);
+        let share = unsent.share();
         let response = share.take(600).expect("free").attach(vec![7; 600]);
         let rest = response.slice(500..);
         drop(response);
@@ -195,7 +185,7 @@ mod tests {
     fn concurrent_reservations_never_exceed_the_limit() {
         let unsent = unsent();
         std::thread::scope(|scope| {
-            for share in [share(&unsent), share(&unsent), share(&unsent)] {
+            for share in [unsent.share(), unsent.share(), unsent.share()] {
                 scope.spawn(move || {
                     for _ in 0..20_000 {
                         let reserved = share.take(300);
@@ -211,7 +201,7 @@ mod tests {
     #[test]
     fn a_refused_growth_leaves_the_reservation_unchanged() {
         let unsent = unsent();
-        let share = share(&unsent);
+        let share = unsent.share();
         let mut reserved = share.take(100).expect("free");
         reserved.grow_to(50).expect("it is larger already");
         reserved.grow_to(400).expect("free");

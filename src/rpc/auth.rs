@@ -19,14 +19,14 @@ use parking_lot::Mutex;
 use ring::digest::{SHA256, digest};
 use tonic::Status;
 
-use super::connection::Named;
+use super::callers::{Callers, Named};
 use super::edge::Peer;
 use super::identity::IdentityOptions;
 use super::reloaded::Reloaded;
 use super::status;
 use crate::metrics::{AuthRefusal, Method, Metrics};
+use keys::TokenKeys;
 pub use keys::TokenOptions;
-use keys::{TokenKeys, Verified};
 use policy::Needs;
 pub use policy::Scopes;
 
@@ -70,6 +70,7 @@ impl Authenticator {
 /// Authenticates and authorizes the calls of one connection.
 pub(super) struct ConnectionAuth {
     shared: Arc<Authenticator>,
+    callers: Arc<Callers>,
     peer: SocketAddr,
     /// The caller named by the certificate of the connection.
     certificate: Option<Principal>,
@@ -83,7 +84,8 @@ struct CachedToken {
     digest: [u8; 32],
     /// The keys that it was verified with. A token is verified again after a reload, which may have revoked its key.
     keys: Arc<TokenKeys>,
-    verified: Verified,
+    expires: SystemTime,
+    principal: Principal,
 }
 
 /// An authenticated caller and its scopes.
@@ -95,14 +97,14 @@ pub(super) struct Principal {
 }
 
 impl ConnectionAuth {
-    pub(super) fn new(shared: Arc<Authenticator>, peer: &Peer) -> Self {
+    pub(super) fn new(shared: Arc<Authenticator>, peer: &Peer, callers: Arc<Callers>) -> Self {
         let scopes = shared.certificate_scopes;
-        let certificate =
-            peer.certificate.as_deref().map(Named::new).map(|named| Principal { named, scopes });
-        Self { shared, peer: peer.address, certificate, cached: Mutex::default() }
+        let named = peer.certificate.as_deref().map(|name| callers.named(name));
+        let certificate = named.map(|named| Principal { named, scopes });
+        Self { shared, callers, peer: peer.address, certificate, cached: Mutex::default() }
     }
 
-    /// The caller; `None` when the method needs no authentication.
+    /// The caller. For a method that needs no authentication it is that of the connection's certificate, if any.
     ///
     /// # Errors
     /// UNAUTHENTICATED, or PERMISSION_DENIED when the caller lacks the scope of the method.
@@ -113,7 +115,7 @@ impl ConnectionAuth {
     ) -> Result<Option<Arc<Named>>, Status> {
         let needs = Needs::of(method);
         if needs == Needs::Nothing {
-            return Ok(None);
+            return Ok(self.certificate.as_ref().map(|principal| Arc::clone(&principal.named)));
         }
         let principal = self.principal(headers).map_err(|refusal| {
             self.refuse(refusal);
@@ -151,17 +153,19 @@ impl ConnectionAuth {
         let mut cached = self.cached.lock();
         cached.retain(|token| Arc::ptr_eq(&token.keys, keys));
         if let Some(token) = cached.iter().find(|token| token.digest == digest) {
-            return match token.verified.expires < SystemTime::now() {
+            return match token.expires < SystemTime::now() {
                 true => Err(AuthRefusal::TokenExpired),
-                false => Ok(token.verified.principal.clone()),
+                false => Ok(token.principal.clone()),
             };
         }
         let verified = keys.verify(token)?;
-        let principal = verified.principal.clone();
+        let (named, expires) = (self.callers.named(&verified.identity), verified.expires);
+        let principal = Principal { named, scopes: verified.scopes };
         if cached.len() == MAX_CACHED_TOKENS {
             cached.pop_front();
         }
-        cached.push_back(CachedToken { digest, keys: Arc::clone(keys), verified });
+        let (keys, of_token) = (Arc::clone(keys), principal.clone());
+        cached.push_back(CachedToken { digest, keys, expires, principal: of_token });
         Ok(principal)
     }
 

@@ -1,13 +1,12 @@
-//! The state of one connection: the address of its peer, the caller that its calls are accounted to, and its open streams of
-//! hot keys.
+//! The caller of a call: a named one, or else the connection.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 
-use ring::digest::{SHA256, digest};
 use tonic::Status;
 
+use super::allowance::OverLimit;
+use super::callers::{CallerLimits, Named};
 use super::status;
 use crate::caller::{CallContext, Caller};
 use crate::catalog::Error;
@@ -19,67 +18,66 @@ use crate::refusals::Refusals;
 pub(super) struct ClientConnection {
     peer: SocketAddr,
     refusals: Arc<Refusals>,
-    /// The caller of calls that name none.
+    /// The caller of calls that name none, and its limits.
     caller: Caller,
-    /// Open streams of hot keys.
-    pub(super) watching: AtomicUsize,
+    limits: CallerLimits,
 }
 
 impl ClientConnection {
-    pub(super) fn new(peer: SocketAddr, caller: Caller, refusals: Arc<Refusals>) -> Arc<Self> {
-        Arc::new(Self { peer, refusals, caller, watching: AtomicUsize::new(0) })
+    pub(super) fn new(
+        peer: SocketAddr,
+        caller: Caller,
+        limits: CallerLimits,
+        refusals: Arc<Refusals>,
+    ) -> Arc<Self> {
+        Arc::new(Self { peer, refusals, caller, limits })
     }
 
-    /// The caller that a call is accounted to.
-    pub(super) fn caller(&self, named: Option<&Named>) -> Caller {
-        named.map_or(self.caller, |named| named.caller)
+    /// The account of a call.
+    pub(super) fn account<'a>(&'a self, named: Option<&'a Named>) -> Account<'a> {
+        Account { connection: self, named }
+    }
+}
+
+/// Where a call is accounted: at the caller that it names, else at its connection.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Account<'a> {
+    connection: &'a ClientConnection,
+    named: Option<&'a Named>,
+}
+
+impl<'a> Account<'a> {
+    pub(super) fn caller(self) -> Caller {
+        self.named.map_or(self.connection.caller, |named| named.caller)
     }
 
-    /// Records that this connection was refused something.
-    pub(super) fn refused(&self, reason: Shed) {
-        self.refusals.record(self.peer, None, reason);
+    pub(super) fn limits(self) -> &'a CallerLimits {
+        self.named.map_or(&self.connection.limits, |named| &named.limits)
+    }
+
+    /// Records a refusal. Returns its status.
+    #[cold]
+    pub(super) fn over_limit(self, over: OverLimit) -> Status {
+        self.record(over.kind);
+        status::over_limit(over)
     }
 
     /// The status of a failed call; records it if it was refused because of a limit. `requested` is the version in the request.
-    pub(super) fn failed(
-        &self,
-        named: Option<&Named>,
-        error: &Error,
-        requested: Option<Version>,
-    ) -> Status {
-        let name = named.map(|named| &*named.name);
-        let refused = |reason| self.refusals.record(self.peer, name, reason);
+    pub(super) fn failed(self, error: &Error, requested: Option<Version>) -> Status {
         match error {
-            Error::OverBudget(PostgresShare::Loads) => refused(Shed::Loads),
-            Error::OverBudget(PostgresShare::Latest) => refused(Shed::Latest),
-            Error::OverBudget(PostgresShare::Writes) => refused(Shed::Writes),
-            Error::OverBudget(PostgresShare::Operators) => refused(Shed::Operators),
-            Error::ProductBusy => refused(Shed::Product),
+            Error::OverBudget(PostgresShare::Loads) => self.record(Shed::Loads),
+            Error::OverBudget(PostgresShare::Latest) => self.record(Shed::Latest),
+            Error::OverBudget(PostgresShare::Writes) => self.record(Shed::Writes),
+            Error::OverBudget(PostgresShare::Operators) => self.record(Shed::Operators),
+            Error::ProductBusy => self.record(Shed::Product),
             _ => {}
         }
         status::of_error(error, requested)
     }
-}
 
-/// Characters of a name that are kept for the log.
-const MAX_NAME_CHARS: usize = 100;
-
-/// A caller that is known by name. It is the same caller on every connection.
-#[derive(Debug)]
-pub(super) struct Named {
-    /// From a token, a certificate, or the metadata that a proxy sets; truncated.
-    pub(super) name: Box<str>,
-    pub(super) caller: Caller,
-}
-
-impl Named {
-    pub(super) fn new(name: &str) -> Arc<Self> {
-        let digest = digest(&SHA256, name.as_bytes());
-        let (first, _) =
-            digest.as_ref().split_first_chunk().expect("a SHA-256 digest has 32 bytes");
-        let caller = Caller::of_identity(u64::from_be_bytes(*first));
-        let name = name.chars().take(MAX_NAME_CHARS).collect::<String>().into();
-        Arc::new(Self { name, caller })
+    fn record(self, reason: Shed) {
+        let name = self.named.map(|named| &*named.name);
+        self.connection.refusals.record(self.connection.peer, name, reason);
     }
 }
 
@@ -99,8 +97,12 @@ impl Origin {
         origin.ok_or_else(|| status::internal("a request has no origin in its extensions"))
     }
 
-    /// See [`ClientConnection::failed`].
+    pub(super) fn account(&self) -> Account<'_> {
+        self.connection.account(self.named.as_deref())
+    }
+
+    /// See [`Account::failed`].
     pub(super) fn failed(&self, error: &Error, requested: Option<Version>) -> Status {
-        self.connection.failed(self.named.as_deref(), error, requested)
+        self.account().failed(error, requested)
     }
 }

@@ -6,20 +6,18 @@ mod ranking;
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use futures_util::stream::unfold;
 use futures_util::{FutureExt, Stream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Interval, MissedTickBehavior};
 use tonic::Status;
 
-use super::connection::ClientConnection;
+use super::allowance::Reservation;
+use super::connection::Origin;
 use super::{convert, status};
 use crate::catalog::Catalog;
 use crate::drain::Drain;
-use crate::metrics::{Metrics, Shed};
 use crate::proto::{HotKey, Scope, StreamHotKeysRequest, StreamHotKeysResponse};
 use ranking::{Ranking, RankingSnapshot};
 
@@ -33,27 +31,16 @@ const MIN_INTERVAL: Duration = Duration::from_millis(100);
 const MAX_INTERVAL: Duration = Duration::from_secs(3_600);
 /// A snapshot that was computed for another stream is reused while it is younger than this and than the stream's interval.
 const MAX_AGE: Duration = DEFAULT_INTERVAL;
-/// A connection that holds more than a `FREE_DIVISOR`th of the free streams gets no more: one connection gets 34 of 100. Too
-/// high: one dashboard gets few streams. Too low: few connections take all.
-const FREE_DIVISOR: usize = 2;
 
 pub(super) type HotKeysStream =
     Pin<Box<dyn Stream<Item = Result<StreamHotKeysResponse, Status>> + Send>>;
 
-/// The streams of all connections: their bound, and the rankings that they send.
+/// What the streams send.
 #[derive(Debug)]
 pub(super) struct Watchers {
-    free: Arc<Semaphore>,
     drain: Drain,
     instance: Arc<Ranking>,
     fleet: Arc<Ranking>,
-}
-
-/// The place of one stream, counted for its connection and for all connections.
-#[derive(Debug)]
-struct WatchPlace {
-    _permit: OwnedSemaphorePermit,
-    connection: Arc<ClientConnection>,
 }
 
 struct Watch {
@@ -63,21 +50,11 @@ struct Watch {
     ticks: Interval,
     sent: Option<Arc<RankingSnapshot>>,
     deadline: Option<Instant>,
-    _place: WatchPlace,
+    _place: Reservation,
 }
 
 impl Watchers {
-    pub(super) fn new(
-        limit: usize,
-        catalog: &Arc<Catalog>,
-        drain: Drain,
-        metrics: &Metrics,
-    ) -> Arc<Self> {
-        let free = Arc::new(Semaphore::new(limit));
-        let help = "Open streams of hot keys.";
-        metrics.gauge("hotshelf.hot.keys.watchers", help, &free, move |free| {
-            limit.saturating_sub(free.available_permits()) as u64
-        });
+    pub(super) fn new(catalog: &Arc<Catalog>, drain: Drain) -> Arc<Self> {
         let of = Arc::clone(catalog);
         let instance = Ranking::new(drain.clone(), move || {
             let catalog = Arc::clone(&of);
@@ -88,50 +65,30 @@ impl Watchers {
             let catalog = Arc::clone(&of);
             async move { catalog.fleet_hot_keys(MAX_LIMIT).await }.boxed()
         });
-        Arc::new(Self { free, drain, instance, fleet })
+        Arc::new(Self { drain, instance, fleet })
     }
 
     pub(super) fn watch(
         &self,
         request: StreamHotKeysRequest,
-        deadline: Option<Instant>,
-        connection: &Arc<ClientConnection>,
+        origin: &Origin,
     ) -> Result<HotKeysStream, Status> {
         let limit = limit(request.limit)?;
         let interval = interval(request.interval)?;
         let scope = Scope::try_from(request.scope)
             .map_err(|_| status::invalid("scope", "must be SCOPE_INSTANCE or SCOPE_FLEET"))?;
-        let Some(place) = WatchPlace::take(&self.free, connection) else {
-            connection.refused(Shed::Streams);
-            return Err(status::too_many_streams());
-        };
+        let account = origin.account();
+        let place = account.limits().watchers.take(1);
+        let place = place.map_err(|over| account.over_limit(over))?;
         let ranking = match scope {
             Scope::Fleet => Arc::clone(&self.fleet),
             Scope::Instance | Scope::Unspecified => Arc::clone(&self.instance),
         };
         let mut ticks = tokio::time::interval(interval);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let drain = self.drain.clone();
+        let (drain, deadline) = (self.drain.clone(), origin.call.deadline);
         let watch = Watch { ranking, drain, limit, ticks, sent: None, deadline, _place: place };
         Ok(Box::pin(unfold(Some(watch), |watch| async { Some(watch?.next().await) })))
-    }
-}
-
-impl WatchPlace {
-    fn take(free: &Arc<Semaphore>, connection: &Arc<ClientConnection>) -> Option<Self> {
-        let own = connection.watching.load(Ordering::Relaxed);
-        if own > free.available_permits() / FREE_DIVISOR {
-            return None;
-        }
-        let permit = Arc::clone(free).try_acquire_owned().ok()?;
-        connection.watching.fetch_add(1, Ordering::Relaxed);
-        Some(Self { _permit: permit, connection: Arc::clone(connection) })
-    }
-}
-
-impl Drop for WatchPlace {
-    fn drop(&mut self) {
-        self.connection.watching.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 use tokio_rustls::TlsAcceptor;
 
 use super::auth::{Authenticator, ConnectionAuth, Scopes, TokenOptions};
+use super::callers::Callers;
 use super::edge::{Peer, ServerTls, TlsOptions};
 use super::reloaded::Reloaded;
 use crate::drain::Drain;
@@ -33,7 +34,7 @@ pub struct IdentityOptions {
     pub tokens: Option<TokenOptions>,
     /// The scopes of a caller that presents a certificate and no token.
     pub certificate_scopes: Scopes,
-    /// The metadata in which a trusted proxy names the caller. It decides fairness only, not scopes.
+    /// The metadata in which a trusted proxy names the caller. It decides limits only, not scopes.
     pub caller_metadata: Option<String>,
 }
 
@@ -148,9 +149,13 @@ impl Identity {
     }
 
     /// `None` when callers are not authenticated.
-    pub(super) fn of_connection(&self, peer: &Peer) -> Option<ConnectionAuth> {
+    pub(super) fn of_connection(
+        &self,
+        peer: &Peer,
+        callers: &Arc<Callers>,
+    ) -> Option<ConnectionAuth> {
         let auth = self.auth.as_ref()?;
-        Some(ConnectionAuth::new(Arc::clone(auth), peer))
+        Some(ConnectionAuth::new(Arc::clone(auth), peer, Arc::clone(callers)))
     }
 
     /// The metadata in which a trusted proxy names the caller.

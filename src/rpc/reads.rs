@@ -19,13 +19,13 @@ use tonic::metadata::MetadataValue;
 use tonic::service::Routes;
 use tower::{BoxError, Service};
 
-use super::allowance::Share;
 use super::auth::ConnectionAuth;
 use super::call::{Call, Deadline};
-use super::connection::{ClientConnection, Named, Origin};
+use super::callers::{Callers, Named};
+use super::connection::{Account, ClientConnection, Origin};
 use super::protocol::Encoding;
 use super::reply::{Reply, Retained, headers};
-use super::shed::CallAdmission;
+use super::shed::CallPlace;
 use super::unary::Receiver;
 use super::{convert, protocol, status};
 use crate::caller::CallContext;
@@ -52,10 +52,7 @@ pub(super) struct Reads {
     pub(super) connection: Arc<ClientConnection>,
     /// `None` when callers are not authenticated.
     pub(super) auth: Option<ConnectionAuth>,
-    pub(super) admission: CallAdmission,
-    pub(super) unsent: Arc<Share>,
-    pub(super) receiver: Receiver,
-    pub(super) streams: Arc<Share>,
+    pub(super) max_request_bytes: usize,
 }
 
 /// What all connections share.
@@ -63,6 +60,7 @@ pub(super) struct Reads {
 pub(super) struct Shared {
     pub(super) catalog: Arc<Catalog>,
     pub(super) routes: Routes,
+    pub(super) callers: Arc<Callers>,
     /// Also bounds how long the request of a stream may take to arrive, because streams have no other deadline.
     pub(super) max_call_time: Duration,
     pub(super) headers: Headers,
@@ -113,7 +111,8 @@ impl Reads {
             return Ok(Some(authenticated));
         }
         let metadata = self.shared.caller_metadata.as_ref();
-        Ok(metadata.and_then(|metadata| named_by_proxy(headers, metadata)))
+        let name = metadata.and_then(|metadata| named_by_proxy(headers, metadata));
+        Ok(name.map(|name| self.shared.callers.named(name)))
     }
 
     async fn call_other(
@@ -122,19 +121,20 @@ impl Reads {
         named: Option<Arc<Named>>,
     ) -> Result<Response<Reply>, Infallible> {
         let Call { method, encoding, deadline, mut request } = call;
-        let call = self.context(named.as_deref(), deadline);
+        let account = self.connection.account(named.as_deref());
+        let call = context(account, deadline);
         let answer = match method {
             Method::BatchGetProducts => {
-                self.batch_get_products(request.into_body(), encoding, named, call).await
+                self.batch_get_products(request.into_body(), encoding, account, call).await
             }
             // Its requests are a stream, so it is not received here.
-            Method::Reflection => self.route(request, Some(self.stream())).await,
+            Method::Reflection => self.route(request, Some(stream(account))).await,
             // Answered with UNIMPLEMENTED; the request is not read.
             Method::Other => self.route(request, None).await,
             _ => {
-                let connection = Arc::clone(&self.connection);
+                let (connection, named) = (Arc::clone(&self.connection), named.clone());
                 request.extensions_mut().insert(Origin { connection, named, call });
-                self.route_complete(method, encoding, request).await
+                self.route_complete(method, encoding, account, request).await
             }
         };
         Ok(answer.unwrap_or_else(Status::into_http))
@@ -146,12 +146,14 @@ impl Reads {
         &self,
         method: Method,
         encoding: Encoding,
+        account: Account<'_>,
         request: Request<Incoming>,
     ) -> Result<Response<Reply>, Status> {
         let (mut head, body) = request.into_parts();
         // `frame` is decompressed.
         head.headers.remove(protocol::GRPC_ENCODING);
-        let frame = self.receiver.frame(body, encoding, head_bytes(&head));
+        let receiver = self.receiver(account);
+        let frame = receiver.frame(body, encoding, head_bytes(&head));
         let frame = match method.is_lasting() {
             true => tokio::time::timeout(self.shared.max_call_time, frame)
                 .await
@@ -161,19 +163,14 @@ impl Reads {
         let held = match method {
             // Not limited: a busy instance must not fail its health checks.
             Method::HealthCheck => None,
-            method if method.is_lasting() => Some(self.stream()),
-            _ => Some(self.admission.take().map(Retained::CallPlace)),
+            method if method.is_lasting() => Some(stream(account)),
+            _ => Some(call_place(account).map(Retained::CallPlace)),
         };
         self.route(Request::from_parts(head, Full::new(frame)), held).await
     }
 
-    /// Takes one of the streams that this connection, and all connections, may have open.
-    fn stream(&self) -> Result<Retained, Status> {
-        self.streams.take(1).map(Retained::Stream)
-    }
-
-    fn context(&self, named: Option<&Named>, deadline: Deadline) -> CallContext {
-        CallContext { caller: self.connection.caller(named), deadline: deadline.instant() }
+    fn receiver<'a>(&self, account: Account<'a>) -> Receiver<'a> {
+        Receiver { limit: self.max_request_bytes, account }
     }
 
     async fn route<B>(
@@ -196,8 +193,10 @@ impl Reads {
         named: Option<Arc<Named>>,
         deadline: Deadline,
     ) -> Result<Response<Reply>, Status> {
-        let request: GetProductRequest = self.receiver.message(body, encoding).await?;
-        let place = self.admission.take()?;
+        let receiver = self.receiver(self.connection.account(named.as_deref()));
+        let request: GetProductRequest = receiver.message(body, encoding).await?;
+        let account = receiver.account;
+        let place = call_place(account)?;
         let id = convert::id("id", request.id)?;
         let freshness = convert::freshness(request.freshness)?;
         let catalog = &self.shared.catalog;
@@ -205,13 +204,11 @@ impl Reads {
             Some(answer) => Ok(answer),
             // Boxed, so that the future of a hot read does not contain that of a load.
             None => {
-                let call = self.context(named.as_deref(), deadline);
+                let call = context(account, deadline);
                 Box::pin(catalog.get_cold(id, freshness, call)).await
             }
         };
-        let answer = answer.map_err(|error| {
-            self.connection.failed(named.as_deref(), &error, min_version(&request))
-        })?;
+        let answer = answer.map_err(|error| account.failed(&error, min_version(&request)))?;
         if answer.entry.is_tombstone() {
             return Err(not_found(cache_status(answer.from, answer.stale)));
         }
@@ -223,11 +220,12 @@ impl Reads {
         &self,
         body: Incoming,
         encoding: Encoding,
-        named: Option<Arc<Named>>,
+        account: Account<'_>,
         call: CallContext,
     ) -> Result<Response<Reply>, Status> {
-        let request: BatchGetProductsRequest = self.receiver.message(body, encoding).await?;
-        let place = self.admission.take()?;
+        let request: BatchGetProductsRequest =
+            self.receiver(account).message(body, encoding).await?;
+        let place = call_place(account)?;
         let ids = convert::ids(&request.ids)?;
         let freshness = convert::batch_freshness(request.max_staleness, request.latest)?;
         let max_bytes = convert::max_response_bytes(request.max_response_bytes)?;
@@ -238,24 +236,38 @@ impl Reads {
             tokio::task::yield_now().await;
         }
         let answers = self.shared.catalog.get_many(&ids, freshness, call).await;
-        let answers =
-            answers.map_err(|error| self.connection.failed(named.as_deref(), &error, None))?;
+        let answers = answers.map_err(|error| account.failed(&error, None))?;
         let (from, stale) = farthest(&answers);
         let bytes = max_batch_bytes(&answers);
         if bytes - PREFIX > max_bytes {
             return Err(status::response_above(max_bytes));
         }
-        let reservation = self.unsent.take(bytes)?;
+        let reservation = account.limits().unsent.take(bytes);
+        let reservation = reservation.map_err(|over| account.over_limit(over))?;
         let message = reservation.attach(batch_message(&ids, &answers));
         Ok(Reply::message(message, self.shared.headers.of(from, stale), place))
     }
 }
 
+fn context(account: Account<'_>, deadline: Deadline) -> CallContext {
+    CallContext { caller: account.caller(), deadline: deadline.instant() }
+}
+
+/// Takes a place among the calls in flight.
+fn call_place(account: Account<'_>) -> Result<CallPlace, Status> {
+    account.limits().calls.take().map_err(|over| account.over_limit(over))
+}
+
+/// Takes one of the open streams.
+fn stream(account: Account<'_>) -> Result<Retained, Status> {
+    let taken = account.limits().streams.take(1).map(Retained::Stream);
+    taken.map_err(|over| account.over_limit(over))
+}
+
 /// The name that the proxy has set: the last value of the list. The values before it may come from the client.
-fn named_by_proxy(headers: &HeaderMap, metadata: &HeaderName) -> Option<Arc<Named>> {
+fn named_by_proxy<'a>(headers: &'a HeaderMap, metadata: &HeaderName) -> Option<&'a str> {
     let list = headers.get_all(metadata).iter().next_back()?.to_str().ok()?;
-    let name = list.rsplit(',').next().map(str::trim).filter(|name| !name.is_empty())?;
-    Some(Named::new(name))
+    list.rsplit(',').next().map(str::trim).filter(|name| !name.is_empty())
 }
 
 /// Approximate memory of a request's head: its text, and an entry of the header map for each field.

@@ -76,8 +76,7 @@ impl ProductService for Products {
         request: Request<StreamHotKeysRequest>,
     ) -> Result<Response<HotKeysStream>, Status> {
         let origin = Origin::of(&request)?;
-        let stream =
-            self.watchers.watch(request.into_inner(), origin.call.deadline, &origin.connection)?;
+        let stream = self.watchers.watch(request.into_inner(), &origin)?;
         Ok(Response::new(stream))
     }
 }

@@ -5,24 +5,20 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use tonic::Status;
-
-use super::connection::ClientConnection;
-use super::status;
-use super::{PerConnection, per_connection};
+use super::allowance::OverLimit;
 use crate::metrics::{Metrics, Shed};
 
-/// Once half of the places are taken, a connection that has more than a `FREE_DIVISOR`th of the free ones gets no more.
+/// Once half of the places are taken, a caller that has more than a `FREE_DIVISOR`th of the free ones gets no more.
 const FREE_DIVISOR: usize = 8;
 
-/// Admits the calls of one connection.
-#[derive(Debug)]
-pub(super) struct CallAdmission {
-    places: PerConnection<CallPlaces>,
-    connection: Arc<ClientConnection>,
-}
+/// All places, behind a reference count for each caller, which counts the calls of this caller.
+type CountedPlaces = Arc<Arc<CallPlaces>>;
 
-/// The unary calls in flight on all connections. Not a semaphore, which takes a lock at each release to look for waiters:
+/// Admits the calls of one caller.
+#[derive(Debug)]
+pub(super) struct CallAdmission(CountedPlaces);
+
+/// The unary calls in flight of all callers. Not a semaphore, which takes a lock at each release to look for waiters:
 /// here are none.
 #[derive(Debug)]
 pub(super) struct CallPlaces {
@@ -32,7 +28,7 @@ pub(super) struct CallPlaces {
 
 /// The place of a call in flight.
 #[derive(Debug)]
-pub(super) struct CallPlace(PerConnection<CallPlaces>);
+pub(super) struct CallPlace(CountedPlaces);
 
 impl Drop for CallPlace {
     fn drop(&mut self) {
@@ -52,47 +48,46 @@ impl CallPlaces {
 }
 
 impl CallAdmission {
-    pub(super) fn new(places: &Arc<CallPlaces>, connection: &Arc<ClientConnection>) -> Self {
-        Self { places: per_connection(places), connection: Arc::clone(connection) }
+    pub(super) fn new(places: &Arc<CallPlaces>) -> Self {
+        Self(Arc::new(Arc::clone(places)))
     }
 
-    /// Takes a place for a call. Above half of the limit a connection gets only an eighth of the free places (see
-    /// [`FREE_DIVISOR`]), so that calls that hang, or that wait for a slow reader, leave places for other connections.
+    /// Whether any call of the caller is in flight.
+    pub(super) fn is_used(&self) -> bool {
+        Arc::strong_count(&self.0) > 1
+    }
+
+    /// Takes a place for a call. Above half of the limit a caller gets only an eighth of the free places (see
+    /// [`FREE_DIVISOR`]), so that calls that hang, or that wait for a slow reader, leave places for other callers.
     ///
     /// # Errors
-    /// RESOURCE_EXHAUSTED, without waiting.
-    pub(super) fn take(&self) -> Result<CallPlace, Status> {
-        // Every place of this connection holds one reference.
-        let own = Arc::strong_count(&self.places) - 1;
+    /// Without waiting, when there is no place.
+    pub(super) fn take(&self) -> Result<CallPlace, OverLimit> {
+        // Every place of this caller holds one reference.
+        let own = Arc::strong_count(&self.0) - 1;
         // Counted before the check, so that dropping the place undoes it when the call is refused.
-        let place = CallPlace(Arc::clone(&self.places));
-        let free =
-            self.places.limit.saturating_sub(self.places.taken.fetch_add(1, Ordering::Relaxed));
-        if free > 0 && (free >= self.places.limit.div_ceil(2) || own <= free / FREE_DIVISOR) {
+        let place = CallPlace(Arc::clone(&self.0));
+        let limit = self.0.limit;
+        let free = limit.saturating_sub(self.0.taken.fetch_add(1, Ordering::Relaxed));
+        if free > 0 && (free >= limit.div_ceil(2) || own <= free / FREE_DIVISOR) {
             return Ok(place);
         }
-        self.connection.refused(Shed::Calls);
-        Err(status::too_many_requests())
+        Err(OverLimit { kind: Shed::Calls, always: false })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::caller::Caller;
-    use crate::refusals::Refusals;
 
-    /// As many places as one connection gets, at most `streams`.
+    /// As many places as one caller gets, at most `streams`.
     fn fill(places: &Arc<CallPlaces>, streams: usize) -> Vec<CallPlace> {
-        let refusals = Refusals::new(&Metrics::new());
-        let connection =
-            ClientConnection::new(([127, 0, 0, 1], 1).into(), Caller::BACKGROUND, refusals);
-        let admission = CallAdmission::new(places, &connection);
+        let admission = CallAdmission::new(places);
         std::iter::from_fn(|| admission.take().ok()).take(streams).collect()
     }
 
     #[test]
-    fn connections_leave_places_for_others() {
+    fn callers_leave_places_for_others() {
         let places = CallPlaces::new(1_000, &Metrics::new());
         let held: Vec<_> = (0..20).map(|_| fill(&places, 100)).collect();
         let counts: Vec<usize> = held.iter().map(Vec::len).collect();

@@ -10,8 +10,9 @@ use tonic::metadata::MetadataValue;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
+use super::allowance::OverLimit;
 use crate::catalog::{Error, Refusal, Refused};
-use crate::metrics::{AuthRefusal, PostgresShare};
+use crate::metrics::{AuthRefusal, PostgresShare, Shed};
 use crate::product::Version;
 
 /// `ErrorInfo.domain` of every error.
@@ -156,7 +157,7 @@ pub(super) fn request_too_large() -> Status {
 }
 
 /// Has no `RetryInfo`, because the same call always fails.
-pub(super) fn response_too_large() -> Status {
+fn response_too_large() -> Status {
     let message = "the products exceed the largest response of this server; ask for fewer";
     status(Code::ResourceExhausted, message, "RESPONSE_TOO_LARGE", HashMap::new())
 }
@@ -173,22 +174,33 @@ pub(super) fn deadline_exceeded() -> Status {
     status(Code::DeadlineExceeded, message, "DEADLINE_EXCEEDED", HashMap::new())
 }
 
-pub(super) fn too_many_requests() -> Status {
+/// A limit for all callers or for one leaves no room.
+pub(super) fn over_limit(over: OverLimit) -> Status {
+    match over.kind {
+        Shed::Calls => too_many_requests(),
+        Shed::UnsentBytes if over.always => response_too_large(),
+        Shed::UnsentBytes => too_many_unsent_bytes(),
+        Shed::RequestBytes => too_many_request_bytes(),
+        _ => too_many_streams(),
+    }
+}
+
+fn too_many_requests() -> Status {
     retry(Code::ResourceExhausted, "too many calls are in flight", "TOO_MANY_REQUESTS")
 }
 
-pub(super) fn too_many_unsent_bytes() -> Status {
-    let message = "too many bytes of responses wait to be read, on this connection or on all";
+fn too_many_unsent_bytes() -> Status {
+    let message = "too many bytes of responses wait to be read, of this caller or of all";
     retry(Code::ResourceExhausted, message, "TOO_MANY_UNSENT_BYTES")
 }
 
-pub(super) fn too_many_request_bytes() -> Status {
-    let message = "too many requests are not complete, on this connection or on all";
+fn too_many_request_bytes() -> Status {
+    let message = "too many requests are not complete, of this caller or of all";
     retry(Code::ResourceExhausted, message, "TOO_MANY_REQUEST_BYTES")
 }
 
-pub(super) fn too_many_streams() -> Status {
-    let message = "too many streams are open, on this connection or on all";
+fn too_many_streams() -> Status {
+    let message = "too many streams are open, of this caller or of all";
     retry(Code::ResourceExhausted, message, "TOO_MANY_STREAMS")
 }
 

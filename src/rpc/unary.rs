@@ -4,7 +4,6 @@
 use std::future::poll_fn;
 use std::io::Read;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::Poll;
 
 use bytes::Bytes;
@@ -13,7 +12,8 @@ use http_body::Body;
 use prost::Message;
 use tonic::Status;
 
-use super::allowance::{Reservation, Share};
+use super::allowance::Reservation;
+use super::connection::Account;
 use super::protocol::Encoding;
 use super::status;
 use crate::entry::{PREFIX, prefix};
@@ -21,20 +21,20 @@ use crate::entry::{PREFIX, prefix};
 /// Approximate bytes that an incomplete request holds besides its own: stream, call, timers.
 const OVERHEAD: usize = 4_096;
 
-/// Receives the requests of one connection.
+/// Receives a request.
 #[derive(Debug)]
-pub(super) struct Receiver {
+pub(super) struct Receiver<'a> {
     /// Size of the largest message in bytes, before and after decompression.
     pub(super) limit: usize,
     /// Bounds the bytes that incomplete requests hold.
-    pub(super) share: Arc<Share>,
+    pub(super) account: Account<'a>,
 }
 
-impl Receiver {
+impl Receiver<'_> {
     /// Receives the one message of a unary request.
     ///
     /// # Errors
-    /// RESOURCE_EXHAUSTED above a limit, UNIMPLEMENTED for an unknown compression, INVALID_ARGUMENT for a malformed message,
+    /// RESOURCE_EXHAUSTED above a limit of the account, UNIMPLEMENTED for an unknown compression, INVALID_ARGUMENT for a malformed message,
     /// CANCELLED when the request breaks off.
     pub(super) async fn message<M, B>(&self, body: B, encoding: Encoding) -> Result<M, Status>
     where
@@ -60,7 +60,7 @@ impl Receiver {
         B: Body<Data = Bytes, Error: std::fmt::Display> + Unpin,
     {
         let mut incomplete =
-            Incomplete { share: &self.share, overhead: OVERHEAD + head, reserved: None };
+            Incomplete { account: &self.account, overhead: OVERHEAD + head, reserved: None };
         let first = incomplete.next(&mut body, 0).await?.unwrap_or_default();
         // Nearly always the whole request.
         if body.is_end_stream() {
@@ -79,7 +79,7 @@ impl Receiver {
 
 /// A request that is being received.
 struct Incomplete<'a> {
-    share: &'a Arc<Share>,
+    account: &'a Account<'a>,
     /// Bytes that it holds besides those received.
     overhead: usize,
     /// Taken only when the request has to wait, because most requests arrive in one piece.
@@ -109,13 +109,16 @@ impl Incomplete<'_> {
 
     fn wait(&mut self, held: usize) -> Result<(), Status> {
         let amount = self.overhead + held;
-        match &mut self.reserved {
+        let account = self.account;
+        let reserved = match &mut self.reserved {
             Some(reserved) => reserved.grow_to(amount),
-            None => {
-                self.reserved = Some(self.share.take(amount)?);
-                Ok(())
-            }
-        }
+            None => account
+                .limits()
+                .requests
+                .take(amount)
+                .map(|reserved| self.reserved = Some(reserved)),
+        };
+        reserved.map_err(|over| account.over_limit(over))
     }
 }
 

@@ -15,6 +15,7 @@ mod breaker;
 mod budget;
 mod callers;
 mod callers_edge;
+mod callers_limits;
 mod callers_memory;
 mod callers_named;
 mod ceiling;
@@ -125,6 +126,7 @@ fn main() -> std::process::ExitCode {
     edge::register(&mut suite);
     switches::register(&mut suite);
     callers_edge::register(&mut suite);
+    callers_limits::register(&mut suite);
     callers_memory::register(&mut suite);
     callers_named::register(&mut suite);
     metrics::register(&mut suite);

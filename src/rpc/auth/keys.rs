@@ -1,6 +1,5 @@
 //! The keys of tokens, read from a JSON Web Key Set, and the verification of tokens with them.
 
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use jsonwebtoken::errors::ErrorKind;
@@ -10,7 +9,7 @@ use jsonwebtoken::jwk::{
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode, decode_header};
 use serde::Deserialize;
 
-use super::{Named, Principal, Scopes};
+use super::Scopes;
 use crate::metrics::AuthRefusal;
 
 /// Most keys in a file. Bounds the work for a token without a key id, which is verified with each key.
@@ -46,7 +45,9 @@ struct Key {
 
 /// The claims of a valid token.
 pub(super) struct Verified {
-    pub(super) principal: Principal,
+    /// The subject.
+    pub(super) identity: String,
+    pub(super) scopes: Scopes,
     /// Includes the leeway.
     pub(super) expires: SystemTime,
 }
@@ -159,12 +160,12 @@ impl TokenKeys {
             None => Vec::new(),
         };
         let scopes = Scopes::of_token(scp.iter().chain(&claims.scope).map(String::as_str));
-        let identity = Arc::from(claims.sub.unwrap_or_default());
+        let identity = claims.sub.unwrap_or_default();
         let seconds = Duration::try_from_secs_f64(claims.exp).unwrap_or(Duration::MAX);
         let expires = SystemTime::UNIX_EPOCH.checked_add(seconds.saturating_add(self.leeway));
         // An `exp` that the clock cannot represent counts as one hour from now.
         let expires = expires.unwrap_or_else(|| SystemTime::now() + Duration::from_secs(3_600));
-        Verified { principal: Principal { named: Named::new(&identity), scopes }, expires }
+        Verified { identity, scopes, expires }
     }
 }
 

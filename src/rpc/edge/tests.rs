@@ -17,9 +17,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadBuf};
 use tower::ServiceBuilder;
 
 use super::*;
-use crate::caller::Caller;
 use crate::rpc::call::{Call, CallLayer};
-use crate::rpc::connection::ClientConnection;
 use crate::rpc::per_connection;
 use crate::rpc::reply::{Reply, headers};
 use crate::rpc::shed::{CallAdmission, CallPlaces};
@@ -99,9 +97,7 @@ async fn served(
 /// Responds with `bytes` bytes. A path with "late" makes it wait first; one with "panic" makes it panic.
 fn handler(bytes: usize) -> impl CallHandler {
     let metrics = Metrics::new();
-    let address = ([127, 0, 0, 1], 1).into();
-    let connection = ClientConnection::new(address, Caller::BACKGROUND, Refusals::new(&metrics));
-    let admission = CallAdmission::new(&CallPlaces::new(1_000, &metrics), &connection);
+    let admission = CallAdmission::new(&CallPlaces::new(1_000, &metrics));
     let layer =
         CallLayer { metrics: per_connection(&metrics), max_call_time: OPTIONS.max_call_time };
     ServiceBuilder::new().layer(layer).service_fn(move |call: Call<Incoming>| {

@@ -48,7 +48,7 @@ pub fn headers(method: &str, path: &str) -> Vec<u8> {
 }
 
 /// A literal field with a literal name; both shorter than 127 bytes.
-fn field(block: &mut Vec<u8>, name: &str, value: &str) {
+pub fn field(block: &mut Vec<u8>, name: &str, value: &str) {
     block.push(0);
     for text in [name, value] {
         block.push(u8::try_from(text.len()).unwrap());
