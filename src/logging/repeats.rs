@@ -58,18 +58,22 @@ impl Repeats {
         if windows.len() >= MAX_CALLSITES && !windows.contains_key(&site) {
             site = Callsite(None, 0);
         }
-        let window = windows.entry(site).or_insert_with(|| Window::new(now));
+        let window = windows.entry(site.clone()).or_insert_with(|| Window::new(now));
         if now.saturating_duration_since(window.began) >= WINDOW {
             window.unreported += std::mem::take(&mut window.suppressed);
             (window.began, window.lines) = (now, 0);
         }
         window.lines = window.lines.saturating_add(1);
-        match window.lines {
-            1 => window.example = quote(),
-            2..=MAX_LINES => {}
-            _ => {
-                window.suppressed += 1;
-                return false;
+        if window.lines > MAX_LINES {
+            window.suppressed += 1;
+            return false;
+        }
+        if window.lines == 1 {
+            drop(windows);
+            // Without the lock, because formatting a field may take long, or log.
+            let example = quote();
+            if let Some(window) = self.0.lock().get_mut(&site) {
+                window.example = example;
             }
         }
         true
@@ -230,6 +234,19 @@ mod tests {
         assert_eq!(admitted(WINDOW), 20);
         let unreported = repeats.0.lock()[&site].unreported;
         assert_eq!(unreported, 180);
+    }
+
+    /// Formatting the fields of an event may take long, or log.
+    #[test]
+    fn a_line_is_quoted_without_the_lock() {
+        let (repeats, now) = (Repeats::default(), Instant::now());
+        let quote = || {
+            let free = repeats.0.try_lock().is_some();
+            assert!(free, "a field that logs would wait for this line for ever");
+            "quoted".to_owned()
+        };
+        assert!(repeats.admits(Callsite(None, 1), now, quote));
+        assert_eq!(repeats.0.lock()[&Callsite(None, 1)].example, "quoted");
     }
 
     #[test]
