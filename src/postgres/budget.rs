@@ -122,8 +122,17 @@ impl Budget {
     pub(super) async fn turn_of(self: &Arc<Self>, call: CallContext) -> Result<Turn, NoTurn> {
         let demand = Arc::default();
         let _waiter = Demand::wait(&demand, call, true);
-        let Some(deadline) = call.deadline else { return self.turn(&demand).await };
-        let turn = tokio::time::timeout_at(deadline.into(), self.turn(&demand)).await;
+        self.turn_until(&demand, call.deadline).await
+    }
+
+    /// Waits for a turn, at most for the timeout and until the deadline.
+    pub(super) async fn turn_until(
+        self: &Arc<Self>,
+        demand: &Arc<Demand>,
+        deadline: Option<Instant>,
+    ) -> Result<Turn, NoTurn> {
+        let Some(deadline) = deadline else { return self.turn(demand).await };
+        let turn = tokio::time::timeout_at(deadline.into(), self.turn(demand)).await;
         turn.unwrap_or_else(|_| {
             self.remove_abandoned();
             Err(NoTurn::Late)
@@ -228,7 +237,8 @@ impl Queue {
 
     /// The caller to which a turn for this demand is charged: the waiting one with the fewest turns.
     fn charged_caller(&self, demand: &Demand, of_one: usize) -> Caller {
-        demand.least(|caller| (self.turns_of(caller) >= of_one, self.tag(caller)))
+        demand
+            .least(&(false, self.now), |caller| (self.turns_of(caller) >= of_one, self.tag(caller)))
     }
 
     fn may_run(&self, demand: &Demand, of_one: usize) -> bool {
@@ -260,7 +270,7 @@ impl Queue {
 
     /// The sort key of a load. The load with the greatest key goes first.
     fn order(&self, waiting: &WaitingLoad, overdue: Option<Instant>) -> impl Ord + use<> {
-        let tag = self.tag(waiting.demand.least(|caller| self.tag(caller)));
+        let tag = self.tag(waiting.demand.least(&self.now, |caller| self.tag(caller)));
         let (without_fallback, waiters, since) = waiting.urgency(overdue);
         (without_fallback, Reverse(tag), waiters, since)
     }
@@ -280,7 +290,7 @@ impl Queue {
         let places = |caller| places.get(&caller).copied().unwrap_or_default();
         let overdue = long_before(EVICTABLE_FOR);
         let keep = |(_, waiting): &(usize, &WaitingLoad)| {
-            let count = places(waiting.demand.least(places));
+            let count = places(waiting.demand.least(&1, places));
             (Reverse(count), waiting.urgency(overdue))
         };
         if let Some((least, _)) = self.waiting.iter().enumerate().min_by_key(keep) {
@@ -309,6 +319,9 @@ impl WaitingLoad {
     /// Among loads without fallback, those from before `overdue` come first, whatever the number of waiters.
     fn urgency(&self, overdue: Option<Instant>) -> (bool, usize, Reverse<Instant>) {
         let (without_fallback, waiters) = self.demand.urgency();
+        if self.demand.by_place {
+            return (without_fallback, 0, Reverse(self.since));
+        }
         let overdue = overdue.is_some_and(|overdue| self.demand.since < overdue);
         let waiters = if without_fallback && overdue { usize::MAX } else { waiters };
         (without_fallback, waiters, Reverse(self.since))

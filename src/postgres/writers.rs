@@ -12,7 +12,7 @@ use ahash::RandomState;
 use parking_lot::Mutex;
 
 use super::Error;
-use super::budget::{Budget, Limits, NoTurn, Turn};
+use super::budget::{Budget, Demand, DemandGuard, Limits, NoTurn, Turn};
 use crate::caller::CallContext;
 use crate::metrics::PostgresShare;
 use crate::product::ProductId;
@@ -23,7 +23,16 @@ const QUEUED: usize = 256;
 /// holds the row. Too high: the last ones only wait for their deadlines. Too low: short bursts of writes are refused.
 const QUEUED_OF_PRODUCT: usize = 4;
 
-type Rows = Mutex<HashMap<ProductId, Arc<Budget>, RandomState>>;
+type Rows = Mutex<HashMap<ProductId, Arc<Row>, RandomState>>;
+
+/// The writes of one product.
+#[derive(Debug)]
+struct Row {
+    order: Arc<Budget>,
+    /// Of all of them for a turn of the share: the one that is first gets it as early as the caller with the fewest turns would,
+    /// because the others wait for it.
+    demand: Arc<Demand>,
+}
 
 #[derive(Debug)]
 pub(super) struct Writers {
@@ -37,6 +46,8 @@ pub(super) struct WriteTurn {
     /// Whether the write waited for another write of its product.
     pub(super) has_waited: bool,
     share: Option<Turn>,
+    demand: Arc<Demand>,
+    _waiter: DemandGuard,
     _row: Option<Turn>,
     _place: Option<QueuePlace>,
 }
@@ -45,7 +56,7 @@ pub(super) struct WriteTurn {
 #[derive(Debug)]
 struct QueuePlace {
     id: ProductId,
-    row: Option<Arc<Budget>>,
+    row: Option<Arc<Row>>,
     rows: Arc<Rows>,
 }
 
@@ -71,14 +82,16 @@ impl Writers {
         call: CallContext,
     ) -> Result<WriteTurn, Error> {
         let place = id.map(|id| self.place(id));
+        let demand = place.as_ref().and_then(QueuePlace::demand).unwrap_or_else(Demand::of_writes);
+        let _waiter = demand.wait(call, true);
         let row = match &place {
             Some(place) => place.wait(call).await?,
             None => None,
         };
-        let share = self.share.turn_of(call).await;
-        let share = share.map_err(|_| Error::OverBudget(PostgresShare::Writes))?;
+        let share = self.share.turn_until(&demand, call.deadline).await;
+        let share = Some(share.map_err(|_| Error::OverBudget(PostgresShare::Writes))?);
         let has_waited = row.as_ref().is_some_and(|row| row.has_waited);
-        Ok(WriteTurn { has_waited, share: Some(share), _row: row, _place: place })
+        Ok(WriteTurn { has_waited, share, demand, _waiter, _row: row, _place: place })
     }
 
     /// Whether other writes wait for a connection.
@@ -94,7 +107,7 @@ impl Writers {
     pub(super) async fn renew(&self, turn: &mut WriteTurn, call: CallContext) -> Result<(), Error> {
         turn.share = None;
         loop {
-            match self.share.turn_of(call).await {
+            match self.share.turn_until(&turn.demand, call.deadline).await {
                 Ok(share) => {
                     turn.share = Some(share);
                     return Ok(());
@@ -111,20 +124,28 @@ impl Writers {
     }
 
     fn place(&self, id: ProductId) -> QueuePlace {
-        let row = Arc::clone(self.rows.lock().entry(id).or_insert_with(one_at_a_time));
+        let row = Arc::clone(self.rows.lock().entry(id).or_insert_with(Row::new));
         QueuePlace { id, row: Some(row), rows: Arc::clone(&self.rows) }
     }
 }
 
-fn one_at_a_time() -> Arc<Budget> {
-    let queued = QUEUED_OF_PRODUCT;
-    Budget::new(Limits { running: 1, of_one: 1, queued, timeout: None, is_steady: false })
+impl Row {
+    fn new() -> Arc<Self> {
+        let queued = QUEUED_OF_PRODUCT;
+        let one_at_a_time =
+            Limits { running: 1, of_one: 1, queued, timeout: None, is_steady: false };
+        Arc::new(Self { order: Budget::new(one_at_a_time), demand: Demand::of_writes() })
+    }
 }
 
 impl QueuePlace {
+    fn demand(&self) -> Option<Arc<Demand>> {
+        self.row.as_ref().map(|row| Arc::clone(&row.demand))
+    }
+
     async fn wait(&self, call: CallContext) -> Result<Option<Turn>, Error> {
         let Some(row) = &self.row else { return Ok(None) };
-        match row.turn_of(call).await {
+        match row.order.turn_of(call).await {
             Ok(turn) => Ok(Some(turn)),
             Err(NoTurn::Full) => Err(Error::ProductBusy),
             Err(NoTurn::Late) => Err(Error::Locked),
@@ -194,6 +215,26 @@ mod tests {
         assert!(renewed.as_mut().now_or_never().is_none(), "the other has its turn");
         drop(other.now_or_never().expect("at once").expect("a turn"));
         renewed.now_or_never().expect("at once").expect("a turn");
+    }
+
+    #[tokio::test]
+    async fn a_write_that_another_caller_waits_for_gets_the_turn_of_that_caller() {
+        let writers = Writers::new(1, Duration::from_secs(60));
+        let running = writers.turn(id(1), call(1)).await.expect("free");
+        let mut earlier = Box::pin(writers.turn(id(2), call(1)));
+        let mut wanted = Box::pin(writers.turn(id(3), call(1)));
+        let mut polite = Box::pin(writers.turn(id(3), call(2)));
+        for waiting in [&mut earlier, &mut wanted, &mut polite] {
+            assert!(waiting.as_mut().now_or_never().is_none());
+        }
+        drop(running);
+        let wanted = wanted.now_or_never().expect("before the earlier one").expect("a turn");
+        assert!(earlier.as_mut().now_or_never().is_none());
+        drop(wanted);
+        assert!(polite.as_mut().now_or_never().is_none(), "now it waits for the share");
+        drop(earlier.now_or_never().expect("its caller's turn").expect("a turn"));
+        polite.now_or_never().expect("at once").expect("a turn");
+        assert!(writers.rows.lock().is_empty());
     }
 
     #[tokio::test]

@@ -10,8 +10,9 @@ use parking_lot::Mutex;
 use crate::caller::{CallContext, Caller};
 
 /// Callers that are recorded per load, so that the load has the rank of the one with the fewest turns. Further callers only add
-/// to the number of waiters. Too high: each choice in the queue compares all of them.
-const MOST_CALLERS: usize = 8;
+/// to the number of waiters. Too high: each choice in the queue may compare all of them. Too low: a load that a few busy callers
+/// wait for is refused although another caller waits for it, too.
+const MOST_CALLERS: usize = 64;
 
 /// The demand for one load.
 #[derive(Debug)]
@@ -19,6 +20,8 @@ pub(crate) struct Demand {
     /// The start of the load. It may be earlier than its place in the queue, if the load waited for another instance's lease
     /// first.
     pub(super) since: Instant,
+    /// Whether only callers and places in the queue determine its rank, not its age or the number of its waiters.
+    pub(super) by_place: bool,
     state: Mutex<DemandState>,
 }
 
@@ -52,7 +55,7 @@ pub(crate) struct DemandGuards {
 
 impl Default for Demand {
     fn default() -> Self {
-        Self { since: Instant::now(), state: Mutex::default() }
+        Self { since: Instant::now(), by_place: false, state: Mutex::default() }
     }
 }
 
@@ -60,6 +63,11 @@ impl Demand {
     #[cfg(test)]
     pub(super) fn since(since: Instant) -> Self {
         Self { since, ..Self::default() }
+    }
+
+    /// The demand of the writes of one product. It lasts as long as there are any, and the waiters are those of later writes, too.
+    pub(crate) fn of_writes() -> Arc<Self> {
+        Arc::new(Self { by_place: true, ..Self::default() })
     }
 
     /// Adds a waiter.
@@ -96,11 +104,21 @@ impl Demand {
         (state.without_fallback > 0, state.waiters)
     }
 
-    /// The waiting caller with the least `key`; [`Caller::BACKGROUND`] when there is none.
-    pub(super) fn least<K: Ord>(&self, key: impl Fn(Caller) -> K) -> Caller {
+    /// The waiting caller with the least `key`; [`Caller::BACKGROUND`] when there is none. `lowest` is the least possible key: the
+    /// first caller that has it is returned without a look at the others.
+    pub(super) fn least<K: Ord>(&self, lowest: &K, key: impl Fn(Caller) -> K) -> Caller {
         let state = self.state.lock();
-        let callers = state.callers.iter().map(|(caller, _)| *caller);
-        callers.min_by_key(|caller| key(*caller)).unwrap_or(Caller::BACKGROUND)
+        let mut least: Option<(K, Caller)> = None;
+        for (caller, _) in &state.callers {
+            let key = key(*caller);
+            if key <= *lowest {
+                return *caller;
+            }
+            if least.as_ref().is_none_or(|(least, _)| key < *least) {
+                least = Some((key, *caller));
+            }
+        }
+        least.map_or(Caller::BACKGROUND, |(_, caller)| caller)
     }
 
     pub(super) fn each_caller(&self, mut visit: impl FnMut(Caller)) {

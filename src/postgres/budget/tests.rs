@@ -249,3 +249,19 @@ fn a_load_whose_last_waiter_leaves_before_its_turn_is_refused_at_once() {
     assert!(waits(&mut place(&budget, &short)), "a waiter without a deadline joined");
     drop(turn);
 }
+
+#[test]
+fn a_load_has_the_rank_of_any_of_many_callers() {
+    const BUSY: u64 = 20;
+    let budget = budget(BUSY as usize, 10, TIMEOUT);
+    let mut running: Vec<Turn> =
+        (1..=BUSY).map(|busy| budget.enter(&demand_of_call(call(busy)).0).expect("free")).collect();
+    let (earlier, _a) = demand_by(100, true);
+    let shared: Arc<Demand> = Arc::default();
+    let _b: Vec<DemandGuard> =
+        (1..=BUSY + 1).map(|caller| shared.wait(call(caller), true)).collect();
+    let mut places = [&earlier, &shared].map(|demand| place(&budget, demand));
+    drop(running.pop());
+    drop(turn_of(&mut places[1]).expect("one of its callers has had no turn"));
+    turn_of(&mut places[0]).expect("then the one of a caller that has had one");
+}
