@@ -128,7 +128,10 @@ impl Reads {
                 self.batch_get_products(request.into_body(), encoding, account, call).await
             }
             // Its requests are a stream, so it is not received here.
-            Method::Reflection => self.route(request, Some(stream(account))).await,
+            Method::Reflection => match stream(account) {
+                Ok(stream) => self.route(request, Some(stream)).await,
+                Err(refused) => Err(refused),
+            },
             // Answered with UNIMPLEMENTED; the request is not read.
             Method::Other => self.route(request, None).await,
             _ => {
@@ -153,12 +156,12 @@ impl Reads {
         // `frame` is decompressed.
         head.headers.remove(protocol::GRPC_ENCODING);
         let receiver = self.receiver(account);
-        let frame = receiver.frame(body, encoding, head_bytes(&head));
-        let frame = match method.is_lasting() {
-            true => tokio::time::timeout(self.shared.max_call_time, frame)
+        let received = receiver.receive(body, head_bytes(&head));
+        let received = match method.is_lasting() {
+            true => tokio::time::timeout(self.shared.max_call_time, received)
                 .await
                 .unwrap_or_else(|_| Err(status::deadline_exceeded())),
-            false => frame.await,
+            false => received.await,
         }?;
         let held = match method {
             // Not limited: a busy instance must not fail its health checks.
@@ -166,6 +169,8 @@ impl Reads {
             method if method.is_lasting() => Some(stream(account)),
             _ => Some(call_place(account).map(Retained::CallPlace)),
         };
+        let held = held.transpose()?;
+        let frame = received.frame(encoding)?;
         self.route(Request::from_parts(head, Full::new(frame)), held).await
     }
 
@@ -176,12 +181,11 @@ impl Reads {
     async fn route<B>(
         &self,
         request: Request<B>,
-        held: Option<Result<Retained, Status>>,
+        held: Option<Retained>,
     ) -> Result<Response<Reply>, Status>
     where
         B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
     {
-        let held = held.transpose()?;
         let Ok(response) = self.shared.routes.clone().call(request).await;
         Ok(status::with_details(response).map(|body| Reply::tonic(body, held)))
     }
@@ -194,9 +198,10 @@ impl Reads {
         deadline: Deadline,
     ) -> Result<Response<Reply>, Status> {
         let receiver = self.receiver(self.connection.account(named.as_deref()));
-        let request: GetProductRequest = receiver.message(body, encoding).await?;
+        let received = receiver.receive(body, 0).await?;
         let account = receiver.account;
         let place = call_place(account)?;
+        let request: GetProductRequest = received.message(encoding)?;
         let id = convert::id("id", request.id)?;
         let freshness = convert::freshness(request.freshness)?;
         let catalog = &self.shared.catalog;
@@ -223,9 +228,9 @@ impl Reads {
         account: Account<'_>,
         call: CallContext,
     ) -> Result<Response<Reply>, Status> {
-        let request: BatchGetProductsRequest =
-            self.receiver(account).message(body, encoding).await?;
+        let received = self.receiver(account).receive(body, 0).await?;
         let place = call_place(account)?;
+        let request: BatchGetProductsRequest = received.message(encoding)?;
         let ids = convert::ids(&request.ids)?;
         let freshness = convert::batch_freshness(request.max_staleness, request.latest)?;
         let max_bytes = convert::max_response_bytes(request.max_response_bytes)?;

@@ -31,31 +31,11 @@ pub(super) struct Receiver<'a> {
 }
 
 impl Receiver<'_> {
-    /// Receives the one message of a unary request.
+    /// Receives the one message of a unary request. `head` is the size of the request's head, which is held meanwhile.
     ///
     /// # Errors
-    /// RESOURCE_EXHAUSTED above a limit of the account, UNIMPLEMENTED for an unknown compression, INVALID_ARGUMENT for a malformed message,
-    /// CANCELLED when the request breaks off.
-    pub(super) async fn message<M, B>(&self, body: B, encoding: Encoding) -> Result<M, Status>
-    where
-        M: Message + Default,
-        B: Body<Data = Bytes, Error: std::fmt::Display> + Unpin,
-    {
-        let frame = self.frame(body, encoding, 0).await?;
-        M::decode(&frame[PREFIX..]).map_err(|error| status::malformed(&error.to_string()))
-    }
-
-    /// Receives the one message as an uncompressed frame, the gRPC prefix included. `head` is the size of the request's head,
-    /// which is held meanwhile.
-    ///
-    /// # Errors
-    /// As [`Self::message`], but the message is not decoded.
-    pub(super) async fn frame<B>(
-        &self,
-        mut body: B,
-        encoding: Encoding,
-        head: usize,
-    ) -> Result<Bytes, Status>
+    /// RESOURCE_EXHAUSTED above a limit of the account, CANCELLED when the request breaks off.
+    pub(super) async fn receive<B>(&self, mut body: B, head: usize) -> Result<Received, Status>
     where
         B: Body<Data = Bytes, Error: std::fmt::Display> + Unpin,
     {
@@ -64,7 +44,7 @@ impl Receiver<'_> {
         let first = incomplete.next(&mut body, 0).await?.unwrap_or_default();
         // Nearly always the whole request.
         if body.is_end_stream() {
-            return checked(first, encoding, self.limit);
+            return Ok(Received { bytes: first, limit: self.limit });
         }
         // Copied, because a slice would keep the whole read buffer of the connection alive.
         let mut received = first.to_vec();
@@ -73,7 +53,31 @@ impl Receiver<'_> {
         {
             received.extend_from_slice(&more);
         }
-        checked(received.into(), encoding, self.limit)
+        Ok(Received { bytes: received.into(), limit: self.limit })
+    }
+}
+
+/// A complete request. It is decompressed after the call has taken its place, so that the calls that do that are limited.
+pub(super) struct Received {
+    bytes: Bytes,
+    limit: usize,
+}
+
+impl Received {
+    /// # Errors
+    /// RESOURCE_EXHAUSTED for a message that is too large, UNIMPLEMENTED for an unknown compression, INVALID_ARGUMENT for a
+    /// malformed message.
+    pub(super) fn message<M: Message + Default>(self, encoding: Encoding) -> Result<M, Status> {
+        let frame = self.frame(encoding)?;
+        M::decode(&frame[PREFIX..]).map_err(|error| status::malformed(&error.to_string()))
+    }
+
+    /// The uncompressed frame, the gRPC prefix included.
+    ///
+    /// # Errors
+    /// As [`Self::message`], but the message is not decoded.
+    pub(super) fn frame(self, encoding: Encoding) -> Result<Bytes, Status> {
+        checked(self.bytes, encoding, self.limit)
     }
 }
 

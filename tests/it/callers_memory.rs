@@ -26,6 +26,7 @@ pub fn register(suite: &mut Suite<'_>) {
     suite.single("callers::bodies_without_an_end_are_bounded_and_end", bodies);
     suite.single("callers::streams_of_all_services_are_bounded", streams);
     suite.single("callers::a_gzip_request_is_read_and_a_bomb_is_refused", gzip);
+    suite.single("callers::a_gzip_request_is_read_only_when_the_call_has_a_place", gzip_placed);
     suite.single("callers::an_answer_above_the_callers_limit_is_refused", too_large);
 }
 
@@ -178,6 +179,31 @@ async fn gzip(stack: Stack) {
         let accepted = unknown.metadata().get("grpc-accept-encoding").unwrap();
         assert_eq!(accepted, "identity,gzip");
     }
+}
+
+/// A request is decompressed, at the cost of the server, only when its call has a place.
+async fn gzip_placed(stack: Stack) {
+    let id = stack.insert("walnut desk lamp").await;
+    let node = stack.node_with(|args| args.serving.max_calls = 1).await;
+    let lock = stack.lock_products().await;
+    let mut client = node.client.clone();
+    let held = tokio::spawn(async move { client.get_product(get(id)).await });
+    eventually("it has the only place", async || {
+        node.metric("hotshelf_calls_in_flight").await == 1.0
+    })
+    .await;
+    let raw = Raw::connect(node.grpc_addr.port()).await;
+    let headers = HeaderMap::from_iter([(
+        http::HeaderName::from_static("grpc-encoding"),
+        http::HeaderValue::from_static("gzip"),
+    )]);
+    let bomb = gzipped(&vec![0; 64 << 20]);
+    for path in [GET, BATCH, UPDATE] {
+        let refused = raw.call_with(path, headers.clone(), bomb.clone()).await.unwrap();
+        assert_refused(&refused, Code::ResourceExhausted, "TOO_MANY_REQUESTS");
+    }
+    lock.rollback().await.unwrap();
+    held.await.unwrap().unwrap();
 }
 
 async fn described(stack: &Stack, products: i32, bytes: i32) -> Vec<i64> {
