@@ -4,19 +4,17 @@
 //! A call is checked before its request is read. When authentication is off a connection has no [`ConnectionAuth`], which costs
 //! a call one branch.
 
+mod cache;
 mod keys;
 mod policy;
 mod signatures;
 
-use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
 use parking_lot::Mutex;
-use ring::digest::{SHA256, digest};
 use tonic::Status;
 
 use super::callers::{Callers, Named};
@@ -25,14 +23,11 @@ use super::identity::IdentityOptions;
 use super::reloaded::Reloaded;
 use super::status;
 use crate::metrics::{AuthRefusal, Method, Metrics};
+use cache::TokenCache;
 use keys::TokenKeys;
 pub use keys::TokenOptions;
 use policy::Needs;
 pub use policy::Scopes;
-
-/// Verified tokens cached by a connection. Too high: memory for connections that forward many tokens. Too low: signatures of
-/// such connections are verified again and again.
-const MAX_CACHED_TOKENS: usize = 32;
 
 /// The part of authentication that all connections share.
 pub(super) struct Authenticator {
@@ -74,18 +69,8 @@ pub(super) struct ConnectionAuth {
     peer: SocketAddr,
     /// The caller named by the certificate of the connection.
     certificate: Option<Principal>,
-    /// The oldest is evicted. Only calls of this connection contend for the lock.
-    cached: Mutex<VecDeque<CachedToken>>,
-}
-
-/// A token with a verified signature.
-struct CachedToken {
-    /// A digest, because the token itself would be a secret in memory for as long as the connection is open.
-    digest: [u8; 32],
-    /// The keys that it was verified with. A token is verified again after a reload, which may have revoked its key.
-    keys: Arc<TokenKeys>,
-    expires: SystemTime,
-    principal: Principal,
+    /// Only calls of this connection contend for the lock.
+    tokens: Mutex<TokenCache>,
 }
 
 /// An authenticated caller and its scopes.
@@ -101,7 +86,7 @@ impl ConnectionAuth {
         let scopes = shared.certificate_scopes;
         let named = peer.certificate.as_deref().map(|name| callers.named(name));
         let certificate = named.map(|named| Principal { named, scopes });
-        Self { shared, callers, peer: peer.address, certificate, cached: Mutex::default() }
+        Self { shared, callers, peer: peer.address, certificate, tokens: Mutex::default() }
     }
 
     /// The caller. For a method that needs no authentication it is that of the connection's certificate, if any.
@@ -142,31 +127,12 @@ impl ConnectionAuth {
         if let Some(keys) = &self.shared.keys
             && let Some(token) = bearer(headers)?
         {
-            return self.of_token(&keys.current(), token);
+            return self.tokens.lock().check(&keys.current(), token, |verified| Principal {
+                named: self.callers.named(&verified.identity),
+                scopes: verified.scopes,
+            });
         }
         self.certificate.clone().ok_or(AuthRefusal::TokenMissing)
-    }
-
-    fn of_token(&self, keys: &Arc<TokenKeys>, token: &[u8]) -> Result<Principal, AuthRefusal> {
-        let digest: [u8; 32] =
-            digest(&SHA256, token).as_ref().try_into().expect("a SHA-256 digest has 32 bytes");
-        let mut cached = self.cached.lock();
-        cached.retain(|token| Arc::ptr_eq(&token.keys, keys));
-        if let Some(token) = cached.iter().find(|token| token.digest == digest) {
-            return match token.expires < SystemTime::now() {
-                true => Err(AuthRefusal::TokenExpired),
-                false => Ok(token.principal.clone()),
-            };
-        }
-        let verified = keys.verify(token)?;
-        let (named, expires) = (self.callers.named(&verified.identity), verified.expires);
-        let principal = Principal { named, scopes: verified.scopes };
-        if cached.len() == MAX_CACHED_TOKENS {
-            cached.pop_front();
-        }
-        let (keys, of_token) = (Arc::clone(keys), principal.clone());
-        cached.push_back(CachedToken { digest, keys, expires, principal: of_token });
-        Ok(principal)
     }
 
     /// Counts and logs a refusal. The log line is rate-limited by `logging/repeats.rs`.

@@ -227,6 +227,10 @@ pub(super) fn unauthorized(refusal: AuthRefusal, scope: Option<&'static str>) ->
         AuthRefusal::Algorithm => ("TOKEN_INVALID", "the token's algorithm is not that of its key"),
         AuthRefusal::UnknownKey => ("TOKEN_INVALID", "the token's key is not trusted here"),
         AuthRefusal::Signature => ("TOKEN_INVALID", "the token's signature is not valid"),
+        AuthRefusal::TooManyInvalid => {
+            let message = "too many tokens on this connection were not valid; new ones are not verified for a moment";
+            return retry(Code::ResourceExhausted, message, "TOO_MANY_INVALID_TOKENS");
+        }
         AuthRefusal::TokenExpired => ("TOKEN_EXPIRED", "the token has expired; get a new one"),
         AuthRefusal::NotYetValid => ("TOKEN_INVALID", "the token is not valid yet"),
         AuthRefusal::Audience => ("TOKEN_INVALID", "the token is for another audience"),

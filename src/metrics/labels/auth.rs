@@ -17,6 +17,8 @@ label_set! {
         UnknownKey = ["unknown_key"],
         /// The key does not verify the signature.
         Signature = ["signature"],
+        /// Too many tokens of the connection have failed; further ones are not verified for a moment.
+        TooManyInvalid = ["too_many_invalid"],
         TokenExpired = ["token_expired"],
         NotYetValid = ["not_yet_valid"],
         /// The token is for another audience.
