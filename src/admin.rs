@@ -1,7 +1,9 @@
-//! The admin port: `/metrics` for Prometheus, `/livez` and `/readyz` for the orchestrator, `/callers` for the operator.
+//! The admin port: `/metrics` for Prometheus, `/livez` and `/readyz` for the orchestrator, `/callers` for the operator, and the
+//! gRPC services that are moved here (`grpc.rs`).
 
 mod connections;
 mod exposition;
+mod grpc;
 pub mod health;
 
 use std::convert::Infallible;
@@ -23,6 +25,7 @@ use crate::refusals::Refusals;
 use crate::supervisor::Supervisor;
 use connections::AdminConnections;
 use exposition::Exposition;
+pub use grpc::{AdminGrpc, ServeGrpc};
 
 /// Accept fails when file descriptors run out, for example; without a pause the loop would spin.
 const PAUSE_AFTER_FAILED_ACCEPT: Duration = Duration::from_millis(50);
@@ -81,6 +84,7 @@ struct AdminPort {
     readiness: Readiness,
     supervisor: Supervisor,
     refusals: Arc<Refusals>,
+    grpc: AdminGrpc,
 }
 
 /// Serves the admin port until the drain has finished, so that the drain can be observed.
@@ -89,10 +93,12 @@ pub fn serve(
     metrics: Arc<Metrics>,
     readiness: Readiness,
     refusals: Arc<Refusals>,
+    grpc: AdminGrpc,
     drain: &Drain,
 ) {
     let supervisor = drain.supervisor().clone();
-    let port = AdminPort { exposition: Exposition::new(metrics), readiness, supervisor, refusals };
+    let exposition = Exposition::new(metrics);
+    let port = AdminPort { exposition, readiness, supervisor, refusals, grpc };
     let (port, listener) = (Arc::new(port), Arc::new(listener));
     drain.spawn_loop(BackgroundTask::AdminPort, move || {
         accept(Arc::clone(&port), Arc::clone(&listener))
@@ -108,7 +114,7 @@ async fn accept(
         tokio::select! {
             Some(()) = connections.ended() => {}
             accepted = listener.accept() => match accepted {
-                Ok((socket, _)) => connections.serve(Arc::clone(&port), socket).await,
+                Ok((socket, peer)) => connections.serve(Arc::clone(&port), socket, peer).await,
                 Err(error) => {
                     tracing::warn!(
                         %error,

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::net::TcpListener;
 
-use crate::admin::{self, Readiness};
+use crate::admin::{self, AdminGrpc, Readiness};
 use crate::catalog::{Catalog, Parts};
 use crate::config::{PostgresArgs, ServeArgs};
 use crate::controls::Controls;
@@ -95,7 +95,8 @@ impl App {
         let readiness = Readiness::not_yet("starting");
         let refusals = Refusals::new(&metrics);
         let (scraped, listed) = (Arc::clone(&metrics), Arc::clone(&refusals));
-        admin::serve(admin, scraped, readiness.clone(), listed, &drain);
+        let admin_grpc = AdminGrpc::default();
+        admin::serve(admin, scraped, readiness.clone(), listed, admin_grpc.clone(), &drain);
 
         let postgres = Postgres::new(&args.postgres(), Arc::clone(&metrics));
         let postgres = postgres.map_err(StartError::Usage)?;
@@ -149,7 +150,11 @@ impl App {
         );
         let served = Arc::clone(&catalog);
         let (options, verifier) = (args.rpc(), Arc::clone(&identity));
-        let health = rpc::serve(grpc, served, options, verifier, &drain, &metrics, &refusals).await;
+        let (health, on_admin_port) =
+            rpc::serve(grpc, served, options, verifier, &drain, &metrics, &refusals).await;
+        if let Some(serve) = on_admin_port {
+            admin_grpc.set(serve);
+        }
         readiness.set_not_ready("loading the hottest products");
         // Entries of a Redis node are suspect until a probe has read its replication id.
         let _ = tokio::time::timeout(REDIS_TIMEOUT, catalog.probe_redis()).await;

@@ -1,6 +1,7 @@
 //! The gRPC server: requests become domain types, results become responses and statuses. Only this module and `app` use
 //! tonic.
 
+mod admin_port;
 mod admin_service;
 mod allowance;
 mod auth;
@@ -17,15 +18,17 @@ mod reads;
 mod reloaded;
 mod reply;
 mod service;
+mod services;
 mod shed;
 mod status;
 mod unary;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use tokio::net::TcpListener;
-use tonic::service::Routes;
+use futures_util::future::BoxFuture;
+use tokio::net::{TcpListener, TcpStream};
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 use tower::ServiceBuilder;
@@ -34,21 +37,16 @@ use crate::caller::Caller;
 use crate::catalog::Catalog;
 use crate::drain::Drain;
 use crate::metrics::{BackgroundTask, Metrics};
-use crate::proto::DESCRIPTORS;
-use crate::proto::admin::AdminServiceServer;
-use crate::proto::server::ProductServiceServer;
 use crate::refusals::Refusals;
-use admin_service::Admin;
 pub use auth::{Scopes, TokenOptions};
 use call::CallLayer;
 use callers::{Callers, Limits};
 use connection::ClientConnection;
 use edge::{Edge, Peer};
 pub use edge::{EdgeOptions, TlsOptions};
-use hot_keys::Watchers;
 pub use identity::{Identity, IdentityOptions};
 use reads::{Headers, Reads, Shared};
-use service::Products;
+pub use services::{ServedOn, Switches};
 
 #[derive(Clone, Copy, Debug)]
 pub struct RpcOptions {
@@ -72,17 +70,6 @@ pub struct LimitOptions {
     pub streams: usize,
     /// Open streams of hot keys.
     pub watchers: usize,
-}
-
-/// Optional parts of the API.
-#[derive(Clone, Copy, Debug)]
-pub struct Switches {
-    /// Refuses create, update and delete.
-    pub read_only: bool,
-    /// Serves `hotshelf.v1.AdminService`.
-    pub admin_service: bool,
-    /// Serves gRPC server reflection.
-    pub reflection: bool,
 }
 
 /// A part that all connections share, behind a reference count for each connection. Every call clones and drops it; with one
@@ -121,7 +108,41 @@ impl Health {
     }
 }
 
-/// Serves `catalog` on `listener` until the drain begins. Health is NOT_SERVING until [`Health::set`].
+/// Makes the services of the connections to one port.
+struct ConnectionServices {
+    shared: Arc<Shared>,
+    /// `None`: callers are not authenticated.
+    identity: Option<Arc<Identity>>,
+    numbers: Arc<AtomicU64>,
+    max_request_bytes: usize,
+    metrics: Arc<Metrics>,
+    refusals: Arc<Refusals>,
+}
+
+impl ConnectionServices {
+    fn reads(&self, peer: &Peer) -> Arc<Reads> {
+        let (shared, max_request_bytes) = (Arc::clone(&self.shared), self.max_request_bytes);
+        let caller = Caller::of_connection(self.numbers.fetch_add(1, Ordering::Relaxed) + 1);
+        let callers = &shared.callers;
+        let auth =
+            self.identity.as_ref().and_then(|identity| identity.of_connection(peer, callers));
+        let (limits, refusals) = (callers.of_connection(), Arc::clone(&self.refusals));
+        let connection = ClientConnection::new(peer.address, caller, limits, refusals);
+        Arc::new(Reads { shared, auth, max_request_bytes, connection })
+    }
+
+    fn layer(&self) -> CallLayer {
+        let max_call_time = self.shared.max_call_time;
+        CallLayer { metrics: per_connection(&self.metrics), max_call_time }
+    }
+}
+
+/// Serves one connection to its end.
+pub type ServeConnection =
+    Box<dyn Fn(TcpStream, SocketAddr) -> BoxFuture<'static, ()> + Send + Sync>;
+
+/// Serves `catalog` on `listener` until the drain begins. Health is NOT_SERVING until [`Health::set`]. Also returns what serves
+/// connections to the admin port, if any service is placed there.
 pub async fn serve(
     listener: TcpListener,
     catalog: Arc<Catalog>,
@@ -130,31 +151,38 @@ pub async fn serve(
     drain: &Drain,
     metrics: &Arc<Metrics>,
     refusals: &Arc<Refusals>,
-) -> Health {
+) -> (Health, Option<ServeConnection>) {
     let reporter = HealthReporter::new();
     let health = Health(reporter.clone());
     health.set(false).await;
-    let routes = routes(Arc::clone(&catalog), reporter, &options, drain);
-    let max_request_bytes = options.max_request_bytes;
-    let max_call_time = options.edge.max_call_time;
-    let (headers, caller_metadata) = (Headers::new(), identity.caller_metadata());
     let callers = Callers::new(Limits::new(&options.limits, metrics), metrics);
-    let known = Arc::clone(&callers);
-    let shared =
-        Shared { catalog, routes, callers: known, max_call_time, headers, caller_metadata };
-    let shared = Arc::new(shared);
+    let numbers = Arc::default();
+    let connections = |routes, identity: Option<Arc<Identity>>| ConnectionServices {
+        shared: Arc::new(Shared {
+            catalog: Arc::clone(&catalog),
+            routes,
+            callers: Arc::clone(&callers),
+            max_call_time: options.edge.max_call_time,
+            headers: Headers::new(),
+            caller_metadata: identity.as_ref().and_then(|identity| identity.caller_metadata()),
+        }),
+        identity,
+        numbers: Arc::clone(&numbers),
+        max_request_bytes: options.max_request_bytes,
+        metrics: Arc::clone(metrics),
+        refusals: Arc::clone(refusals),
+    };
     identity.keep_reloading(drain);
-    let (call_metrics, call_refusals) = (Arc::clone(metrics), Arc::clone(refusals));
-    let (call_identity, connections) = (Arc::clone(&identity), AtomicU64::new(0));
+    let on_admin_port = services::on_admin_port(&catalog, &options).map(|routes| {
+        let connections = connections(routes, None);
+        admin_port::serving(connections, options.edge, drain.clone(), Arc::clone(metrics))
+    });
+    let routes = services::on_grpc_port(&catalog, reporter, &options, drain);
+    let connections = connections(routes, Some(Arc::clone(&identity)));
     let service = move |peer: Peer| {
-        let caller = Caller::of_connection(connections.fetch_add(1, Ordering::Relaxed) + 1);
-        let auth = call_identity.of_connection(&peer, &callers);
-        let (limits, refusals) = (callers.of_connection(), Arc::clone(&call_refusals));
-        let connection = ClientConnection::new(peer.address, caller, limits, refusals);
-        let shared = Arc::clone(&shared);
-        let reads = Arc::new(Reads { shared, auth, max_request_bytes, connection });
+        let reads = connections.reads(&peer);
         ServiceBuilder::new()
-            .layer(CallLayer { metrics: per_connection(&call_metrics), max_call_time })
+            .layer(connections.layer())
             .service_fn(move |call| Reads::call(Arc::clone(&reads), call))
     };
     let edge = Arc::new(Edge::new(
@@ -168,52 +196,5 @@ pub async fn serve(
     drain.spawn_accept_loop(BackgroundTask::GrpcPort, move || {
         Arc::clone(&edge).accept(Arc::clone(&listener), Arc::clone(&service))
     });
-    health
-}
-
-fn routes(
-    catalog: Arc<Catalog>,
-    reporter: HealthReporter,
-    options: &RpcOptions,
-    drain: &Drain,
-) -> Routes {
-    let watchers = Watchers::new(&catalog, drain.clone());
-    let Switches { read_only, admin_service, reflection } = options.switches;
-    let admin = AdminServiceServer::new(Admin { catalog: Arc::clone(&catalog) })
-        .max_decoding_message_size(options.max_request_bytes);
-    let products = ProductServiceServer::new(Products { catalog, watchers, read_only })
-        .max_decoding_message_size(options.max_request_bytes);
-    let health = tonic_health::pb::health_server::HealthServer::new(
-        tonic_health::server::HealthService::from_health_reporter(reporter),
-    );
-    let mut routes = Routes::new(products).add_service(health);
-    if admin_service {
-        routes = routes.add_service(admin);
-    }
-    if reflection {
-        // A request holds one symbol's name. The limit is small because tonic buffers incomplete messages of a stream
-        // outside of the allowance for requests.
-        const MAX_REFLECTION_BYTES: usize = 4_096;
-        const VALID: &str = "build.rs generates valid descriptors";
-        let [v1, v1alpha] = ["v1", "v1alpha"].map(|version| described(admin_service, version));
-        let (v1, v1alpha) = (v1.build_v1().expect(VALID), v1alpha.build_v1alpha().expect(VALID));
-        routes = routes
-            .add_service(v1.max_decoding_message_size(MAX_REFLECTION_BYTES))
-            .add_service(v1alpha.max_decoding_message_size(MAX_REFLECTION_BYTES));
-    }
-    routes.prepare()
-}
-
-/// Reflection lists only the services that are served.
-fn described(admin_service: bool, version: &str) -> tonic_reflection::server::Builder<'static> {
-    let mut builder = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(DESCRIPTORS)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
-    if !admin_service {
-        let reflection = format!("grpc.reflection.{version}.ServerReflection");
-        for service in ["hotshelf.v1.ProductService", "grpc.health.v1.Health", &reflection] {
-            builder = builder.with_service_name(service);
-        }
-    }
-    builder
+    (health, on_admin_port)
 }

@@ -1,7 +1,8 @@
-//! The connections of the admin port: bounded, each for one request. At the bound the oldest connection is closed for a new
+//! The connections of the admin port: bounded, each for one request, or for gRPC calls for a while. At the bound the oldest connection is closed for a new
 //! one, so that idle connections cannot keep out a health probe, which sends its request at once.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
 use super::AdminPort;
+use super::grpc::begins_http2;
 
 /// Open connections. Too high: file descriptors and memory. Too low: a flood closes the connection of a slow scraper.
 const MAX_CONNECTIONS: usize = 64;
@@ -36,7 +38,12 @@ pub(super) struct AdminConnections {
 
 impl AdminConnections {
     /// Serves one more connection; at the bound it closes the oldest first.
-    pub(super) async fn serve(&mut self, port: Arc<AdminPort>, socket: TcpStream) {
+    pub(super) async fn serve(
+        &mut self,
+        port: Arc<AdminPort>,
+        socket: TcpStream,
+        peer: SocketAddr,
+    ) {
         while self.serving.len() >= MAX_CONNECTIONS {
             if let Some((_, oldest)) = self.displaced.pop_first() {
                 oldest.notify_one();
@@ -49,7 +56,7 @@ impl AdminConnections {
         self.serving.push(Box::pin(async move {
             tokio::select! {
                 () = displaced.notified() => {}
-                _ = tokio::time::timeout(CONNECTION_TIMEOUT, connection(port, socket)) => {}
+                _ = tokio::time::timeout(CONNECTION_TIMEOUT, connection(port, socket, peer)) => {}
             }
             number
         }));
@@ -63,7 +70,14 @@ impl AdminConnections {
     }
 }
 
-async fn connection(port: Arc<AdminPort>, socket: TcpStream) {
+async fn connection(port: Arc<AdminPort>, socket: TcpStream, peer: SocketAddr) {
+    if let Some(serve) = port.grpc.get() {
+        match tokio::time::timeout(HEAD_TIMEOUT, begins_http2(&socket)).await {
+            Ok(true) => return serve(socket, peer).await,
+            Ok(false) => {}
+            Err(_) => return,
+        }
+    }
     let service = service_fn(move |request| {
         let port = Arc::clone(&port);
         async move { port.answer(request).await }

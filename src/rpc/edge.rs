@@ -175,7 +175,7 @@ async fn handshake(
     Ok((socket, certificate))
 }
 
-async fn serve(
+pub(super) async fn serve(
     socket: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     options: EdgeOptions,
     service: impl CallHandler,

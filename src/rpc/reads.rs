@@ -102,6 +102,17 @@ impl Reads {
         Either::Right(reads.call_other(call, named).boxed())
     }
 
+    /// Products are not served on the admin port.
+    pub(super) fn call_on_admin_port(
+        reads: Arc<Self>,
+        mut call: Call<Incoming>,
+    ) -> impl Future<Output = Result<Response<Reply>, Infallible>> {
+        if let Method::GetProduct | Method::BatchGetProducts = call.method {
+            call.method = Method::Other;
+        }
+        reads.call_other(call, None)
+    }
+
     /// The authenticated caller, else the one in the metadata that a proxy sets; `None` when the connection is the caller.
     fn named(&self, call: &Call<Incoming>) -> Result<Option<Arc<Named>>, Status> {
         let headers = call.request.headers();

@@ -79,7 +79,7 @@ async fn bad_options(stack: Stack) {
         ("SOFT_TTL", "soon", &["--soft-ttl", "soon"]),
         ("REDIS_CLUSTER", "perhaps", &["--redis-cluster", "perhaps"]),
         ("READ_ONLY", "perhaps", &["--read-only", "perhaps"]),
-        ("REFLECTION", "perhaps", &["--reflection", "perhaps"]),
+        ("REFLECTION", "perhaps", &["--reflection", "perhaps", "admin-port"]),
         ("RUST_LOG", "hotshelf=loud", &["RUST_LOG", "info"]),
     ];
     for (name, value, words) in environment {

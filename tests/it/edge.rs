@@ -252,12 +252,12 @@ async fn ready_at(port: u16) -> (u16, String) {
 }
 
 macro_rules! services {
-    ($version:ident, $node:expr) => {{
+    ($version:ident, $port:expr) => {{
         use tonic_reflection::pb::$version::{
             ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
             server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
         };
-        let mut client = ServerReflectionClient::new(channel($node.grpc_addr.port()).await);
+        let mut client = ServerReflectionClient::new(channel($port).await);
         let request = ServerReflectionRequest {
             host: String::new(),
             message_request: Some(MessageRequest::ListServices(String::new())),
@@ -282,14 +282,14 @@ macro_rules! services {
 
 async fn reflection(stack: Stack) {
     let node = stack.node().await;
-    for names in [services!(v1, node), services!(v1alpha, node)] {
+    for names in [services!(v1, node.grpc_addr.port()), services!(v1alpha, node.grpc_addr.port())] {
         for name in ["hotshelf.v1.ProductService", "grpc.health.v1.Health"] {
             assert!(names.iter().any(|listed| listed == name), "{name} in {names:?}");
         }
     }
 }
 
-/// The services that reflection lists.
-pub async fn listed(node: &Node) -> Vec<String> {
-    services!(v1, node)
+/// The services that reflection lists on a port.
+pub async fn listed(port: u16) -> Vec<String> {
+    services!(v1, port)
 }

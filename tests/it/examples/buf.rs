@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
+use hotshelf::rpc::ServedOn;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 
@@ -21,15 +22,37 @@ pub fn register(suite: &mut Suite<'_>) {
         three_tiers,
     );
     suite.single_if("examples::buf_curl_watches_hot_keys", install::buf, hot_keys);
+    suite.single_if(
+        "examples::buf_curl_explains_a_product_through_the_admin_port",
+        install::buf,
+        explained,
+    );
 }
 
 /// `buf curl` as in the README.
 fn curl(buf: &Path, node: &Node, method: &str, request: &str) -> Command {
-    let port = node.grpc_addr.port();
+    let method = format!("ProductService/{method}");
+    curl_at(buf, node.grpc_addr.port(), &method, request)
+}
+
+fn curl_at(buf: &Path, port: u16, method: &str, request: &str) -> Command {
     let mut command = Command::new(buf);
     command.args(["curl", "-v", "--protocol", "grpc", "--http2-prior-knowledge", "-d", request]);
-    command.arg(format!("http://127.0.0.1:{port}/hotshelf.v1.ProductService/{method}"));
+    command.arg(format!("http://127.0.0.1:{port}/hotshelf.v1.{method}"));
     command
+}
+
+/// AdminService and reflection on the admin port, next to `/metrics`.
+async fn explained(stack: Stack, buf: PathBuf) {
+    let id = stack.insert("walnut desk lamp").await;
+    let node = stack.node_with(|args| args.switches.admin_service = ServedOn::AdminPort).await;
+    node.product(id).await;
+    let request = format!(r#"{{"id": "{id}"}}"#);
+    let explain = |port| curl_at(&buf, port, "AdminService/ExplainProduct", &request);
+    let printed = finish(&mut explain(node.admin_addr.port()), HANG).await.unwrap();
+    assert!(printed.contains("TIER_HOT"), "{printed}");
+    finish(&mut explain(node.grpc_addr.port()), HANG).await.unwrap_err();
+    assert_eq!(node.admin("/metrics").await.0, 200);
 }
 
 /// The headers, the response as JSON without spaces, and the trailers of a call; `Err` when it failed.
