@@ -53,9 +53,15 @@ async fn acknowledge_nothing(port: u16) {
 }
 
 async fn unasked(stack: Stack) {
+    let id = stack.insert("walnut desk lamp").await;
     let program = Program::serve(&stack, &[]).await;
-    let before = program.log().len();
-    acknowledge_nothing(program.port()).await;
+    let (before, mut neighbour) = (program.log().len(), program.client().await);
+    let reads = async {
+        for _ in 0..200 {
+            neighbour.get_product(get(id)).await.unwrap();
+        }
+    };
+    tokio::join!(acknowledge_nothing(program.port()), reads);
     let log = program.log();
     assert!(!log[before..].contains("PING"), "{} bytes", log.len());
     assert!(log.len() < MOST_LOGGED, "{} bytes", log.len());

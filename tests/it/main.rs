@@ -18,6 +18,7 @@ mod callers_edge;
 mod callers_limits;
 mod callers_memory;
 mod callers_named;
+mod callers_told;
 mod ceiling;
 mod checker;
 mod cluster;
@@ -129,6 +130,7 @@ fn main() -> std::process::ExitCode {
     callers_limits::register(&mut suite);
     callers_memory::register(&mut suite);
     callers_named::register(&mut suite);
+    callers_told::register(&mut suite);
     metrics::register(&mut suite);
     checker::register(&mut suite);
     callers::register(&mut suite);
