@@ -15,9 +15,9 @@ use crate::metrics::AuthRefusal;
 /// tokens. Too low: signatures of such connections are verified again and again.
 const MAX_TOKENS: usize = 32;
 /// A connection may have this many tokens fail at once, and then one in each [`FAILURE_INTERVAL`]. Too high: processor time for
-/// forged tokens. Too low: a gateway that forwards some bad tokens has new ones refused.
-const MAX_FAILURES: u32 = 16;
-const FAILURE_INTERVAL: Duration = Duration::from_millis(100);
+/// forged tokens. Too low: a client of a gateway that sends bad tokens has the new tokens of others refused.
+const MAX_FAILURES: u32 = 64;
+const FAILURE_INTERVAL: Duration = Duration::from_millis(10);
 
 /// The oldest tokens are evicted.
 #[derive(Default)]
