@@ -17,8 +17,8 @@ const AWAITED: usize = 20;
 const MAX_STALENESS: Duration = Duration::from_secs(5);
 /// An instance that starts after the job takes at most twice the time of one before it, and this.
 const START_ALLOWANCE: Duration = Duration::from_secs(1);
-/// Longer than an instance keeps recent changes.
-const RETENTION: Duration = Duration::from_secs(300);
+/// Room for the changes of two jobs: the inserts of the products, and their update.
+pub(super) const OPTIONS: &[&str] = &["--max-recent-changes", "4000000"];
 
 pub(super) async fn change_all(scenario: &Scenario<'_>) -> Result<(), Error> {
     let (sql, instances) = (&scenario.servers.sql, &scenario.servers.instances);
@@ -26,15 +26,6 @@ pub(super) async fn change_all(scenario: &Scenario<'_>) -> Result<(), Error> {
     let (rows, cached) = if scenario.timed { (ROWS.0, CACHED.0) } else { (ROWS.1, CACHED.1) };
     let (ids, other) = (insert(sql, "bulk", rows).await?, insert(sql, "own", 1).await?);
     let cached: Vec<i64> = ids.iter().step_by(rows / cached).copied().collect();
-    if scenario.timed {
-        // Or the instances would have to keep the changes of two jobs at a time. They read the inserts first.
-        let inserted = Instant::now();
-        for kept in [true, false] {
-            while keep_changes(scenario, rows).await != kept && inserted.elapsed() < RETENTION {
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-        }
-    }
     clients.warm_together(&cached).await?;
     clients.warm(&other).await?;
     let before = time_to_start(scenario).await?;
@@ -68,16 +59,6 @@ pub(super) async fn change_all(scenario: &Scenario<'_>) -> Result<(), Error> {
     };
     let (changed, beside) = tokio::join!(change, demand_changes(scenario, &clients, other[0]));
     changed.and(beside)
-}
-
-/// Whether the instances keep half as many changes as the job makes, or more. They agree but for one poll.
-async fn keep_changes(scenario: &Scenario<'_>, rows: usize) -> bool {
-    let mut most = 0.0_f64;
-    for instance in &scenario.servers.instances {
-        let kept = instance.metric("hotshelf_recent_changes").await.unwrap_or_default();
-        most = most.max(kept);
-    }
-    most >= rows as f64 / 2.0
 }
 
 /// From the start of one more instance until it is ready.

@@ -33,9 +33,12 @@ pub(super) fn all() -> Vec<Fault> {
         Fault::new("isolation-bad-row", "SQL makes a cached product unreadable", |scenario| {
             Box::pin(bad_row(scenario))
         }),
-        Fault::new("isolation-bulk", "one UPDATE of 1,000,000 rows", |scenario| {
-            Box::pin(bulk::change_all(scenario))
-        }),
+        Fault {
+            options: bulk::OPTIONS,
+            ..Fault::new("isolation-bulk", "one UPDATE of 1,000,000 rows", |scenario| {
+                Box::pin(bulk::change_all(scenario))
+            })
+        },
         Fault {
             redis: &[("cluster-require-full-coverage", "no")],
             ..Fault::of_cluster(
