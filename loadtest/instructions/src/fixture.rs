@@ -113,7 +113,7 @@ impl Fixture {
         let identity = self.args.identity().map_err(Error::Failed)?;
         let identity = Identity::load(&identity, metrics).await.map_err(Error::Failed)?;
         let refusals = Refusals::new(metrics);
-        let health =
+        let (health, _) =
             rpc::serve(listener, catalog, options, identity, &drain, metrics, &refusals).await;
         health.set(true).await;
         Ok(())
