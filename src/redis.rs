@@ -161,7 +161,7 @@ impl Redis {
                 return true;
             }
             for node in &nodes {
-                node.take_events();
+                node.record_errors();
             }
             if self.nodes.refusals().iter().any(|refusals| refusals.refuses(CONNECT)) {
                 return false;

@@ -98,7 +98,7 @@ fn play(seed: u64, generations_merge: bool) {
                     (0..count).map(|_| (id(random.random_range(1..=products)), revision)).collect();
                 let floors = match random.random_bool(0.5) {
                     true => Floors::new(changes.iter().copied().collect(), &[]),
-                    false => Floors::new(HashMap::default(), &[changes.clone()]),
+                    false => Floors::new(HashMap::default(), std::slice::from_ref(&changes)),
                 };
                 let below = truncates.then_some(revision.version);
                 let new: Vec<Option<ProductId>> =

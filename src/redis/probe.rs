@@ -9,6 +9,7 @@ use fred::error::Error;
 use fred::interfaces::{ClientLike, EventInterface};
 use fred::types::config::Server;
 use fred::types::{ClusterHash, CustomCommand, Value};
+use futures_util::future::join_all;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::TryRecvError;
 
@@ -35,7 +36,7 @@ const WITHOUT_SIDE_EFFECTS: [(&str, &[&str]); 3] =
 pub(super) struct Events {
     errors: Vec<Receiver<(Error, Option<Server>)>>,
     connects: Vec<Receiver<Server>>,
-    /// For each connection, whether it was reestablished since [`Node::take_events`] last returned true.
+    /// For each connection, whether it was reestablished since [`Node::take_connects`] last returned true.
     was_reconnected: Vec<bool>,
 }
 
@@ -100,17 +101,22 @@ pub(super) async fn name_connection(client: Client) {
 }
 
 impl Node {
-    /// Records connection errors. Returns whether every connection was reestablished since this last returned true.
-    pub(super) fn take_events(&self) -> bool {
-        let mut events = self.events.lock();
-        for (error, _) in events.errors.iter_mut().flat_map(drain) {
+    /// Records connection errors.
+    pub(super) fn record_errors(&self) {
+        for (error, _) in self.events.lock().errors.iter_mut().flat_map(drain) {
             self.refusals.failed(&error, None);
         }
+    }
+
+    /// Returns whether every connection was reestablished since this last returned true, and the new connections.
+    fn take_connects(&self) -> (bool, Vec<Client>) {
+        let mut new = Vec::new();
+        let mut events = self.events.lock();
         let Events { connects, was_reconnected, .. } = &mut *events;
         let connections = self.pool.clients().iter().zip(connects);
         for ((client, connects), was_reconnected) in connections.zip(was_reconnected.iter_mut()) {
             if !drain(connects).is_empty() {
-                tokio::spawn(name_connection(client.clone()));
+                new.push(client.clone());
                 *was_reconnected = true;
             }
         }
@@ -118,16 +124,18 @@ impl Node {
         if all {
             was_reconnected.fill(false);
         }
-        all
+        (all, new)
     }
 
     /// Probes once. Only one probe may be in flight.
     pub(super) async fn probe(&self, context: &ProbeContext<'_>) -> Probed {
-        let reconnected = self.take_events();
+        self.record_errors();
+        let (reconnected, new) = self.take_connects();
         self.breaker.probing();
         let began = Instant::now();
         let get = NodeCommand::new("GET", vec![context.replication.clone().into()]);
-        let (key, id) = tokio::join!(self.transmit(get), self.read_id());
+        let name = join_all(new.into_iter().map(name_connection));
+        let (key, id, _) = tokio::join!(self.transmit(get), self.read_id(), name);
         let unanswered = match (&key, &id) {
             (Err(error), _) if !answered(&key) => Some(error),
             (_, Id::Unanswered(error)) => Some(error),
