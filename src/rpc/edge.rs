@@ -240,7 +240,7 @@ fn http2(
         .initial_connection_window_size(connection_window(options.max_streams))
         // Against rapid reset (CVE-2023-44487) and similar attacks: above these limits the connection is closed.
         .max_pending_accept_reset_streams(max_resets(options.max_streams))
-        .max_local_error_reset_streams(64)
+        .max_local_error_reset_streams(max_resets(options.max_streams))
         .keep_alive_interval(options.keepalive_interval)
         .keep_alive_timeout(options.keepalive_timeout);
     http2
@@ -254,7 +254,8 @@ fn connection_window(max_streams: u32) -> u32 {
 
 /// The most streams that a client may reset, in one turn of the connection, before hyper has accepted them. A web page that is
 /// closed cancels all its calls at once, up to `max_streams`. A rapid reset attack needs more: without a limit every 30 bytes
-/// that it sends would make the server accept and drop a stream.
+/// that it sends would make the server accept and drop a stream. It also bounds the streams of a connection that were answered
+/// before their requests had arrived, as when a limit is reached.
 fn max_resets(max_streams: u32) -> usize {
     MIN_RESETS.max(max_streams as usize)
 }

@@ -1,7 +1,6 @@
 //! GetProduct and BatchGetProducts, served without tonic: from the bytes of the request to the stored bytes of the response.
 
 use std::convert::Infallible;
-use std::future::ready;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -91,7 +90,7 @@ impl Reads {
     ) -> impl Future<Output = Result<Response<Reply>, Infallible>> {
         let named = match reads.named(&call) {
             Ok(named) => named,
-            Err(refused) => return Either::Right(ready(Ok(refused.into_http())).boxed()),
+            Err(refused) => return Either::Right(reads.refuse(call, refused).boxed()),
         };
         if call.method == Method::GetProduct {
             let Call { encoding, deadline, request, .. } = call;
@@ -100,6 +99,22 @@ impl Reads {
             return Either::Left(answer.map(|answer| Ok(answer.unwrap_or_else(Status::into_http))));
         }
         Either::Right(reads.call_other(call, named).boxed())
+    }
+
+    /// Answers a call that is refused because of its head. Its request is received first: h2 resets a stream that is answered
+    /// before, and closes a connection with many such streams, and with it the calls of other callers.
+    async fn refuse(
+        self: Arc<Self>,
+        call: Call<Incoming>,
+        refused: Status,
+    ) -> Result<Response<Reply>, Infallible> {
+        // The client of a stream may wait for an answer before it ends its request.
+        if !matches!(call.method, Method::Reflection | Method::Other) {
+            let receiver = self.receiver(self.connection.account(None));
+            // The refusal is the answer, whether the request arrives or not.
+            let _ = receiver.receive(call.request.into_body(), 0).await;
+        }
+        Ok(refused.into_http())
     }
 
     /// Products are not served on the admin port.

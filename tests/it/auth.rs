@@ -28,6 +28,7 @@ pub fn register(suite: &mut Suite<'_>) {
     suite.single("auth::keys_are_replaced_while_serving_and_old_ones_are_revoked", rotation);
     suite.single("auth::a_token_expires_on_a_connection_that_stands", expiry);
     suite.single("auth::many_tokens_on_one_connection_are_distinguished", many);
+    suite.single("auth::refused_calls_do_not_cost_the_connection", forged::connection);
     suite.single("auth::a_flood_of_forged_tokens_is_not_verified", forged::flood);
     suite.single("auth::tokens_are_never_logged", never_logged);
     suite.single("auth::an_open_port_is_one_warning", settings::open_port);

@@ -10,6 +10,22 @@ use super::tokens::{Signer, claims};
 use super::{Jwks, READ, bearer, node, read, reason, refused};
 use crate::harness::{Raw, Stack, eventually};
 
+/// Calls that are refused before their requests are read do not end the connection, on which a proxy may have those of others.
+pub async fn connection(stack: Stack) {
+    const REFUSED: usize = 2_000;
+    let id = stack.insert("walnut desk lamp").await;
+    let ours = Signer::es256("ours");
+    let jwks = Jwks::of(&[&ours]);
+    let node = node(&stack, &jwks).await;
+    let raw = Raw::connect(node.app.grpc_addr.port()).await;
+    let calls = (0..REFUSED).map(|_| read(&raw, id, HeaderMap::new()));
+    for status in join_all(calls).await {
+        assert_eq!((status.code(), &*reason(&status)), (Code::Unauthenticated, "TOKEN_MISSING"));
+    }
+    let good = bearer(&ours.token(&claims(READ)));
+    assert_eq!(read(&raw, id, good).await.code(), Code::Ok);
+}
+
 /// One signature takes as long to verify as many reads.
 pub async fn flood(stack: Stack) {
     const FORGED: usize = 1_000;
