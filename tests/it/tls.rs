@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use hotshelf::app::App;
+use hotshelf::config::ServeArgs;
 use http::HeaderMap;
 use prost::Message;
 use tokio::net::TcpStream;
@@ -23,6 +24,7 @@ use crate::harness::{
     Authority, Identity, Program, Raw, Stack, Suite, admin, eventually, framed, get,
 };
 
+const WATCH: &str = "/grpc.health.v1.Health/Watch";
 const EXPLAIN: &str = "/hotshelf.v1.AdminService/ExplainProduct";
 const YEAR: Duration = Duration::from_secs(365 * 24 * 3_600);
 const GET: &str = "/hotshelf.v1.ProductService/GetProduct";
@@ -38,6 +40,7 @@ pub fn register(suite: &mut Suite<'_>) {
     suite.single("tls::sighup_does_not_end_the_process", hangup);
     suite.single("tls::a_certificate_that_expires_soon_is_a_warning_and_a_gauge", expires_soon);
     suite.single("tls::clients_show_certificates_of_the_authority", client_certificates);
+    suite.single("callers::a_caller_with_a_certificate_has_one_share_of_streams", one_share);
     suite.single("tls::a_token_will_do_where_certificates_are_optional", either);
 }
 
@@ -223,7 +226,17 @@ async fn expires_soon(stack: Stack) {
 }
 
 async fn node(stack: &Stack, files: &Files, tokens: bool) -> App {
+    node_with(stack, files, tokens, |_| {}).await
+}
+
+async fn node_with(
+    stack: &Stack,
+    files: &Files,
+    tokens: bool,
+    change: impl FnOnce(&mut ServeArgs),
+) -> App {
     let mut args = stack.args();
+    change(&mut args);
     let text = |file: &PathBuf| file.to_str().unwrap().to_owned();
     args.serving.grpc_tls_cert = text(&files.certificate);
     args.serving.grpc_tls_key = text(&files.key);
@@ -274,6 +287,46 @@ async fn client_certificates(stack: Stack) {
     let (_, text) = admin(app.admin_addr.port(), "/metrics").await;
     let counted = "hotshelf_auth_refused_total{reason=\"certificate\"} 2";
     assert!(text.lines().any(|line| line == counted), "{text}");
+}
+
+/// Health.Watch needs no authentication, and its streams count for the certificate nevertheless.
+async fn one_share(stack: Stack) {
+    const CONNECTIONS: usize = 4;
+    const EACH: usize = 10;
+    // With eight, there are seven for each one that would be free.
+    const ADMITTED: usize = 8;
+    let (servers, clients) = (Authority::new("servers"), Authority::new("clients"));
+    let files = Files::of(&servers.server(YEAR));
+    clients.write(&files.client_ca);
+    let few = |args: &mut ServeArgs| args.serving.edge.max_streams = 64;
+    let app = node_with(&stack, &files, false, few).await;
+    let connect = async |client: &Identity| {
+        let socket = servers.connect(app.grpc_addr.port(), Some(client)).await.unwrap();
+        Raw::over(socket).await.unwrap()
+    };
+    let watch = |raw: &Raw| {
+        let raw = raw.clone();
+        tokio::spawn(async move { raw.call_with(WATCH, HeaderMap::new(), framed(&[])).await })
+    };
+    let greedy = clients.client("greedy", None);
+    let mut calls = Vec::new();
+    for _ in 0..CONNECTIONS {
+        let raw = connect(&greedy).await;
+        calls.extend((0..EACH).map(|_| watch(&raw)));
+    }
+    let ended = || calls.iter().filter(|call| call.is_finished()).count();
+    let rest = CONNECTIONS * EACH - ADMITTED;
+    eventually("all but one share is refused", async || ended() == rest).await;
+    let refused = format!("{rest} greedy\n");
+    assert_eq!(admin(app.admin_addr.port(), "/callers").await.1, refused);
+    let polite = watch(&connect(&clients.client("polite", None)).await);
+    let open = format!("hotshelf_streams {}", ADMITTED + 1);
+    eventually("another caller's stream is open", async || {
+        let (_, text) = admin(app.admin_addr.port(), "/metrics").await;
+        text.lines().any(|line| line == open)
+    })
+    .await;
+    polite.abort();
 }
 
 async fn either(stack: Stack) {
