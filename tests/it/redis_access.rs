@@ -305,18 +305,27 @@ async fn listed(world: Private) {
 }
 
 async fn named(world: Private) {
-    let one = Served::by(&world, &world.redis.url(), &[]).await;
-    for _ in 0..2 {
-        eventually("every connection but that of this test is called hotshelf", || async {
-            let list = world.redis.command(&["CLIENT", "LIST"]).unwrap();
-            let others: Vec<&str> =
-                list.lines().filter(|line| !line.contains("cmd=client")).collect();
-            others.len() > 1 && others.iter().all(|line| line.contains(" name=hotshelf "))
-        })
+    let _served = Served::by(&world, &world.redis.url(), &[]).await;
+    let connections = |flags: &str| {
+        let list = world.redis.command(&["CLIENT", "LIST"]).unwrap();
+        let named = list.lines().filter(|line| line.contains(" name=hotshelf "));
+        let named: Vec<String> = named.filter(|line| line.contains(flags)).map(id_of).collect();
+        named
+    };
+    eventually("the subscription has a name", || async { !connections(" flags=P ").is_empty() })
         .await;
-        world.redis.command(&["CLIENT", "KILL", "TYPE", "normal"]).unwrap();
-    }
-    drop(one);
+    eventually("the others, too", || async { connections(" flags=N ").len() > 1 }).await;
+    let before = connections(" flags=N ");
+    world.redis.command(&["CLIENT", "KILL", "TYPE", "normal"]).unwrap();
+    eventually("new connections have a name", || async {
+        let now = connections(" flags=N ");
+        now.len() > 1 && !now.iter().any(|id| before.contains(id))
+    })
+    .await;
+}
+
+fn id_of(line: &str) -> String {
+    line.split_once("id=").unwrap().1.split(' ').next().unwrap().to_owned()
 }
 
 async fn bad_database(world: Private) {

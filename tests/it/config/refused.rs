@@ -86,7 +86,7 @@ const TOGETHER: [(&[(&str, &str)], &str); 16] = [
     ),
     (
         &[("max-staleness", "1s")],
-        "HOT_LEASE is 2s, and memory would be trusted for longer than an answer may be old; use at most MAX_STALENESS, which is 1s",
+        "HOT_LEASE is 3s, and memory would be trusted for longer than an answer may be old; use at most MAX_STALENESS, which is 1s",
     ),
     (
         &[("relay-interval", "10s")],
