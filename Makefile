@@ -32,10 +32,10 @@ deps: ## Installs what is missing: PostgreSQL and Redis servers, a C compiler.
 	@scripts/install-deps.sh
 
 .PHONY: run
-run: deps ## Starts a private Postgres and Redis, imports sample products, and serves on port 50051.
+run: deps ## Starts a private Postgres and Redis, attaches a table of sample products, and serves on port 50051.
 	@echo 'Building with the profile $(PROFILE); the first build takes minutes. PROFILE=release builds what is deployed.'
 	cargo build --locked --profile $(PROFILE) -p hotshelf -p devstack
-	BINARIES=$(BINARIES) $(BINARIES)/devstack exec --dir .devstack -- scripts/run.sh
+	BINARIES=$(BINARIES) $(BINARIES)/devstack exec --dir .devstack --sample-table -- scripts/run.sh
 
 .PHONY: another
 another: ## Starts a second instance, on port 50052, on the Postgres and Redis of a running `make run`.

@@ -28,6 +28,7 @@ my %imports = (
     redis     => $LEAVES,
     postgres  => "$LEAVES recent_changes",
     import    => "$LEAVES postgres",
+    attach    => 'postgres',
     catalog   => "$LEAVES recent_changes hot_cache hot_keys redis postgres",
     relay     => "$LEAVES redis postgres",
     rpc       => "$LEAVES catalog",
@@ -35,7 +36,7 @@ my %imports = (
     logging   => 'metrics',
     refusals  => 'metrics',
     # config creates the options that each part declares.
-    config    => "$LEAVES hot_cache hot_keys redis postgres import catalog relay rpc admin",
+    config    => "$LEAVES hot_cache hot_keys redis postgres attach import catalog relay rpc admin",
     app       => '*',
     lib       => '*',
     main      => '*',

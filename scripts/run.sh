@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Migrates, imports sample products, and serves. `make run` runs it under `devstack exec`, which starts private servers and
+# Attaches the table of the sample products, imports them, and serves. `make run` runs it under `devstack exec`, which starts private servers and
 # sets DATABASE_URL and REDIS_URL.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -11,7 +11,8 @@ export ADMIN_ADDR=${ADMIN_ADDR:-127.0.0.1:9464}
 # For `make another`: the servers have other ports at each start.
 printf 'export %s=%q\n' DATABASE_URL "$DATABASE_URL" REDIS_URL "$REDIS_URL" BINARIES "$BINARIES" > .devstack/environment
 
-"$BINARIES"/hotshelf migrate
+# .devstack stays after a run, so the second run finds the table attached.
+"$BINARIES"/hotshelf attach products --if-needed --yes
 products=$(mktemp "${TMPDIR:-/tmp}/hotshelf-products.XXXXXX")
 trap 'rm -f "$products"' EXIT
 "$BINARIES"/devstack sample-products --count 10000 > "$products"

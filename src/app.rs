@@ -284,6 +284,7 @@ async fn migrate(
     loop {
         let ready = async {
             postgres.migrate(args.migrate).await?;
+            postgres.open_catalogue().await?;
             postgres.check_triggers().await
         };
         let why = match ready.await {

@@ -1,6 +1,7 @@
 //! Every setting, read once, and the only reader of the environment. Each part gets options of its own (`options.rs`), never all
 //! settings.
 
+mod commands;
 mod edge;
 mod effective;
 mod identity;
@@ -10,13 +11,13 @@ mod secrets;
 mod switches;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::BoolishValueParser;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 
+pub use commands::{AttachArgs, ChangeArgs, DetachArgs, HealthArgs, ImportArgs};
 pub use edge::EdgeArgs;
 pub use effective::effective;
 pub use identity::IdentityArgs;
@@ -44,7 +45,13 @@ pub struct Cli {
 pub enum Command {
     /// Serves products. The default command.
     Serve(Box<ServeArgs>),
-    /// Brings the database schema up to date, then exits. `serve` does so too at its start.
+    /// Makes an existing table servable: maps its columns, and adds one column and triggers, without rewriting it.
+    ///
+    /// The table has an integer primary key of one column. The mapping is guessed, printed, and confirmed on the terminal.
+    Attach(Box<AttachArgs>),
+    /// Takes everything away again that attach added.
+    Detach(DetachArgs),
+    /// Brings the schema hotshelf up to date, then exits. `attach` and `serve` do so too at their start.
     Migrate(DatabaseArgs),
     /// Imports products from a CSV file in one transaction: all of them, or none.
     ///
@@ -71,33 +78,6 @@ pub struct DatabaseArgs {
     /// A file that holds this URL in one line, in place of DATABASE_URL; for a mounted secret.
     #[arg(long, env, default_value = "", value_name = "FILE")]
     pub database_url_file: String,
-}
-
-#[derive(Args, Clone, Debug)]
-pub struct HealthArgs {
-    /// The admin port of the instance; the setting is the one of `serve`.
-    #[arg(long, env, default_value = "127.0.0.1:9464", value_name = "ADDRESS")]
-    pub admin_addr: SocketAddr,
-    /// Asks whether the process is alive, which it is also while it starts or drains.
-    #[arg(long)]
-    pub live: bool,
-    /// How long to wait for an answer.
-    #[arg(long, default_value = "2s", value_name = "DURATION", value_parser = duration(MILLISECOND, MINUTE))]
-    pub timeout: Duration,
-}
-
-#[derive(Args, Clone, Debug)]
-pub struct ImportArgs {
-    #[command(flatten)]
-    pub database: DatabaseArgs,
-    /// The CSV file; - reads standard input.
-    pub file: PathBuf,
-    /// Skips invalid rows and reports them, instead of importing nothing.
-    #[arg(long)]
-    pub skip_bad: bool,
-    /// Imports nothing when the table already has products.
-    #[arg(long)]
-    pub if_empty: bool,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -158,6 +138,9 @@ pub struct PostgresArgs {
     /// Too high: overload becomes timeouts. Too low: loads of a cold start are refused needlessly.
     #[arg(long, env, default_value_t = 256, value_name = "N", value_parser = number::<usize>(0, 100_000))]
     pub database_queued_loads: usize,
+    /// The catalogue to serve, where several tables of the database are attached; empty: the only one.
+    #[arg(long, env, default_value = "", value_name = "NAME")]
+    pub catalog: String,
     /// Whether `serve` brings the database schema up to date at its start.
     ///
     /// With never, or when the schema is up to date, `serve` needs no right to create anything.

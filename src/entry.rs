@@ -1,5 +1,7 @@
 //! One cached answer: a product, encoded once, or a tombstone; with its revision and its TTLs.
 
+mod attributes;
+
 use std::fmt::{self, Debug, Formatter};
 use std::time::Duration;
 
@@ -8,7 +10,7 @@ use prost::Message;
 use triomphe::ThinArc;
 
 use crate::moment::Moment;
-use crate::product::{Product, ProductId, Revision, Version};
+use crate::product::{Price, Product, ProductId, Revision, Version};
 use crate::proto;
 
 /// Bytes before a gRPC message: the compressed flag and the length
@@ -238,20 +240,24 @@ fn frame(product: &Product) -> Vec<u8> {
 }
 
 fn to_message(product: &Product) -> proto::Product {
-    let (units, nanos) = product.price.money();
     proto::Product {
         id: product.id.get(),
         name: product.name.clone(),
-        price: Some(proto::Money {
-            currency_code: product.price.currency().code().to_owned(),
-            units,
-            nanos,
-        }),
+        price: product.price.map(to_money),
         description: product.description.clone(),
         version: product.version.0,
-        create_time: Some(prost_types::Timestamp::from(product.create_time)),
-        update_time: Some(prost_types::Timestamp::from(product.update_time)),
+        create_time: product.create_time.map(prost_types::Timestamp::from),
+        update_time: product.update_time.map(prost_types::Timestamp::from),
+        attributes: product
+            .attributes
+            .as_ref()
+            .map(|attributes| attributes::to_struct(&attributes.0)),
     }
+}
+
+fn to_money(price: Price) -> proto::Money {
+    let (units, nanos) = price.money();
+    proto::Money { currency_code: price.currency().code().to_owned(), units, nanos }
 }
 
 /// The freshness that a caller requires.

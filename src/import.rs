@@ -1,4 +1,4 @@
-//! `hotshelf import`: imports a CSV file into `products`, in one transaction.
+//! `hotshelf import`: imports a CSV file into the attached table, in one transaction.
 //!
 //! Memory is bounded whatever the number of rows: one record and one chunk of COPY are held at a time, and operations that need
 //! all rows run in Postgres.
@@ -63,7 +63,16 @@ pub async fn run(postgres: &Postgres, options: &ImportOptions) -> Result<Summary
     let mut progress = Progress::start(file.size());
     while let Some(row) = file.next_row().map_err(refuse)? {
         match row {
-            Ok(row) => import.push(row.line, row.id, &row.product).await?,
+            Ok(row) => match import.check(&row.product) {
+                Ok(()) => import.push(row.line, row.id, &row.product).await?,
+                Err((column, why)) => {
+                    let bad = Problem::in_column(row.line, column, &why);
+                    if !options.skip_bad {
+                        return Err(refuse(bad));
+                    }
+                    progress.left_out(&bad.in_file(&options.file));
+                }
+            },
             Err(bad) if options.skip_bad => progress.left_out(&bad.in_file(&options.file)),
             Err(bad) => return Err(refuse(bad)),
         }

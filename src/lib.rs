@@ -30,6 +30,7 @@
 
 pub mod admin;
 pub mod app;
+pub mod attach;
 pub mod caller;
 pub mod catalog;
 pub mod config;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use clap::{CommandFactory, FromArgMatches};
 use hotshelf::admin::health;
 use hotshelf::app::{App, StartError};
+use hotshelf::attach;
 use hotshelf::config::{self, Cli, Command, DatabaseArgs, ImportArgs, ServeArgs};
 use hotshelf::import;
 use hotshelf::logging::Log;
@@ -120,6 +121,18 @@ fn run(command: Command, log: &Log) -> Result<(), Failure> {
     let work = async {
         match command {
             Command::Serve(args) => serve(&args, log).await,
+            Command::Attach(args) => {
+                let postgres = Postgres::new(&args.database.one_connection(), Metrics::new());
+                let postgres = postgres.map_err(usage)?;
+                let done = attach::attach(&postgres, &args.options(), args.how.how()).await;
+                finish(&postgres, done, log).await
+            }
+            Command::Detach(args) => {
+                let postgres = Postgres::new(&args.database.one_connection(), Metrics::new());
+                let postgres = postgres.map_err(usage)?;
+                let done = attach::detach(&postgres, &args.table, args.how.how()).await;
+                finish(&postgres, done, log).await
+            }
             Command::Migrate(args) => migrate(&args, log).await,
             Command::Import(args) => import(&args, log).await,
             Command::Health(_) | Command::Config(_) | Command::Completions { .. } => Ok(()),
@@ -232,15 +245,34 @@ async fn serve(args: &ServeArgs, log: &Log) -> Result<(), Failure> {
     failure.map_or(Ok(()), |line| Err(failed(line)))
 }
 
+/// Reports the outcome of `attach` or `detach`.
+async fn finish(
+    postgres: &Postgres,
+    done: Result<attach::Outcome, attach::Error>,
+    log: &Log,
+) -> Result<(), Failure> {
+    postgres.close().await;
+    match done {
+        Ok(attach::Outcome::Printed) => Ok(()),
+        Ok(outcome) => {
+            log.write_line(&outcome.to_string());
+            Ok(())
+        }
+        Err(attach::Error::Postgres(error)) => Err(database_failure(postgres, &error)),
+        Err(error) => Err(failed(error.to_string())),
+    }
+}
+
 async fn migrate(args: &DatabaseArgs, log: &Log) -> Result<(), Failure> {
-    let postgres = connect(args).await?;
+    let postgres = connect(args, "").await?;
     postgres.close().await;
     log.write_line("the schema is up to date");
     Ok(())
 }
 
 async fn import(args: &ImportArgs, log: &Log) -> Result<(), Failure> {
-    let postgres = connect(&args.database).await?;
+    let postgres = connect(&args.database, &args.catalog).await?;
+    postgres.open_catalogue().await.map_err(|error| database_failure(&postgres, &error))?;
     let triggers = postgres.check_triggers().await;
     triggers.map_err(|error| failed(format!("DATABASE_URL: {error}")))?;
     if args.if_empty && postgres.has_products().await.map_err(|error| failed(error.to_string()))? {
@@ -256,13 +288,21 @@ async fn import(args: &ImportArgs, log: &Log) -> Result<(), Failure> {
 }
 
 /// A connection for a command that is not `serve`. Brings the schema up to date first.
-async fn connect(args: &DatabaseArgs) -> Result<Postgres, Failure> {
-    let postgres = Postgres::new(&args.one_connection(), Metrics::new()).map_err(usage)?;
+async fn connect(args: &DatabaseArgs, catalogue: &str) -> Result<Postgres, Failure> {
+    let mut options = args.one_connection();
+    catalogue.clone_into(&mut options.catalogue);
+    let postgres = Postgres::new(&options, Metrics::new()).map_err(usage)?;
     match postgres.migrate(Migrate::Auto).await {
         Ok(()) => Ok(postgres),
-        Err(postgres::Error::Unavailable(why)) => Err(failed(postgres.unreachable_message(&why))),
-        Err(error) => Err(failed(format!("DATABASE_URL: {error}"))),
+        Err(error) => Err(database_failure(&postgres, &error)),
     }
+}
+
+fn database_failure(postgres: &Postgres, error: &postgres::Error) -> Failure {
+    failed(match error {
+        postgres::Error::Unavailable(why) => postgres.unreachable_message(why),
+        error => format!("DATABASE_URL: {error}"),
+    })
 }
 
 fn listen(kind: SignalKind) -> Result<tokio::signal::unix::Signal, Failure> {

@@ -1,22 +1,29 @@
 //! The Postgres tier, which is the truth. The only module that uses sqlx.
 
+mod attach;
 mod attempts;
 mod budget;
+mod catalogue;
 mod change_rows;
 mod changes;
+mod columns;
 mod connections;
 mod copy;
 mod epoch;
 mod error;
 mod inspect;
+mod mapping;
 mod products;
 mod prune;
+mod quote;
 mod relay_state;
 mod reported;
 mod rows;
 mod schema;
 mod session;
 mod snapshot;
+mod statements;
+mod values;
 mod writers;
 mod writes;
 
@@ -25,15 +32,17 @@ use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
 use sqlx::Connection;
 use sqlx::postgres::{PgConnection, PgPool, PgPoolOptions};
 
 use crate::metrics::{Metrics, PostgresShare};
+pub use attach::{AttachOptions, AttributeChoice, ColumnChoices, Plan};
 use budget::{Budget, Limits};
 pub(crate) use budget::{Demand, DemandGuard, DemandGuards};
 pub(crate) use change_rows::Changes;
 pub use changes::ChangeReader;
-use connections::Connections;
+use connections::{Connections, Prepare};
 pub use copy::{DuplicateId, Import, Merged};
 pub use error::{Error, Refusal, Refused};
 use error::{read_error, write_error};
@@ -43,6 +52,7 @@ use reported::Reported;
 pub use schema::Migrate;
 use session::Session;
 pub(crate) use snapshot::Snapshot;
+use statements::Statements;
 use writers::Writers;
 
 /// The server cancels a statement after the statement timeout. If its error has not arrived this much later, the server is frozen
@@ -50,14 +60,14 @@ use writers::Writers;
 const CANCEL_GRACE: Duration = Duration::from_secs(1);
 /// Connections for background tasks and commands, besides the one of [`Postgres::load_now`].
 const BACKGROUND: u32 = 3;
-/// Statements of calls. They are prepared on each connection that is opened ahead of its use.
-const PREPARED: &[&str] = &[products::LOAD, writes::UPDATE, writes::CREATE, writes::DELETE];
 
 /// How to reach Postgres, and the load that it may get.
 #[derive(Clone, Debug)]
 pub struct PostgresOptions {
     /// `postgres://user:password@host:port/database`
     pub url: String,
+    /// The catalogue to serve; empty: the only one.
+    pub catalogue: String,
     /// Connections for the reads and writes of calls, divided into shares.
     pub connections: u32,
     /// The timeout of waiting for a turn or for a connection.
@@ -98,6 +108,9 @@ impl PostgresOptions {
 #[derive(Debug)]
 pub struct Postgres {
     session: Session,
+    catalogue: String,
+    /// The statements on the attached table; `None` before [`open_catalogue`](Self::open_catalogue).
+    attached: Arc<ArcSwapOption<Statements>>,
     /// For calls.
     callers: Arc<Connections>,
     /// For [`Postgres::load_now`].
@@ -137,6 +150,8 @@ impl Postgres {
             background: connections(1),
             pool: pool(&session, acquire_timeout, timeout),
             session,
+            catalogue: options.catalogue.clone(),
+            attached: Arc::default(),
             statement_timeout,
             timeout,
             loads: reads(PostgresShare::Loads, options.queued_loads, true),
@@ -150,17 +165,34 @@ impl Postgres {
 
     /// Opens all connections, in at most `limit`, so that the first reads need not wait for them.
     pub async fn warm(&self, limit: Duration) {
-        let callers = self.callers.warm(PREPARED, limit);
-        let background = self.background.warm(&PREPARED[..1], limit);
+        let (all, loads) = self.prepare();
+        let callers = self.callers.warm(&all, limit);
+        let background = self.background.warm(&loads, limit);
         tokio::join!(callers, background);
     }
 
-    /// Keeps connections open and alive, and detects when Postgres is down or up again. Never returns.
+    /// Keeps connections open and alive, detects when Postgres is down or up again, and follows changes of the attached table. Never
+    /// returns.
     pub async fn maintain(self: Arc<Self>) -> Result<Infallible, Infallible> {
-        let callers = Arc::clone(&self.callers).maintain(PREPARED);
-        let background = Arc::clone(&self.background).maintain(&PREPARED[..1]);
-        let ((Ok(never), _) | (Err(never), _)) = tokio::join!(callers, background);
+        let (all, loads) = self.prepare();
+        let callers = Arc::clone(&self.callers).maintain(all);
+        let background = Arc::clone(&self.background).maintain(loads);
+        let table = self.follow_table();
+        let ((Ok(never), ..) | (Err(never), ..)) = tokio::join!(callers, background, table);
         match never {}
+    }
+
+    /// Statements of calls, which are prepared on each connection that is opened ahead of its use.
+    fn prepare(&self) -> (Prepare, Prepare) {
+        let statements = |all: bool| {
+            let attached = Arc::clone(&self.attached);
+            let statements = move || match attached.load_full() {
+                None => Vec::new(),
+                Some(statements) => statements.of_calls(all),
+            };
+            Box::new(statements) as Prepare
+        };
+        (statements(true), statements(false))
     }
 
     async fn in_time<T>(

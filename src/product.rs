@@ -1,9 +1,13 @@
 //! The domain types: ids, versions, prices, products and patches.
 //! No I/O and no protobuf: the edge converts requests into these types once.
 
+mod attributes;
+
 use std::fmt;
 use std::str::FromStr;
 use std::time::SystemTime;
+
+pub use attributes::Attributes;
 
 /// Longest name, in characters: the column is `varchar(255)`.
 pub const MAX_NAME_CHARS: usize = 255;
@@ -285,16 +289,20 @@ impl Invalid {
     }
 }
 
-/// A row of `products`.
+/// A row of the attached table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Product {
     pub id: ProductId,
+    /// Empty when it is NULL in the table.
     pub name: String,
-    pub price: Price,
+    /// `None`, here and below: it is NULL, or the table has no such column.
+    pub price: Option<Price>,
+    /// Empty when it is NULL in the table.
     pub description: String,
     pub version: Version,
-    pub create_time: SystemTime,
-    pub update_time: SystemTime,
+    pub create_time: Option<SystemTime>,
+    pub update_time: Option<SystemTime>,
+    pub attributes: Option<Attributes>,
 }
 
 /// A product to create.
@@ -303,6 +311,7 @@ pub struct NewProduct {
     pub name: Name,
     pub price: Price,
     pub description: Description,
+    pub attributes: Option<Attributes>,
 }
 
 /// An update. A field that is `None` keeps its value.
@@ -311,6 +320,15 @@ pub struct Patch {
     pub name: Option<Name>,
     pub price: Option<Price>,
     pub description: Option<Description>,
+    pub attributes: AttributesPatch,
+}
+
+/// An update of attributes. Those that it does not name keep their values.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AttributesPatch {
+    /// Whether attributes without a value in `values` become NULL.
+    pub replace_all: bool,
+    pub values: Attributes,
 }
 
 #[cfg(test)]

@@ -128,11 +128,12 @@ fn product(size: usize) -> Entry {
     let mut product = Product {
         id: ProductId::new(1_000_000).unwrap(),
         name: "walnut desk lamp".to_owned(),
-        price: Price::new(2_499, Currency::stored("USD").unwrap()).unwrap(),
+        price: Price::new(2_499, Currency::stored("USD").unwrap()).ok(),
         description: String::new(),
         version: Version(1_000_000),
-        create_time: SystemTime::UNIX_EPOCH + hour,
-        update_time: SystemTime::UNIX_EPOCH + hour,
+        create_time: Some(SystemTime::UNIX_EPOCH + hour),
+        update_time: Some(SystemTime::UNIX_EPOCH + hour),
+        attributes: None,
     };
     let without = Entry::live(&product, now, ttl).product().unwrap().len();
     // The tag of the description, and its length in two or three bytes.

@@ -91,6 +91,28 @@ impl Postgres {
         self.port
     }
 
+    /// Runs SQL in a database of this server, by psql.
+    ///
+    /// # Errors
+    /// When it fails, with what psql printed.
+    pub fn run_sql(&self, database: &str, sql: &str) -> Result<(), Error> {
+        let options = ["--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", "--command"];
+        let url = self.url_of(database);
+        let mut arguments = options.to_vec();
+        // Notices are no errors, and would be printed.
+        let sql = format!("SET client_min_messages = warning; {sql}");
+        arguments.extend([&sql, &*url]);
+        self.run_client("psql", &arguments)
+    }
+
+    /// Makes the table of the sample products in the database of [`url`](Self::url), unless it exists.
+    ///
+    /// # Errors
+    /// The same as [`run_sql`](Self::run_sql).
+    pub fn make_sample_table(&self) -> Result<(), Error> {
+        self.run_sql(template::DATABASE, crate::sample::TABLE)
+    }
+
     /// Runs one of the client programs of this server's version, such as `pg_dump`, to its end.
     ///
     /// # Errors

@@ -8,6 +8,9 @@ use rand::{RngExt, SeedableRng};
 
 mod words;
 
+/// The table of the sample products, as SQL that does nothing where it exists.
+pub const TABLE: &str = include_str!("sample/products.sql");
+
 const HEADER: &str = "id,name,price,currency,description";
 /// Each equally likely: seven of ten are dollars.
 const CURRENCIES: [&str; 10] =

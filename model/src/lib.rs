@@ -15,8 +15,8 @@
 //!
 //! | action | what happens | where |
 //! |---|---|---|
-//! | `Begin`, `Update`, `Delete`, `Insert` | an xid, and the version and the outbox row of a statement | `0001_products.sql`, `products.rs` |
-//! | `Commit`, `Rollback` | the row becomes visible, or never | `0001_products.sql` |
+//! | `Begin`, `Update`, `Delete`, `Insert` | an xid, and the version and the outbox row of a statement | `0001_hotshelf.sql`, `products.rs` |
+//! | `Commit`, `Rollback` | the row becomes visible, or never | `0001_hotshelf.sql` |
 //! | `Poll` | the instance notes the time, and sends the statement | `poll_is_sent`, `change_feed.rs` |
 //! | `Snapshot` | Postgres takes the snapshot, and reads markers, epoch and rows | `changes.rs`, `snapshot.rs` |
 //! | `Answer` | the response arrives: floors, gap, proof; pruned changes are dropped | `has_missed`, `apply`, `prove`, `drop_pruned` |

@@ -262,6 +262,10 @@ impl Follower {
             self.start_over();
             return Ok(Duration::ZERO);
         }
+        if self.epoch.is_none() {
+            // With the mapping of an earlier epoch, entries would have other contents.
+            catalog.postgres.open_catalogue().await?;
+        }
         self.enter_epoch(&changes);
         if changes.restarted || self.has_missed(&before, &changes) {
             tracing::warn!(
@@ -289,7 +293,6 @@ impl Follower {
         Ok(catalog.options.poll_interval.mul_f64(rand::random_range(0.8..1.2)))
     }
 
-    /// Drops everything that was read in another epoch.
     fn start_over(&mut self) {
         self.catalog.recent.reset();
         self.catalog.hot.begin_epoch(Moment::now());

@@ -35,6 +35,9 @@ pub enum Error {
     /// The row exists, and the API cannot express it: the column and the reason.
     #[error("the product cannot be expressed: {0}")]
     Unreadable(String),
+    /// The table cannot keep a value of the write: the field of the product and the reason. Nothing was changed.
+    #[error("{0}: {1}")]
+    Invalid(String, String),
     /// A bug.
     #[error("internal: {0}")]
     Internal(String),
@@ -52,6 +55,10 @@ impl From<postgres::Error> for Error {
             postgres::Error::Unreadable(why) => Self::Unreadable(why),
             postgres::Error::Locked => Self::Locked,
             postgres::Error::Refused(refused) => Self::Refused(refused),
+            postgres::Error::Invalid(field, why) => Self::Invalid(field, why),
+            postgres::Error::NotAttached(why) | postgres::Error::TableChanged(why) => {
+                Self::Unavailable(why)
+            }
             postgres::Error::NoMoreIds => Self::Internal(error.to_string()),
             postgres::Error::Unexpected(why) => Self::Internal(why),
         }

@@ -28,6 +28,7 @@ impl ServeArgs {
     pub fn postgres(&self) -> PostgresOptions {
         PostgresOptions {
             url: self.database.database_url.clone(),
+            catalogue: self.postgres.catalog.clone(),
             connections: self.postgres.database_connections,
             acquire_timeout: self.postgres.database_acquire_timeout,
             statement_timeout: self.postgres.database_statement_timeout,
@@ -127,6 +128,7 @@ impl DatabaseArgs {
     pub fn one_connection(&self) -> PostgresOptions {
         PostgresOptions {
             url: self.database_url.clone(),
+            catalogue: String::new(),
             connections: 1,
             acquire_timeout: Duration::from_secs(10),
             statement_timeout: Duration::ZERO,

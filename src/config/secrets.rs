@@ -13,6 +13,8 @@ impl Cli {
         match &mut self.command {
             None => self.serve.read_secrets(),
             Some(Command::Serve(args)) => args.read_secrets(),
+            Some(Command::Attach(args)) => args.database.read_secrets(),
+            Some(Command::Detach(args)) => args.database.read_secrets(),
             Some(Command::Migrate(args)) => args.read_secrets(),
             Some(Command::Import(args)) => args.database.read_secrets(),
             // It prints the name of the file, and refuses what `serve` would refuse.

@@ -75,7 +75,7 @@ impl Columns {
         Ok(ImportRow {
             line: record.line,
             id: field(record, "id", self.id, parse_id)?,
-            product: NewProduct { name, price, description },
+            product: NewProduct { name, price, description, attributes: None },
         })
     }
 }

@@ -36,7 +36,7 @@ const SERVER: &str = "SELECT concat_ws('/', c.id, (pg_control_system()).system_i
     CASE WHEN pg_is_in_recovery() THEN NULL \
          ELSE ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::bigint END, \
     pg_postmaster_start_time()::text \
-    FROM hotshelf.catalogue c, pg_database d WHERE d.datname = current_database()";
+    FROM hotshelf.catalogue c, pg_database d WHERE d.datname = current_database() AND c.number = $1";
 
 /// A header row, and the rows that the last snapshot did not see. A row with an xid in the future was restored from a dump of
 /// another cluster; it is not read, and the relay deletes it.
@@ -47,22 +47,26 @@ const POLL: &str = "SELECT NULL::bigint[] AS product_ids, NULL::bigint[] AS vers
         substr(md5($5), 1, 16) AS catalogue, substr(md5($5 || '/' || epoch), 1, 16) AS epoch, \
         substr(md5($5 || '/' || epoch || '/' || redis_epoch), 1, 16) AS scope, timeline, last_value AS ceiling, \
         mark.id AS mark, mark.token::text AS mark_token, \
-        coalesce($3 IS NULL OR EXISTS (SELECT FROM hotshelf.marks WHERE id = $3 AND token::text = $4) \
-            OR $3 < (SELECT min(id) FROM hotshelf.marks), false) AS remembered, \
+        coalesce($3 IS NULL OR EXISTS (SELECT FROM hotshelf.marks WHERE marks.catalogue = $6 AND id = $3 AND token::text = $4) \
+            OR $3 < (SELECT min(id) FROM hotshelf.marks WHERE marks.catalogue = $6), false) AS remembered, \
         held_until < clock_timestamp() AS relay_is_free \
-    FROM hotshelf.feed CROSS JOIN hotshelf.catalogue CROSS JOIN hotshelf.product_version \
-        LEFT JOIN LATERAL (SELECT id, token FROM hotshelf.marks ORDER BY id DESC LIMIT 1) AS mark ON true \
+    FROM hotshelf.feed CROSS JOIN hotshelf.catalogue AS attached CROSS JOIN hotshelf.product_version \
+        LEFT JOIN LATERAL (SELECT id, token FROM hotshelf.marks WHERE marks.catalogue = $6 \
+            ORDER BY id DESC LIMIT 1) AS mark ON true \
+    WHERE feed.catalogue = $6 AND attached.number = $6 \
     UNION ALL \
     SELECT product_ids, versions, deleted, xid::text, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL \
-    FROM hotshelf.outbox WHERE xid >= $1::xid8 AND xid < pg_snapshot_xmax(pg_current_snapshot()) \
+    FROM hotshelf.outbox WHERE catalogue = $6 AND xid >= $1::xid8 AND xid < pg_snapshot_xmax(pg_current_snapshot()) \
     UNION ALL \
     SELECT product_ids, versions, deleted, xid::text, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL \
-    FROM hotshelf.outbox WHERE xid = ANY($2::xid8[])";
+    FROM hotshelf.outbox WHERE catalogue = $6 AND xid = ANY($2::xid8[])";
 
 /// Reads the outbox on its own connection, so that it never waits for a call's statement.
 #[derive(Debug)]
 pub struct ChangeReader {
     connect: PgConnectOptions,
+    /// The number of the catalogue.
+    catalogue: i32,
     connection: Option<(PgConnection, Server)>,
     /// The snapshot of the last poll.
     seen: Snapshot,
@@ -88,8 +92,11 @@ impl Postgres {
     #[must_use]
     pub fn change_reader(&self) -> ChangeReader {
         let connect = self.session.connect.clone();
+        // Before a table is attached there is nothing to read.
+        let catalogue = self.statements().map_or(0, |statements| statements.mapping.number);
         ChangeReader {
             connect,
+            catalogue,
             connection: None,
             seen: Snapshot::empty(),
             newest_xid: 0,
@@ -101,6 +108,10 @@ impl Postgres {
 }
 
 impl ChangeReader {
+    pub(super) fn catalogue(&self) -> i32 {
+        self.catalogue
+    }
+
     /// The snapshot of the last poll.
     pub(crate) fn seen(&self) -> &Snapshot {
         &self.seen
@@ -162,8 +173,12 @@ impl ChangeReader {
     async fn open(&self) -> Result<Result<(PgConnection, Server), Error>, sqlx::Error> {
         let mut connection = self.connect.connect().await?;
         connection.execute(SESSION).await?;
-        let (identity, timeline, started): (String, Option<i64>, String) =
-            sqlx::query_as(SERVER).fetch_one(&mut connection).await?;
+        let server = sqlx::query_as(SERVER).bind(self.catalogue);
+        let server: Option<(String, Option<i64>, String)> =
+            server.fetch_optional(&mut connection).await?;
+        let Some((identity, timeline, started)) = server else {
+            return Ok(Err(Error::NotAttached("the table is not attached any more".to_owned())));
+        };
         let Some(timeline) = timeline else {
             let why = "the server is a read-only replica; DATABASE_URL must name the primary";
             return Ok(Err(Error::Unavailable(why.to_owned())));
@@ -186,6 +201,7 @@ impl ChangeReader {
             .bind(mark)
             .bind(token)
             .bind(&server.identity)
+            .bind(self.catalogue)
             .fetch(connection);
         let (mut header, mut newest_xid) = (None, self.newest_xid);
         let mut changes = Changes::nothing(asked);
@@ -201,8 +217,8 @@ impl ChangeReader {
                 }
             }
         }
-        let header =
-            header.ok_or_else(|| Error::Unexpected("hotshelf.feed has no row".to_owned()))?;
+        let header = header
+            .ok_or_else(|| Error::NotAttached("the table is not attached any more".to_owned()))?;
         self.take_header(&mut changes, header, server, newest_xid)?;
         Ok(changes)
     }

@@ -18,6 +18,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use super::error::{is_broken, message, unreachable};
 use super::session::Session;
 use super::{Error, within};
+pub(super) use maintenance::Prepare;
 
 /// A write uses a connection without a ping if its last response is not older than this. A write on a dead connection cannot be
 /// repeated, because it may have been committed.

@@ -1,67 +1,13 @@
-//! Bulk imports: COPY into a temporary table, and from there into `products`, in one transaction.
+//! Bulk imports: COPY into a temporary table, and from there into the attached table, in one transaction.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use sqlx::{Postgres as Db, Transaction};
 
+use super::statements::{ImportStatements, Statements};
 use super::{Error, Postgres, read_error, write_error};
-use crate::product::{NewProduct, ProductId};
-
-/// The temporary table has the column types of `products`, but not the constraints, because ids may be missing.
-const BEGIN: &str = "SET LOCAL statement_timeout = 0; \
-    CREATE TEMP TABLE import_rows ON COMMIT DROP AS \
-    SELECT 0::bigint AS line, id, name, price, currency, description FROM public.products WITH NO DATA";
-
-const COPY: &str =
-    "COPY pg_temp.import_rows (line, id, name, price, currency, description) FROM STDIN";
-
-const DUPLICATE: &str = "SELECT id, min(line), max(line) FROM pg_temp.import_rows \
-    WHERE id IS NOT NULL GROUP BY id HAVING count(*) > 1 ORDER BY 2 LIMIT 1";
-
-/// Advances the id sequence past the highest id, before any row is inserted. Otherwise a concurrent CreateProduct could take an
-/// id of the file, wait for this transaction, and fail.
-///
-/// The sequence must never go back. A `setval` concurrent with a `nextval` could set it back, so it is used only for distances
-/// above 10,000, which concurrent `nextval` calls do not reach; otherwise `nextval` is called for each id.
-///
-/// Ids in the upper half of the range do not advance the sequence, because it could reach its end. CreateProduct skips such an id
-/// when the sequence reaches it.
-const ADVANCE_IDS: &str = "WITH ids AS ( \
-        SELECT name, coalesce(pg_sequence_last_value(name), 0) AS last \
-        FROM (SELECT pg_get_serial_sequence('public.products', 'id')::regclass AS name) AS owned), \
-    highest AS (SELECT greatest( \
-        (SELECT max(id) FROM pg_temp.import_rows WHERE id < 4611686018427387904), \
-        (SELECT max(id) FROM public.products WHERE id < 4611686018427387904)) AS id) \
-    SELECT CASE WHEN highest.id - last > 10000 THEN setval(name, highest.id) \
-        ELSE (SELECT max(id) FROM ( \
-            SELECT nextval(name) AS id FROM generate_series(last + 1, highest.id)) AS walked) END \
-    FROM highest, ids WHERE last < highest.id";
-
-/// Rows without a change are filtered out before the insert, which would lock them and assign a version. `ON CONFLICT` checks
-/// again, because another transaction may have written in between. Every import locks rows in the order of their ids, so that
-/// two imports cannot deadlock.
-///
-/// `create_time` has its default, the start of this transaction, by which inserted rows are distinguished from updated ones.
-const MERGE: &str = "WITH written AS ( \
-        INSERT INTO public.products AS p (id, name, price, currency, description) \
-        SELECT i.id, i.name, i.price, i.currency, i.description \
-        FROM pg_temp.import_rows AS i LEFT JOIN public.products AS old ON old.id = i.id \
-        WHERE i.id IS NOT NULL AND (old.id IS NULL \
-            OR (i.name, i.price, i.currency) IS DISTINCT FROM (old.name, old.price, old.currency) \
-            OR $1 AND i.description IS DISTINCT FROM old.description) \
-        ORDER BY i.id \
-        ON CONFLICT (id) DO UPDATE SET \
-            name = excluded.name, price = excluded.price, currency = excluded.currency, \
-            description = CASE WHEN $1 THEN excluded.description ELSE p.description END \
-        WHERE (p.name, p.price, p.currency) \
-                IS DISTINCT FROM (excluded.name, excluded.price, excluded.currency) \
-            OR $1 AND p.description IS DISTINCT FROM excluded.description \
-        RETURNING create_time IS NOT DISTINCT FROM now() AS inserted) \
-    SELECT count(*) FILTER (WHERE inserted), count(*) FILTER (WHERE NOT inserted) FROM written";
-
-const INSERT_NEW: &str = "INSERT INTO public.products (name, price, currency, description) \
-    SELECT name, price, currency, description FROM pg_temp.import_rows \
-    WHERE id IS NULL ORDER BY line";
+use crate::product::{Invalid, NewProduct, ProductId};
 
 /// Bytes per COPY. Too low: more round trips. Too high: more memory, here and in the driver.
 const CHUNK_BYTES: usize = 1 << 20;
@@ -70,11 +16,13 @@ const CHUNK_BYTES: usize = 1 << 20;
 #[derive(Debug)]
 pub struct Import {
     transaction: Transaction<'static, Db>,
+    table: Arc<Statements>,
+    statements: ImportStatements,
     chunk: String,
     rows_with_id: u64,
 }
 
-/// What an import did to `products`.
+/// What an import did to the table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Merged {
     pub inserted: u64,
@@ -97,14 +45,28 @@ impl Import {
     /// Takes a connection from the pool until the import ends.
     ///
     /// # Errors
-    /// [`Error::Unavailable`].
+    /// [`Error::Unavailable`], and [`Error::Unexpected`] when the table has no column for names or prices.
     pub async fn begin(postgres: &Postgres) -> Result<Self, Error> {
+        let table = postgres.statements()?;
+        let statements = ImportStatements::new(&table.mapping)?;
         let mut transaction = postgres.pool.begin().await.map_err(|error| read_error(&error))?;
-        sqlx::raw_sql(BEGIN)
+        sqlx::raw_sql(statements.begin.clone())
             .execute(&mut *transaction)
             .await
             .map_err(|error| read_error(&error))?;
-        Ok(Self { transaction, chunk: String::with_capacity(CHUNK_BYTES), rows_with_id: 0 })
+        let chunk = String::with_capacity(CHUNK_BYTES);
+        Ok(Self { transaction, table, statements, chunk, rows_with_id: 0 })
+    }
+
+    /// Checks that the table can keep the price of a row.
+    ///
+    /// # Errors
+    /// The column of the file, and why not.
+    pub fn check(&self, product: &NewProduct) -> Result<(), (&'static str, Invalid)> {
+        let mapping = &self.table.mapping;
+        let currency = mapping.check_currency(product.price.currency());
+        currency.map_err(|why| ("currency", why))?;
+        mapping.amount(product.price).map(drop).map_err(|why| ("price", why))
     }
 
     /// Adds a row that begins on `line` of its file. Without an id it becomes a new product.
@@ -118,7 +80,7 @@ impl Import {
         product: &NewProduct,
     ) -> Result<(), Error> {
         self.rows_with_id += u64::from(id.is_some());
-        self.chunk.push_str(&copy_line(line, id, product));
+        self.chunk.push_str(&copy_line(&self.table, line, id, product));
         if self.chunk.len() >= CHUNK_BYTES { self.send().await } else { Ok(()) }
     }
 
@@ -128,7 +90,7 @@ impl Import {
     /// [`Error::Unavailable`].
     pub async fn duplicate_id(&mut self) -> Result<Option<DuplicateId>, Error> {
         self.send().await?;
-        let found: Option<(i64, i64, i64)> = sqlx::query_as(DUPLICATE)
+        let found: Option<(i64, i64, i64)> = sqlx::query_as(self.statements.duplicate.clone())
             .fetch_optional(&mut *self.transaction)
             .await
             .map_err(|error| read_error(&error))?;
@@ -139,7 +101,7 @@ impl Import {
         }))
     }
 
-    /// Writes the rows to `products` and commits. Existing products keep their descriptions unless
+    /// Writes the rows to the table and commits. Existing products keep their descriptions unless
     /// `with_descriptions`.
     ///
     /// # Errors
@@ -153,11 +115,13 @@ impl Import {
     }
 
     async fn merge(&mut self, with_descriptions: bool) -> Result<Merged, sqlx::Error> {
-        sqlx::query(ADVANCE_IDS).execute(&mut *self.transaction).await?;
-        let (inserted, updated): (i64, i64) =
-            sqlx::query_as(MERGE).bind(with_descriptions).fetch_one(&mut *self.transaction).await?;
+        let ImportStatements { advance_ids, merge, insert_new, .. } = &self.statements;
+        let connection = &mut *self.transaction;
+        sqlx::query(advance_ids.clone()).execute(&mut *connection).await?;
+        let merge = sqlx::query_as(merge.clone()).bind(with_descriptions);
+        let (inserted, updated): (i64, i64) = merge.fetch_one(&mut *connection).await?;
         let (inserted, updated) = (inserted.unsigned_abs(), updated.unsigned_abs());
-        let new = sqlx::query(INSERT_NEW).execute(&mut *self.transaction).await?.rows_affected();
+        let new = sqlx::query(insert_new.clone()).execute(connection).await?.rows_affected();
         Ok(Merged {
             inserted: inserted + new,
             updated,
@@ -170,30 +134,43 @@ impl Import {
         if self.chunk.is_empty() {
             return Ok(());
         }
-        let sent = copy(&mut self.transaction, self.chunk.as_bytes()).await;
+        let sent = copy(&mut self.transaction, &self.statements.copy, self.chunk.as_bytes()).await;
         self.chunk.clear();
         sent.map_err(|error| read_error(&error))
     }
 }
 
-async fn copy(connection: &mut sqlx::PgConnection, chunk: &[u8]) -> Result<(), sqlx::Error> {
-    let mut copy = connection.copy_in_raw(COPY).await?;
+async fn copy(
+    connection: &mut sqlx::PgConnection,
+    statement: &str,
+    chunk: &[u8],
+) -> Result<(), sqlx::Error> {
+    let mut copy = connection.copy_in_raw(statement).await?;
     copy.send(chunk).await?;
     copy.finish().await?;
     Ok(())
 }
 
-/// A row in the text format of COPY.
-fn copy_line(line: u64, id: Option<ProductId>, product: &NewProduct) -> String {
+/// A row in the text format of COPY. Its price was [checked](Import::check).
+fn copy_line(table: &Statements, line: u64, id: Option<ProductId>, product: &NewProduct) -> String {
+    let mapping = &table.mapping;
     let id = id.map_or_else(|| "\\N".to_owned(), |id| id.to_string());
-    let (units, hundredths) = (product.price.hundredths() / 100, product.price.hundredths() % 100);
-    let currency = product.price.currency();
-    format!(
-        "{line}\t{id}\t{}\t{units}.{hundredths:02}\t{}\t{}\n",
-        escape(product.name.as_str()),
-        currency.code(),
-        escape(product.description.as_str()),
-    )
+    let mut row = format!("{line}\t{id}");
+    let amount = mapping.amount(product.price).unwrap_or_default();
+    let price = product.price.currency();
+    for (column, text) in [
+        (&mapping.name, product.name.as_str()),
+        (&mapping.price, &amount),
+        (&mapping.currency, price.code()),
+        (&mapping.description, product.description.as_str()),
+    ] {
+        if column.as_ref().is_some_and(|column| !column.computed) {
+            row.push('\t');
+            row.push_str(&escape(text));
+        }
+    }
+    row.push('\n');
+    row
 }
 
 fn escape(text: &str) -> Cow<'_, str> {
@@ -207,6 +184,7 @@ fn escape(text: &str) -> Cow<'_, str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::postgres::mapping::tests::mapping;
     use crate::product::Price;
 
     fn product(name: &str, price: &str, description: &str) -> NewProduct {
@@ -215,6 +193,7 @@ mod tests {
             name: name.to_owned().try_into().unwrap(),
             price: Price::parse(price, currency).unwrap(),
             description: description.to_owned().try_into().unwrap(),
+            attributes: None,
         }
     }
 
@@ -222,13 +201,14 @@ mod tests {
     fn a_row_is_one_line_of_six_columns_whatever_its_text() {
         let product = product("a\tb\\N", "7.05", "one\r\ntwo\n\\.\n");
         assert_eq!(
-            copy_line(3, ProductId::new(42), &product),
+            copy_line(&Statements::new(mapping()), 3, ProductId::new(42), &product),
             "3\t42\ta\\tb\\\\N\t7.05\tEUR\tone\\r\\ntwo\\n\\\\.\\n\n"
         );
     }
 
     #[test]
     fn a_missing_id_is_null_and_an_empty_description_is_not() {
-        assert_eq!(copy_line(2, None, &product("a", "0", "")), "2\t\\N\ta\t0.00\tEUR\t\n");
+        let line = copy_line(&Statements::new(mapping()), 2, None, &product("a", "0", ""));
+        assert_eq!(line, "2\t\\N\ta\t0.00\tEUR\t\n");
     }
 }

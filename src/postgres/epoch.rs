@@ -9,10 +9,10 @@ use super::{ChangeReader, Error};
 /// to other transactions.
 const RAISE_EPOCH: &str = "WITH raised AS (UPDATE hotshelf.catalogue \
         SET epoch = gen_random_uuid(), redis_epoch = gen_random_uuid(), timeline = $2, epoch_time = clock_timestamp() \
-        WHERE substr(md5($3 || '/' || epoch), 1, 16) = $1 RETURNING epoch), \
+        WHERE number = $4 AND substr(md5($3 || '/' || epoch), 1, 16) = $1 RETURNING epoch), \
     reset AS (UPDATE hotshelf.feed SET pruned = pg_current_snapshot(), relayed = pg_current_snapshot(), \
-        holder = NULL, held_until = '-infinity' WHERE EXISTS (SELECT FROM raised)), \
-    forgotten AS (DELETE FROM hotshelf.marks WHERE EXISTS (SELECT FROM raised)) \
+        holder = NULL, held_until = '-infinity' WHERE catalogue = $4 AND EXISTS (SELECT FROM raised)), \
+    forgotten AS (DELETE FROM hotshelf.marks WHERE catalogue = $4 AND EXISTS (SELECT FROM raised)) \
     SELECT EXISTS (SELECT FROM raised)";
 
 impl ChangeReader {
@@ -33,9 +33,10 @@ impl ChangeReader {
         let Some((identity, timeline)) = self.server() else {
             return Err(Error::Unavailable("the connection was lost".to_owned()));
         };
+        let catalogue = self.catalogue();
         let raise = async |connection: &mut PgConnection| {
             let raise = sqlx::query_scalar(RAISE_EPOCH).bind(of).bind(timeline).bind(identity);
-            raise.fetch_one(connection).await
+            raise.bind(catalogue).fetch_one(connection).await
         };
         self.run(raise).await
     }

@@ -3,6 +3,7 @@
 use std::io::ErrorKind;
 
 use sqlx::error::DatabaseError;
+use sqlx::postgres::PgDatabaseError;
 
 use crate::metrics::PostgresShare;
 use crate::product::Version;
@@ -36,6 +37,15 @@ pub enum Error {
     /// A constraint or trigger that is not part of this program's schema refused the write. Nothing was changed.
     #[error("{0}")]
     Refused(Refused),
+    /// A value of a write that the table cannot keep: the field and the reason. Nothing was changed.
+    #[error("{0}: {1}")]
+    Invalid(String, String),
+    /// The reason, and what to run.
+    #[error("{0}")]
+    NotAttached(String),
+    /// A column or the table itself is not what the statement was built for. Nothing was changed.
+    #[error("the table was changed: {0}")]
+    TableChanged(String),
     #[error("the sequence of the ids is at its end")]
     NoMoreIds,
     /// An error that no valid statement of this program causes.
@@ -48,6 +58,10 @@ pub enum Error {
 #[error("{message}")]
 pub struct Refused {
     pub what: Refusal,
+    /// The field of the product, if the table has only one column that can be the reason.
+    pub field: Option<String>,
+    /// The column, where PostgreSQL names one.
+    pub(super) column: Option<String>,
     /// The constraint; `None` when PostgreSQL names none.
     pub constraint: Option<String>,
     /// PostgreSQL's message.
@@ -138,6 +152,8 @@ fn answered(code: Option<&str>, why: String) -> Error {
         // Text outside the client's encoding: from a row of a database in SQL_ASCII.
         Some("22021") => Error::Unreadable(format!("text: {why}")),
         Some("2200H") => Error::NoMoreIds,
+        // No such column, table or function, and types that do not match.
+        Some("42703" | "42P01" | "42883" | "42804" | "42846") => Error::TableChanged(why),
         // Lock timeout.
         Some("55P03") => Error::Locked,
         // 08 connection, 53 out of resources, 57 operator intervention (shutdown, starting up, statement
@@ -164,5 +180,7 @@ fn refused(error: &dyn DatabaseError) -> Option<Refused> {
         _ => return None,
     };
     let constraint = error.constraint().map(str::to_owned);
-    Some(Refused { what, constraint, message: error.message().to_owned() })
+    let column = error.try_downcast_ref::<PgDatabaseError>().and_then(PgDatabaseError::column);
+    let (column, field) = (column.map(str::to_owned), None);
+    Some(Refused { what, field, column, constraint, message: error.message().to_owned() })
 }

@@ -4,25 +4,16 @@ use std::time::SystemTime;
 
 use super::attempts::{Attempts, Kind};
 use super::budget::Turn;
-use super::rows::unix;
+use super::rows::finite;
 use super::{Error, Postgres};
 use crate::caller::CallContext;
 use crate::metrics::PostgresShare;
 use crate::product::{ProductId, Version};
 
-/// A change is pending until the `relayed` snapshot sees its transaction.
-const INSPECT: &str = "SELECT product.version::bigint, \
-     CASE WHEN isfinite(product.update_time) \
-         THEN (extract(epoch FROM product.update_time) * 1000000)::bigint END, \
-     (SELECT count(*) FROM hotshelf.outbox AS change, hotshelf.feed \
-      WHERE NOT pg_visible_in_snapshot(change.xid, feed.relayed) \
-      AND (change.product_ids IS NULL OR asked.id = ANY(change.product_ids))) \
-     FROM (SELECT $1::bigint AS id) AS asked LEFT JOIN public.products AS product USING (id)";
-
 /// What Postgres holds for one product.
 #[derive(Clone, Copy, Debug)]
 pub struct RowState {
-    /// The version, and the time of the last change unless SQL has made it infinite; `None` when the product does not exist.
+    /// The version, and the time of the last change if the table has such a column and it is finite; `None` when the product does not exist.
     pub row: Option<(Version, Option<SystemTime>)>,
     /// Changes that are not applied to Redis yet.
     pub pending_changes: u64,
@@ -50,14 +41,16 @@ impl Postgres {
     ) -> Result<RowState, Error> {
         let mut connection = self.callers.acquire(None).await?;
         let mut attempts = Attempts::new(Kind::Read, None, self.timeout);
-        let (version, micros, pending): (Option<i64>, Option<i64>, i64) = loop {
-            let inspect = sqlx::query_as(INSPECT).bind(id.get()).fetch_one(&mut *connection);
+        let statement = self.statements()?.inspect.clone();
+        let (exists, version, micros, pending): (bool, i64, Option<i64>, i64) = loop {
+            let inspect =
+                sqlx::query_as(statement.clone()).bind(id.get()).fetch_one(&mut *connection);
             let outcome = attempts.in_time(inspect).await;
             if let Some(found) = attempts.answer_or_retry(&mut connection, outcome).await? {
                 break found;
             }
         };
-        let row = version.map(|version| (Version(version), micros.map(unix)));
+        let row = exists.then(|| (Version(version), micros.and_then(finite)));
         Ok(RowState { row, pending_changes: pending.unsigned_abs() })
     }
 }

@@ -8,24 +8,15 @@ use sqlx::postgres::PgRow;
 use super::attempts::{Attempts, Kind};
 use super::connections::Connections;
 use super::error::{message, read_error, row_of_statement_raised};
-use super::rows::{self, readable};
+use super::rows;
+use super::statements::Statements;
 use super::{Demand, Error, Postgres};
 use crate::metrics::PostgresShare;
 use crate::moment::Moment;
 use crate::product::{Product, ProductId, Version};
 
-/// One row for each id, whether the product exists or not, all from one snapshot. Tests recognise the statement by its beginning.
-pub(super) const LOAD: &str = concat!(
-    "SELECT asked.id, product.id IS NOT NULL, gone.version, \
-     (SELECT max(version) FROM hotshelf.truncations), ",
-    readable!(),
-    " FROM unnest($1::bigint[]) AS asked (id) \
-     LEFT JOIN public.products AS product ON product.id = asked.id \
-     LEFT JOIN hotshelf.deleted AS gone ON gone.product_id = asked.id"
-);
-/// The index of a product's first column in a row of [`LOAD`].
+/// The index of a product's first column in a row of [`Statements::load`].
 pub(super) const PRODUCT: usize = 4;
-const ANY: &str = "SELECT EXISTS (SELECT FROM public.products)";
 
 /// The result of a load.
 #[derive(Debug)]
@@ -87,16 +78,24 @@ impl Postgres {
         connections: &Arc<Connections>,
         ids: &[ProductId],
     ) -> Result<LoadedRows, Error> {
+        let (mut statements, mut was_renewed) = (self.statements()?, false);
         let mut loaded = LoadedRows::new(Moment::now());
         let mut parts = vec![ids];
         while let Some(part) = parts.pop() {
-            match self.rows(connections, part).await {
+            match self.rows(connections, part, &statements).await {
                 Ok(rows) => rows.iter().try_for_each(|row| self.add(&mut loaded, row))?,
                 // A row raised an error, although the columns are selected so that none should. Halving isolates it.
                 Err(Failure::Raised(why)) if part.len() == 1 => {
                     self.add_broken(&mut loaded, part[0], Version(0), why);
                 }
                 Err(Failure::Raised(_)) => parts.extend(part.chunks(part.len().div_ceil(2))),
+                // The statements are built anew, once.
+                Err(Failure::Other(Error::TableChanged(_))) if !was_renewed => {
+                    was_renewed = true;
+                    self.open_catalogue().await?;
+                    statements = self.statements()?;
+                    parts.push(part);
+                }
                 Err(Failure::Other(error)) => return Err(error),
             }
         }
@@ -107,11 +106,12 @@ impl Postgres {
         &self,
         connections: &Arc<Connections>,
         ids: &[ProductId],
+        statements: &Statements,
     ) -> Result<Vec<PgRow>, Failure> {
         let mut connection = connections.acquire(None).await?;
         let mut attempts = Attempts::new(Kind::Read, None, self.timeout);
         loop {
-            let outcome = attempts.in_time(select(&mut connection, ids)).await;
+            let outcome = attempts.in_time(select(&mut connection, ids, statements)).await;
             if let Some(why) = outcome.as_ref().err().filter(|error| row_of_statement_raised(error))
             {
                 let why = message(why);
@@ -152,8 +152,8 @@ impl Postgres {
     /// # Errors
     /// [`Error::Unavailable`].
     pub async fn has_products(&self) -> Result<bool, Error> {
-        let found: Result<(bool,), _> =
-            self.in_time(sqlx::query_as(ANY).fetch_one(&self.pool)).await;
+        let any = sqlx::query_as(self.statements()?.any.clone()).fetch_one(&self.pool);
+        let found: Result<(bool,), _> = self.in_time(any).await;
         found.map(|(any,)| any).map_err(|error| read_error(&error))
     }
 }
@@ -177,11 +177,12 @@ fn found(row: &PgRow) -> Result<Found, sqlx::Error> {
     Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?, row.try_get(3)?))
 }
 
-/// Runs [`LOAD`].
+/// Runs [`Statements::load`].
 pub(super) async fn select(
     connection: &mut PgConnection,
     ids: &[ProductId],
+    statements: &Statements,
 ) -> Result<Vec<PgRow>, sqlx::Error> {
     let ids: Vec<i64> = ids.iter().map(|id| id.get()).collect();
-    sqlx::query(LOAD).bind(ids).fetch_all(connection).await
+    sqlx::query(statements.load.clone()).bind(ids).fetch_all(connection).await
 }

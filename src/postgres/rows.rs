@@ -1,87 +1,48 @@
-//! Rows of products, selected and decoded so that no value can fail the statement or another row.
-//!
-//! The columns are selected by expressions that cannot raise and that have a fixed type, so neither a value nor a changed column
-//! type breaks the statement. Each row is decoded on its own.
+//! Rows of products, decoded so that no value can fail the statement or another row: each row is decoded on its own. The columns
+//! are those of `statements::columns`.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use sqlx::postgres::PgRow;
 use sqlx::{Error as SqlxError, Row as _};
 
-use crate::product::{Currency, Price, Product, ProductId, Version};
-
-/// The columns of a product, in the order of [`decode`]. Text is converted to `$encoding`: see [`readable!`] and [`strict!`].
-macro_rules! columns {
-    ($encoding:literal) => {
-        concat!(
-            "product.version::bigint, \
-             convert_to(product.name::text, ",
-            $encoding,
-            "), product.price::text, convert_to(product.currency::text, ",
-            $encoding,
-            "), convert_to(product.description::text, ",
-            $encoding,
-            "), CASE WHEN isfinite(product.create_time) \
-                 THEN (extract(epoch FROM product.create_time) * 1000000)::bigint END, \
-             CASE WHEN isfinite(product.update_time) \
-                 THEN (extract(epoch FROM product.update_time) * 1000000)::bigint END"
-        )
-    };
-}
-
-/// The columns of a read. A database with the encoding `SQL_ASCII` may contain any bytes, and converting them would raise.
-macro_rules! readable {
-    () => {
-        $crate::postgres::rows::columns!(
-            "CASE getdatabaseencoding() WHEN 'SQL_ASCII' THEN 'SQL_ASCII' ELSE 'UTF8' END"
-        )
-    };
-}
-
-/// The columns that a write returns. Text that is not UTF-8 raises, so that the write is rolled back.
-macro_rules! strict {
-    () => {
-        $crate::postgres::rows::columns!("'UTF8'")
-    };
-}
-
-/// The condition that the API can express the row after the UPDATE. The parameters are those of `writes::UPDATE`. [`decode`] must
-/// accept every row that this accepts.
-macro_rules! expressible {
-    () => {
-        "(coalesce($3::text, product.name::text) IS NOT NULL \
-          AND coalesce($6::text, product.description::text) IS NOT NULL \
-          AND coalesce($5::text, product.currency::text) ~ '^[A-Z]{3}$' \
-          AND coalesce(($4::bigint / 100::numeric)::text, product.price::text) \
-              ~ '^-?[0-9]{1,18}([.][0-9]{1,9}0*)?$' \
-          AND product.create_time >= '0001-01-01 00:00:00+00'::timestamptz \
-          AND product.create_time < '10000-01-01 00:00:00+00'::timestamptz)"
-    };
-}
-
-pub(super) use {columns, expressible, readable, strict};
+use super::statements::INFINITE;
+use crate::product::{Attributes, Currency, Invalid, Price, Product, ProductId, Version};
 
 /// The range of `google.protobuf.Timestamp` in Unix seconds: the years 1 to 9999.
 const TIMESTAMPS: std::ops::RangeInclusive<i64> = -62_135_596_800..=253_402_300_799;
 const MICROS: i64 = 1_000_000;
 
-/// Decodes the columns of [`columns!`], which begin at index `first`. `Err` contains the column that cannot be expressed, and
-/// why.
+/// Decodes a product whose columns begin at index `first`. `Err` contains the field that cannot be expressed, and why. What is NULL
+/// is served as unset.
 pub(super) fn decode(id: ProductId, row: &PgRow, first: usize) -> Result<Product, String> {
-    let version = value(row, first, "version")?;
-    let currency = text(row, first + 3, "currency")?;
-    let currency = Currency::stored(&currency)
-        .ok_or_else(|| format!("currency: {currency:?} is not three capital letters"))?;
-    let price: String = value(row, first + 2, "price")?;
+    let version: Option<i64> = value(row, first, "version")?;
     Ok(Product {
         id,
-        name: text(row, first + 1, "name")?,
-        price: Price::stored(&price, currency).map_err(|why| format!("price: {why}"))?,
-        description: text(row, first + 4, "description")?,
-        version: Version(version),
+        name: text(row, first + 1, "name")?.unwrap_or_default(),
+        price: price(row, first + 2)?,
+        description: text(row, first + 4, "description")?.unwrap_or_default(),
+        version: Version(version.unwrap_or_default()),
         create_time: time(row, first + 5, "create_time")?,
         update_time: time(row, first + 6, "update_time")?,
+        attributes: attributes(row, first + 7)?,
     })
+}
+
+/// The price, whose currency is in the next column. Without a price the currency does not matter.
+fn price(row: &PgRow, place: usize) -> Result<Option<Price>, String> {
+    let Some(amount) = value::<String>(row, place, "price")? else { return Ok(None) };
+    let code = text(row, place + 1, "currency")?.ok_or("currency: is NULL")?;
+    let currency = Currency::stored(&code);
+    let currency =
+        currency.ok_or_else(|| format!("currency: {code:?} is not three capital letters"))?;
+    Price::stored(&amount, currency).map(Some).map_err(|why| format!("price: {why}"))
+}
+
+fn attributes(row: &PgRow, place: usize) -> Result<Option<Attributes>, String> {
+    let json = text(row, place, "attributes")?;
+    let parse = |json: String| Attributes::parse(&json);
+    json.map(parse).transpose().map_err(|why: Invalid| format!("attributes: {why}"))
 }
 
 /// The version of a row, which may be unreadable otherwise; 0 if the version is.
@@ -89,28 +50,37 @@ pub(super) fn version(row: &PgRow, first: usize) -> Version {
     Version(row.try_get::<Option<i64>, _>(first).ok().flatten().unwrap_or_default())
 }
 
-fn value<T>(row: &PgRow, place: usize, column: &str) -> Result<T, String>
+fn value<T>(row: &PgRow, place: usize, column: &str) -> Result<Option<T>, String>
 where
     T: for<'r> sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>,
 {
     let value: Result<Option<T>, SqlxError> = row.try_get(place);
-    value.map_err(|error| format!("{column}: {error}"))?.ok_or_else(|| format!("{column}: is NULL"))
+    value.map_err(|error| format!("{column}: {error}"))
 }
 
-fn text(row: &PgRow, place: usize, column: &str) -> Result<String, String> {
-    String::from_utf8(value(row, place, column)?).map_err(|_| format!("{column}: is not UTF-8"))
+fn text(row: &PgRow, place: usize, column: &str) -> Result<Option<String>, String> {
+    let bytes: Option<Vec<u8>> = value(row, place, column)?;
+    let text = bytes.map(String::from_utf8).transpose();
+    text.map_err(|_| format!("{column}: is not UTF-8"))
 }
 
-fn time(row: &PgRow, place: usize, column: &str) -> Result<SystemTime, String> {
-    let micros: Option<i64> = row.try_get(place).map_err(|error| format!("{column}: {error}"))?;
-    let micros = micros.ok_or_else(|| format!("{column}: is NULL or infinite"))?;
+fn time(row: &PgRow, place: usize, column: &str) -> Result<Option<SystemTime>, String> {
+    let Some(micros) = value::<i64>(row, place, column)? else { return Ok(None) };
+    if micros == INFINITE {
+        return Err(format!("{column}: is infinite"));
+    }
     if !TIMESTAMPS.contains(&micros.div_euclid(MICROS)) {
         return Err(format!("{column}: is outside the years 1 to 9999"));
     }
-    Ok(unix(micros))
+    Ok(Some(unix(micros)))
 }
 
-pub(super) fn unix(micros: i64) -> SystemTime {
+/// A time in microseconds since 1970, unless it is infinite.
+pub(super) fn finite(micros: i64) -> Option<SystemTime> {
+    (micros != INFINITE).then(|| unix(micros))
+}
+
+fn unix(micros: i64) -> SystemTime {
     let distance = Duration::from_micros(micros.unsigned_abs());
     if micros < 0 { UNIX_EPOCH - distance } else { UNIX_EPOCH + distance }
 }

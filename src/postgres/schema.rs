@@ -3,12 +3,13 @@
 //! The check only needs the right to read. The schema is changed only if a migration is missing.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
 use sqlx::{Connection as _, Executor, PgConnection, SqlStr};
 
 use super::error::{message, read_error};
+use super::quote::literal;
+use super::session::CONNECT;
 use super::{Error, Postgres, within};
 
 // MIGRATIONS: version, name and statements of each file in migrations/, in their order.
@@ -16,18 +17,13 @@ include!(concat!(env!("OUT_DIR"), "/migrations.rs"));
 
 const SCHEMA: &str = "hotshelf";
 const APPLIED: &str = "hotshelf._sqlx_migrations";
-/// Reads the system catalogue, which any role may. Only versions before the first release made the table `product_changes`.
-const EXISTING: &str = "SELECT \
-    EXISTS (SELECT FROM pg_class WHERE relname = '_sqlx_migrations' AND relnamespace = ( \
-        SELECT oid FROM pg_namespace WHERE nspname = 'hotshelf')), \
-    EXISTS (SELECT FROM pg_class WHERE relname = 'product_changes' AND relnamespace = 'public'::regnamespace), \
-    EXISTS (SELECT FROM pg_class WHERE relname = 'products' AND relnamespace = 'public'::regnamespace)";
+/// Reads the system catalogue, which any role may.
+const HAS_MIGRATIONS: &str = "SELECT EXISTS (SELECT FROM pg_class WHERE relname = '_sqlx_migrations' AND relnamespace = ( \
+        SELECT oid FROM pg_namespace WHERE nspname = 'hotshelf'))";
 const LIST: &str =
     "SELECT version, checksum, success FROM hotshelf._sqlx_migrations ORDER BY version";
 const BROKEN_TRIGGERS: &str =
-    "SELECT string_agg(name, ', ') FROM hotshelf.broken_triggers() AS name";
-/// The timeout of opening the connection.
-const CONNECT: Duration = Duration::from_secs(5);
+    "SELECT string_agg(name, ', ') FROM hotshelf.broken_triggers($1) AS name";
 
 /// Whether this process may change the schema.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -59,7 +55,7 @@ impl Postgres {
         let opened = self.session.open(CONNECT).await;
         let mut connection = opened.map_err(|error| read_error(&error))?;
         let applied = self.in_time(applied(&mut connection)).await;
-        let applied = applied.map_err(|error| without_rights(&error))??;
+        let applied = applied.map_err(|error| without_rights(&error))?;
         let migrations = migrations();
         let missing = missing(&migrations, &applied)?;
         match (missing, how) {
@@ -89,38 +85,53 @@ impl Postgres {
     /// # Errors
     /// When a trigger is missing or does not fire for all writers, with the command that repairs it; and [`Error::Unavailable`].
     pub async fn check_triggers(&self) -> Result<(), Error> {
-        let broken = self.in_time(sqlx::query_as(BROKEN_TRIGGERS).fetch_one(&self.pool)).await;
+        let statements = self.statements()?;
+        let broken = sqlx::query_as(BROKEN_TRIGGERS).bind(statements.mapping.number);
+        let broken = self.in_time(broken.fetch_one(&self.pool)).await;
         let (broken,): (Option<String>,) = broken.map_err(|error| without_rights(&error))?;
         broken.map_or(Ok(()), |broken| {
             Err(Error::Unexpected(format!(
                 "triggers are missing, or not ENABLE ALWAYS ({broken}), so some writes would not be recorded; \
-                 run SELECT hotshelf.install_triggers() as the owner of the table, then update the rows that were written meanwhile: UPDATE products SET version = version"
+                 run SELECT hotshelf.install_triggers() as the owner of the table, then update the rows that were written meanwhile: UPDATE {} SET hotshelf_version = hotshelf_version",
+                statements.mapping.quoted_table()
             )))
         })
     }
 }
 
-/// The applied migrations. The inner `Err`: the database has the tables of another program or version.
-async fn applied(connection: &mut PgConnection) -> Result<Result<Applied, Error>, sqlx::Error> {
-    let (has_migrations, older, products): (bool, bool, bool) =
-        sqlx::query_as(EXISTING).fetch_one(&mut *connection).await?;
-    if has_migrations {
-        let rows: Vec<(i64, Vec<u8>, bool)> = sqlx::query_as(LIST).fetch_all(connection).await?;
-        let applied = rows.into_iter().map(|(version, checksum, done)| (version, (checksum, done)));
-        return Ok(Ok(applied.collect()));
+/// The applied migrations.
+async fn applied(connection: &mut PgConnection) -> Result<Applied, sqlx::Error> {
+    let exists: bool = sqlx::query_scalar(HAS_MIGRATIONS).fetch_one(&mut *connection).await?;
+    if !exists {
+        return Ok(Applied::new());
     }
-    let refuse = |words: &str| Ok(Err(Error::Unexpected(words.to_owned())));
-    if older {
-        return refuse(
-            "the schema is of a hotshelf before its first release (there is a table public.product_changes), which cannot be migrated; use a new database, and import the products",
-        );
+    let rows: Vec<(i64, Vec<u8>, bool)> = sqlx::query_as(LIST).fetch_all(connection).await?;
+    Ok(rows.into_iter().map(|(version, checksum, done)| (version, (checksum, done))).collect())
+}
+
+/// The statements that make the schema, as [`Postgres::migrate`] does, for a role that runs no hotshelf.
+pub(super) fn script() -> Vec<String> {
+    let mut statements = vec![
+        format!("CREATE SCHEMA {SCHEMA}"),
+        // As sqlx makes it.
+        format!(
+            "CREATE TABLE {APPLIED} (version bigint PRIMARY KEY, description text NOT NULL, \
+             installed_on timestamptz NOT NULL DEFAULT now(), success boolean NOT NULL, checksum bytea NOT NULL, \
+             execution_time bigint NOT NULL)"
+        ),
+    ];
+    for migration in migrations().iter() {
+        statements.push(migration.sql.as_str().trim().trim_end_matches(';').to_owned());
+        let checksum: String =
+            migration.checksum.iter().map(|byte| format!("{byte:02x}")).collect();
+        statements.push(format!(
+            "INSERT INTO {APPLIED} (version, description, success, checksum, execution_time) \
+             VALUES ({}, {}, true, '\\x{checksum}', 0)",
+            migration.version,
+            literal(&migration.description)
+        ));
     }
-    if products {
-        return refuse(
-            "there is a table public.products that hotshelf did not make; rename it, or use a database of its own",
-        );
-    }
-    Ok(Ok(Applied::new()))
+    statements
 }
 
 /// The first migration that is missing.
@@ -140,7 +151,7 @@ fn missing(migrations: &Migrator, applied: &Applied) -> Result<Option<i64>, Erro
 }
 
 /// Adds the page on rights to an error about missing ones (42501).
-fn without_rights(error: &sqlx::Error) -> Error {
+pub(super) fn without_rights(error: &sqlx::Error) -> Error {
     match super::error::code(error).as_deref() {
         Some("42501") => Error::Unexpected(format!(
             "{}; docs/sql.md lists the rights that hotshelf needs",

@@ -6,9 +6,12 @@ use std::time::Duration;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{AssertSqlSafe, ConnectOptions, Executor};
 
-use super::within;
+use super::error::unreachable;
+use super::{Error, within};
 
 const APPLICATION: &str = "hotshelf";
+/// The timeout of opening a connection for a command.
+pub(super) const CONNECT: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Debug)]
 pub(super) struct Session {
@@ -26,10 +29,11 @@ impl Session {
         // Settings of the role, the database or the server must not change the meaning of the statements. `lock_timeout` is set
         // per statement, and read committed gives each statement its own snapshot. `public` is on the search path for
         // operators' triggers that pin none; the statements here qualify every name. Custom plans cost 0.1 ms of planning per
-        // statement, but a generic plan from a time when a table was small would be kept.
+        // statement, but a generic plan from a time when a table was small would be kept. The formats are those of attributes.
         let settings = format!(
             "SET application_name = '{application}'; \
              SET search_path = public, pg_temp; \
+             SET TimeZone = 'UTC'; SET DateStyle = 'ISO'; SET IntervalStyle = 'postgres'; SET bytea_output = 'hex'; \
              SET default_transaction_isolation = 'read committed'; \
              SET statement_timeout = {}; \
              SET lock_timeout = 0; \
@@ -48,6 +52,16 @@ impl Session {
             Ok(connection)
         };
         within(Some(limit), open).await
+    }
+
+    /// Opens a connection to which the names of all types are qualified that are not PostgreSQL's own.
+    pub(super) async fn open_for_catalogue(&self) -> Result<PgConnection, Error> {
+        let open = async {
+            let mut connection = self.open(CONNECT).await?;
+            connection.execute("SET search_path = pg_catalog, pg_temp").await?;
+            Ok(connection)
+        };
+        within(Some(CONNECT), open).await.map_err(|error| unreachable(&error))
     }
 
     /// Applies the settings in one round trip. Not as startup parameters, which poolers drop or refuse.

@@ -1,71 +1,21 @@
 //! Writes of products: one statement and one round trip each.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sqlx::Row as _;
 use sqlx::postgres::{PgArguments, PgRow};
+use sqlx::{Row as _, SqlStr};
 
 use super::attempts::{Attempts, Kind};
 use super::connections::Connection;
 use super::products::{PRODUCT, select};
-use super::rows::{self, expressible, strict};
+use super::rows;
+use super::statements::Statements;
+use super::values::Values;
 use super::writers::WriteTurn;
 use super::{Error, Postgres};
 use crate::caller::CallContext;
-use crate::product::{NewProduct, Patch, Price, Product, ProductId, Version};
-
-/// Sets `lock_timeout` for this statement only, so that waiting for a locked row ends after a slice of the caller's time. The CTE
-/// is evaluated before the row is locked, takes no further round trip, and its setting ends with the transaction.
-macro_rules! with_lock_timeout {
-    ($parameter:literal) => {
-        concat!(
-            "WITH lock_limit AS MATERIALIZED (SELECT set_config('lock_timeout', ",
-            $parameter,
-            "::text, true)) "
-        )
-    };
-}
-pub(super) const UPDATE: &str = concat!(
-    with_lock_timeout!("$7"),
-    "UPDATE public.products AS product SET name = coalesce($3::text, product.name), \
-     price = coalesce($4::bigint / 100::numeric, product.price), \
-     currency = coalesce($5::text, product.currency), \
-     description = coalesce($6::text, product.description) FROM lock_limit \
-     WHERE product.id = $1::bigint AND ($2::bigint IS NULL OR product.version = $2) AND ",
-    expressible!(),
-    " RETURNING product.id, ",
-    strict!()
-);
-pub(super) const CREATE: &str = concat!(
-    with_lock_timeout!("$5"),
-    "INSERT INTO public.products AS product (name, price, currency, description) \
-     SELECT $1::text, $2::bigint / 100::numeric, $3::text, $4::text FROM lock_limit \
-     ON CONFLICT (id) DO NOTHING RETURNING product.id, ",
-    strict!()
-);
-pub(super) const DELETE: &str = concat!(
-    with_lock_timeout!("$3"),
-    "DELETE FROM public.products AS product USING lock_limit \
-     WHERE product.id = $1::bigint AND ($2::bigint IS NULL OR product.version = $2) \
-     RETURNING product.version::bigint"
-);
-/// Advances the id sequence past taken ids, from its last value or from `$1`, because SQL may insert products with explicit ids.
-/// Past more than 10,000 ids it uses `setval`; otherwise `nextval`, because a `setval` concurrent with a `nextval` could set the
-/// sequence back.
-const NEXT_FREE_ID: &str = "WITH ids AS ( \
-        SELECT name, coalesce($1::bigint, pg_sequence_last_value(name), 0) AS last \
-        FROM (SELECT pg_get_serial_sequence('public.products', 'id')::regclass AS name) AS owned), \
-    free AS (SELECT name, last, ( \
-            SELECT taken.id FROM (SELECT last AS id UNION ALL \
-                (SELECT id FROM public.products WHERE id > last ORDER BY id)) AS taken \
-            WHERE taken.id < 9223372036854775807 AND NOT EXISTS ( \
-                SELECT FROM public.products AS next WHERE next.id = taken.id + 1) \
-            ORDER BY taken.id LIMIT 1) AS before \
-        FROM ids) \
-    SELECT CASE WHEN $1 IS NOT NULL OR before - last > 10000 THEN setval(name, greatest(before, 1), before > 0) \
-        ELSE coalesce((SELECT max(id) FROM ( \
-            SELECT nextval(name) AS id FROM generate_series(last + 1, before)) AS walked), before) END \
-    FROM free";
+use crate::product::{NewProduct, Patch, Product, ProductId, Version};
 
 /// The most of the statement timeout that one wait for a lock may take. Less than half, because behind another waiter one
 /// statement waits twice (for its place, then for the row), and neither wait may exceed the statement timeout.
@@ -85,7 +35,7 @@ impl Postgres {
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::VersionMismatch`], [`Error::ProductBusy`], [`Error::Locked`], [`Error::Unreadable`],
-    /// [`Error::Refused`], [`Error::OverBudget`], [`Error::Unavailable`] and [`Error::OutcomeUnknown`].
+    /// [`Error::Invalid`], [`Error::Refused`], [`Error::OverBudget`], [`Error::Unavailable`] and [`Error::OutcomeUnknown`].
     pub(crate) async fn update(
         &self,
         id: ProductId,
@@ -93,18 +43,21 @@ impl Postgres {
         expected: Option<Version>,
         call: CallContext,
     ) -> Result<Product, Error> {
-        let mut write = self.begin_write(Some(id), call).await?;
+        let statements = self.statements()?;
+        let values = Values::of_patch(&statements, patch)?;
+        let mut write = self.begin_write(Some(id), call, statements).await?;
         let statement = |lock_timeout| {
-            sqlx::query(UPDATE)
+            values
+                .query(&values.update)
                 .bind(id.get())
                 .bind(expected.map(|version| version.0))
-                .bind(patch.name.as_ref().map(|name| name.as_str()))
-                .bind(patch.price.map(Price::hundredths))
-                .bind(patch.price.map(|price| price.currency().code().to_owned()))
-                .bind(patch.description.as_ref().map(|text| text.as_str()))
+                .bind(&values.json)
                 .bind(lock_timeout)
         };
-        written(&write.run_on(id, expected, statement).await?)
+        match write.run_on(id, expected, statement).await {
+            Ok(row) => written(&row),
+            Err(error) => Err(write.explain(error, &values).await),
+        }
     }
 
     /// Creates a product; Postgres assigns its id.
@@ -116,16 +69,13 @@ impl Postgres {
         product: &NewProduct,
         call: CallContext,
     ) -> Result<Product, Error> {
-        let mut write = self.begin_write(None, call).await?;
+        let statements = self.statements()?;
+        let values = Values::of_new(&statements, product)?;
+        let mut write = self.begin_write(None, call, statements).await?;
         for _ in 0..ID_ATTEMPTS {
             let inserted = write
                 .run(|lock_timeout| {
-                    sqlx::query(CREATE)
-                        .bind(product.name.as_str())
-                        .bind(product.price.hundredths())
-                        .bind(product.price.currency().code().to_owned())
-                        .bind(product.description.as_str())
-                        .bind(lock_timeout)
+                    values.query(&values.create).bind(&values.json).bind(lock_timeout)
                 })
                 .await;
             match inserted {
@@ -133,7 +83,7 @@ impl Postgres {
                 Ok(None) => write.skip_taken_ids(None).await?,
                 // The sequence is at its end; free ids are below.
                 Err(Error::NoMoreIds) => write.skip_taken_ids(Some(0)).await?,
-                Err(error) => return Err(error),
+                Err(error) => return Err(write.explain(error, &values).await),
             }
         }
         Err(Error::Unavailable("no id was free".to_owned()))
@@ -149,9 +99,11 @@ impl Postgres {
         expected: Option<Version>,
         call: CallContext,
     ) -> Result<Version, Error> {
-        let mut write = self.begin_write(Some(id), call).await?;
+        let statements = self.statements()?;
+        let delete = statements.delete.clone();
+        let mut write = self.begin_write(Some(id), call, statements).await?;
         let statement = |lock_timeout| {
-            sqlx::query(DELETE)
+            sqlx::query(delete.clone())
                 .bind(id.get())
                 .bind(expected.map(|version| version.0))
                 .bind(lock_timeout)
@@ -164,6 +116,7 @@ impl Postgres {
         &self,
         id: Option<ProductId>,
         call: CallContext,
+        statements: Arc<Statements>,
     ) -> Result<Write<'_>, Error> {
         let CallContext { caller, deadline } = call;
         self.callers.check()?;
@@ -175,7 +128,7 @@ impl Postgres {
         });
         let call = CallContext { caller, deadline: locked_at };
         let turn = self.writers.turn(id, call).await?;
-        Ok(Write { postgres: self, connection: None, deadline, call, turn })
+        Ok(Write { postgres: self, statements, connection: None, deadline, call, turn })
     }
 
     fn lock_slice(&self) -> Duration {
@@ -186,11 +139,12 @@ impl Postgres {
     }
 }
 
-type Statement<'q> = sqlx::query::Query<'q, sqlx::Postgres, PgArguments>;
+pub(super) type Statement<'q> = sqlx::query::Query<'q, sqlx::Postgres, PgArguments>;
 
 /// A write in flight.
-struct Write<'a> {
-    postgres: &'a Postgres,
+pub(super) struct Write<'a> {
+    pub(super) postgres: &'a Postgres,
+    pub(super) statements: Arc<Statements>,
     connection: Option<Connection>,
     deadline: Option<Instant>,
     /// Its deadline is earlier than `deadline` by [`REPLY_RESERVE`]: after it the write stops waiting for turns and rows.
@@ -200,14 +154,14 @@ struct Write<'a> {
 
 impl Write<'_> {
     /// The connection, which is kept until the turn is released.
-    async fn connection(&mut self) -> Result<&mut Connection, Error> {
+    pub(super) async fn connection(&mut self) -> Result<&mut Connection, Error> {
         match &mut self.connection {
             Some(connection) => Ok(connection),
             none => Ok(none.insert(self.postgres.callers.acquire_alive(self.deadline).await?)),
         }
     }
 
-    fn attempts(&self, kind: Kind) -> Attempts {
+    pub(super) fn attempts(&self, kind: Kind) -> Attempts {
         Attempts::new(kind, self.deadline, self.postgres.timeout)
     }
 
@@ -276,9 +230,10 @@ impl Write<'_> {
         expected: Option<Version>,
     ) -> Result<Option<Error>, Error> {
         let mut attempts = self.attempts(Kind::Read);
+        let statements = Arc::clone(&self.statements);
         let rows = loop {
             let connection = self.connection().await?;
-            let outcome = attempts.in_time(select(connection, &[id])).await;
+            let outcome = attempts.in_time(select(connection, &[id], &statements)).await;
             if let Some(rows) = attempts.answer_or_retry(connection, outcome).await? {
                 break rows;
             }
@@ -296,12 +251,13 @@ impl Write<'_> {
         })
     }
 
-    /// Runs [`NEXT_FREE_ID`].
+    /// Runs [`Statements::next_free_id`].
     async fn skip_taken_ids(&mut self, from: Option<i64>) -> Result<(), Error> {
         let mut attempts = self.attempts(Kind::Write);
+        let next: SqlStr = self.statements.next_free_id.clone();
         loop {
             let connection = self.connection().await?;
-            let skip = sqlx::query(NEXT_FREE_ID).bind(from).fetch_optional(&mut **connection);
+            let skip = sqlx::query(next.clone()).bind(from).fetch_optional(&mut **connection);
             let outcome = attempts.in_time(skip).await;
             if attempts.answer_or_retry(connection, outcome).await?.is_some() {
                 return Ok(());

@@ -1,5 +1,7 @@
 //! Converts requests to domain types and refuses invalid values with INVALID_ARGUMENT, which names the field.
 
+mod attributes;
+
 use std::collections::HashSet;
 use std::time::Duration;
 
@@ -12,6 +14,7 @@ use crate::moment::Moment;
 use crate::product::{Currency, Description, Name, NewProduct, Patch, Price, ProductId, Version};
 use crate::proto::get_product_request::Freshness as RequestedFreshness;
 use crate::proto::{CreateProductRequest, Money, Product, UpdateProductRequest};
+use attributes::Named;
 
 /// Most ids of a batch.
 pub(super) const MAX_BATCH: usize = 1_000;
@@ -109,6 +112,7 @@ pub(super) fn new_product(request: CreateProductRequest) -> Result<NewProduct, S
         name: name(product.name)?,
         price: price(product.price)?,
         description: description(product.description)?,
+        attributes: attributes::given(product.attributes)?,
     })
 }
 
@@ -117,16 +121,20 @@ pub(super) fn patch(request: UpdateProductRequest) -> Result<(ProductId, Patch),
     let product = request.product.ok_or_else(|| invalid("product", "must be given"))?;
     let id = id("product.id", product.id)?;
     let paths = request.update_mask.map(|mask| mask.paths).unwrap_or_default();
-    let fields = if paths.is_empty() { populated(&product) } else { masked(&paths)? };
+    let fields = match paths.is_empty() {
+        true => populated(&product),
+        false => masked(&paths, product.attributes.is_some())?,
+    };
     let patch = Patch {
         name: fields.name.then(|| name(product.name)).transpose()?,
         price: fields.price.then(|| price(product.price)).transpose()?,
         description: fields.description.then(|| description(product.description)).transpose()?,
+        attributes: attributes::patch(&fields.attributes, attributes::given(product.attributes)?),
     };
     if patch == Patch::default() {
         return Err(invalid(
             "update_mask",
-            "names nothing that can be changed: name, price, description",
+            "names nothing that can be changed: name, price, description, attributes",
         ));
     }
     Ok((id, patch))
@@ -137,6 +145,7 @@ struct Fields {
     name: bool,
     price: bool,
     description: bool,
+    attributes: Named,
 }
 
 /// Without a mask the populated fields are updated (AIP-134).
@@ -145,23 +154,36 @@ fn populated(product: &Product) -> Fields {
         name: !product.name.is_empty(),
         price: product.price.is_some(),
         description: !product.description.is_empty(),
+        attributes: Named { all: false, names: attribute_names(product) },
     }
 }
 
-fn masked(paths: &[String]) -> Result<Fields, Status> {
+fn attribute_names(product: &Product) -> Vec<String> {
+    let fields = product.attributes.iter().flat_map(|given| given.fields.keys());
+    fields.cloned().collect()
+}
+
+fn masked(paths: &[String], has_attributes: bool) -> Result<Fields, Status> {
     let mut fields = Fields::default();
     for path in paths {
         match path.as_str() {
             "*" if paths.len() == 1 => {
-                fields = Fields { name: true, price: true, description: true };
+                // A caller that does not know of attributes keeps them.
+                let attributes = Named { all: has_attributes, ..Named::default() };
+                fields = Fields { name: true, price: true, description: true, attributes };
             }
             "name" => fields.name = true,
             "price" => fields.price = true,
             "description" => fields.description = true,
+            "attributes" => fields.attributes.all = true,
             // Output-only fields are ignored (AIP-203).
             "id" | "version" | "create_time" | "update_time" => {}
             "*" => return Err(invalid("update_mask", "\"*\" must stand alone")),
             other => {
+                if let Some(name) = attributes::name_in(other) {
+                    fields.attributes.names.push(name.to_owned());
+                    continue;
+                }
                 let shown: String = other.chars().take(50).collect();
                 return Err(invalid(
                     "update_mask",

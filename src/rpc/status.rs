@@ -69,6 +69,7 @@ pub(super) fn of_error(error: &Error, expected: Option<Version>) -> Status {
             let metadata = HashMap::from([("column".to_owned(), column)]);
             status(Code::FailedPrecondition, message, "PRODUCT_UNREADABLE", metadata)
         }
+        Error::Invalid(field, why) => invalid(format!("product.{field}"), why),
         Error::Internal(why) => internal(why),
     }
 }
@@ -92,17 +93,25 @@ fn over_budget(share: PostgresShare) -> Status {
     retry(Code::ResourceExhausted, message, reason)
 }
 
-/// A constraint or a trigger of the database's owner refused the write; the details name the constraint.
+/// A constraint or a trigger of the database's owner refused the write; the details name the constraint and the field.
 fn refused_by_database(refused: &Refused) -> Status {
     let code = match refused.what {
         Refusal::Duplicate => Code::AlreadyExists,
         Refusal::Value => Code::InvalidArgument,
         Refusal::State => Code::FailedPrecondition,
     };
-    let constraint = refused.constraint.iter();
-    let metadata = constraint.map(|name| ("constraint".to_owned(), name.clone())).collect();
-    let message = format!("the database refused the write: {refused}");
-    status(code, message, "CONSTRAINT_VIOLATED", metadata)
+    let field = refused.field.as_ref().map(|field| format!("product.{field}"));
+    let metadata = [("constraint", refused.constraint.as_ref()), ("field", field.as_ref())];
+    let metadata = metadata
+        .into_iter()
+        .filter_map(|(name, value)| value.map(|value| (name.to_owned(), value.clone())));
+    let named = field.as_ref().map(|field| format!("{field}: ")).unwrap_or_default();
+    let message = format!("{named}the database refused the write: {refused}");
+    let mut details = info("CONSTRAINT_VIOLATED", metadata.collect());
+    if let (Some(field), Code::InvalidArgument) = (field, code) {
+        details.add_bad_request_violation(field, refused.to_string());
+    }
+    Status::with_error_details(code, message, details)
 }
 
 pub(super) fn not_found() -> Status {

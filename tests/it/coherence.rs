@@ -165,7 +165,7 @@ async fn bulk(stack: Stack) {
     }
     run(&stack, "UPDATE products SET name = 'bulk', price = price + 1".to_owned()).await;
     stack.wait_until_relayed().await;
-    for (id, version) in sqlx::query_as("SELECT id, version FROM products ORDER BY id")
+    for (id, version) in sqlx::query_as("SELECT id, hotshelf_version FROM products ORDER BY id")
         .fetch_all(&stack.sql)
         .await
         .unwrap()

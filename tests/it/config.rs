@@ -280,10 +280,15 @@ async fn migrate(stack: Stack) {
     stack.sql.execute(AssertSqlSafe(create)).await.unwrap();
     let url = stack.database_url.replace(&stack.namespace, &fresh);
     let sql = sqlx::PgPool::connect(&url).await.unwrap();
+    sql.execute(devstack::sample::TABLE).await.unwrap();
     for time in ["first", "again"] {
         let ended = Program::run(&["migrate", "--database-url", &url]).await;
         assert_eq!(ended.code, Some(0), "{}", ended.stderr);
         assert!(ended.stderr.contains("up to date"), "{}", ended.stderr);
+        let attach = ["attach", "products", "--if-needed", "--yes", "--database-url", &url];
+        let ended = Program::run(&attach).await;
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+        assert!(ended.stderr.contains("attached"), "{}", ended.stderr);
         let insert = "INSERT INTO products (name, price) VALUES ($1, 1)";
         sqlx::query(insert).bind(time).execute(&sql).await.unwrap();
     }

@@ -371,8 +371,8 @@ async fn plan(stack: Stack) {
     const ROWS: i64 = 50_000;
     let node = stack.node_with(long_staleness).await;
     polls(&node, 3).await;
-    let grow = "INSERT INTO hotshelf.outbox (product_ids, versions, deleted) \
-        SELECT ARRAY[1000000 + n], ARRAY[1::bigint], false FROM generate_series(1::bigint, $1) n";
+    let grow = "INSERT INTO hotshelf.outbox (catalogue, product_ids, versions, deleted) \
+        SELECT 1, ARRAY[1000000 + n], ARRAY[1::bigint], false FROM generate_series(1::bigint, $1) n";
     sqlx::query(grow).bind(ROWS).execute(&stack.sql).await.unwrap();
     eventually("they are observed", || async {
         node.metric("hotshelf_recent_changes").await >= ROWS as f64

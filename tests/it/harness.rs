@@ -19,7 +19,7 @@ pub use outside::finish;
 pub use private::{Private, PrivateCluster};
 pub use program::{Ended, Program};
 pub use raw::{Raw, framed};
-pub use servers::Servers;
+pub use servers::{Servers, attach, attach_with};
 pub use stack::{Stack, Topology, connect};
 pub use stall::StallMeter;
 pub use suite::Suite;

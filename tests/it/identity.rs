@@ -153,8 +153,8 @@ async fn reported(stack: Stack) {
 /// A dump restores the outbox into a cluster whose transaction ids are lower.
 async fn foreign_rows(stack: Stack) {
     let id = stack.insert_unrelayed("old").await;
-    let foreign = "INSERT INTO hotshelf.outbox (xid, product_ids, versions, deleted) \
-        SELECT (pg_current_xact_id()::text::bigint + 1000000)::text::xid8, ARRAY[$1::bigint], ARRAY[1::bigint], false";
+    let foreign = "INSERT INTO hotshelf.outbox (catalogue, xid, product_ids, versions, deleted) \
+        SELECT 1, (pg_current_xact_id()::text::bigint + 1000000)::text::xid8, ARRAY[$1::bigint], ARRAY[1::bigint], false";
     sqlx::query(foreign).bind(id).execute(&stack.sql).await.unwrap();
     let (a, b) = tokio::join!(stack.node(), stack.node());
     for round in 0..5 {

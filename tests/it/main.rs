@@ -31,6 +31,7 @@ mod harness;
 mod identity;
 
 mod admin_port;
+mod attach;
 mod config;
 mod deadlines;
 mod docs;
@@ -121,6 +122,7 @@ fn main() -> std::process::ExitCode {
     errors::register(&mut suite);
     wire::register(&mut suite);
     garbage::register(&mut suite);
+    attach::register(&mut suite);
     config::register(&mut suite);
     drain::register(&mut suite);
     supervision::register(&mut suite);

@@ -134,8 +134,8 @@ async fn no_read_waits(world: Private) {
 async fn marks(stack: Stack) {
     const OLD: i64 = 50_000;
     let node = stack.node_with(short_retention).await;
-    let fill = "INSERT INTO hotshelf.marks (snapshot, relayed) \
-        SELECT pg_current_snapshot(), true FROM generate_series(1, $1)";
+    let fill = "INSERT INTO hotshelf.marks (catalogue, snapshot, relayed) \
+        SELECT 1, pg_current_snapshot(), true FROM generate_series(1, $1)";
     sqlx::query(fill).bind(OLD).execute(&stack.sql).await.unwrap();
     let newest = async || -> i64 {
         let newest = sqlx::query_scalar("SELECT max(id) FROM hotshelf.marks");
@@ -166,8 +166,8 @@ async fn pruned(stack: Stack) {
     const ROWS: i64 = 150_000;
     let node = stack.node_with(short_retention).await;
     // One transaction, so that they become prunable together.
-    let write = "INSERT INTO hotshelf.outbox (product_ids, versions, deleted) \
-        SELECT ARRAY[1000000 + n / 1000], ARRAY[1::bigint], false FROM generate_series(1, $1) n";
+    let write = "INSERT INTO hotshelf.outbox (catalogue, product_ids, versions, deleted) \
+        SELECT 1, ARRAY[1000000 + n / 1000], ARRAY[1::bigint], false FROM generate_series(1, $1) n";
     sqlx::query(write).bind(ROWS).execute(&stack.sql).await.unwrap();
     assert_eq!(stack.kept_changes().await, ROWS);
     eventually("they are pruned", || async { stack.kept_changes().await == 0 }).await;

@@ -1,15 +1,12 @@
 //! A value that SQL accepts and the API cannot express affects only its product, and an update repairs it.
 
-use hotshelf::config::DatabaseArgs;
-use hotshelf::metrics::Metrics;
-use hotshelf::postgres::{Migrate, Postgres};
 use hotshelf::proto::{BatchGetProductsRequest, Money, Product, UpdateProductRequest};
 use prost_types::FieldMask;
 use sqlx::PgPool;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
-use crate::harness::{Node, Stack, Suite, connect};
+use crate::harness::{Node, Stack, Suite, attach, connect};
 use crate::schema::run;
 
 pub fn register(suite: &mut Suite<'_>) {
@@ -29,21 +26,17 @@ const LOOSEN: &str = "ALTER TABLE products DROP CONSTRAINT products_price_check,
     DROP CONSTRAINT products_name_check, ALTER name DROP NOT NULL, ALTER price DROP NOT NULL, ALTER currency DROP NOT NULL, \
     ALTER description DROP NOT NULL, ALTER create_time DROP NOT NULL, ALTER price TYPE numeric, ALTER currency TYPE text";
 
-const BROKEN: [(&str, &str); 14] = [
+const BROKEN: [(&str, &str); 10] = [
     ("create_time", "create_time = 'infinity'"),
     ("create_time", "create_time = '-infinity'"),
     ("create_time", "create_time = '0001-01-01 00:00:00+00'::timestamptz - interval '1 s'"),
     ("create_time", "create_time = '10000-01-01 00:00:00+00'"),
-    ("create_time", "create_time = NULL"),
     ("price", "price = 'NaN'"),
     ("price", "price = 'Infinity'"),
     ("price", "price = 1000000000000000000"),
     ("price", "price = 0.0000000001"),
-    ("price", "price = NULL"),
     ("currency", "currency = 'eu'"),
     ("currency", "currency = NULL"),
-    ("name", "name = NULL"),
-    ("description", "description = NULL"),
 ];
 
 fn assert_unreadable(status: &Status, column: &str) {
@@ -115,9 +108,7 @@ async fn repaired(stack: Stack) {
         let version = stack.version(id).await;
         let (repairs, other) = match column {
             "create_time" => (None, "name"),
-            "currency" | "price" => (Some("price"), "name"),
-            "name" => (Some("name"), "price"),
-            other => (Some(other), "price"),
+            _ => (Some("price"), "name"),
         };
         let refused = client.update_product(patch(id, &[other])).await.unwrap_err();
         assert_unreadable(&refused, column);
@@ -136,11 +127,9 @@ async fn database_in(stack: &Stack, encoding: &str) -> (String, PgPool) {
     let name = format!("{}_{}", stack.namespace, encoding.to_lowercase());
     run(&stack.sql, &format!("CREATE DATABASE {name} ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0")).await;
     let url = stack.database_url.replace(&stack.namespace, &name);
-    let options = DatabaseArgs::of(url.clone()).one_connection();
-    let postgres = Postgres::new(&options, Metrics::new()).unwrap();
-    postgres.migrate(Migrate::Auto).await.unwrap();
-    postgres.close().await;
     let sql = connect(&url, 1);
+    run(&sql, devstack::sample::TABLE).await;
+    attach(&url, "products").await.unwrap();
     (url, sql)
 }
 

@@ -103,7 +103,7 @@ async fn reinsertion(stack: Stack) {
     inserter.await.unwrap();
     let changes = changes(sql).await;
     let deleted = changes.iter().find(|change| change.2).unwrap().1;
-    let inserted: i64 = sqlx::query_scalar("SELECT version FROM products WHERE id = 1")
+    let inserted: i64 = sqlx::query_scalar("SELECT hotshelf_version FROM products WHERE id = 1")
         .fetch_one(sql)
         .await
         .unwrap();

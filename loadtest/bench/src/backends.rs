@@ -42,7 +42,7 @@ pub(crate) struct Backends {
 }
 
 impl Backends {
-    /// Starts Postgres and Redis, migrates, and imports the sample.
+    /// Starts Postgres and Redis, attaches the sample table, and imports the sample.
     pub(crate) async fn start() -> Result<Self> {
         let backends = Self {
             postgres: Postgres::start(PostgresOptions::default())?,
@@ -52,7 +52,8 @@ impl Backends {
         let csv = backends.dir.path().join("products.csv");
         devstack::sample::write_csv(File::create(&csv)?, SAMPLE.cast_unsigned(), 1)?;
         let program = beside("hotshelf")?;
-        for arguments in [vec!["migrate"], vec!["import", path(&csv)?]] {
+        backends.postgres.make_sample_table()?;
+        for arguments in [vec!["attach", "products", "--yes"], vec!["import", path(&csv)?]] {
             let output = Command::new(&program)
                 .args(&arguments)
                 .args(["--database-url", &backends.postgres.url()])
@@ -208,7 +209,7 @@ pub(crate) async fn add_products(sql: &PgPool, first: i64, count: i64) -> Result
     let mut transaction = sql.begin().await?;
     sqlx::query("ALTER TABLE products DISABLE TRIGGER USER").execute(&mut *transaction).await?;
     sqlx::query(
-        "INSERT INTO products (id, name, price, description, version)
+        "INSERT INTO products (id, name, price, description, hotshelf_version)
             SELECT id, 'Product ' || id, id % 10000 / 100.0, repeat('A plain description. ', 12),
                 nextval('hotshelf.product_version')
             FROM generate_series($1, $2) AS id",

@@ -65,6 +65,8 @@ impl Fleet {
         }
         // Blocks the thread, on which nothing else runs yet.
         let postgres = Postgres::start(PostgresOptions::default())?;
+        postgres.make_sample_table()?;
+        attach(args, &postgres.url()).await?;
         let (redis, cluster) = match args.cluster {
             true => (None, Some(RedisCluster::start(&ClusterOptions::default())?)),
             false => (Some(Redis::start(RedisOptions::default())?), None),
@@ -105,6 +107,19 @@ async fn connect(address: &str) -> Result<Channel, Error> {
     let unreachable = |error| Error::Instance(format!("{address} cannot be reached: {error}"));
     let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(unreachable)?;
     endpoint.timeout(CALL_TIMEOUT).tcp_nodelay(true).connect().await.map_err(unreachable)
+}
+
+/// Attaches the sample table.
+async fn attach(args: &FleetArgs, database_url: &str) -> Result<(), Error> {
+    let program = program(args)?;
+    let mut attach = Command::new(&program);
+    attach.args(["attach", "products", "--yes", "--database-url", database_url]);
+    let attached = attach.env_clear().current_dir(std::env::temp_dir()).output().await;
+    let attached = attached.map_err(|error| Error::Io(program.display().to_string(), error))?;
+    match attached.status.success() {
+        true => Ok(()),
+        false => Err(Error::Instance(String::from_utf8_lossy(&attached.stderr).into_owned())),
+    }
 }
 
 /// Starts an instance, and waits until it logs its address.

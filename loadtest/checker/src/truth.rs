@@ -13,9 +13,9 @@ const RECORD: [&str; 4] = [
     "CREATE FUNCTION checker.record() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN
         IF TG_OP = 'DELETE' THEN
-            INSERT INTO checker.committed VALUES (OLD.id, OLD.version, true, OLD.name, OLD.price);
+            INSERT INTO checker.committed VALUES (OLD.id, OLD.hotshelf_version, true, OLD.name, OLD.price);
         ELSE
-            INSERT INTO checker.committed VALUES (NEW.id, NEW.version, false, NEW.name, NEW.price);
+            INSERT INTO checker.committed VALUES (NEW.id, NEW.hotshelf_version, false, NEW.name, NEW.price);
         END IF;
         RETURN NULL;
     END $$",
@@ -66,7 +66,7 @@ pub async fn committed(sql: &PgPool, clock: &Clock) -> Result<Vec<Committed>, sq
 
 /// Id and version of each of these products that exists.
 pub async fn current(sql: &PgPool, products: &[i64]) -> Result<Vec<(i64, i64)>, sqlx::Error> {
-    sqlx::query_as("SELECT id, version FROM products WHERE id = ANY($1)")
+    sqlx::query_as("SELECT id, hotshelf_version FROM products WHERE id = ANY($1)")
         .bind(products)
         .fetch_all(sql)
         .await

@@ -23,15 +23,15 @@ const OPEN: std::ops::Range<u64> = 0..30;
 const AWAY: std::ops::Range<u64> = 10..500;
 
 const UPDATE: &str = "UPDATE products SET name = $1, price = $2::numeric / 100 WHERE id = $3
-    RETURNING id, version";
+    RETURNING id, hotshelf_version";
 /// Locks the rows in order, so that two bulk updates cannot deadlock.
 const BULK_UPDATE: &str = "WITH locked AS (
         SELECT id FROM products WHERE id = ANY($3) ORDER BY id FOR UPDATE)
     UPDATE products SET name = $1, price = $2::numeric / 100
-    FROM locked WHERE products.id = locked.id RETURNING products.id, version";
-const DELETE: &str = "DELETE FROM products WHERE id = $1 RETURNING id, version";
+    FROM locked WHERE products.id = locked.id RETURNING products.id, hotshelf_version";
+const DELETE: &str = "DELETE FROM products WHERE id = $1 RETURNING id, hotshelf_version";
 const INSERT: &str = "INSERT INTO products (id, name, price) VALUES ($3, $1, $2::numeric / 100)
-    RETURNING id, version";
+    RETURNING id, hotshelf_version";
 
 enum Write {
     Api { instance: usize },

@@ -37,7 +37,8 @@ pub async fn insert(sql: &PgPool, name: &str, count: usize) -> Result<Vec<i64>, 
 
 /// Changes a product by SQL. Returns the new version.
 pub async fn change(sql: &PgPool, product: i64) -> Result<i64, Error> {
-    let update = "UPDATE products SET price = price + 0.01 WHERE id = $1 RETURNING version";
+    let update =
+        "UPDATE products SET price = price + 0.01 WHERE id = $1 RETURNING hotshelf_version";
     Ok(sqlx::query_scalar(update).bind(product).fetch_one(sql).await?)
 }
 

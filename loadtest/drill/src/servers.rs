@@ -1,7 +1,7 @@
 //! The private servers and the instances of one drill.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use checker::Target;
@@ -61,6 +61,8 @@ impl Servers {
         let sql = connect(&database_url, 4).await?;
         // For the drill, which counts loads with it; the instances do not need it.
         sql.execute("CREATE EXTENSION pg_stat_statements").await?;
+        postgres.make_sample_table()?;
+        attach(&plan.program, &database_url)?;
         let to_postgres = through_proxy(&mut database_url, postgres.port())?;
         let (redis, redis_url) = match redis {
             StartedRedis::Cluster(cluster) => {
@@ -173,6 +175,18 @@ fn start_databases(fault: &Fault, plan: &Plan) -> Result<(Postgres, StartedRedis
         }
     };
     Ok((Postgres::start(options)?, redis))
+}
+
+/// Attaches the sample table.
+fn attach(program: &Path, database_url: &str) -> Result<(), Error> {
+    let mut attach = std::process::Command::new(program);
+    attach.args(["attach", "products", "--yes", "--database-url", database_url]).env_clear();
+    let attached = attach.output();
+    let attached = attached.map_err(|error| Error::Io(program.display().to_string(), error))?;
+    match attached.status.success() {
+        true => Ok(()),
+        false => Err(Error::Instance(String::from_utf8_lossy(&attached.stderr).into_owned())),
+    }
 }
 
 /// Puts a proxy in front of the server at `port`, and into the URL.

@@ -55,11 +55,12 @@ pub(crate) fn entry(n: usize) -> Entry {
     let mut product = Product {
         id: id(n),
         name: format!("walnut desk lamp {n}"),
-        price: Price::new(2_499, currency).expect("within the column"),
+        price: Price::new(2_499, currency).ok(),
         description: String::new(),
         version: Version(7),
-        create_time: SystemTime::UNIX_EPOCH + DAY,
-        update_time: SystemTime::UNIX_EPOCH + DAY,
+        create_time: Some(SystemTime::UNIX_EPOCH + DAY),
+        update_time: Some(SystemTime::UNIX_EPOCH + DAY),
+        attributes: None,
     };
     let without = encoded_len(&Entry::live(&product, known_at, ttl));
     // The field adds a key and a length of two bytes.

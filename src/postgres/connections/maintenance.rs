@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
-use sqlx::{Connection as _, Executor, PgConnection, SqlSafeStr, SqlStr};
+use sqlx::{Connection as _, Executor, PgConnection, SqlStr};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{Connections, DEAD, Idle, Opening};
@@ -21,15 +21,18 @@ const LIFETIME: Duration = Duration::from_secs(30 * 60);
 /// Connections that are opened concurrently.
 const AT_ONCE: usize = 4;
 
+/// The statements to prepare on a connection.
+pub(in crate::postgres) type Prepare = Box<dyn Fn() -> Vec<SqlStr> + Send + Sync>;
+
 impl Connections {
-    /// Maintains the connections until it is dropped. Prepares the statements `prepare` on each connection that it opens.
+    /// Maintains the connections until it is dropped. Prepares the statements of `prepare` on each connection that it opens.
     pub(in crate::postgres) async fn maintain(
         self: Arc<Self>,
-        prepare: &'static [&'static str],
+        prepare: Prepare,
     ) -> Result<Infallible, Infallible> {
         loop {
             self.ping_idle().await;
-            self.open_ahead(prepare).await;
+            self.open_ahead(&prepare).await;
             let pause = INTERVAL.mul_f64(rand::random_range(0.8..1.2));
             // A broken connection ends the pause at once, but the loop must not spin.
             let woken = tokio::time::timeout(pause, self.wake.notified()).await;
@@ -40,11 +43,7 @@ impl Connections {
     }
 
     /// Opens all connections, in at most `limit`, so that the first calls need not wait for them.
-    pub(in crate::postgres) async fn warm(
-        self: &Arc<Self>,
-        prepare: &'static [&'static str],
-        limit: Duration,
-    ) {
+    pub(in crate::postgres) async fn warm(self: &Arc<Self>, prepare: &Prepare, limit: Duration) {
         let warm = async { while self.open_ahead(prepare).await {} };
         let _ = tokio::time::timeout(limit, warm).await;
     }
@@ -105,7 +104,7 @@ impl Connections {
 
     /// Opens up to [`AT_ONCE`] missing connections; while Postgres is down, only one, as a probe. Returns whether more are
     /// missing and all attempts succeeded.
-    async fn open_ahead(self: &Arc<Self>, prepare: &'static [&'static str]) -> bool {
+    async fn open_ahead(self: &Arc<Self>, prepare: &Prepare) -> bool {
         let missing = {
             let state = self.state.lock();
             let missing = self.limit.saturating_sub(state.open) as usize;
@@ -122,7 +121,7 @@ impl Connections {
         missing > AT_ONCE && opened.into_iter().all(|opened| opened)
     }
 
-    async fn open_idle(self: &Arc<Self>, prepare: &'static [&'static str]) -> bool {
+    async fn open_idle(self: &Arc<Self>, prepare: &Prepare) -> bool {
         let Ok(_slot) = Arc::clone(&self.slots).try_acquire_owned() else { return false };
         let opening = Opening::begin(self);
         let began = Instant::now();
@@ -136,7 +135,7 @@ impl Connections {
         };
         // Other errors, such as a missing table, are left to the statement itself.
         let prepared =
-            within(Some(self.timeout.max(DEAD)), prepare_all(&mut connection, prepare)).await;
+            within(Some(self.timeout.max(DEAD)), prepare_all(&mut connection, prepare())).await;
         if prepared.as_ref().is_err_and(super::is_broken) {
             return false;
         }
@@ -153,10 +152,9 @@ impl Connections {
 
 async fn prepare_all(
     connection: &mut PgConnection,
-    statements: &'static [&'static str],
+    statements: Vec<SqlStr>,
 ) -> Result<(), sqlx::Error> {
     for statement in statements {
-        let statement: SqlStr = statement.into_sql_str();
         connection.prepare(statement).await?;
     }
     Ok(())

@@ -193,7 +193,8 @@ pub(super) async fn together(_: Stack) {
 /// Fails for a new setting that has neither a row above nor a place in the list below.
 pub(super) fn complete() {
     // Text, which is checked where it is used, and booleans.
-    const WITHOUT_BOUNDS: [&str; 19] = [
+    const WITHOUT_BOUNDS: [&str; 20] = [
+        "catalog",
         "database-url",
         "migrate",
         "redis-url",

@@ -5,6 +5,9 @@ use std::sync::{Arc, Mutex};
 
 use devstack::{ClusterOptions, Postgres, PostgresOptions, Redis, RedisCluster, RedisOptions};
 use hotshelf::metrics::Metrics;
+use hotshelf::postgres::{AttachOptions, Migrate};
+
+use super::HANG;
 
 /// The database that every test's database is a copy of.
 pub const TEMPLATE: &str = "template_hotshelf";
@@ -51,6 +54,25 @@ fn started<T>(server: &Mutex<Option<Arc<T>>>, start: impl FnOnce() -> T) -> Arc<
     Arc::clone(server.get_or_insert_with(|| Arc::new(start())))
 }
 
+/// Attaches a table as `hotshelf attach TABLE` does without flags.
+pub async fn attach(url: &str, table: &str) -> Result<(), String> {
+    let options = AttachOptions { table: table.to_owned(), ..AttachOptions::default() };
+    attach_with(url, &options).await
+}
+
+pub async fn attach_with(url: &str, options: &AttachOptions) -> Result<(), String> {
+    let database = hotshelf::config::DatabaseArgs::of(url.to_owned()).one_connection();
+    let postgres = hotshelf::postgres::Postgres::new(&database, Metrics::new()).unwrap();
+    let attached = async {
+        let plan = postgres.plan_attach(options).await?;
+        postgres.migrate(Migrate::Auto).await?;
+        postgres.execute(&plan, HANG).await
+    };
+    let attached = attached.await.map_err(|error| error.to_string());
+    postgres.close().await;
+    attached
+}
+
 fn make_template(server: &Postgres) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
@@ -62,12 +84,10 @@ fn make_template(server: &Postgres) {
         let url = server.url_of(TEMPLATE);
         let template = super::stack::connect(&url, 1);
         sqlx::query("CREATE EXTENSION pg_stat_statements").execute(&template).await.unwrap();
-        template.close().await;
-        let options = hotshelf::config::DatabaseArgs::of(url).one_connection();
-        let hotshelf = hotshelf::postgres::Postgres::new(&options, Metrics::new()).unwrap();
-        hotshelf.migrate(hotshelf::postgres::Migrate::Auto).await.unwrap();
+        sqlx::query(devstack::sample::TABLE).execute(&template).await.unwrap();
         // PostgreSQL copies a template only while it has no other connections.
-        hotshelf.close().await;
+        template.close().await;
+        attach(&url, "products").await.unwrap();
         admin.close().await;
     });
 }

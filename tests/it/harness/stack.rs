@@ -180,7 +180,7 @@ impl Stack {
         sqlx::query_scalar(
             "SELECT coalesce(sum(calls), 0)::bigint FROM pg_stat_statements \
              JOIN pg_database d ON d.oid = dbid WHERE datname = current_database() \
-             AND query LIKE 'SELECT asked.id, %LEFT JOIN public.products AS product %'",
+             AND query LIKE 'SELECT asked.id, %LEFT JOIN \"public\".\"products\" AS product %'",
         )
         .fetch_one(&self.sql)
         .await
@@ -221,7 +221,7 @@ impl Stack {
     pub async fn running_loads(&self) -> i64 {
         sqlx::query_scalar(
             "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
-             AND state = 'active' AND query LIKE 'SELECT asked.id, %LEFT JOIN public.products AS product %'",
+             AND state = 'active' AND query LIKE 'SELECT asked.id, %LEFT JOIN \"public\".\"products\" AS product %'",
         )
         .fetch_one(&self.sql)
         .await
@@ -269,7 +269,7 @@ impl Stack {
 
     /// The version in Postgres.
     pub async fn version(&self, id: i64) -> i64 {
-        let version = sqlx::query_scalar("SELECT version FROM products WHERE id = $1");
+        let version = sqlx::query_scalar("SELECT hotshelf_version FROM products WHERE id = $1");
         version.bind(id).fetch_one(&self.sql).await.unwrap()
     }
 

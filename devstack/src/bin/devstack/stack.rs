@@ -19,6 +19,9 @@ pub(crate) struct StackArgs {
     /// Let PostgreSQL wait for the disk, so that what it confirms survives a power cut.
     #[arg(long)]
     durable: bool,
+    /// Make the table of the sample products, unless it exists.
+    #[arg(long)]
+    sample_table: bool,
 }
 
 pub(crate) struct Stack {
@@ -42,6 +45,9 @@ impl Stack {
             ..PostgresOptions::default()
         };
         let postgres = Postgres::start(options)?;
+        if args.sample_table {
+            postgres.make_sample_table()?;
+        }
         let cache = if args.cluster {
             let options = ClusterOptions { dir: dir("cluster"), ..ClusterOptions::default() };
             Cache::Cluster(RedisCluster::start(&options)?)

@@ -35,7 +35,7 @@ pub(super) async fn change_all(scenario: &Scenario<'_>) -> Result<(), Error> {
         let changed = update.execute(sql).await?.rows_affected();
         let (committed, mut slowest) = (Instant::now(), Duration::ZERO);
         let awaited: Vec<i64> = cached.iter().step_by(cached.len() / AWAITED).copied().collect();
-        let versions = "SELECT id, version FROM products WHERE id = ANY($1)";
+        let versions = "SELECT id, hotshelf_version FROM products WHERE id = ANY($1)";
         let versions: Vec<(i64, i64)> =
             sqlx::query_as(versions).bind(&awaited).fetch_all(sql).await?;
         for (product, version) in versions {

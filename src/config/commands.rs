@@ -1,0 +1,143 @@
+//! The settings of commands that do not serve.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::DatabaseArgs;
+use super::limits::{DAY, MILLISECOND, MINUTE, duration};
+use crate::attach::How;
+use crate::postgres::{AttachOptions, AttributeChoice, ColumnChoices};
+
+#[derive(Args, Clone, Debug)]
+pub struct HealthArgs {
+    /// The admin port of the instance; the setting is the one of `serve`.
+    #[arg(long, env, default_value = "127.0.0.1:9464", value_name = "ADDRESS")]
+    pub admin_addr: SocketAddr,
+    /// Asks whether the process is alive, which it is also while it starts or drains.
+    #[arg(long)]
+    pub live: bool,
+    /// How long to wait for an answer.
+    #[arg(long, default_value = "2s", value_name = "DURATION", value_parser = duration(MILLISECOND, MINUTE))]
+    pub timeout: Duration,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct ImportArgs {
+    #[command(flatten)]
+    pub database: DatabaseArgs,
+    /// The CSV file; - reads standard input.
+    pub file: PathBuf,
+    /// Skips invalid rows and reports them, instead of importing nothing.
+    #[arg(long)]
+    pub skip_bad: bool,
+    /// Imports nothing when the table already has products.
+    #[arg(long)]
+    pub if_empty: bool,
+    /// The catalogue to import into, where several tables of the database are attached; empty: the only one.
+    #[arg(long, env, default_value = "", value_name = "NAME")]
+    pub catalog: String,
+}
+
+/// An empty name of a column: the field is not mapped.
+#[derive(Args, Clone, Debug)]
+pub struct AttachArgs {
+    #[command(flatten)]
+    pub database: DatabaseArgs,
+    /// The table, as TABLE (of the schema public) or SCHEMA.TABLE.
+    pub table: String,
+    /// The name of the catalogue, which CATALOG of serve names; the name of the table unless given.
+    #[arg(long, value_name = "NAME")]
+    pub catalog: Option<String>,
+    /// The column of names; here and below: guessed unless given, and '' for none.
+    #[arg(long, value_name = "COLUMN")]
+    pub name_column: Option<String>,
+    /// The column of prices: numeric, or an integer.
+    #[arg(long, value_name = "COLUMN")]
+    pub price_column: Option<String>,
+    /// What an integer price counts: 2 for hundredths such as cents, 0 for whole units.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=9))]
+    pub price_decimals: Option<u32>,
+    /// The column of currency codes.
+    #[arg(long, value_name = "COLUMN")]
+    pub currency_column: Option<String>,
+    /// The currency of all prices, where no column has it; USD unless given.
+    #[arg(long, value_name = "CODE")]
+    pub currency: Option<String>,
+    /// The column of descriptions.
+    #[arg(long, value_name = "COLUMN")]
+    pub description_column: Option<String>,
+    /// The column of the times of creation.
+    #[arg(long, value_name = "COLUMN")]
+    pub created_column: Option<String>,
+    /// The column of the times of the last change, which writes through the API set.
+    #[arg(long, value_name = "COLUMN")]
+    pub updated_column: Option<String>,
+    /// The other columns to serve as attributes: all, none, or a list such as sku,stock.
+    #[arg(long, value_name = "COLUMNS")]
+    pub attributes: Option<String>,
+    /// Takes in changes of an attached table, and changes its mapping; running instances follow.
+    #[arg(long)]
+    pub again: bool,
+    /// Does nothing when the table is attached already.
+    #[arg(long, conflicts_with = "again")]
+    pub if_needed: bool,
+    #[command(flatten)]
+    pub how: ChangeArgs,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct DetachArgs {
+    #[command(flatten)]
+    pub database: DatabaseArgs,
+    /// The table, or the name of its catalogue.
+    pub table: String,
+    #[command(flatten)]
+    pub how: ChangeArgs,
+}
+
+/// How a table is changed.
+#[derive(Args, Clone, Debug)]
+pub struct ChangeArgs {
+    /// Does not ask.
+    #[arg(long)]
+    pub yes: bool,
+    /// Prints the SQL, and changes nothing.
+    #[arg(long)]
+    pub print_sql: bool,
+    /// How long to try to lock the table, which other transactions may use; each try is short, so that nothing waits behind it.
+    #[arg(long, default_value = "1m", value_name = "DURATION", value_parser = duration(MILLISECOND, DAY))]
+    pub wait: Duration,
+}
+
+impl ChangeArgs {
+    #[must_use]
+    pub fn how(&self) -> How {
+        How { yes: self.yes, print_sql: self.print_sql, wait: self.wait }
+    }
+}
+
+impl AttachArgs {
+    #[must_use]
+    pub fn options(&self) -> AttachOptions {
+        AttachOptions {
+            table: self.table.clone(),
+            catalogue: self.catalog.clone(),
+            columns: ColumnChoices {
+                name: self.name_column.clone(),
+                price: self.price_column.clone(),
+                currency: self.currency_column.clone(),
+                description: self.description_column.clone(),
+                create_time: self.created_column.clone(),
+                update_time: self.updated_column.clone(),
+            },
+            price_decimals: self.price_decimals,
+            currency: self.currency.clone(),
+            attributes: self.attributes.as_deref().map(AttributeChoice::parse),
+            again: self.again,
+            if_needed: self.if_needed,
+        }
+    }
+}
