@@ -219,7 +219,7 @@ async fn explanations(stack: Stack) {
     eventually("the neighbour's statements have connections", async || {
         let waiting = stack.waiting_statements().await;
         let waits = |part| waiting.iter().any(|statement| statement.contains(part));
-        waits("SELECT asked.id") && waits("UPDATE public.products")
+        waits("SELECT asked.id") && waits("UPDATE \"public\".\"products\" AS product")
     })
     .await;
     node.product(hot).await;

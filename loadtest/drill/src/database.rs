@@ -15,10 +15,10 @@ const SAMPLE_TIMEOUT: Duration = Duration::from_secs(1);
 const SAMPLE_QUERY: &str = "SELECT
     (SELECT coalesce(sum(calls), 0)::bigint FROM pg_stat_statements
         JOIN pg_database d ON d.oid = dbid WHERE datname = current_database()
-        AND query LIKE 'SELECT asked.id, product.id IS NOT NULL, %'),
+        AND query LIKE 'SELECT asked.id, product.\"id\" IS NOT NULL, %'),
     (SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
         AND state = 'active' AND application_name <> 'drill'
-        AND query LIKE 'SELECT asked.id, product.id IS NOT NULL, %')";
+        AND query LIKE 'SELECT asked.id, product.\"id\" IS NOT NULL, %')";
 
 #[derive(Clone, Copy, Debug)]
 struct DatabaseSample {
