@@ -69,12 +69,18 @@ impl Postgres {
 
     /// Compares the table with its mapping from time to time. Never returns.
     pub(super) async fn follow_table(&self) -> Result<Infallible, Infallible> {
+        let mut reported = String::new();
         loop {
             tokio::time::sleep(INTERVAL.mul_f64(rand::random_range(0.8..1.2))).await;
-            // While PostgreSQL does not answer there is nothing to compare; others report that.
-            if let Err(error) = self.open_catalogue().await {
-                tracing::debug!(%error, "the mapping of the table cannot be read");
+            let problem = match self.open_catalogue().await {
+                // While PostgreSQL does not answer there is nothing to compare; others report that.
+                Ok(()) | Err(Error::Unavailable(_)) => String::new(),
+                Err(error) => error.to_string(),
+            };
+            if !problem.is_empty() && problem != reported {
+                tracing::error!(%problem, "the table cannot be served any more, but for what is cached");
             }
+            reported = problem;
         }
     }
 }

@@ -135,6 +135,13 @@ impl Mapping {
         }
     }
 
+    /// All mapped columns but the id.
+    pub(super) fn columns(&self) -> impl Iterator<Item = &Column> {
+        let fields = [&self.name, &self.price, &self.currency, &self.description];
+        let times = [&self.create_time, &self.update_time];
+        fields.into_iter().chain(times).flatten().chain(&self.attributes)
+    }
+
     /// The sequence of the ids as an expression.
     pub(super) fn sequence(&self) -> String {
         match &self.sequence {

@@ -74,7 +74,7 @@ impl Statements {
         sql(create(&self.mapping, attributes))
     }
 
-    /// Converts the value of one attribute as a write does. Parameter: the values.
+    /// Converts the value of one column as a write does. Parameter: the values.
     pub(super) fn convert(&self, attribute: &Column) -> SqlStr {
         let (name, declared) = (attribute.quoted(), &attribute.declared);
         sql(format!("SELECT FROM jsonb_to_record($1::text::jsonb) AS given ({name} {declared})"))

@@ -21,8 +21,10 @@ const CONSTRAINED: &str = "SELECT a.attname::text FROM pg_attribute AS a \
 
 pub(super) struct Values {
     pub(super) json: String,
-    /// Attributes by the names of their columns.
-    attributes: Map<String, Value>,
+    /// The same, by the names of the columns.
+    values: Map<String, Value>,
+    /// The columns among them that are attributes.
+    attributes: usize,
     pub(super) update: SqlStr,
     pub(super) create: SqlStr,
 }
@@ -36,7 +38,7 @@ impl Values {
         put_price(&mut values, mapping, patch.price)?;
         let description = patch.description.as_ref().map(|text| text.as_str());
         put(&mut values, "description", mapping.description.as_ref(), description)?;
-        Self::new(statements, values, patched(mapping, &patch.attributes))
+        Self::new(statements, values, &patched(mapping, &patch.attributes))
     }
 
     pub(super) fn of_new(statements: &Statements, product: &NewProduct) -> Result<Self, Error> {
@@ -49,13 +51,13 @@ impl Values {
             (mapping.description.is_some() || !description.is_empty()).then_some(description);
         put(&mut values, "description", mapping.description.as_ref(), description)?;
         let attributes = product.attributes.clone().unwrap_or_default();
-        Self::new(statements, values, attributes.0)
+        Self::new(statements, values, &attributes.0)
     }
 
     fn new(
         statements: &Statements,
         mut values: Map<String, Value>,
-        attributes: Map<String, Value>,
+        attributes: &Map<String, Value>,
     ) -> Result<Self, Error> {
         let known = &statements.mapping.attributes;
         let columns = attributes.keys().map(|name| {
@@ -75,12 +77,13 @@ impl Values {
             true => (statements.update.clone(), statements.create.clone()),
             false => (statements.update_with(&columns), statements.create_with(&columns)),
         };
-        Ok(Self { json: Value::Object(values).to_string(), attributes, update, create })
+        let json = Value::Object(values.clone()).to_string();
+        Ok(Self { json, values, attributes: columns.len(), update, create })
     }
 
     /// The statement stays prepared unless it is for a set of attributes, of which there are too many.
     pub(super) fn query(&self, statement: &SqlStr) -> Statement<'_> {
-        sqlx::query(statement.clone()).persistent(self.attributes.is_empty())
+        sqlx::query(statement.clone()).persistent(self.attributes == 0)
     }
 }
 
@@ -158,7 +161,7 @@ impl Write<'_> {
             return Refused { field, ..refused };
         }
         // Also the constraint of a domain, which is none of the table.
-        field = self.inconvertible_attribute(values).await;
+        field = self.inconvertible_field(values).await;
         let what = if field.is_some() { Refusal::Value } else { refused.what };
         Refused { field, what, ..refused }
     }
@@ -178,12 +181,13 @@ impl Write<'_> {
         }
     }
 
-    /// The attribute whose value its type does not accept: the message of PostgreSQL does not name the column.
-    async fn inconvertible_attribute(&mut self, values: &Values) -> Option<String> {
-        for column in &self.statements.mapping.attributes.clone() {
-            let Some(value) = values.attributes.get(&column.name) else { continue };
+    /// The field whose value the type of its column does not accept: the message of PostgreSQL does not name the column.
+    async fn inconvertible_field(&mut self, values: &Values) -> Option<String> {
+        let statements = std::sync::Arc::clone(&self.statements);
+        for column in statements.mapping.columns() {
+            let Some(value) = values.values.get(&column.name) else { continue };
             let one = Value::Object(Map::from_iter([(column.name.clone(), value.clone())]));
-            let statement = self.statements.convert(column);
+            let statement = statements.convert(column);
             let attempts = self.attempts(Kind::Read);
             let connection = self.connection().await.ok()?;
             let convert = sqlx::query(statement).persistent(false).bind(one.to_string());

@@ -68,7 +68,7 @@ async fn next(held: &mut UnboundedReceiver<Paused>) -> Paused {
 }
 
 /// Waits for `count` polls that start after the call.
-async fn polls(node: &Node, count: usize) {
+pub async fn polls(node: &Node, count: usize) {
     for _ in 0..count {
         let mut polling = node.pauses.arm(Point::PollOutbox);
         let _paused = next(&mut polling).await;

@@ -72,7 +72,11 @@ fn resolved(relation: i64, columns: &[(&str, i16)]) -> Result<Mapping, Error> {
     let mapped = [row("id", "id", 1), row("name", "title", 2), row("attribute", "sku", 3)];
     let columns: Vec<Column> = columns
         .iter()
-        .map(|(name, attnum)| Column { attnum: *attnum, ..column(name, "bigint", -1) })
+        .map(|(name, attnum)| {
+            let mut column = column(name, "bigint", -1);
+            column.attnum = *attnum;
+            column
+        })
         .collect();
     resolve(catalogue, ("s".to_owned(), "t".to_owned()), &mapped, &columns)
 }
