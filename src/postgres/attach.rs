@@ -108,6 +108,8 @@ impl Postgres {
 
 async fn try_once(connection: &mut PgConnection, plan: &Plan) -> Result<(), sqlx::Error> {
     let mut transaction = connection.begin().await?;
+    // Without notices of the objects that go with the schema.
+    transaction.execute("SET LOCAL client_min_messages = warning").await?;
     for statement in plan.statements() {
         transaction.execute(AssertSqlSafe(statement)).await?;
     }
