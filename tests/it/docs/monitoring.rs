@@ -17,6 +17,8 @@ const RULES: &str = include_str!("../../../deploy/prometheus/rules.yml");
 const RULES_TEST: &str = include_str!("../../../deploy/prometheus/rules_test.yml");
 const LABELS: &str = include_str!("../../../src/metrics/labels.rs");
 const RUNBOOKS: &str = "docs/runbooks";
+/// The column that attach adds to a table, which is no metric.
+const COLUMN: &str = "hotshelf_version";
 /// Labels that Prometheus sets.
 const OF_PROMETHEUS: [&str; 6] = ["instance", "job", "le", "alertname", "alertstate", "severity"];
 
@@ -124,7 +126,8 @@ fn selectors(text: &str) -> Vec<Selector> {
         // A name that ends with its prefix is a pattern.
         let metric = name.starts_with("hotshelf_") || name.starts_with("grpc_server_");
         let recorded = name.starts_with("hotshelf:") && name.matches(':').count() == 2;
-        if name != "ALERTS" && !(recorded || metric && !name.ends_with('_')) {
+        let metric = metric && name != COLUMN && !name.ends_with('_');
+        if name != "ALERTS" && !recorded && !metric {
             continue;
         }
         let mut matchers = Vec::new();
