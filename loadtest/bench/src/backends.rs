@@ -51,20 +51,18 @@ impl Backends {
         };
         let csv = backends.dir.path().join("products.csv");
         devstack::sample::write_csv(File::create(&csv)?, SAMPLE.cast_unsigned(), 1)?;
-        let program = beside("hotshelf")?;
+        let url = backends.postgres.url();
         backends.postgres.make_sample_table()?;
-        for arguments in [vec!["attach", "products", "--yes"], vec!["import", path(&csv)?]] {
-            let output = Command::new(&program)
-                .args(&arguments)
-                .args(["--database-url", &backends.postgres.url()])
-                .kill_on_drop(true)
-                .output()
-                .await?;
-            let printed = String::from_utf8_lossy(&output.stderr);
-            ensure!(output.status.success(), "hotshelf {arguments:?}: {printed}");
-        }
+        run(&["attach", "products", "--yes"], &url).await?;
+        run(&["import", path(&csv)?], &url).await?;
         backends.insert_large().await?;
         Ok(backends)
+    }
+
+    /// Makes the sample table in another database, and attaches it.
+    pub(crate) async fn attach_in(&self, database: &str) -> Result<()> {
+        self.postgres.run_sql(database, devstack::sample::TABLE)?;
+        run(&["attach", "products", "--yes"], &self.postgres.url_of(database)).await
     }
 
     async fn insert_large(&self) -> Result<()> {
@@ -203,6 +201,19 @@ pub(crate) async fn client(port: u16) -> Result<ProductServiceClient<Channel>> {
 
 const UNRELAYED: &str = "SELECT count(*) FROM hotshelf.outbox, hotshelf.feed \
     WHERE NOT pg_visible_in_snapshot(xid, relayed)";
+
+/// Runs a command of hotshelf on a database to its end.
+async fn run(arguments: &[&str], database_url: &str) -> Result<()> {
+    let output = Command::new(beside("hotshelf")?)
+        .args(arguments)
+        .args(["--database-url", database_url])
+        .kill_on_drop(true)
+        .output()
+        .await?;
+    let printed = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "hotshelf {arguments:?}: {printed}");
+    Ok(())
+}
 
 /// Adds `count` products of the typical size, from the id `first` on. Without triggers, so that there is nothing to relay.
 pub(crate) async fn add_products(sql: &PgPool, first: i64, count: i64) -> Result<()> {

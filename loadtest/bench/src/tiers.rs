@@ -198,6 +198,7 @@ async fn catalogue(setup: &Setup, size: i64) -> Result<(Server, Arc<[i64]>)> {
     let database = format!("catalogue_{size}");
     let sql = setup.backends.sql(&setup.backends.postgres.url()).await?;
     sqlx::raw_sql(sqlx::AssertSqlSafe(format!("CREATE DATABASE {database}"))).execute(&sql).await?;
+    setup.backends.attach_in(&database).await?;
     let url = setup.backends.postgres.url_of(&database);
     let hot = size / 10;
     let capacity = hot.to_string();

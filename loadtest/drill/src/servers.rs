@@ -111,6 +111,15 @@ impl Servers {
         Instance::new(program, self.dir.path(), None, number, false)
     }
 
+    /// Makes the sample table in another database of the same server, and attaches it.
+    ///
+    /// # Errors
+    /// If the table cannot be made or attached.
+    pub fn attach_in(&self, database: &str) -> Result<(), Error> {
+        self.postgres.run_sql(database, devstack::sample::TABLE)?;
+        attach(&self.program, &self.postgres.url_of(database))
+    }
+
     /// One more instance with the same options but another database, not started.
     #[must_use]
     pub fn instance_on(&self, database_url: &str) -> Instance {

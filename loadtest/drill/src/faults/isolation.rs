@@ -210,6 +210,7 @@ async fn demand_relayed(
 async fn foreign_fleet(scenario: &Scenario<'_>) -> Result<(), Error> {
     let (servers, instances) = (scenario.servers, &scenario.servers.instances);
     servers.sql.execute("CREATE DATABASE another").await?;
+    servers.attach_in("another")?;
     let url = servers.postgres.url_of("another");
     let foreign = servers.instance_on(&url);
     foreign.start()?;
