@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Attaches the table of the sample products, imports them, and serves. `make run` runs it under `devstack exec`, which starts private servers and
-# sets DATABASE_URL and REDIS_URL.
+# Attaches the table of the sample products, imports them, and serves. `make run` runs it under `devstack exec`, which starts
+# private servers, makes the table, and sets DATABASE_URL and REDIS_URL.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
