@@ -30,7 +30,7 @@ pub enum Outcome {
 pub enum Error {
     #[error(transparent)]
     Postgres(#[from] postgres::Error),
-    #[error("standard input is no terminal, so nobody can confirm; give --yes")]
+    #[error("standard input is not a terminal, so the plan cannot be confirmed; give --yes")]
     CannotAsk,
     #[error("nothing was changed")]
     Declined,

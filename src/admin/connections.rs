@@ -1,5 +1,5 @@
-//! The connections of the admin port: bounded, each for one request, or for gRPC calls for a while. At the bound the oldest connection is closed for a new
-//! one, so that idle connections cannot keep out a health probe, which sends its request at once.
+//! The connections of the admin port: bounded, each for one request, or for gRPC calls for a while. At the bound the oldest
+//! connection is closed for a new one, so that idle connections cannot keep out a health probe, which sends its request at once.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

@@ -127,7 +127,7 @@ fn refused(error: &sqlx::Error) -> Error {
     }
 }
 
-/// Who holds the table, as the end of a message; empty when nobody does any more.
+/// The transaction that holds the table, as the end of a message; empty when there is none.
 async fn holder(connection: &mut PgConnection, relation: i64) -> String {
     let holder = sqlx::query_scalar(HOLDER).bind(relation).fetch_optional(connection).await;
     let holder: Option<String> = holder.ok().flatten();

@@ -78,7 +78,7 @@ impl Postgres {
                 Err(error) => error.to_string(),
             };
             if !problem.is_empty() && problem != reported {
-                tracing::error!(%problem, "the table cannot be served any more, but for what is cached");
+                tracing::error!(%problem, "the table can no longer be served, except for what is cached");
             }
             reported = problem;
         }

@@ -177,7 +177,7 @@ impl ChangeReader {
         let server: Option<(String, Option<i64>, String)> =
             server.fetch_optional(&mut connection).await?;
         let Some((identity, timeline, started)) = server else {
-            return Ok(Err(Error::NotAttached("the table is not attached any more".to_owned())));
+            return Ok(Err(Error::NotAttached("the table is no longer attached".to_owned())));
         };
         let Some(timeline) = timeline else {
             let why = "the server is a read-only replica; DATABASE_URL must name the primary";
@@ -218,7 +218,7 @@ impl ChangeReader {
             }
         }
         let header = header
-            .ok_or_else(|| Error::NotAttached("the table is not attached any more".to_owned()))?;
+            .ok_or_else(|| Error::NotAttached("the table is no longer attached".to_owned()))?;
         self.take_header(&mut changes, header, server, newest_xid)?;
         Ok(changes)
     }

@@ -13,7 +13,8 @@ use crate::product::{ProductId, Version};
 /// What Postgres holds for one product.
 #[derive(Clone, Copy, Debug)]
 pub struct RowState {
-    /// The version, and the time of the last change if the table has such a column and it is finite; `None` when the product does not exist.
+    /// The version, and the time of the last change if the table has such a column and it is finite; `None` when the product
+    /// does not exist.
     pub row: Option<(Version, Option<SystemTime>)>,
     /// Changes that are not applied to Redis yet.
     pub pending_changes: u64,

@@ -5,7 +5,8 @@ pub(super) fn ident(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-/// A text literal. With a backslash it is an escape string, so that its meaning does not depend on the setting standard_conforming_strings.
+/// A text literal. With a backslash it is an escape string, so that its meaning does not depend on the setting
+/// standard_conforming_strings.
 pub(super) fn literal(text: &str) -> String {
     let quoted = text.replace('\'', "''");
     match quoted.contains('\\') {

@@ -23,8 +23,8 @@ const REPAIR: &str = "WITH now AS (SELECT pg_snapshot_xmax(pg_current_snapshot()
     WHERE catalogue = $1 AND (pg_snapshot_xmax(pruned) > now.xmax OR pg_snapshot_xmax(relayed) > now.xmax)";
 const RELEASE: &str =
     "UPDATE hotshelf.feed SET held_until = '-infinity' WHERE catalogue = $2 AND holder = $1::uuid";
-/// Fencing of the catalogue `$4`: only the holder of the lease may write, and only in the epoch of its cursor, because snapshots of an earlier epoch
-/// contain xids that were assigned to other transactions since.
+/// Fencing of the catalogue `$4`: only the holder of the lease may write, and only in the epoch of its cursor, because snapshots
+/// of an earlier epoch contain xids that were assigned to other transactions since.
 macro_rules! fenced {
     () => {
         "feed.catalogue = $4 AND holder = $1::uuid AND EXISTS (SELECT FROM hotshelf.catalogue \

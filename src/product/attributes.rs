@@ -1,5 +1,7 @@
 //! Attributes: the columns of a table that are no field of a product of their own, as JSON values by their names.
 
+use std::collections::BTreeMap;
+
 use serde_json::value::RawValue;
 use serde_json::{Map, Number, Value};
 
@@ -34,7 +36,7 @@ fn parse(raw: &RawValue, depth: usize) -> Result<Value, Invalid> {
     }
     Ok(match text.as_bytes().first() {
         Some(b'{') => {
-            let members: Vec<(String, &RawValue)> = members(text)?;
+            let members: BTreeMap<String, &RawValue> = serde_json::from_str(text).map_err(wrong)?;
             let members = members.into_iter();
             let members = members.map(|(name, raw)| Ok((name, parse(raw, depth + 1)?)));
             Value::Object(members.collect::<Result<_, Invalid>>()?)
@@ -47,12 +49,6 @@ fn parse(raw: &RawValue, depth: usize) -> Result<Value, Invalid> {
         Some(b'-' | b'0'..=b'9') => number(text),
         _ => serde_json::from_str(text).map_err(wrong)?,
     })
-}
-
-fn members(text: &str) -> Result<Vec<(String, &RawValue)>, Invalid> {
-    let members: std::collections::BTreeMap<String, &RawValue> =
-        serde_json::from_str(text).map_err(|why| Invalid::new(why.to_string()))?;
-    Ok(members.into_iter().collect())
 }
 
 /// A number, if the nearest double is written with the same digits, else a string.
