@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs every test. When tests fail, the last lines list them, each with the command that runs it alone; otherwise the last
-# lines are the summary of the last test binary.
+# Runs every test. When tests fail, the last lines list them, each with its reason and the command that runs it alone;
+# otherwise the last lines are the summary of the last test binary.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
@@ -23,6 +23,9 @@ awk '
         name = $0; sub(/^test +(\[[a-z]+\] +)?/, "", name); sub(/ +\.\.\. FAILED$/, "", name)
         failed[++count] = name; of[count] = binary
     }
+    /^---- .* ----$/ { reasoned = $0; gsub(/^---- |( stdout)? ----$/, "", reasoned); next }
+    /^alone: / || !NF { if (reason[reasoned]) reasoned = "" }
+    reasoned && NF && lines[reasoned]++ < 6 { reason[reasoned] = reason[reasoned] "      " $0 "\n" }
     /^    `-p .*`$/ {
         target = $0; gsub(/^ +`|`$/, "", target); targets[++known] = target
         parts = split(target, word, " ")
@@ -36,7 +39,7 @@ awk '
                 for (t = 1; t <= known && (used[t] || of_target[t] != last); t++) {}
                 used[t] = 1
             }
-            printf "  %s\n      cargo test --locked %s -- --exact %s\n", failed[n], targets[t], failed[n]
+            printf "  %s\n%s      cargo test --locked %s -- --exact %s\n", failed[n], reason[failed[n]], targets[t], failed[n]
         }
         for (t = 1; t <= known; t++) if (!used[t]) printf "  %s\n      cargo test --locked %s\n", targets[t], targets[t]
         if (count + known == 0) print "  the build: see above"

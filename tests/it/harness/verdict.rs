@@ -38,29 +38,37 @@ pub fn too_busy(evidence: &str) -> ! {
     panic_any(Busy(format!("the machine is too busy to judge: {evidence}")))
 }
 
-/// Runs a test, with others or alone, and once more alone if the first run has no verdict.
+/// Runs a test, with others or alone. A test that fails beside others runs once more, alone, because it may have lacked
+/// the machine; the output keeps why. A test that runs alone is repeated only if its first run has no verdict.
 pub fn judge(
     name: &Name,
     alone: bool,
     test: impl Fn() -> Completion,
 ) -> Result<Completion, Failed> {
     let first = if alone {
-        let _exclusive = MACHINE.write().unwrap_or_else(PoisonError::into_inner);
-        attempt(name, &test)
+        run_alone(name, &test)
     } else {
         let _shared = MACHINE.read().unwrap_or_else(PoisonError::into_inner);
         attempt(name, &test)
     };
-    let outcome = first.or_else(|failure| {
-        let Failure::Busy(why) = failure else { return Err(failure) };
-        eprintln!("{name}: {why}; once more, alone");
-        let _exclusive = MACHINE.write().unwrap_or_else(PoisonError::into_inner);
-        attempt(name, &test)
+    let outcome = first.or_else(|failure| match failure {
+        Failure::Broken(why) if alone => Err(why),
+        Failure::Busy(why) | Failure::Broken(why) => {
+            eprintln!("{name}: once more, alone, because of: {why}");
+            let second = run_alone(name, &test);
+            second.map_err(|(Failure::Busy(again) | Failure::Broken(again))| {
+                if again == why { why } else { format!("{again}\nbefore, beside others: {why}") }
+            })
+        }
     });
-    outcome.map_err(|failure| {
-        let (Failure::Busy(why) | Failure::Broken(why)) = failure;
+    outcome.map_err(|why| {
         format!("{why}\nalone: cargo test --locked --test it -- --exact {name}").into()
     })
+}
+
+fn run_alone(name: &Name, test: impl Fn() -> Completion) -> Result<Completion, Failure> {
+    let _exclusive = MACHINE.write().unwrap_or_else(PoisonError::into_inner);
+    attempt(name, test)
 }
 
 enum Failure {
