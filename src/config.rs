@@ -55,9 +55,9 @@ pub enum Command {
     Migrate(DatabaseArgs),
     /// Imports products from a CSV file in one transaction: all of them, or none.
     ///
-    /// The first line of the file names its columns, in any order: name and price, and optionally id, currency (USD when
-    /// missing) and description. A row with the id of an existing product replaces its values; a row with the same values
-    /// changes nothing.
+    /// The first line of the file names its columns, in any order and case: name and price, and optionally id, currency (USD when
+    /// missing), description and the attributes of the table. A row with the id of an existing product replaces its values, apart
+    /// from those of columns that the file lacks; a row with the same values changes nothing. An empty attribute is NULL.
     Import(ImportArgs),
     /// Asks a running instance whether it is ready, and ends with 0 if it is, else with 1: for health checks of containers.
     Health(HealthArgs),

@@ -279,8 +279,7 @@ async fn import(args: &ImportArgs, log: &Log) -> Result<(), Failure> {
         log.write_line("the table already has products; nothing was imported");
         return Ok(());
     }
-    let options = import::ImportOptions { file: args.file.clone(), skip_bad: args.skip_bad };
-    let summary = import::run(&postgres, &options).await;
+    let summary = import::run(&postgres, &args.options()).await;
     let summary = summary.map_err(|error| failed(error.to_string()))?;
     postgres.close().await;
     log.write_line(&summary.to_string());

@@ -1,14 +1,17 @@
 //! The settings of commands that do not serve.
 
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use encoding_rs::Encoding;
 
 use super::DatabaseArgs;
 use super::limits::{DAY, MILLISECOND, MINUTE, duration};
 use crate::attach::How;
+use crate::import::ImportOptions;
 use crate::postgres::{AttachOptions, AttributeChoice, ColumnChoices};
 
 #[derive(Args, Clone, Debug)]
@@ -28,7 +31,7 @@ pub struct HealthArgs {
 pub struct ImportArgs {
     #[command(flatten)]
     pub database: DatabaseArgs,
-    /// The CSV file; - reads standard input.
+    /// The CSV file, also one of gzip or zstd; - reads standard input.
     pub file: PathBuf,
     /// Skips invalid rows and reports them, instead of importing nothing.
     #[arg(long)]
@@ -36,6 +39,30 @@ pub struct ImportArgs {
     /// Imports nothing when the table already has products.
     #[arg(long)]
     pub if_empty: bool,
+    /// Imports a column of the file as another field: --map Preis=price --map Farbe=color. Without a field it is left out.
+    #[arg(long, value_name = "COLUMN=FIELD", value_parser = column_and_field)]
+    pub map: Vec<(String, String)>,
+    /// Leaves columns out that the table does not have, instead of importing nothing.
+    #[arg(long)]
+    pub ignore_extra: bool,
+    /// What separates the fields: one character, or tab; found by the header unless given.
+    #[arg(long, value_name = "CHARACTER", value_parser = delimiter)]
+    pub delimiter: Option<u8>,
+    /// The encoding of a file that does not say it, such as windows-1252; UTF-8 and UTF-16 are recognised.
+    #[arg(long, value_name = "NAME", value_parser = encoding)]
+    pub encoding: Option<&'static Encoding>,
+    /// Reads numbers such as 1,99 and 1.299,00.
+    #[arg(long)]
+    pub decimal_comma: bool,
+    /// Reads and checks everything, and says what would be written. Constraints and triggers of the table are not tried.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Commits after each so many rows, so that an import that fails can go on with --from-line; in one transaction unless given.
+    #[arg(long, value_name = "ROWS")]
+    pub commit_every: Option<NonZeroU64>,
+    /// Leaves out the rows before this line.
+    #[arg(long, value_name = "LINE", default_value_t = 1)]
+    pub from_line: u64,
     /// The catalogue to import into, where several tables of the database are attached; empty: the only one.
     #[arg(long, env, default_value = "", value_name = "NAME")]
     pub catalog: String,
@@ -110,6 +137,44 @@ pub struct ChangeArgs {
     /// How long to try to lock the table, which other transactions may use; each try is short, so that nothing waits behind it.
     #[arg(long, default_value = "1m", value_name = "DURATION", value_parser = duration(MILLISECOND, DAY))]
     pub wait: Duration,
+}
+
+fn column_and_field(text: &str) -> Result<(String, String), String> {
+    let (column, field) = text.rsplit_once('=').ok_or("it is such as Preis=price")?;
+    Ok((column.trim().to_owned(), field.trim().to_owned()))
+}
+
+fn delimiter(text: &str) -> Result<u8, String> {
+    match text.as_bytes() {
+        b"tab" | b"\\t" => Ok(b'\t'),
+        [one] if one.is_ascii() && !one.is_ascii_alphanumeric() && !b"\"\r\n".contains(one) => {
+            Ok(*one)
+        }
+        _ => Err("it is one character of ASCII such as ';', or tab".to_owned()),
+    }
+}
+
+fn encoding(name: &str) -> Result<&'static Encoding, String> {
+    let encoding = Encoding::for_label(name.as_bytes());
+    encoding.ok_or_else(|| "it is a name such as windows-1252 or shift_jis".to_owned())
+}
+
+impl ImportArgs {
+    #[must_use]
+    pub fn options(&self) -> ImportOptions {
+        ImportOptions {
+            file: self.file.clone(),
+            skip_bad: self.skip_bad,
+            ignore_extra: self.ignore_extra,
+            map: self.map.clone(),
+            delimiter: self.delimiter,
+            encoding: self.encoding,
+            decimal_comma: self.decimal_comma,
+            dry_run: self.dry_run,
+            commit_every: self.commit_every,
+            from_line: self.from_line,
+        }
+    }
 }
 
 impl ChangeArgs {

@@ -19,14 +19,17 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    /// `size` is that of the file in bytes, if it is known.
-    pub(super) fn start(size: Option<u64>) -> Self {
-        let bar = match size {
-            Some(size) => ProgressBar::new(size)
-                .with_style(style("{wide_bar} {percent:>3}%  {msg}  {eta} left")),
-            None => ProgressBar::new_spinner().with_style(style("{spinner} {bytes}  {msg}")),
-        };
+    pub(super) fn start() -> Self {
+        let bar = ProgressBar::new_spinner().with_style(style("{spinner} {bytes}  {msg}"));
         Self { bar, started: Instant::now(), rows: 0, left_out: 0 }
+    }
+
+    /// The size of the file in bytes, if it is known.
+    pub(super) fn size(&self, size: Option<u64>) {
+        if let Some(size) = size {
+            self.bar.set_length(size);
+            self.bar.set_style(style("{wide_bar} {percent:>3}%  {msg}  {eta} left"));
+        }
     }
 
     /// Records a row; `bytes` of the file were read so far.
@@ -42,9 +45,9 @@ impl Progress {
     pub(super) fn left_out(&mut self, why: &str) {
         self.left_out += 1;
         if self.left_out <= PRINTED {
-            self.print(&format!("hotshelf: left out: {why}"));
+            self.print(&format!("left out: {why}"));
         } else if self.left_out == PRINTED + 1 {
-            self.print("hotshelf: more bad rows are left out, and only counted");
+            self.print("more bad rows are left out, and only counted");
         }
     }
 
@@ -69,9 +72,9 @@ impl Progress {
         self.started.elapsed()
     }
 
-    fn print(&self, line: &str) {
+    pub(super) fn print(&self, line: &str) {
         // A closed standard error must not fail the import.
-        self.bar.suspend(|| writeln!(io::stderr(), "{line}").ok());
+        self.bar.suspend(|| writeln!(io::stderr(), "hotshelf: {line}").ok());
     }
 }
 

@@ -9,7 +9,7 @@ use sqlx::{AssertSqlSafe, SqlSafeStr, SqlStr};
 use super::columns::Column;
 use super::mapping::Mapping;
 use super::quote::literal;
-pub(super) use import::ImportStatements;
+pub(super) use import::{ImportStatements, Written};
 
 /// A database with the encoding `SQL_ASCII` may contain any bytes, and converting them would raise.
 const READABLE: &str =

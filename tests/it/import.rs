@@ -1,5 +1,7 @@
 //! A CSV file is imported whole or not at all, and importing it again changes nothing.
 
+mod as_found;
+
 use std::fmt::Write;
 use std::path::Path;
 use std::process::Stdio;
@@ -7,7 +9,7 @@ use std::process::Stdio;
 use hotshelf::config::DatabaseArgs;
 use hotshelf::import::{self, Error, ImportOptions, Summary};
 use hotshelf::metrics::Metrics;
-use hotshelf::postgres::{Import, Merged, Postgres};
+use hotshelf::postgres::{Import, ImportColumns, ImportTable, Merged, Postgres};
 use hotshelf::product::{NewProduct, Price};
 use sqlx::postgres::PgPool;
 use sqlx::{AssertSqlSafe, Executor};
@@ -33,6 +35,18 @@ pub fn register(suite: &mut Suite<'_>) {
     suite.single("import::an_import_that_is_dropped_leaves_nothing", dropped);
     suite.single("import::the_program_reports_the_error_on_one_line_and_fails", program_fails);
     suite.single("import::the_program_reads_standard_input", program_stdin);
+    suite.single(
+        "import::files_of_any_delimiter_encoding_and_compression_are_read",
+        as_found::files,
+    );
+    suite.single("import::attributes_get_the_types_of_their_columns", as_found::attributes);
+    suite.single(
+        "import::rows_that_a_type_refuses_are_found_by_their_line",
+        as_found::refused_by_types,
+    );
+    suite.single("import::without_a_column_for_it_the_currency_stays", as_found::currency_stays);
+    suite.single("import::a_dry_run_writes_nothing_and_counts_the_same", as_found::dry_run);
+    suite.single("import::an_import_that_failed_goes_on_from_the_line_it_names", as_found::resumed);
     suite.alone(|suite| {
         suite.single("import::a_file_of_many_chunks_is_imported_whole", many_chunks);
         suite.single("import::two_imports_at_once_wait_for_each_other", two_at_once);
@@ -47,9 +61,18 @@ async fn postgres(stack: &Stack) -> Postgres {
 }
 
 async fn import(stack: &Stack, csv: &str, skip_bad: bool) -> Result<Summary, Error> {
+    let options = ImportOptions { skip_bad, ..ImportOptions::default() };
+    import_with(stack, csv, options).await
+}
+
+async fn import_with(
+    stack: &Stack,
+    content: impl AsRef<[u8]>,
+    options: ImportOptions,
+) -> Result<Summary, Error> {
     let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(&file, csv).unwrap();
-    let options = ImportOptions { file: file.path().to_owned(), skip_bad };
+    std::fs::write(&file, content).unwrap();
+    let options = ImportOptions { file: file.path().to_owned(), ..options };
     import::run(&postgres(stack).await, &options).await
 }
 
@@ -267,15 +290,16 @@ async fn dropped(stack: Stack) {
         description: "x".repeat(50_000).try_into().unwrap(),
         attributes: None,
     };
-    let mut import = Import::begin(&postgres).await.unwrap();
+    let (table, columns) = (ImportTable::of(&postgres).unwrap(), ImportColumns::default());
+    let mut import = Import::begin(&postgres, &table, &columns).await.unwrap();
     for line in 2..100 {
-        import.push(line, None, &product).await.unwrap();
+        import.push(line, None, &product, &[]).await.unwrap();
     }
     drop(import);
     // The pool has one connection, so this waits until the import has released it.
     assert!(!postgres.has_products().await.unwrap());
-    let import = Import::begin(&postgres).await.unwrap();
-    assert_eq!(import.finish(true).await.unwrap(), Merged::default());
+    let import = Import::begin(&postgres, &table, &columns).await.unwrap();
+    assert_eq!(import.finish().await.unwrap(), Merged::default());
 }
 
 async fn run_program(stack: &Stack, file: &Path) -> (Option<i32>, String) {
@@ -290,7 +314,7 @@ async fn program_fails(stack: Stack) {
     std::fs::write(&file, "name,price,color\n").unwrap();
     let (code, stderr) = run_program(&stack, &file).await;
     assert_eq!(code, Some(1));
-    assert!(stderr.contains("products.csv, line 1: unknown column \"color\"; "), "{stderr}");
+    assert!(stderr.contains("products.csv, line 1: unknown columns: \"color\"; "), "{stderr}");
     let errors = stderr.lines().filter(|line| line.starts_with("hotshelf: "));
     assert_eq!(errors.count(), 1, "{stderr}");
     let (code, stderr) = run_program(&stack, &directory.path().join("absent.csv")).await;
