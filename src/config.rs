@@ -7,6 +7,7 @@ mod effective;
 mod identity;
 mod limits;
 mod options;
+mod redis_tls;
 mod secrets;
 mod switches;
 
@@ -24,6 +25,7 @@ pub use identity::IdentityArgs;
 use limits::{DAY, HOUR, LONGEST_TTL, MILLISECOND, MINUTE, duration, namespace, number};
 
 use crate::postgres::Migrate;
+pub use redis_tls::RedisTlsArgs;
 pub use switches::SwitchArgs;
 
 /// A gRPC product catalogue that reads through memory, Redis and PostgreSQL.
@@ -168,6 +170,8 @@ pub struct RedisArgs {
     /// A file that holds this URL in one line, in place of REDIS_URL; for a mounted secret.
     #[arg(long, env, default_value = "", value_name = "FILE")]
     pub redis_url_file: String,
+    #[command(flatten)]
+    pub tls: RedisTlsArgs,
     /// Treats REDIS_URL as a node of a Redis Cluster, whatever its scheme.
     #[arg(long, env, default_value_t = false, num_args = 0..=1, default_missing_value = "true")]
     #[arg(value_name = "BOOL", value_parser = BoolishValueParser::new())]

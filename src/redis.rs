@@ -1,6 +1,7 @@
 //! The Redis tier: one string per product, stored by version, and the leases under which products are loaded.
 //! The only module that uses fred.
 
+mod address;
 mod admission;
 mod breaker;
 mod catalogues;
@@ -20,6 +21,7 @@ mod refusal;
 mod replication;
 mod scripts;
 mod slots;
+mod tls;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -28,8 +30,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use fred::types::Value;
 use fred::types::config::{
-    Config, ConnectionConfig, Options, ReconnectError, ReconnectPolicy, TcpConfig,
-    UnresponsiveConfig,
+    ConnectionConfig, Options, ReconnectError, ReconnectPolicy, TcpConfig, UnresponsiveConfig,
 };
 use futures_util::future::join_all;
 use parking_lot::Mutex;
@@ -51,14 +52,15 @@ use node::{NoReply, NodeCommand};
 use nodes::Nodes;
 pub(crate) use read::CHUNK;
 use refusal::CONNECT;
+pub use tls::RedisTls;
 
 use scripts::Scripts;
 
 /// How to reach Redis, and how long to wait for it.
 #[derive(Clone, Debug)]
 pub struct RedisOptions {
-    /// The scheme is `redis`, `rediss`, `redis-cluster` or `rediss-cluster`.
     pub url: String,
+    pub tls: RedisTls,
     /// Cluster mode, whatever the scheme.
     pub cluster: bool,
     /// The first part of every key.
@@ -115,7 +117,7 @@ impl Redis {
         metrics: Arc<Metrics>,
         controls: Controls,
     ) -> Result<Self, String> {
-        let nodes = Nodes::new(config(&options)?, &options, Arc::clone(&metrics))
+        let nodes = Nodes::new(address::config(&options)?, &options, Arc::clone(&metrics))
             .map_err(|error| format!("REDIS_URL cannot be used: {}", error.details()))?;
         Ok(Self {
             nodes: Arc::new(nodes),
@@ -308,22 +310,6 @@ impl RedisOptions {
             ..Options::default()
         }
     }
-}
-
-fn config(options: &RedisOptions) -> Result<Config, String> {
-    const SCHEMES: [&str; 4] = ["redis", "rediss", "redis-cluster", "rediss-cluster"];
-    let scheme = options.url.split_once("://").map(|(scheme, _)| scheme).unwrap_or_default();
-    if !SCHEMES.contains(&scheme) {
-        return Err(format!(
-            "REDIS_URL has the scheme \"{scheme}\"; use redis://HOST:PORT, rediss:// for TLS, or redis-cluster://HOST:PORT?node=HOST:PORT for a cluster"
-        ));
-    }
-    let parse = if options.cluster { Config::from_url_clustered } else { Config::from_url };
-    let mut config = parse(&options.url)
-        .map_err(|error| format!("REDIS_URL cannot be read: {}", error.details()))?;
-    // A start with Redis down must succeed: fred retries instead of failing the client.
-    config.fail_fast = false;
-    Ok(config)
 }
 
 /// Attempts without limit, 50 ms apart at first and at most 1 s.

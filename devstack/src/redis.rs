@@ -23,6 +23,8 @@ pub struct RedisOptions {
     pub dir: Option<PathBuf>,
     /// Whether Redis writes an append-only file. Without it Redis is empty at each start.
     pub persist: bool,
+    /// Watches the Redis with this port as a sentinel, under the name `shop`, in place of holding data.
+    pub sentinel_of: Option<u16>,
     /// More of redis.conf, for instance `("maxmemory", "64mb")`.
     pub settings: Vec<(String, String)>,
 }
@@ -143,20 +145,33 @@ impl Redis {
         self.launch()
     }
 
+    fn sentinel_file(&self) -> PathBuf {
+        self.process.dir().join("sentinel.conf")
+    }
+
     fn launch(&self) -> Result<(), Error> {
+        if let Some(port) = self.options.sentinel_of {
+            // A sentinel writes what it learns to its file. One vote is enough for a failover.
+            let watch = format!("sentinel monitor shop 127.0.0.1 {port} 1");
+            let times =
+                "sentinel down-after-milliseconds shop 500\nsentinel failover-timeout shop 5000";
+            std::fs::write(self.sentinel_file(), format!("{watch}\n{times}\n"))
+                .map_err(Error::io("write sentinel.conf"))?;
+        }
         self.process.launch(self.arguments(), |pid| self.answers_as(pid))
     }
 
     fn arguments(&self) -> Command {
         let mut command = gated(&self.program);
+        if self.options.sentinel_of.is_some() {
+            command.arg(self.sentinel_file()).arg("--sentinel");
+        }
         command.args(["--bind", "127.0.0.1", "--port", &self.port.to_string()]);
         command.arg("--dir").arg(self.process.dir());
-        command.args([
-            "--save",
-            "",
-            "--appendonly",
-            if self.options.persist { "yes" } else { "no" },
-        ]);
+        if self.options.sentinel_of.is_none() {
+            let persist = if self.options.persist { "yes" } else { "no" };
+            command.args(["--save", "", "--appendonly", persist]);
+        }
         for (name, value) in &self.options.settings {
             command.arg(format!("--{name}")).arg(value);
         }
@@ -167,7 +182,9 @@ impl Redis {
     /// loaded, because until then Redis answers other commands with an error.
     fn answers_as(&self, pid: u32) -> bool {
         let process = format!("\r\nprocess_id:{pid}\r\n");
-        self.command(&["INFO"])
-            .is_ok_and(|info| info.contains(&process) && info.contains("\r\nloading:0\r\n"))
+        let has_data = self.options.sentinel_of.is_none();
+        self.command(&["INFO"]).is_ok_and(|info| {
+            info.contains(&process) && (!has_data || info.contains("\r\nloading:0\r\n"))
+        })
     }
 }

@@ -41,6 +41,7 @@ impl ServeArgs {
     pub fn redis(&self) -> RedisOptions {
         RedisOptions {
             url: self.redis.redis_url.clone(),
+            tls: self.redis.tls.files(),
             cluster: self.redis.redis_cluster,
             namespace: self.redis.redis_namespace.clone(),
             database: without_password(&self.database.database_url),

@@ -73,6 +73,16 @@ impl NodeCommand {
     }
 }
 
+/// The configuration of connections to one node. Without a cluster the configured one names it: perhaps by a socket, or by sentinels
+/// that fred asks at each connection for the server that is the master.
+pub(super) fn config_of(server: &Server, config: &Config) -> Config {
+    let server = match &config.server {
+        ServerConfig::Clustered { .. } => ServerConfig::Centralized { server: server.clone() },
+        other => other.clone(),
+    };
+    Config { server, ..config.clone() }
+}
+
 impl Node {
     /// Connects in the background; failed attempts are retried without limit.
     pub(super) fn connect(
@@ -82,8 +92,7 @@ impl Node {
         metrics: &Arc<Metrics>,
     ) -> Result<Self, Error> {
         let in_cluster = config.server.is_clustered();
-        let server_config = ServerConfig::Centralized { server: server.clone() };
-        let pool = Builder::from_config(Config { server: server_config, ..config.clone() })
+        let pool = Builder::from_config(config_of(&server, config))
             .set_policy(reconnect_policy())
             .set_performance_config(PerformanceConfig {
                 default_command_timeout: options.command_timeout,

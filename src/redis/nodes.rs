@@ -21,7 +21,7 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use parking_lot::Mutex;
 
 use super::RedisOptions;
-use super::node::{NoReply, Node, NodeCommand};
+use super::node::{NoReply, Node, NodeCommand, config_of};
 use super::refusal::{CONNECT, RedisRefusals, SLOTS as EVERY_SLOT};
 use super::slots::{self, Range, Redirect};
 use crate::metrics::{Metrics, RedisRefusal};
@@ -60,16 +60,9 @@ impl Nodes {
         metrics: Arc<Metrics>,
     ) -> Result<Self, Error> {
         let (seeds, nodes) = match &config.server {
-            ServerConfig::Clustered { hosts, .. } => {
-                let seeds = hosts
-                    .iter()
-                    .map(|seed| Server { host: slots::bare(&seed.host).into(), ..seed.clone() });
-                (seeds.collect(), Vec::new())
-            }
+            ServerConfig::Clustered { hosts, .. } => (hosts.clone(), Vec::new()),
             server => {
-                let server = server.hosts().into_iter().next().ok_or_else(no_server)?;
-                let server = Server { host: slots::bare(&server.host).into(), ..server };
-                let node = Node::connect(server, &config, options, &metrics)?;
+                let node = Node::connect(named(server)?, &config, options, &metrics)?;
                 (Vec::new(), vec![Arc::new(node)])
             }
         };
@@ -169,8 +162,7 @@ impl Nodes {
 
     /// A client with one connection to `server`, for a subscription.
     pub(super) fn client(&self, server: &Server) -> Result<Client, Error> {
-        let server = ServerConfig::Centralized { server: server.clone() };
-        Builder::from_config(Config { server, ..self.config.clone() })
+        Builder::from_config(config_of(server, &self.config))
             .set_policy(super::reconnect_policy())
             .set_connection_config(super::connection_config())
             .build()
@@ -346,6 +338,17 @@ fn ranges(slots: Value, asked: &Server) -> Result<Vec<Range>, Error> {
     let ranges = slots::ranges(slots, asked)?;
     // A node that was removed from the cluster, or has not joined it yet, returns no slots.
     if ranges.is_empty() { Err(no_server()) } else { Ok(ranges) }
+}
+
+/// What logs call the server: of a socket the path, of sentinels the name of what they watch, and the first of them.
+fn named(server: &ServerConfig) -> Result<Server, Error> {
+    let first = server.hosts().into_iter().next().ok_or_else(no_server)?;
+    Ok(match server {
+        ServerConfig::Sentinel { service_name, .. } => {
+            Server { host: format!("{service_name}@{}", first.host).into(), ..first }
+        }
+        _ => first,
+    })
 }
 
 pub(super) fn no_server() -> Error {

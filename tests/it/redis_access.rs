@@ -1,6 +1,8 @@
 //! P6 with a Redis that refuses some commands, or all: the others are used, and the limit is reported by one log line,
 //! `/readyz` and a gauge.
 
+mod reached;
+
 use std::time::Duration;
 
 use hotshelf::proto::ProductServiceClient;
@@ -31,6 +33,12 @@ pub fn register(suite: &mut Suite<'_>) {
     suite.private("redis_access::a_database_that_does_not_exist_is_reported_once", bad_database);
     suite.private("redis_access::a_server_that_is_no_cluster_is_reported_once", not_a_cluster);
     suite.private("redis_access::a_replica_is_reported_once_and_used_when_promoted", replica);
+    suite.private("redis_access::a_unix_socket_is_used", reached::unix_socket);
+    suite.private("redis_access::tls_with_an_own_authority_and_a_client_certificate", reached::tls);
+    suite.private(
+        "redis_access::after_a_failover_the_master_of_the_sentinels_is_used",
+        reached::sentinels,
+    );
     suite.private_cluster(
         "redis_access::a_node_of_a_cluster_as_single_server_is_reported_once",
         cluster_node,

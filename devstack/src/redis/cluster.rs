@@ -139,7 +139,7 @@ fn start_node(options: &ClusterOptions, index: usize) -> Result<Redis, Error> {
     }
     let usual = SETTINGS.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
     let settings = usual.chain(options.settings.iter().cloned()).collect();
-    Redis::start_on(RedisOptions { dir, persist: false, settings }, ports::free_with_bus)
+    Redis::start_on(RedisOptions { dir, settings, ..RedisOptions::default() }, ports::free_with_bus)
 }
 
 /// The ports of an earlier cluster's nodes may belong to other servers now.
