@@ -335,37 +335,13 @@ fn observe(parts: &Parts) {
     let Parts { metrics, hot, redis, postgres, .. } = parts;
     metrics.build_info();
     let help = "Entries in this process' memory.";
-    metrics.gauge("hotshelf.hot.entries", help, hot, HotCache::len);
+    metrics.bounded("hotshelf.hot.entries", help, hot, HotCache::len, HotCache::capacity);
     let help =
         "Bytes of memory that those entries take: their encoded size and about 250 bytes each.";
-    metrics.gauge("hotshelf.hot.bytes", help, hot, HotCache::bytes);
+    metrics.bounded("hotshelf.hot.bytes", help, hot, HotCache::bytes, HotCache::most_bytes);
     let help =
         "1 while the last read of the outbox is recent enough that memory is trusted, else 0.";
     metrics.gauge("hotshelf.hot.lease.valid", help, hot, |hot| hot.has_valid_lease().into());
-    let help = "Open connections to Redis.";
-    metrics.gauge("hotshelf.redis.connected", help, redis, Redis::connected);
-    let help = "Circuit breakers of Redis that are open or half open.";
-    metrics.gauges("hotshelf.redis.breakers.open", help, redis, Redis::open_breakers);
-    let help = "Redis servers that keep refusing commands or connections, by reason; an unreachable one counts.";
-    metrics.gauges("hotshelf.redis.refusing", help, redis, Redis::refusing);
-    let help = "Redis servers that lack an optional capability.";
-    metrics.gauges("hotshelf.redis.limited", help, redis, Redis::limited);
-    let help = "Other databases with instances that use the same Redis and namespace; should be 0.";
-    metrics.gauge("hotshelf.redis.other.catalogues", help, redis, Redis::other_catalogues);
-    let help = "Open connections to PostgreSQL.";
-    metrics.gauge("hotshelf.postgres.connections", help, postgres, Postgres::connections);
-    let help = "Open connections to PostgreSQL that are not in use.";
-    metrics.gauge("hotshelf.postgres.connections.idle", help, postgres, Postgres::idle_connections);
-    let help = "Loads from PostgreSQL that run or wait for their turn.";
-    metrics.gauge("hotshelf.postgres.loads.in.flight", help, postgres, Postgres::loads_in_flight);
-    let help = "Statements of callers that run, by share of the connections to PostgreSQL.";
-    metrics.gauges("hotshelf.postgres.share.in.use", help, postgres, Postgres::in_use);
-    let help = "Statements of callers that wait for their turn, by share.";
-    metrics.gauges("hotshelf.postgres.share.waiting", help, postgres, Postgres::waiting);
-    let help = "Statements of callers that may run at once, by share.";
-    metrics.gauges("hotshelf.postgres.share.limit", help, postgres, Postgres::limit);
-    let help = "Commands of callers that Redis has not answered yet.";
-    metrics.gauge("hotshelf.redis.commands.in.flight", help, redis, Redis::commands_in_flight);
-    let help = "Commands of callers that wait to be sent to Redis.";
-    metrics.gauge("hotshelf.redis.commands.waiting", help, redis, Redis::commands_waiting);
+    redis.observe();
+    postgres.observe();
 }

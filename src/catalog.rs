@@ -1,10 +1,10 @@
 //! Reading and writing products.
 //!
 //! A read is answered by memory, else by Redis, else by Postgres (`load.rs`). Whether a copy may answer is decided in
-//! `verdict.rs`. Concurrent reads of one product share one load (`singleflight.rs`). A write goes to Postgres, and
-//! cannot fail after its commit (`write.rs`). Changes are read from the outbox (`change_feed.rs`); entries are refreshed
-//! before they expire (`refresh.rs`).
+//! `verdict.rs`. Concurrent reads of one product share one load (`singleflight.rs`). A write goes to Postgres, and cannot fail
+//! after its commit (`write.rs`). Changes are read from the outbox (`change_feed.rs`); entries are refreshed ahead (`refresh.rs`).
 
+mod ceiling;
 mod change_feed;
 mod chunks;
 mod error;
@@ -15,6 +15,7 @@ mod read_postgres;
 mod redis_probe;
 mod refresh;
 mod singleflight;
+mod staleness;
 mod verdict;
 mod write;
 

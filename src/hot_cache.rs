@@ -239,6 +239,18 @@ impl HotCache {
         self.len() == 0
     }
 
+    /// In entries.
+    #[must_use]
+    pub fn capacity(&self) -> u64 {
+        self.options.capacity
+    }
+
+    /// The bytes that the entries would take if all were of the largest size.
+    #[must_use]
+    pub fn most_bytes(&self) -> u64 {
+        self.options.capacity.saturating_mul(slots::ENTRY_BYTES + self.options.largest as u64)
+    }
+
     /// For tests: waits until the eviction policy has applied all records, and returns its number of keys, which is `len` then.
     #[must_use]
     pub fn count_admitted(&self) -> u64 {
@@ -354,8 +366,11 @@ impl LoadTicket {
         let current = entry.revision() >= self.floor() && self.is_covered()
             || !self.hot.controls.holds(Protection::SlotVersions);
         if let Some(held) = self.hot.slots.peek(self.id).filter(|_| current) {
-            let known_at = entry.known_at();
+            let (known_at, revision) = (entry.known_at(), entry.revision());
             self.hot.replace(self.id, &held, entry, known_at, &stripe);
+            if held.floor() < revision {
+                self.hot.recent.older_is_dropped(Change { id: self.id, revision });
+            }
         }
     }
 

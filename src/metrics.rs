@@ -4,8 +4,11 @@
 //! 298 ns. OpenTelemetry's observable instruments read the sharded counters at a scrape.
 
 mod counters;
+mod gauges;
 mod histogram;
 mod labels;
+#[cfg(target_os = "linux")]
+mod process;
 mod resource;
 mod sharded;
 
@@ -21,11 +24,11 @@ use prometheus::{Encoder, Registry, TextEncoder};
 
 pub use counters::Counters;
 use counters::key_values;
-use histogram::{CallDurations, Collected};
+pub use histogram::Histogram;
 pub use labels::{
-    AuthRefusal, BackgroundTask, BreakerMove, BreakerState, ConnectionEnd, FillRejection,
-    LeaseOutcome, Lookup, Method, PostgresShare, RedisCapability, RedisDependency, RedisOperation,
-    RedisRefusal, RefreshRequest, ServedBy, Shed,
+    AuthRefusal, BackgroundTask, BreakerMove, BreakerState, ConnectionEnd, FillRejection, HeardBy,
+    LeaseOutcome, Lookup, Method, PostgresOperation, PostgresShare, RedisCapability,
+    RedisDependency, RedisOperation, RedisRefusal, RefreshRequest, ServedBy, Shed, Staleness,
 };
 use labels::{CODES, LabelSet, UNKNOWN_CODE};
 use resource::readable;
@@ -58,9 +61,12 @@ pub struct Metrics {
     pub redis_impossible: Counters<()>,
     pub task_restarts: Counters<BackgroundTask>,
     pub log_lines_dropped: Counters<()>,
+    pub staleness: Histogram<Staleness>,
+    pub postgres_seconds: Histogram<PostgresOperation>,
+    pub redis_seconds: Histogram<RedisOperation>,
     started: Counters<Method>,
     handled: Arc<Cells>,
-    durations: Arc<CallDurations>,
+    durations: Histogram<Method>,
     registry: Registry,
     meter: Meter,
     // Dropping the provider would stop the collection.
@@ -85,10 +91,7 @@ impl Metrics {
             .with_resource(readable(&resource.build()))
             .build();
         let meter = provider.meter("hotshelf");
-        let durations = CallDurations::new();
-        registry
-            .register(Box::new(Collected(Arc::clone(&durations))))
-            .expect("OpenTelemetry has no instrument of this name");
+        register_process(&registry);
         Arc::new(Self {
             lookups: Counters::new(
                 &meter,
@@ -210,88 +213,32 @@ impl Metrics {
                 "hotshelf.log.lines.dropped",
                 "Log lines dropped because the queue of the log writer was full.",
             ),
+            staleness: Histogram::new(
+                &registry,
+                "hotshelf_staleness_seconds",
+                "Time from the commit of a change until this instance could serve no older version of the product from the tier, in seconds.",
+            ),
+            postgres_seconds: Histogram::new(
+                &registry,
+                "hotshelf_postgres_seconds",
+                "Time from sending a statement to PostgreSQL until its response, in seconds.",
+            ),
+            redis_seconds: Histogram::new(
+                &registry,
+                "hotshelf_redis_seconds",
+                "Time from sending a command to Redis until its response, in seconds.",
+            ),
             started: Counters::new(&meter, "grpc.server.started", "Calls started."),
             handled: handled(&meter),
-            durations,
+            durations: Histogram::new(
+                &registry,
+                "grpc_server_handling_seconds",
+                "Time from the start of a call until its last byte was handed to the connection, in seconds.",
+            ),
             registry,
             meter,
             _provider: provider,
         })
-    }
-
-    /// A gauge that reads `part` at each scrape.
-    ///
-    /// The gauge holds a weak reference: parts own the metrics, and a cycle of strong ones would never be freed.
-    pub fn gauge<T: Send + Sync + 'static>(
-        &self,
-        name: &'static str,
-        help: &'static str,
-        part: &Arc<T>,
-        read: impl Fn(&T) -> u64 + Send + Sync + 'static,
-    ) {
-        let part = Arc::downgrade(part);
-        self.meter
-            .u64_observable_gauge(name)
-            .with_description(help)
-            .with_callback(move |observer| {
-                if let Some(part) = part.upgrade() {
-                    observer.observe(read(&part), &[]);
-                }
-            })
-            .build();
-    }
-
-    /// A gauge with one series for each member of a closed set of labels.
-    #[expect(private_bounds, reason = "the label sets are closed on purpose")]
-    pub fn gauges<T: Send + Sync + 'static, L: LabelSet + Send + Sync>(
-        &self,
-        name: &'static str,
-        help: &'static str,
-        part: &Arc<T>,
-        read: impl Fn(&T, L) -> u64 + Send + Sync + 'static,
-    ) {
-        let part = Arc::downgrade(part);
-        self.meter
-            .u64_observable_gauge(name)
-            .with_description(help)
-            .with_callback(move |observer| {
-                let Some(part) = part.upgrade() else { return };
-                for member in L::ALL {
-                    observer.observe(read(&part, *member), &key_values(*member));
-                }
-            })
-            .build();
-    }
-
-    /// A gauge in seconds.
-    pub fn seconds<T: Send + Sync + 'static>(
-        &self,
-        name: &'static str,
-        help: &'static str,
-        part: &Arc<T>,
-        read: impl Fn(&T) -> Duration + Send + Sync + 'static,
-    ) {
-        let part = Arc::downgrade(part);
-        self.meter
-            .f64_observable_gauge(name)
-            .with_unit("s")
-            .with_description(help)
-            .with_callback(move |observer| {
-                if let Some(part) = part.upgrade() {
-                    observer.observe(read(&part).as_secs_f64(), &[]);
-                }
-            })
-            .build();
-    }
-
-    /// Registers `hotshelf_build_info`, a gauge of 1 with the version as its label.
-    pub fn build_info(&self) {
-        let labels = [KeyValue::new("version", env!("CARGO_PKG_VERSION"))];
-        self.meter
-            .u64_observable_gauge("hotshelf.build.info")
-            .with_description("The version of this instance as a label; always 1.")
-            .with_callback(move |observer| observer.observe(1, &labels))
-            .build();
     }
 
     pub fn call_started(&self, method: Method) {
@@ -325,8 +272,17 @@ impl fmt::Debug for Metrics {
     }
 }
 
-/// Calls that ended, by method and code. A series appears with its first call, except OK, which every method has from the start,
-/// so that a rate begins at zero.
+/// CPU time, memory, file descriptors and start of the process, which only Linux tells.
+fn register_process(registry: &Registry) {
+    #[cfg(target_os = "linux")]
+    registry
+        .register(Box::new(process::ProcessMetrics::new()))
+        .expect("OpenTelemetry has no instrument of these names");
+    #[cfg(not(target_os = "linux"))]
+    let _ = registry;
+}
+
+/// Calls that ended, by method and code. Every series is there from the start, so that a rate counts its first call.
 fn handled(meter: &Meter) -> Arc<Cells> {
     let cells = Arc::new(Cells::new(Method::ALL.len() * CODES.len()));
     let read = Arc::clone(&cells);
@@ -338,12 +294,9 @@ fn handled(meter: &Meter) -> Arc<Cells> {
         .with_callback(move |observer| {
             for method in Method::ALL {
                 for (code, name) in CODES.iter().enumerate() {
-                    let count = read.sum(method.index() * CODES.len() + code);
-                    if count > 0 || code == 0 {
-                        let mut labels = key_values(*method);
-                        labels.push(KeyValue::new("grpc_code", *name));
-                        observer.observe(count, &labels);
-                    }
+                    let mut labels = key_values(*method);
+                    labels.push(KeyValue::new("grpc_code", *name));
+                    observer.observe(read.sum(method.index() * CODES.len() + code), &labels);
                 }
             }
         })

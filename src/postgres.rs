@@ -1,5 +1,6 @@
 //! The Postgres tier, which is the truth. The only module that uses sqlx.
 
+mod ages;
 mod attach;
 mod attempts;
 mod budget;
@@ -14,6 +15,7 @@ mod error;
 mod importable;
 mod inspect;
 mod mapping;
+mod observed;
 mod products;
 mod prune;
 mod quote;
@@ -38,6 +40,7 @@ use sqlx::Connection;
 use sqlx::postgres::{PgConnection, PgPool, PgPoolOptions};
 
 use crate::metrics::{Metrics, PostgresShare};
+pub(crate) use ages::Ages;
 pub use attach::{AttachOptions, AttributeChoice, ColumnChoices, Plan};
 use budget::{Budget, Limits};
 pub(crate) use budget::{Demand, DemandGuard, DemandGuards};
@@ -202,52 +205,6 @@ impl Postgres {
         answer: impl Future<Output = Result<T, sqlx::Error>>,
     ) -> Result<T, sqlx::Error> {
         within(self.timeout, answer).await
-    }
-
-    /// Open connections.
-    #[must_use]
-    pub fn connections(&self) -> u64 {
-        self.callers.counts().0 + self.background.counts().0 + u64::from(self.pool.size())
-    }
-
-    /// Open connections that are not in use.
-    #[must_use]
-    pub fn idle_connections(&self) -> u64 {
-        self.callers.counts().1 + self.background.counts().1 + self.pool.num_idle() as u64
-    }
-
-    /// Loads that run or wait for a turn.
-    #[must_use]
-    pub fn loads_in_flight(&self) -> u64 {
-        let in_flight = |share| self.in_use(share) + self.waiting(share);
-        in_flight(PostgresShare::Loads) + in_flight(PostgresShare::Latest)
-    }
-
-    /// Turns of a share that are taken.
-    #[must_use]
-    pub fn in_use(&self, share: PostgresShare) -> u64 {
-        self.counts(share)[0]
-    }
-
-    /// Places in the queue of a share that are taken.
-    #[must_use]
-    pub fn waiting(&self, share: PostgresShare) -> u64 {
-        self.counts(share)[1]
-    }
-
-    /// Turns of a share.
-    #[must_use]
-    pub fn limit(&self, share: PostgresShare) -> u64 {
-        self.counts(share)[2]
-    }
-
-    fn counts(&self, share: PostgresShare) -> [u64; 3] {
-        match share {
-            PostgresShare::Loads => self.loads.counts(),
-            PostgresShare::Latest => self.latest.counts(),
-            PostgresShare::Writes => self.writers.counts(),
-            PostgresShare::Operators => self.operators.counts(),
-        }
     }
 
     /// Closes the connections, in at most 1 s: the drain is over, so a statement that still runs is cut off.

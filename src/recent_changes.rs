@@ -13,7 +13,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use ahash::RandomState;
 use parking_lot::RwLock;
 
-use crate::product::{ProductId, Revision, Version};
+use crate::moment::Moment;
+use crate::product::{Change, ProductId, Revision, Version};
 pub use floors::Floors;
 
 /// Generations in the map. A lookup goes through all of them; when there are more, the oldest two are merged.
@@ -41,8 +42,20 @@ struct State {
     dropped: u64,
     /// The number of the last sent poll.
     sent: u64,
-    /// Changes written by this instance or published by others, each with the value of `sent` at that time.
-    published: HashMap<ProductId, (Revision, u64), RandomState>,
+    /// Changes written by this instance or published by others.
+    published: HashMap<ProductId, Published, RandomState>,
+}
+
+/// A change of which no poll has told yet.
+#[derive(Clone, Copy, Debug)]
+pub struct Published {
+    pub revision: Revision,
+    /// The last poll that was sent before.
+    sent: u64,
+    pub written_here: bool,
+    pub heard_at: Moment,
+    /// When memory dropped an older version because of it; `None` if memory held none.
+    pub dropped_at: Option<Moment>,
 }
 
 #[derive(Debug)]
@@ -94,8 +107,28 @@ impl RecentChanges {
     #[must_use]
     pub fn floor(&self, id: ProductId) -> Revision {
         let state = self.state.read();
-        let published = state.published.get(&id).map(|(revision, _)| *revision);
+        let published = state.published.get(&id).map(|published| published.revision);
         state.floor(id).max(published.unwrap_or(Revision::NONE))
+    }
+
+    /// What was published of these products and is not confirmed by a poll.
+    #[must_use]
+    pub fn published(
+        &self,
+        ids: impl Iterator<Item = ProductId>,
+    ) -> HashMap<ProductId, Published, RandomState> {
+        let state = self.state.read();
+        let published = ids.filter_map(|id| Some((id, *state.published.get(&id)?)));
+        published.collect()
+    }
+
+    /// Records that memory has dropped an older version because of a published change.
+    pub fn older_is_dropped(&self, change: Change) {
+        if let Some(published) = self.state.write().published.get_mut(&change.id)
+            && published.revision == change.revision
+        {
+            published.dropped_at = Some(Moment::now());
+        }
     }
 
     /// Called at the start of a load or a write of `id`.
@@ -135,9 +168,13 @@ impl RecentChanges {
             state.published.clear();
             state.dropped = state.dropped.max(state.sent);
         }
-        let sent = state.sent;
-        let newest = state.published.entry(id).or_insert((revision, sent));
-        *newest = (revision.max(newest.0), sent);
+        let (sent, heard_at) = (state.sent, Moment::now());
+        let new = Published { revision, sent, written_here, heard_at, dropped_at: None };
+        let newest = state.published.entry(id).or_insert(new);
+        if revision > newest.revision {
+            *newest = new;
+        }
+        newest.sent = sent;
         !overflows
     }
 
@@ -174,7 +211,7 @@ impl RecentChanges {
             state.merge_oldest();
         }
         // The others are in the generations, or were never committed.
-        state.published.retain(|_, (_, sent)| *sent >= poll.0);
+        state.published.retain(|_, published| published.sent >= poll.0);
         drop(state);
         self.polls.store(poll.0, Ordering::Release);
         true

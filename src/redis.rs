@@ -13,6 +13,7 @@ mod keys;
 mod lease;
 mod node;
 mod nodes;
+mod observed;
 mod probe;
 mod ranking;
 mod read;
@@ -32,6 +33,7 @@ use fred::types::Value;
 use fred::types::config::{
     ConnectionConfig, Options, ReconnectError, ReconnectPolicy, TcpConfig, UnresponsiveConfig,
 };
+use futures_util::FutureExt;
 use futures_util::future::join_all;
 use parking_lot::Mutex;
 
@@ -181,37 +183,8 @@ impl Redis {
         }
     }
 
-    /// Established connections for commands.
-    #[must_use]
-    pub fn connected(&self) -> u64 {
-        self.nodes.all().iter().map(|node| node.connections() as u64).sum()
-    }
-
-    /// Callers' commands without a reply so far.
-    #[must_use]
-    pub fn commands_in_flight(&self) -> u64 {
-        self.admission.counts()[0]
-    }
-
-    /// Callers' commands in the queue.
-    #[must_use]
-    pub fn commands_waiting(&self) -> u64 {
-        self.admission.counts()[1]
-    }
-
     async fn admit(&self, caller: Caller, keys: usize) -> Result<Admitted, Unavailable> {
         self.admission.admit(caller, keys).await.ok_or(Unavailable)
-    }
-
-    /// Breakers that are open or half open.
-    #[must_use]
-    pub fn open_breakers(&self, of: RedisDependency) -> u64 {
-        match of {
-            RedisDependency::Commands => {
-                self.nodes.all().iter().filter(|node| !node.breaker.admits()).count() as u64
-            }
-            RedisDependency::Ranking => (!self.ranking_breaker.admits()).into(),
-        }
     }
 
     pub async fn close(&self) {
@@ -231,13 +204,15 @@ impl Redis {
     ) -> Result<(), Unavailable> {
         self.forget_versions(id).await;
         let args = vec![encode(entry).into(), lifetime(entry)];
-        let reply = match why {
-            Publish::Written => self.run_and_break_lease(&self.scripts.publish, id, args).await,
-            Publish::Read => {
-                self.run(&self.scripts.publish, vec![self.keys().entry(id)], args).await
+        let reply = async {
+            match why {
+                Publish::Written => self.run_and_break_lease(&self.scripts.publish, id, args).await,
+                Publish::Read => {
+                    self.run(&self.scripts.publish, vec![self.keys().entry(id)], args).await
+                }
             }
         };
-        let _: i64 = self.counted(RedisOperation::Publish, reply)?;
+        let _: i64 = self.counted(RedisOperation::Publish, reply).await?;
         Ok(())
     }
 
@@ -278,19 +253,34 @@ impl Redis {
         tracing::warn!(%id, length = bytes.len(), "an entry in Redis cannot be read; removing it");
         let head = bytes.slice(..bytes.len().min(HEAD));
         let args = vec![head.into(), number(bytes.len() as u64)];
-        let reply = self.run::<i64>(&self.scripts.discard, vec![self.keys().entry(id)], args).await;
+        let reply = self.run::<i64>(&self.scripts.discard, vec![self.keys().entry(id)], args);
         // If the removal fails, the next read of the key repeats it.
-        let _ = self.counted(RedisOperation::Get, reply);
+        let _ = self.counted(RedisOperation::Get, reply).await;
     }
 
-    /// The one place that counts and logs a failed command.
+    /// The one place that measures commands, and that counts and logs those that failed.
+    ///
+    /// Not an async function: its future would contain `reply` twice.
     fn counted<T>(
         &self,
         operation: RedisOperation,
+        reply: impl Future<Output = Result<T, NoReply>>,
+    ) -> impl Future<Output = Result<T, Unavailable>> {
+        let began = Instant::now();
+        reply.map(move |reply| self.count(operation, began, reply))
+    }
+
+    fn count<T>(
+        &self,
+        operation: RedisOperation,
+        began: Instant,
         reply: Result<T, NoReply>,
     ) -> Result<T, Unavailable> {
+        // A command that was not sent is already counted as a transition of its breaker.
+        if !matches!(reply, Err(NoReply::Refused)) {
+            self.metrics.redis_seconds.record(operation, began.elapsed());
+        }
         reply.map_err(|why| {
-            // A command that was not sent is already counted as a transition of its breaker.
             if let NoReply::Failed(error) = why {
                 self.metrics.redis_errors.inc(operation);
                 tracing::debug!(?operation, %error, "a Redis command failed; the call continues without Redis");

@@ -13,13 +13,14 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 use super::Catalog;
+use super::staleness::HeardChanges;
 use crate::controls::Protection;
 use crate::entry::Entry;
 use crate::metrics::BackgroundTask;
 use crate::moment::{AtomicMoment, Moment};
 use crate::pause::Point;
 use crate::postgres::{self, ChangeReader, Changes, Snapshot};
-use crate::product::{Change, ProductId, Version};
+use crate::product::{Change, Version};
 use crate::recent_changes::{Floors, PollNumber};
 use crate::redis::Hint;
 
@@ -27,8 +28,6 @@ use crate::redis::Hint;
 const SPACING: Duration = Duration::from_millis(5);
 /// After a poll failed.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(100);
-/// The longest wait for a requested poll.
-const ASKED_POLL: Duration = Duration::from_secs(1);
 /// Changes that are applied between two yields to other tasks.
 const TURN: usize = 1_000;
 
@@ -45,7 +44,7 @@ pub(super) struct ChangeFeed {
     unrelayed_since: AtomicMoment,
     poll_requested: Notify,
     /// Notified after each poll, also after a failed one.
-    polled: Notify,
+    pub(super) polled: Notify,
 }
 
 /// The state of the polling loop.
@@ -57,6 +56,8 @@ struct Follower {
     /// The snapshot of the poll that returned more changes than are kept.
     overflowed_at: Option<Snapshot>,
     epoch: Option<String>,
+    /// When the last poll of this epoch was sent.
+    last_asked: Option<Moment>,
 }
 
 struct Kept {
@@ -87,7 +88,7 @@ impl ChangeFeed {
         self.ceiling.fetch_max(version.0, Ordering::Relaxed);
     }
 
-    fn ceiling(&self) -> Version {
+    pub(super) fn ceiling(&self) -> Version {
         Version(self.ceiling.load(Ordering::Relaxed))
     }
 
@@ -121,8 +122,13 @@ impl Catalog {
         let help = "For how long there have been committed changes that Redis does not reflect, in seconds.";
         self.metrics.seconds("hotshelf.relay.lag", help, self, |catalog| catalog.feed.relay_lag());
         let help = "Changes that are kept as the floor of loads and of what Redis holds.";
-        self.metrics
-            .gauge("hotshelf.recent.changes", help, &self.recent, |recent| recent.len() as u64);
+        self.metrics.bounded(
+            "hotshelf.recent.changes",
+            help,
+            &self.recent,
+            |recent| recent.len() as u64,
+            |recent| recent.capacity() as u64,
+        );
     }
 
     async fn follow_changes(self: Arc<Self>) -> Result<Infallible, Infallible> {
@@ -130,8 +136,7 @@ impl Catalog {
         self.hot.distrust_before(Moment::now());
         let first = self.change_reader.lock().take();
         let reader = first.unwrap_or_else(|| self.postgres.change_reader());
-        let (kept, overflowed_at, epoch) = (VecDeque::new(), None, None);
-        let mut follower = Follower { catalog: self, reader, kept, overflowed_at, epoch };
+        let mut follower = Follower::new(self, reader);
         loop {
             let pause = match follower.poll().await {
                 Ok(pause) => pause,
@@ -174,14 +179,19 @@ impl Catalog {
     /// Applies a change that another instance has published. The next poll confirms it.
     fn observe(&self, change: Change) {
         let _kept = self.recent.publish(change.id, change.revision, false);
-        self.invalidate(change);
+        if self.invalidate(change) {
+            self.recent.older_is_dropped(change);
+        }
     }
 
-    fn invalidate(&self, change: Change) {
-        if self.hot.invalidate(change) {
+    /// Returns whether memory held an older version.
+    fn invalidate(&self, change: Change) -> bool {
+        let held = self.hot.invalidate(change);
+        if held {
             // Memory kept it, so it is likely to be read again.
             self.refresh_queue.ask(change.id);
         }
+        held
     }
 
     /// Whether every committed change of `entry`, which Redis holds, is in the floor of the recent changes.
@@ -191,54 +201,14 @@ impl Catalog {
         let followed = self.hot.has_valid_lease() || known_at >= now.before(self.options.trust);
         followed && known_at >= self.feed.redis_covered_since.load()
     }
-
-    /// Whether only a poll can tell that the version of `entry` was taken from the sequence.
-    pub(super) fn may_be_impossible(&self, entry: &Entry) -> bool {
-        entry.revision().version > self.feed.ceiling()
-            && self.controls.holds(Protection::VersionCeiling)
-    }
-
-    /// `entry`, unless its version is above every version that Postgres has given out: then Postgres was restored from a backup,
-    /// or another program wrote the key, and the entry is removed. While Postgres does not answer such an entry is a miss.
-    pub(super) async fn unless_impossible(
-        &self,
-        id: ProductId,
-        entry: Option<Entry>,
-    ) -> Option<Entry> {
-        let entry = entry?;
-        if !self.may_be_impossible(&entry) {
-            return Some(entry);
-        }
-        let version = entry.revision().version;
-        let ceiling = self.ceiling_above(version).await?;
-        if version <= ceiling {
-            return Some(entry);
-        }
-        self.redis.remove_above(id, ceiling).await;
-        None
-    }
-
-    /// The newest version given out before this call, as far as it matters for `version`; `None` when Postgres does not answer.
-    async fn ceiling_above(&self, version: Version) -> Option<Version> {
-        let asked = Moment::now();
-        let known = async {
-            loop {
-                let polled = self.feed.polled.notified();
-                if self.hot.known_until() >= asked || version <= self.feed.ceiling() {
-                    return Some(self.feed.ceiling());
-                }
-                if self.feed.is_unreachable() {
-                    return None;
-                }
-                self.feed.request_poll();
-                polled.await;
-            }
-        };
-        tokio::time::timeout(ASKED_POLL, known).await.ok().flatten()
-    }
 }
 
 impl Follower {
+    fn new(catalog: Arc<Catalog>, reader: ChangeReader) -> Self {
+        let (kept, overflowed_at, epoch, last_asked) = (VecDeque::new(), None, None, None);
+        Self { catalog, reader, kept, overflowed_at, epoch, last_asked }
+    }
+
     /// Polls once. Returns the pause before the next poll.
     async fn poll(&mut self) -> Result<Duration, postgres::Error> {
         let catalog = Arc::clone(&self.catalog);
@@ -300,6 +270,7 @@ impl Follower {
         self.kept.clear();
         self.overflowed_at = None;
         self.epoch = None;
+        self.last_asked = None;
         self.reader.start_over();
     }
 
@@ -326,9 +297,12 @@ impl Follower {
             return catalog.hot.prove(changes.asked);
         }
         let is_new = changes.len() > 0 || changes.truncated_below.is_some();
+        let heard = HeardChanges::of(&catalog, changes, self.last_asked.replace(changes.asked));
         let floors = Arc::new(floors(changes).await);
         let kept =
             !changes.overflow && catalog.recent.apply(number, &floors, changes.truncated_below);
+        let applied_at = Moment::now();
+        let mut dropped = Vec::new();
         if !kept {
             self.overflow(number, changes);
         } else if is_new {
@@ -342,9 +316,14 @@ impl Follower {
             if count % TURN == TURN - 1 {
                 tokio::task::yield_now().await;
             }
-            catalog.invalidate(Change { id, revision });
+            if catalog.invalidate(Change { id, revision }) {
+                dropped.push((id, Moment::now()));
+            }
         }
         catalog.hot.prove(changes.asked);
+        if let Some(heard) = heard {
+            heard.record(&catalog.metrics, applied_at, &dropped);
+        }
         self.drop_pruned(number, changes);
     }
 

@@ -1,56 +1,84 @@
-//! The durations of calls: a histogram for each method, on sharded counters. OpenTelemetry has no observable histogram, so this
-//! one is a collector in the exporter's registry.
+//! Histograms of durations on sharded counters. OpenTelemetry has no observable histogram, so these are collectors in the
+//! exporter's registry.
 
+use std::collections::HashMap;
+use std::fmt;
+use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus::core::{Collector, Desc};
-use prometheus::proto;
+use prometheus::{Registry, proto};
 
-use super::labels::{LabelSet, Method};
+use super::labels::LabelSet;
 use super::sharded::Cells;
 
-/// Upper bounds of the buckets in microseconds: a hot read takes about 10, a load from a slow database seconds.
-const BOUNDS_MICROS: [u64; 16] = [
-    10, 30, 50, 100, 300, 600, 1_000, 3_000, 6_000, 10_000, 30_000, 100_000, 300_000, 1_000_000,
-    3_000_000, 10_000_000,
-];
-/// The cells of one method: a bucket for each bound, the bucket above all bounds, and the sum of the durations in nanoseconds.
-const CELLS: usize = BOUNDS_MICROS.len() + 2;
-const SUM: usize = BOUNDS_MICROS.len() + 1;
-
-#[derive(Debug)]
-pub(super) struct CallDurations {
-    cells: Cells,
-    desc: Desc,
+/// Labels of a histogram, with the upper bounds of its buckets.
+pub(super) trait Measured: LabelSet + Send + Sync {
+    /// In microseconds, in ascending order.
+    const BOUNDS: &'static [u64];
 }
 
-impl CallDurations {
-    pub(super) fn new() -> Arc<Self> {
-        let desc = Desc::new(
-            "grpc_server_handling_seconds".to_owned(),
-            "Time from the start of a call until its last byte was handed to the connection, in seconds."
-                .to_owned(),
-            Method::LABELS.iter().map(|label| (*label).to_owned()).collect(),
-            std::collections::HashMap::new(),
-        );
+/// One histogram for each member of `L`.
+pub struct Histogram<L> {
+    family: Arc<Family<L>>,
+}
+
+/// The cells of one member are a bucket for each bound, the bucket above all bounds, and the sum of the durations in nanoseconds.
+struct Family<L> {
+    cells: Cells,
+    desc: Desc,
+    labels: PhantomData<L>,
+}
+
+#[expect(private_bounds, reason = "the label sets are closed on purpose")]
+impl<L: Measured> Histogram<L> {
+    pub(super) fn new(registry: &Registry, name: &str, help: &str) -> Self {
+        let labels = L::LABELS.iter().map(|label| (*label).to_owned()).collect();
+        let desc = Desc::new(name.to_owned(), help.to_owned(), labels, HashMap::new());
         let desc = desc.expect("the name and the labels are valid for Prometheus");
-        Arc::new(Self { cells: Cells::new(Method::ALL.len() * CELLS), desc })
+        let cells = Cells::new(L::ALL.len() * Family::<L>::CELLS);
+        let family = Arc::new(Family { cells, desc, labels: PhantomData });
+        registry
+            .register(Box::new(Collected(Arc::clone(&family))))
+            .expect("no other instrument has this name");
+        Self { family }
     }
 
-    pub(super) fn record(&self, method: Method, took: Duration) {
+    pub fn record(&self, member: L, took: Duration) {
+        self.family.record(member, took, 1);
+    }
+
+    /// Records the same duration `count` times.
+    pub fn record_many(&self, member: L, took: Duration, count: u64) {
+        self.family.record(member, took, count);
+    }
+}
+
+impl<L> fmt::Debug for Histogram<L> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Histogram").field(&self.family.desc.fq_name).finish()
+    }
+}
+
+impl<L: Measured> Family<L> {
+    const CELLS: usize = L::BOUNDS.len() + 2;
+    const SUM: usize = L::BOUNDS.len() + 1;
+
+    fn record(&self, member: L, took: Duration, count: u64) {
         let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        let bucket = BOUNDS_MICROS.partition_point(|bound| *bound < micros);
-        let first = method.index() * CELLS;
-        self.cells.add(first + bucket, 1);
-        self.cells.add(first + SUM, u64::try_from(took.as_nanos()).unwrap_or(u64::MAX));
+        let bucket = L::BOUNDS.partition_point(|bound| *bound < micros);
+        let first = member.index() * Self::CELLS;
+        self.cells.add(first + bucket, count);
+        let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        self.cells.add(first + Self::SUM, nanos.saturating_mul(count));
     }
 
-    fn series(&self, method: Method) -> proto::Metric {
-        let first = method.index() * CELLS;
+    fn series(&self, member: L) -> proto::Metric {
+        let first = member.index() * Self::CELLS;
         let mut count = 0;
-        let mut buckets = Vec::with_capacity(BOUNDS_MICROS.len());
-        for (index, bound) in BOUNDS_MICROS.iter().enumerate() {
+        let mut buckets = Vec::with_capacity(L::BOUNDS.len());
+        for (index, bound) in L::BOUNDS.iter().enumerate() {
             count += self.cells.sum(first + index);
             let mut bucket = proto::Bucket::default();
             bucket.set_upper_bound(seconds(*bound * 1_000));
@@ -59,9 +87,9 @@ impl CallDurations {
         }
         let mut histogram = proto::Histogram::default();
         histogram.set_bucket(buckets);
-        histogram.set_sample_count(count + self.cells.sum(first + BOUNDS_MICROS.len()));
-        histogram.set_sample_sum(seconds(self.cells.sum(first + SUM)));
-        let pairs = Method::LABELS.iter().zip(method.values());
+        histogram.set_sample_count(count + self.cells.sum(first + L::BOUNDS.len()));
+        histogram.set_sample_sum(seconds(self.cells.sum(first + Self::SUM)));
+        let pairs = L::LABELS.iter().zip(member.values());
         let mut metric =
             proto::Metric::from_label(pairs.map(|(name, value)| pair(name, value)).collect());
         metric.set_histogram(histogram);
@@ -69,10 +97,10 @@ impl CallDurations {
     }
 }
 
-/// The histogram as a collector, which the registry owns.
-pub(super) struct Collected(pub(super) Arc<CallDurations>);
+/// The histograms as a collector, which the registry owns.
+struct Collected<L>(Arc<Family<L>>);
 
-impl Collector for Collected {
+impl<L: Measured> Collector for Collected<L> {
     fn desc(&self) -> Vec<&Desc> {
         vec![&self.0.desc]
     }
@@ -82,7 +110,7 @@ impl Collector for Collected {
         family.set_name(self.0.desc.fq_name.clone());
         family.set_help(self.0.desc.help.clone());
         family.set_field_type(proto::MetricType::HISTOGRAM);
-        family.set_metric(Method::ALL.iter().map(|method| self.0.series(*method)).collect());
+        family.set_metric(L::ALL.iter().map(|member| self.0.series(*member)).collect());
         vec![family]
     }
 }

@@ -37,9 +37,11 @@ macro_rules! label_set {
 // Below the macro, because both modules use it.
 mod auth;
 mod callers;
+mod durations;
 
 pub use auth::AuthRefusal;
 pub use callers::{ConnectionEnd, PostgresShare, Shed};
+pub use durations::{HeardBy, PostgresOperation, Staleness};
 
 label_set! {
     /// The result of a lookup in a cache tier.

@@ -1,12 +1,14 @@
 //! Retries of statements.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sqlx::Connection as _;
 
 use super::connections::Connection;
 use super::error::{code, is_broken, read_error, write_error};
-use super::{Error, within};
+use super::{Error, Postgres, within};
+use crate::metrics::{Metrics, PostgresOperation};
 
 /// The first pause after a serialization failure or a deadlock; it doubles with each one, up to 64 times.
 const BACKOFF: Duration = Duration::from_millis(2);
@@ -30,19 +32,39 @@ pub(super) struct Attempts {
     was_reprepared: bool,
     was_reconnected: bool,
     conflicts: u32,
+    operation: PostgresOperation,
+    metrics: Arc<Metrics>,
+}
+
+impl Postgres {
+    pub(super) fn attempts(
+        &self,
+        operation: PostgresOperation,
+        kind: Kind,
+        deadline: Option<Instant>,
+    ) -> Attempts {
+        Attempts {
+            kind,
+            deadline,
+            timeout: self.timeout,
+            was_reprepared: false,
+            was_reconnected: false,
+            conflicts: 0,
+            operation,
+            metrics: Arc::clone(&self.metrics),
+        }
+    }
 }
 
 impl Attempts {
-    pub(super) fn new(kind: Kind, deadline: Option<Instant>, timeout: Option<Duration>) -> Self {
-        let (was_reprepared, was_reconnected) = (false, false);
-        Self { kind, deadline, timeout, was_reprepared, was_reconnected, conflicts: 0 }
-    }
-
     pub(super) async fn in_time<T>(
         &self,
         answer: impl Future<Output = Result<T, sqlx::Error>>,
     ) -> Result<T, sqlx::Error> {
-        within(self.timeout, answer).await
+        let began = Instant::now();
+        let outcome = within(self.timeout, answer).await;
+        self.metrics.postgres_seconds.record(self.operation, began.elapsed());
+        outcome
     }
 
     /// Handles the outcome of an attempt. `None`: the statement must be sent again.

@@ -50,6 +50,15 @@ pub(super) struct Limits {
     pub(super) is_steady: bool,
 }
 
+/// What is taken of the turns and of the queue, and the limits of both.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Counts {
+    pub(super) running: u64,
+    pub(super) waiting: u64,
+    pub(super) most_running: u64,
+    pub(super) most_waiting: u64,
+}
+
 /// Why there is no turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum NoTurn {
@@ -143,10 +152,14 @@ impl Budget {
         self.queue.lock().waiting.retain(|waiting| !waiting.turn.is_closed());
     }
 
-    /// Turns taken, places taken, and the limit of turns.
-    pub(super) fn counts(&self) -> [u64; 3] {
+    pub(super) fn counts(&self) -> Counts {
         let queue = self.queue.lock();
-        [queue.running.len(), queue.waiting.len(), self.limits.running].map(|count| count as u64)
+        Counts {
+            running: queue.running.len() as u64,
+            waiting: queue.waiting.len() as u64,
+            most_running: self.limits.running as u64,
+            most_waiting: self.limits.queued as u64,
+        }
     }
 
     /// Returns a turn if one is free, otherwise a place in the queue.

@@ -1,11 +1,13 @@
 //! The result of a poll of the outbox.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use ahash::RandomState;
 use sqlx::postgres::PgRow;
 use sqlx::{FromRow, Row as _};
 
+use super::ages::Ages;
 use super::snapshot::Snapshot;
 use crate::moment::Moment;
 use crate::product::{ProductId, Revision, Version};
@@ -30,6 +32,8 @@ pub(super) struct ChangeRow {
     pub(super) mark_token: Option<String>,
     pub(super) remembered: Option<bool>,
     pub(super) relay_is_free: Option<bool>,
+    /// Seconds since the row was written.
+    pub(super) age: Option<f64>,
 }
 
 impl FromRow<'_, PgRow> for ChangeRow {
@@ -51,6 +55,7 @@ impl FromRow<'_, PgRow> for ChangeRow {
             mark_token: row.try_get("mark_token")?,
             remembered: row.try_get("remembered")?,
             relay_is_free: row.try_get("relay_is_free")?,
+            age: row.try_get("age")?,
         })
     }
 }
@@ -77,6 +82,8 @@ pub(crate) struct Changes {
     pub(crate) single: HashMap<ProductId, Revision, RandomState>,
     /// Changes from rows of bulk jobs, one pack per row.
     pub(crate) packs: Vec<Vec<(ProductId, Revision)>>,
+    /// Of the changes that no earlier poll returned.
+    pub(crate) ages: Ages,
     /// A TRUNCATE deleted every product below this version.
     pub(crate) truncated_below: Option<Version>,
     /// The proof that PostgreSQL went back, or is another, since the last poll.
@@ -102,6 +109,7 @@ impl Changes {
             ceiling: Version(0),
             single: HashMap::default(),
             packs: Vec::new(),
+            ages: Ages::default(),
             truncated_below: None,
             went_back: None,
             restarted: false,
@@ -114,7 +122,8 @@ impl Changes {
         self.single.len() + self.packs.iter().map(Vec::len).sum::<usize>()
     }
 
-    pub(super) fn take(&mut self, row: &ChangeRow, limit: usize) {
+    /// Takes a row; `is_new`: no earlier poll returned it.
+    pub(super) fn take(&mut self, row: &ChangeRow, limit: usize, is_new: bool) {
         let (versions, deleted) =
             (row.versions.as_deref().unwrap_or_default(), row.deleted == Some(true));
         let Some(ids) = &row.product_ids else {
@@ -122,8 +131,12 @@ impl Changes {
             self.truncated_below = self.truncated_below.max(below);
             return;
         };
+        let age = row.age.filter(|_| is_new);
+        // Negative when the clock was set back.
+        let age = age.map(|age| Duration::try_from_secs_f64(age).unwrap_or_default());
         if self.len() + ids.len() > limit {
             self.overflow = true;
+            age.into_iter().for_each(|age| self.ages.add_bulk(age, ids.len()));
             return;
         }
         let changes = ids.iter().zip(versions).filter_map(|(id, version)| {
@@ -132,9 +145,11 @@ impl Changes {
         });
         if ids.len() > PACK {
             self.packs.push(changes.collect());
+            age.into_iter().for_each(|age| self.ages.add_bulk(age, ids.len()));
             return;
         }
         for (id, revision) in changes {
+            age.into_iter().for_each(|age| self.ages.add(id, revision, age));
             let newest = self.single.entry(id).or_insert(revision);
             *newest = revision.max(*newest);
         }

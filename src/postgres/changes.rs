@@ -4,7 +4,8 @@
 //! that the previous poll's snapshot did not see: rows of transactions that began after it, and of those that were in
 //! progress then. A transaction that stays open for an hour delays only its own rows.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use futures_util::TryStreamExt;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
@@ -14,6 +15,7 @@ use super::change_rows::{ChangeRow, Changes};
 use super::error::read_error;
 use super::snapshot::Snapshot;
 use super::{Error, Postgres, within};
+use crate::metrics::{Metrics, PostgresOperation};
 use crate::moment::Moment;
 use crate::product::Version;
 
@@ -49,16 +51,18 @@ const POLL: &str = "SELECT NULL::bigint[] AS product_ids, NULL::bigint[] AS vers
         mark.id AS mark, mark.token::text AS mark_token, \
         coalesce($3 IS NULL OR EXISTS (SELECT FROM hotshelf.marks WHERE marks.catalogue = $6 AND id = $3 AND token::text = $4) \
             OR $3 < (SELECT min(id) FROM hotshelf.marks WHERE marks.catalogue = $6), false) AS remembered, \
-        held_until < clock_timestamp() AS relay_is_free \
+        held_until < clock_timestamp() AS relay_is_free, NULL::float8 AS age \
     FROM hotshelf.feed CROSS JOIN hotshelf.catalogue AS attached CROSS JOIN hotshelf.product_version \
         LEFT JOIN LATERAL (SELECT id, token FROM hotshelf.marks WHERE marks.catalogue = $6 \
             ORDER BY id DESC LIMIT 1) AS mark ON true \
     WHERE feed.catalogue = $6 AND attached.number = $6 \
     UNION ALL \
-    SELECT product_ids, versions, deleted, xid::text, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL \
+    SELECT product_ids, versions, deleted, xid::text, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, \
+        extract(epoch FROM statement_timestamp() - write_time)::float8 \
     FROM hotshelf.outbox WHERE catalogue = $6 AND xid >= $1::xid8 AND xid < pg_snapshot_xmax(pg_current_snapshot()) \
     UNION ALL \
-    SELECT product_ids, versions, deleted, xid::text, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL \
+    SELECT product_ids, versions, deleted, xid::text, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, \
+        extract(epoch FROM statement_timestamp() - write_time)::float8 \
     FROM hotshelf.outbox WHERE catalogue = $6 AND xid = ANY($2::xid8[])";
 
 /// Reads the outbox on its own connection, so that it never waits for a call's statement.
@@ -70,6 +74,8 @@ pub struct ChangeReader {
     connection: Option<(PgConnection, Server)>,
     /// The snapshot of the last poll.
     seen: Snapshot,
+    /// The same, also after [`start_over`](Self::start_over): the rows that it sees were returned before.
+    returned: Snapshot,
     /// The newest transaction of which a row was read. If a later snapshot does not see it, a commit was lost.
     newest_xid: u64,
     mark: Option<(i64, String)>,
@@ -77,6 +83,7 @@ pub struct ChangeReader {
     /// The start time of the server at the last poll. A restarted server may reuse the xids of transactions that were lost before
     /// they were on disk.
     started: Option<String>,
+    metrics: Arc<Metrics>,
 }
 
 /// Properties of the server that cannot change during a connection.
@@ -99,10 +106,12 @@ impl Postgres {
             catalogue,
             connection: None,
             seen: Snapshot::empty(),
+            returned: Snapshot::empty(),
             newest_xid: 0,
             mark: None,
             epoch: None,
             started: None,
+            metrics: Arc::clone(&self.metrics),
         }
     }
 }
@@ -141,7 +150,10 @@ impl ChangeReader {
         if restarted {
             self.seen = Snapshot::empty();
         }
-        let mut changes = self.poll_on(&mut connection, &server, limit).await?;
+        let began = Instant::now();
+        let polled = self.poll_on(&mut connection, &server, limit).await;
+        self.metrics.postgres_seconds.record(PostgresOperation::Poll, began.elapsed());
+        let mut changes = polled?;
         changes.restarted = restarted;
         self.started = Some(server.started.clone());
         self.connection = Some((connection, server));
@@ -164,7 +176,9 @@ impl ChangeReader {
         statement: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
     ) -> Result<T, Error> {
         let (mut connection, server) = self.take_connection().await?;
+        let began = Instant::now();
         let done = within(Some(STATEMENT_TIMEOUT), statement(&mut connection)).await;
+        self.metrics.postgres_seconds.record(PostgresOperation::Relay, began.elapsed());
         let done = done.map_err(|error| read_error(&error))?;
         self.connection = Some((connection, server));
         Ok(done)
@@ -212,8 +226,9 @@ impl ChangeReader {
             match &row.xid {
                 None => header = Some(row),
                 Some(xid) => {
-                    newest_xid = newest_xid.max(xid.parse().unwrap_or_default());
-                    changes.take(&row, limit);
+                    let xid = xid.parse().unwrap_or_default();
+                    newest_xid = newest_xid.max(xid);
+                    changes.take(&row, limit, !self.returned.sees(xid));
                 }
             }
         }
@@ -256,6 +271,7 @@ impl ChangeReader {
             return Ok(());
         }
         self.seen = changes.snapshot.clone();
+        self.returned = changes.snapshot.clone();
         self.newest_xid = newest_xid;
         self.mark = header.mark.zip(header.mark_token);
         self.epoch = Some(changes.epoch.clone());

@@ -191,6 +191,10 @@ impl Connections {
         (state.open.into(), state.idle.len() as u64)
     }
 
+    pub(super) fn limit(&self) -> u32 {
+        self.limit
+    }
+
     /// Closes idle connections. Those in use are closed when they are dropped.
     pub(super) async fn close(&self) {
         use sqlx::Connection as _;

@@ -2,12 +2,12 @@
 
 use std::time::SystemTime;
 
-use super::attempts::{Attempts, Kind};
+use super::attempts::Kind;
 use super::budget::Turn;
 use super::rows::finite;
 use super::{Error, Postgres};
 use crate::caller::CallContext;
-use crate::metrics::PostgresShare;
+use crate::metrics::{PostgresOperation, PostgresShare};
 use crate::product::{ProductId, Version};
 
 /// What Postgres holds for one product.
@@ -41,7 +41,7 @@ impl Postgres {
         _turn: &OperatorTurn,
     ) -> Result<RowState, Error> {
         let mut connection = self.callers.acquire(None).await?;
-        let mut attempts = Attempts::new(Kind::Read, None, self.timeout);
+        let mut attempts = self.attempts(PostgresOperation::Explain, Kind::Read, None);
         let statement = self.statements()?.inspect.clone();
         let (exists, version, micros, pending): (bool, i64, Option<i64>, i64) = loop {
             let inspect =

@@ -5,13 +5,13 @@ use sqlx::PgConnection;
 use sqlx::Row as _;
 use sqlx::postgres::PgRow;
 
-use super::attempts::{Attempts, Kind};
+use super::attempts::Kind;
 use super::connections::Connections;
 use super::error::{message, read_error, row_of_statement_raised};
 use super::rows;
 use super::statements::Statements;
 use super::{Demand, Error, Postgres};
-use crate::metrics::PostgresShare;
+use crate::metrics::{PostgresOperation, PostgresShare};
 use crate::moment::Moment;
 use crate::product::{Product, ProductId, Version};
 
@@ -109,7 +109,7 @@ impl Postgres {
         statements: &Statements,
     ) -> Result<Vec<PgRow>, Failure> {
         let mut connection = connections.acquire(None).await?;
-        let mut attempts = Attempts::new(Kind::Read, None, self.timeout);
+        let mut attempts = self.attempts(PostgresOperation::Load, Kind::Read, None);
         loop {
             let outcome = attempts.in_time(select(&mut connection, ids, statements)).await;
             if let Some(why) = outcome.as_ref().err().filter(|error| row_of_statement_raised(error))

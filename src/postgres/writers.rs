@@ -12,7 +12,7 @@ use ahash::RandomState;
 use parking_lot::Mutex;
 
 use super::Error;
-use super::budget::{Budget, Demand, DemandGuard, Limits, NoTurn, Turn};
+use super::budget::{Budget, Counts, Demand, DemandGuard, Limits, NoTurn, Turn};
 use crate::caller::CallContext;
 use crate::metrics::PostgresShare;
 use crate::product::ProductId;
@@ -96,8 +96,7 @@ impl Writers {
 
     /// Whether other writes wait for a connection.
     pub(super) fn has_waiting(&self) -> bool {
-        let [_, waiting, _] = self.share.counts();
-        waiting > 0
+        self.share.counts().waiting > 0
     }
 
     /// Releases the turn of the share to other writes and waits for another one. The place among the writes of the product stays.
@@ -119,7 +118,7 @@ impl Writers {
         }
     }
 
-    pub(super) fn counts(&self) -> [u64; 3] {
+    pub(super) fn counts(&self) -> Counts {
         self.share.counts()
     }
 

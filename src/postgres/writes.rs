@@ -15,6 +15,7 @@ use super::values::Values;
 use super::writers::WriteTurn;
 use super::{Error, Postgres};
 use crate::caller::CallContext;
+use crate::metrics::PostgresOperation;
 use crate::product::{NewProduct, Patch, Product, ProductId, Version};
 
 /// The most of the statement timeout that one wait for a lock may take. Less than half, because behind another waiter one
@@ -45,7 +46,8 @@ impl Postgres {
     ) -> Result<Product, Error> {
         let statements = self.statements()?;
         let values = Values::of_patch(&statements, patch)?;
-        let mut write = self.begin_write(Some(id), call, statements).await?;
+        let mut write =
+            self.begin_write(PostgresOperation::Update, Some(id), call, statements).await?;
         let statement = |lock_timeout| {
             values
                 .query(&values.update)
@@ -71,7 +73,7 @@ impl Postgres {
     ) -> Result<Product, Error> {
         let statements = self.statements()?;
         let values = Values::of_new(&statements, product)?;
-        let mut write = self.begin_write(None, call, statements).await?;
+        let mut write = self.begin_write(PostgresOperation::Create, None, call, statements).await?;
         for _ in 0..ID_ATTEMPTS {
             let inserted = write
                 .run(|lock_timeout| {
@@ -101,7 +103,8 @@ impl Postgres {
     ) -> Result<Version, Error> {
         let statements = self.statements()?;
         let delete = statements.delete.clone();
-        let mut write = self.begin_write(Some(id), call, statements).await?;
+        let mut write =
+            self.begin_write(PostgresOperation::Delete, Some(id), call, statements).await?;
         let statement = |lock_timeout| {
             sqlx::query(delete.clone())
                 .bind(id.get())
@@ -114,6 +117,7 @@ impl Postgres {
 
     async fn begin_write(
         &self,
+        operation: PostgresOperation,
         id: Option<ProductId>,
         call: CallContext,
         statements: Arc<Statements>,
@@ -128,7 +132,7 @@ impl Postgres {
         });
         let call = CallContext { caller, deadline: locked_at };
         let turn = self.writers.turn(id, call).await?;
-        Ok(Write { postgres: self, statements, connection: None, deadline, call, turn })
+        Ok(Write { postgres: self, operation, statements, connection: None, deadline, call, turn })
     }
 
     fn lock_slice(&self) -> Duration {
@@ -144,6 +148,7 @@ pub(super) type Statement<'q> = sqlx::query::Query<'q, sqlx::Postgres, PgArgumen
 /// A write in flight.
 pub(super) struct Write<'a> {
     pub(super) postgres: &'a Postgres,
+    operation: PostgresOperation,
     pub(super) statements: Arc<Statements>,
     connection: Option<Connection>,
     deadline: Option<Instant>,
@@ -162,7 +167,7 @@ impl Write<'_> {
     }
 
     pub(super) fn attempts(&self, kind: Kind) -> Attempts {
-        Attempts::new(kind, self.deadline, self.postgres.timeout)
+        self.postgres.attempts(self.operation, kind, self.deadline)
     }
 
     /// Releases the turn and the connection if another write waits, and waits for a new turn.

@@ -16,9 +16,9 @@ use crate::caller::Caller;
 
 /// Keys of the commands in flight. A script takes about 20 us, so all of them take 10 ms. Too high: a single command waits behind
 /// them. Too low: the round-trip time to Redis limits the throughput.
-const AT_ONCE: usize = 512;
+pub(super) const AT_ONCE: usize = 512;
 /// Queued commands of all callers. Each belongs to a call in flight or to a chunk of one; the number of calls is bounded, too.
-const QUEUED: usize = 16_384;
+pub(super) const QUEUED: usize = 16_384;
 
 #[derive(Debug)]
 pub(super) struct CommandAdmission {

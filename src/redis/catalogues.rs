@@ -26,8 +26,8 @@ impl Redis {
         let ask = async |name, args: Vec<Value>| {
             let mut words = vec![list.clone().into()];
             words.extend(args);
-            let reply = self.nodes.send(&list, NodeCommand::new(name, words)).await;
-            self.counted(RedisOperation::Probe, reply)
+            let reply = self.nodes.send(&list, NodeCommand::new(name, words));
+            self.counted(RedisOperation::Probe, reply).await
         };
         ask("HSET", vec![keys.catalogue.clone().into(), value.into()]).await?;
         ask("PEXPIRE", vec![number(millis(FORGET_CATALOGUE_AFTER))]).await?;

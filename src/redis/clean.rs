@@ -18,9 +18,10 @@ impl Redis {
     pub(crate) async fn supersede(&self, changes: &[Change]) -> Vec<Result<bool, Unavailable>> {
         let asked = changes.iter().map(|change| {
             let args = vec![head_of(change.revision).into()];
-            self.run_and_break_lease::<i64>(&self.scripts.supersede, change.id, args)
+            let reply = self.run_and_break_lease::<i64>(&self.scripts.supersede, change.id, args);
+            self.counted(RedisOperation::Relay, reply)
         });
-        let older = |reply| self.counted(RedisOperation::Relay, reply).map(|older| older == 1);
+        let older = |reply: Result<i64, _>| reply.map(|older| older == 1);
         join_all(asked).await.into_iter().map(older).collect()
     }
 
@@ -31,18 +32,17 @@ impl Redis {
             let removed = ids.iter().map(|id| {
                 let (entry, lock) = (keys.entry(*id), keys.lock(*id));
                 let unlink = NodeCommand::new("DEL", vec![entry.clone().into(), lock.into()]);
-                async move { self.nodes.send(&entry, unlink).await }
+                let reply = async move { self.nodes.send(&entry, unlink).await };
+                self.counted(RedisOperation::Relay, reply)
             });
-            let removed = join_all(removed).await.into_iter();
-            return removed
-                .map(|reply| self.counted(RedisOperation::Relay, reply).map(drop))
-                .collect();
+            return join_all(removed).await.into_iter().map(|reply| reply.map(drop)).collect();
         }
         let Some(first) = ids.first() else { return Vec::new() };
         let names: Vec<Value> =
             ids.iter().flat_map(|id| [keys.entry(*id).into(), keys.lock(*id).into()]).collect();
-        let reply = self.nodes.send(&keys.entry(*first), NodeCommand::new("DEL", names)).await;
-        vec![self.counted(RedisOperation::Relay, reply).map(drop); ids.len()]
+        let first = keys.entry(*first);
+        let reply = self.nodes.send(&first, NodeCommand::new("DEL", names));
+        vec![self.counted(RedisOperation::Relay, reply).await.map(drop); ids.len()]
     }
 
     /// Removes an entry with a version above `ceiling`, which PostgreSQL has not assigned.
@@ -51,16 +51,16 @@ impl Redis {
         tracing::warn!(%id, %ceiling, "an entry in Redis has a version that PostgreSQL has not assigned; removing it");
         let args = vec![head_of(Revision::gone_after(ceiling)).into()];
         let keys = vec![self.keys().entry(id)];
-        let reply = self.run::<i64>(&self.scripts.remove_above, keys, args).await;
+        let reply = self.run::<i64>(&self.scripts.remove_above, keys, args);
         // If the removal fails, the next read of the key repeats it.
-        let _ = self.counted(RedisOperation::Get, reply);
+        let _ = self.counted(RedisOperation::Get, reply).await;
     }
 
     /// The mark that a relay of this catalogue wrote last.
     pub(crate) async fn read_mark(&self) -> Result<Option<String>, Unavailable> {
         let key = self.keys().mark();
-        let reply = self.nodes.send(&key, NodeCommand::new("GET", vec![key.clone().into()])).await;
-        Ok(self.counted(RedisOperation::Relay, reply)?.into_string())
+        let reply = self.nodes.send(&key, NodeCommand::new("GET", vec![key.clone().into()]));
+        Ok(self.counted(RedisOperation::Relay, reply).await?.into_string())
     }
 
     /// Writes a mark, by which a relay on another copy of the database detects that Redis was filled from this one.
@@ -68,7 +68,7 @@ impl Redis {
         let key = self.keys().mark();
         let args = vec![key.clone().into(), mark.to_owned().into(), "EX".into(), number(MARK_KEPT)];
         let set = NodeCommand::new("SET", args);
-        let reply = self.nodes.send(&key, set).await;
-        self.counted(RedisOperation::Relay, reply).map(drop)
+        let reply = self.nodes.send(&key, set);
+        self.counted(RedisOperation::Relay, reply).await.map(drop)
     }
 }

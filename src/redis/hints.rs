@@ -44,8 +44,8 @@ impl Redis {
         let packed = if changes.len() > MAX_CHANGES { Bytes::new() } else { pack(changes) };
         let channel = self.keys().channel();
         let publish = NodeCommand::new("PUBLISH", vec![channel.clone().into(), packed.into()]);
-        let reply = self.nodes.send(&channel, publish).await;
-        self.counted(RedisOperation::Hint, reply).map(drop)
+        let reply = self.nodes.send(&channel, publish);
+        self.counted(RedisOperation::Hint, reply).await.map(drop)
     }
 
     /// Subscribes to the changes that instances publish.

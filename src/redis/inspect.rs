@@ -29,19 +29,17 @@ pub struct LeaseState {
 
 impl Redis {
     pub(crate) async fn inspect(&self, id: ProductId) -> Result<RedisState, Unavailable> {
-        let ask = |name, key: Bytes| {
+        let ask = |operation, name, key: Bytes| {
             let command = NodeCommand::new(name, vec![key.clone().into()]);
-            async move { self.nodes.send(&key, command).await }
+            let reply = async move { wrong_type_as_value(self.nodes.send(&key, command).await) };
+            self.counted(operation, reply)
         };
         let (entry, token, remaining) = tokio::join!(
-            ask("GET", self.keys().entry(id)),
-            ask("GET", self.keys().lock(id)),
-            ask("PTTL", self.keys().lock(id)),
+            ask(RedisOperation::Get, "GET", self.keys().entry(id)),
+            ask(RedisOperation::Lease, "GET", self.keys().lock(id)),
+            ask(RedisOperation::Lease, "PTTL", self.keys().lock(id)),
         );
-        let entry = wrong_type_as_value(entry);
-        let entry = self.counted(RedisOperation::Get, entry)?;
-        let token = self.counted(RedisOperation::Lease, token)?;
-        let remaining = self.counted(RedisOperation::Lease, remaining)?;
+        let (entry, token, remaining) = (entry?, token?, remaining?);
         let remaining = remaining.as_i64().unwrap_or_default().max(0).unsigned_abs();
         let remaining = Duration::from_millis(remaining);
         let age = self.options.lease_ttl.saturating_sub(remaining);

@@ -60,8 +60,8 @@ impl Redis {
         let keys = vec![self.keys().entry(id), self.keys().lock(id)];
         let ttl = millis(self.options.lease_ttl);
         let args = vec![token.clone().into(), number(ttl)];
-        let reply = self.run(&self.scripts.try_lease, keys, args).await;
-        let (mine, value): (i64, Value) = self.counted(RedisOperation::Lease, reply)?;
+        let reply = self.run(&self.scripts.try_lease, keys, args);
+        let (mine, value): (i64, Value) = self.counted(RedisOperation::Lease, reply).await?;
         let lease = (mine == 1).then_some(Lease { id, token });
         self.metrics.leases.inc(if lease.is_some() {
             LeaseOutcome::Acquired
@@ -82,8 +82,8 @@ impl Redis {
         let keys = vec![self.keys().entry(lease.id), self.keys().lock(lease.id)];
         self.take_lease_back(lease).await;
         let args = vec![lease.token.clone().into(), encode(entry).into(), lifetime(entry)];
-        let reply = self.run(&self.scripts.fill, keys, args).await;
-        let mut reply: Vec<Value> = self.counted(RedisOperation::Fill, reply)?;
+        let reply = self.run(&self.scripts.fill, keys, args);
+        let mut reply: Vec<Value> = self.counted(RedisOperation::Fill, reply).await?;
         let held = if reply.len() > 1 { reply.remove(1) } else { Value::Null };
         let held = self.read_value(lease.id, held).await;
         Ok(match (reply.first().and_then(|word| word.as_str()).as_deref(), held) {
@@ -118,12 +118,12 @@ impl Redis {
             tick.tick().await;
             let renewals = leases.iter().map(|lease| {
                 let args = vec![lease.token.clone().into(), number(millis(self.options.lease_ttl))];
-                self.run::<i64>(&self.scripts.renew, vec![self.keys().lock(lease.id)], args)
+                let keys = vec![self.keys().lock(lease.id)];
+                let renewed = self.run::<i64>(&self.scripts.renew, keys, args);
+                self.counted(RedisOperation::Lease, renewed)
             });
-            for renewed in join_all(renewals).await {
-                // If a renewal fails, the lease may expire; the fill then returns `Lost`.
-                let _ = self.counted(RedisOperation::Lease, renewed);
-            }
+            // If a renewal fails, the lease may expire; the fill then returns `Lost`.
+            drop(join_all(renewals).await);
         }
     }
 
@@ -131,12 +131,12 @@ impl Redis {
     pub(crate) async fn release(&self, leases: &[Lease]) {
         let releases = leases.iter().map(|lease| {
             let args = vec![lease.token.clone().into()];
-            self.run::<i64>(&self.scripts.release, vec![self.keys().lock(lease.id)], args)
+            let keys = vec![self.keys().lock(lease.id)];
+            let released = self.run::<i64>(&self.scripts.release, keys, args);
+            self.counted(RedisOperation::Lease, released)
         });
-        for released in join_all(releases).await {
-            // If the release fails, the lease expires.
-            let _ = self.counted(RedisOperation::Lease, released);
-        }
+        // If a release fails, the lease expires.
+        drop(join_all(releases).await);
     }
 
     /// The pause before the next attempt while another instance loads: exponential from 4 to 64 ms, jittered down to half.

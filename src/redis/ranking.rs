@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use fred::types::Value;
+use futures_util::FutureExt;
 
 use super::breaker::Outcome;
 use super::entry_bytes::millis;
@@ -35,9 +36,9 @@ impl Redis {
         // Each instance calls this from one loop, so the call serves as the probe of this breaker.
         self.ranking_breaker.probing();
         let began = Instant::now();
-        let reply = self.run(&self.scripts.ranking, self.keys().ranking(), args).await;
-        self.ranking_breaker.probed(Outcome::of(&reply), began);
-        let _: Value = self.counted(RedisOperation::Ranking, reply)?;
+        let reply = self.run(&self.scripts.ranking, self.keys().ranking(), args);
+        let reply = reply.inspect(|reply| self.ranking_breaker.probed(Outcome::of(reply), began));
+        let _: Value = self.counted(RedisOperation::Ranking, reply).await?;
         Ok(())
     }
 
@@ -60,10 +61,11 @@ impl Redis {
         }
         let args = vec![ranking.clone().into(), number(0), last.into(), "WITHSCORES".into()];
         let began = Instant::now();
-        let reply = self.nodes.send(&ranking, NodeCommand::new("ZREVRANGE", args)).await;
-        self.ranking_breaker.record(Outcome::of(&reply), began);
-        let reply = reply.and_then(|value| value.convert().map_err(NoReply::Failed));
-        let members: Vec<(i64, f64)> = self.counted(RedisOperation::Ranking, reply)?;
+        let reply = self.nodes.send(&ranking, NodeCommand::new("ZREVRANGE", args)).map(|reply| {
+            self.ranking_breaker.record(Outcome::of(&reply), began);
+            reply.and_then(|value| value.convert().map_err(NoReply::Failed))
+        });
+        let members: Vec<(i64, f64)> = self.counted(RedisOperation::Ranking, reply).await?;
         // A count with half-life h and r reads per second converges to r h / ln 2.
         let per_second = std::f64::consts::LN_2 / HALF_LIFE.as_secs_f64();
         let ranked =

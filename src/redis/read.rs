@@ -1,5 +1,6 @@
 use bytes::Bytes;
 use fred::types::Value;
+use futures_util::FutureExt;
 use futures_util::future::join_all;
 
 use super::node::{NoReply, NodeCommand};
@@ -40,17 +41,26 @@ impl Redis {
             return vec![Err(Unavailable); ids.len()];
         };
         let keys = ids.iter().map(|id| Value::Bytes(self.keys().entry(*id))).collect();
+        let first = self.keys().entry(*first);
         let reply =
-            self.nodes.send(&self.keys().entry(*first), NodeCommand::new("MGET", keys)).await;
-        if let Err(NoReply::Failed(error)) = &reply
-            && ["NOPERM", "CROSSSLOT"].iter().any(|word| error.details().starts_with(word))
-        {
-            // Single GETs may still be allowed.
-            drop(admitted);
-            return join_all(ids.iter().map(|id| self.get(*id, caller))).await;
-        }
-        let Ok(Value::Array(values)) = self.counted(RedisOperation::Get, reply) else {
-            return vec![Err(Unavailable); ids.len()];
+            self.nodes.send(&first, NodeCommand::new("MGET", keys)).map(|reply| match reply {
+                Err(NoReply::Failed(error))
+                    if ["NOPERM", "CROSSSLOT"]
+                        .iter()
+                        .any(|word| error.details().starts_with(word)) =>
+                {
+                    Ok(None)
+                }
+                reply => reply.map(Some),
+            });
+        let values = match self.counted(RedisOperation::Get, reply).await {
+            Ok(Some(Value::Array(values))) => values,
+            Ok(None) => {
+                // Single GETs may still be allowed.
+                drop(admitted);
+                return join_all(ids.iter().map(|id| self.get(*id, caller))).await;
+            }
+            _ => return vec![Err(Unavailable); ids.len()],
         };
         let (mut entries, mut unreadable) = (Vec::with_capacity(ids.len()), Vec::new());
         for (id, value) in ids.iter().zip(values) {
@@ -68,8 +78,8 @@ impl Redis {
         let _admitted = self.admit(caller, 1).await?;
         let key = self.keys().entry(id);
         let get = NodeCommand::new("GET", vec![key.clone().into()]);
-        let reply = wrong_type_as_value(self.nodes.send(&key, get).await);
-        let value = self.counted(RedisOperation::Get, reply)?;
+        let reply = self.nodes.send(&key, get).map(wrong_type_as_value);
+        let value = self.counted(RedisOperation::Get, reply).await?;
         Ok(self.read_value(id, value).await)
     }
 }

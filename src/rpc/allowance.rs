@@ -55,7 +55,8 @@ impl Allowance {
         metrics: &Metrics,
     ) -> Arc<Self> {
         let all = Arc::new(Self { held: AtomicUsize::new(0), limit, free_divisor, kind });
-        metrics.gauge(gauge, help, &all, |all| all.held.load(Ordering::Relaxed) as u64);
+        let held = |all: &Self| all.held.load(Ordering::Relaxed) as u64;
+        metrics.bounded(gauge, help, &all, held, |all| all.limit as u64);
         all
     }
 

@@ -133,9 +133,10 @@ impl Callers {
         let rest = Arc::new(limits.of_caller());
         let callers = Arc::new(Self { limits, parts, rest });
         let help = "Callers known by name, of which limits are kept.";
-        metrics.gauge("hotshelf.callers.named", help, &callers, |callers| {
-            callers.parts.iter().map(|part| part.lock().named.len() as u64).sum()
-        });
+        let known =
+            |callers: &Self| callers.parts.iter().map(|part| part.lock().named.len() as u64).sum();
+        let most = |_: &Self| (PARTS * MAX_CALLERS) as u64;
+        metrics.bounded("hotshelf.callers.named", help, &callers, known, most);
         callers
     }
 

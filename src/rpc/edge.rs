@@ -96,9 +96,14 @@ impl Edge {
         refusals: Arc<Refusals>,
     ) -> Self {
         let places = Arc::new(Semaphore::new(options.max_connections));
-        metrics.gauge("hotshelf.connections", "Open gRPC connections.", &places, move |places| {
-            options.max_connections.saturating_sub(places.available_permits()) as u64
-        });
+        let limit = options.max_connections;
+        metrics.bounded(
+            "hotshelf.connections",
+            "Open gRPC connections.",
+            &places,
+            move |places| limit.saturating_sub(places.available_permits()) as u64,
+            move |_| limit as u64,
+        );
         Self { drain, metrics, places, options, identity, refusals }
     }
 

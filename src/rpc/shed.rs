@@ -40,9 +40,9 @@ impl CallPlaces {
     pub(super) fn new(limit: usize, metrics: &Metrics) -> Arc<Self> {
         let places = Arc::new(Self { taken: AtomicUsize::new(0), limit });
         let help = "Unary calls in flight.";
-        metrics.gauge("hotshelf.calls.in.flight", help, &places, |places| {
-            places.taken.load(Ordering::Relaxed).min(places.limit) as u64
-        });
+        let taken = |places: &Self| places.taken.load(Ordering::Relaxed).min(places.limit) as u64;
+        let limit = |places: &Self| places.limit as u64;
+        metrics.bounded("hotshelf.calls.in.flight", help, &places, taken, limit);
         places
     }
 }

@@ -51,12 +51,12 @@ async fn back_up(world: &Private) -> PathBuf {
     blocking(move || postgres.back_up().unwrap()).await
 }
 
-async fn stop(world: &Private) {
+pub async fn stop(world: &Private) {
     let postgres = world.postgres.clone();
     blocking(move || postgres.stop()).await;
 }
 
-async fn start_again(world: &Private) {
+pub async fn start_again(world: &Private) {
     let postgres = world.postgres.clone();
     blocking(move || postgres.start_again().unwrap()).await;
 }

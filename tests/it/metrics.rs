@@ -71,9 +71,9 @@ async fn counters(node: &Node) -> BTreeMap<String, f64> {
     let series = text.lines().filter(|line| !line.starts_with('#'));
     let series = series.filter_map(|line| line.rsplit_once(' '));
     series
-        // Either instance's relay may apply a change.
-        .filter(|(name, _)| !name.contains("relayed"))
-        .filter(|(name, _)| name.contains("_total") || name.contains("_seconds_count"))
+        // Either instance's relay may apply a change, and background tasks send statements and commands.
+        .filter(|(name, _)| !name.contains("relayed") && !name.starts_with("process_"))
+        .filter(|(name, _)| name.contains("_total") || name.contains("handling_seconds_count"))
         .map(|(name, value)| (name.to_owned(), value.parse().unwrap()))
         .collect()
 }

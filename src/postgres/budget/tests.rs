@@ -52,8 +52,8 @@ fn waits(place: &mut oneshot::Receiver<Turn>) -> bool {
 }
 
 fn in_use(budget: &Budget) -> u64 {
-    let [running, waiting, _] = budget.counts();
-    running + waiting
+    let counts = budget.counts();
+    counts.running + counts.waiting
 }
 
 #[test]
