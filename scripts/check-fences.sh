@@ -10,12 +10,14 @@ use warnings;
 
 # The modules that each module may import (`*`: all). A module that is not listed is a breach.
 # Every module may import proto, the generated messages, unless it is in `no_proto`.
-my $LEAVES = 'product moment caller entry metrics drain supervisor pause controls recent_changes refusals';
+my $LEAVES = 'findings urls product moment caller entry metrics drain supervisor pause controls recent_changes refusals';
 my %imports = (
     proto     => '',
     product   => '',
     moment    => '',
     caller    => '',
+    findings  => '',
+    urls      => '',
     entry     => 'product moment',
     pause     => '',
     recent_changes => 'product moment',
@@ -29,6 +31,7 @@ my %imports = (
     postgres  => "$LEAVES recent_changes",
     import    => "$LEAVES postgres",
     attach    => 'postgres',
+    doctor    => "$LEAVES config postgres redis rpc",
     catalog   => "$LEAVES recent_changes hot_cache hot_keys redis postgres",
     relay     => "$LEAVES redis postgres",
     rpc       => "$LEAVES catalog",
@@ -41,7 +44,7 @@ my %imports = (
     lib       => '*',
     main      => '*',
 );
-my %no_proto = map { $_ => 1 } qw(product moment caller pause metrics drain supervisor recent_changes);
+my %no_proto = map { $_ => 1 } qw(findings urls product moment caller pause metrics drain supervisor recent_changes);
 
 # Names that only some modules may use: pattern, modules, rule.
 my @fences = (

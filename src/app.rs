@@ -12,6 +12,7 @@ use crate::catalog::{Catalog, Parts};
 use crate::config::{PostgresArgs, ServeArgs};
 use crate::controls::Controls;
 use crate::drain::Drain;
+use crate::findings::Section;
 use crate::hot_cache::HotCache;
 use crate::hot_keys::HotKeys;
 use crate::metrics::{BackgroundTask, Metrics};
@@ -27,6 +28,8 @@ use crate::supervisor::Fault;
 
 /// The longest that a start waits for Redis; then it goes on without Redis.
 const REDIS_TIMEOUT: Duration = Duration::from_secs(2);
+/// The longest that a start spends on checks of a server that only warn.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 /// The longest that a start waits until its connections to Postgres are open; then it goes on with fewer.
 const POSTGRES_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest that a start waits for its first poll of the outbox; then it serves, with memory that is not trusted yet.
@@ -88,7 +91,6 @@ impl App {
         let grpc = bind(args.serving.grpc_addr, "GRPC_ADDR").await?;
         let admin = bind(args.serving.admin_addr, "ADMIN_ADDR").await?;
         let (grpc_addr, admin_addr) = (address(&grpc)?, address(&admin)?);
-        identity.warn_if_open(grpc_addr);
 
         let (pauses, controls) = (pauses(args), Controls::default());
         let drain = Drain::new(Arc::clone(&metrics));
@@ -102,11 +104,14 @@ impl App {
         let postgres = postgres.map_err(StartError::Usage)?;
         let redis = Redis::connect(args.redis(), Arc::clone(&metrics), controls.clone())
             .map_err(StartError::Usage)?;
+        identity.warn_if_open(grpc_addr);
         let (postgres, redis) = (Arc::new(postgres), Arc::new(redis));
         migrate(&postgres, &args.postgres, &readiness).await?;
         let mut change_reader = postgres.change_reader();
         let entered = enter_epoch(&mut change_reader, &redis, &metrics).await;
         entered.map_err(|error| StartError::Failed(format!("DATABASE_URL: {error}")))?;
+        let checked = tokio::time::timeout(CHECK_TIMEOUT, postgres.check(args.checks())).await;
+        checked.iter().for_each(Section::log);
         postgres.warm(POSTGRES_TIMEOUT).await;
         let maintained = Arc::clone(&postgres);
         drain.spawn_loop(BackgroundTask::PostgresConnections, move || {
@@ -158,6 +163,9 @@ impl App {
         readiness.set_not_ready("loading the hottest products");
         // Entries of a Redis node are suspect until a probe has read its replication id.
         let _ = tokio::time::timeout(REDIS_TIMEOUT, catalog.probe_redis()).await;
+        if let Ok(checked) = tokio::time::timeout(CHECK_TIMEOUT, redis.check_connected()).await {
+            checked.iter().for_each(Section::log);
+        }
         wait_for_first_poll(&hot).await;
         catalog.warm(args.caching.warm_timeout).await;
         health.set(true).await;
@@ -283,6 +291,7 @@ async fn migrate(
     let began = Instant::now();
     loop {
         let ready = async {
+            postgres.check_sessions().await?;
             postgres.migrate(args.migrate).await?;
             postgres.open_catalogue().await?;
             postgres.check_triggers().await

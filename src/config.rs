@@ -14,15 +14,18 @@ mod switches;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use clap::builder::BoolishValueParser;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 
-pub use commands::{AttachArgs, ChangeArgs, DetachArgs, HealthArgs, ImportArgs};
+pub use commands::{
+    AttachArgs, ChangeArgs, DetachArgs, DoctorArgs, FailOn, HealthArgs, ImportArgs, ReportFormat,
+};
 pub use edge::EdgeArgs;
 pub use effective::effective;
 pub use identity::IdentityArgs;
-use limits::{DAY, HOUR, LONGEST_TTL, MILLISECOND, MINUTE, duration, namespace, number};
+use limits::{
+    DAY, HOUR, LONGEST_TTL, MILLISECOND, MINUTE, address, boolean, duration, namespace, number,
+};
 
 use crate::postgres::Migrate;
 pub use redis_tls::RedisTlsArgs;
@@ -61,6 +64,12 @@ pub enum Command {
     /// missing), description and the attributes of the table. A row with the id of an existing product replaces its values, apart
     /// from those of columns that the file lacks; a row with the same values changes nothing. An empty attribute is NULL.
     Import(ImportArgs),
+    /// Checks everything that `serve` would need, with the same options, and prints what is fine, what is wrong, what that costs, and
+    /// how to mend it. Changes nothing.
+    ///
+    /// An error means that `serve` does not start or calls fail, a warning that it serves at a cost. Ends with 0 if all is fine, 1 if
+    /// there are errors, 2 if there are warnings only, and 64 if a setting cannot be used.
+    Doctor(Box<DoctorArgs>),
     /// Asks a running instance whether it is ready, and ends with 0 if it is, else with 1: for health checks of containers.
     Health(HealthArgs),
     /// Prints the settings in effect and where each comes from, passwords hidden, without connecting to anything.
@@ -174,7 +183,7 @@ pub struct RedisArgs {
     pub tls: RedisTlsArgs,
     /// Treats REDIS_URL as a node of a Redis Cluster, whatever its scheme.
     #[arg(long, env, default_value_t = false, num_args = 0..=1, default_missing_value = "true")]
-    #[arg(value_name = "BOOL", value_parser = BoolishValueParser::new())]
+    #[arg(value_name = "BOOL", value_parser = boolean)]
     pub redis_cluster: bool,
     /// The first part of every key and channel, so that several catalogues can share one Redis.
     #[arg(long, env, default_value = "hotshelf", value_name = "NAME", value_parser = namespace)]
@@ -282,7 +291,7 @@ pub struct CachingArgs {
 #[derive(Args, Clone, Debug)]
 pub struct ServingArgs {
     /// The address of the gRPC port.
-    #[arg(long, env, default_value = "0.0.0.0:50051", value_name = "ADDRESS")]
+    #[arg(long, env, default_value = "0.0.0.0:50051", value_name = "ADDRESS", value_parser = address)]
     pub grpc_addr: SocketAddr,
     /// A PEM file with the server's certificate chain; with it gRPC is served over TLS only.
     ///
@@ -295,7 +304,7 @@ pub struct ServingArgs {
     /// The address of the admin port: /metrics, /livez, /readyz and /callers.
     ///
     /// The default is reachable from this machine only. The container image sets 0.0.0.0:9464.
-    #[arg(long, env, default_value = "127.0.0.1:9464", value_name = "ADDRESS")]
+    #[arg(long, env, default_value = "127.0.0.1:9464", value_name = "ADDRESS", value_parser = address)]
     pub admin_addr: SocketAddr,
     /// Connections at once; a connection above the limit is closed as soon as it is accepted.
     ///

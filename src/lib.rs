@@ -12,6 +12,7 @@
 //!   lately: the revision below which no tier may serve it.
 //! - [`relay`] applies committed changes from the outbox to Redis, in one instance for the whole fleet.
 //! - [`hot_keys`] finds the heavy hitters; [`import`] loads CSV files; [`admin`] serves `/metrics`, `/livez` and `/readyz`.
+//! - [`doctor`] checks the servers that `serve` would use; [`findings`] is what checks find; [`urls`] splits their addresses.
 //! - Any module may use [`moment`] (instants in eight bytes), [`caller`], [`metrics`], [`drain`] (the only place that spawns
 //!   tasks), [`supervisor`] (restarts them) and [`refusals`]. [`logging`] bounds the log.
 //! - [`pause`] and [`controls`] are hooks for tests; without the feature `test-hooks` both are empty.
@@ -35,8 +36,10 @@ pub mod caller;
 pub mod catalog;
 pub mod config;
 pub mod controls;
+pub mod doctor;
 pub mod drain;
 pub mod entry;
+pub mod findings;
 pub mod hot_cache;
 pub mod hot_keys;
 pub mod import;
@@ -53,3 +56,4 @@ pub mod refusals;
 pub mod relay;
 pub mod rpc;
 pub mod supervisor;
+pub mod urls;

@@ -9,7 +9,11 @@ use clap::{CommandFactory, FromArgMatches};
 use hotshelf::admin::health;
 use hotshelf::app::{App, StartError};
 use hotshelf::attach;
-use hotshelf::config::{self, Cli, Command, DatabaseArgs, ImportArgs, ServeArgs};
+use hotshelf::config::{
+    self, Cli, Command, DatabaseArgs, DoctorArgs, FailOn, ImportArgs, ReportFormat, ServeArgs,
+};
+use hotshelf::doctor;
+use hotshelf::findings::Severity;
 use hotshelf::import;
 use hotshelf::logging::Log;
 use hotshelf::metrics::Metrics;
@@ -25,9 +29,10 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// File descriptors for everything but gRPC connections: Redis, Postgres, scrapes, and a reserve.
 const OWN_FILES: u64 = 256;
 
-/// Exit codes: the command line or a setting is wrong (EX_USAGE of sysexits.h), or anything else failed.
+/// Exit codes: the command line or a setting is wrong (EX_USAGE of sysexits.h), anything else failed, or `doctor` warns.
 const USAGE: u8 = 64;
 const FAILED: u8 = 1;
+const WARNED: u8 = 2;
 
 /// The exit code, and one line for the operator.
 struct Failure(u8, String);
@@ -103,7 +108,11 @@ fn arguments() -> Result<Option<(Command, Targets)>, Failure> {
             let answer = health::ask(args.admin_addr, path, args.timeout).map_err(failed)?;
             print(&format!("{answer}\n"));
         }
-        command => return Ok(Some((command, log_filter().map_err(usage)?))),
+        // It prints what it finds; the parts would log it, too.
+        command @ Command::Doctor(_) => {
+            return Ok(Some((command, log_filter(LevelFilter::OFF).map_err(usage)?)));
+        }
+        command => return Ok(Some((command, log_filter(LevelFilter::INFO).map_err(usage)?))),
     }
     Ok(None)
 }
@@ -120,7 +129,7 @@ fn run(command: Command, log: &Log) -> Result<(), Failure> {
         .map_err(|error| failed(format!("the runtime cannot be started: {error}")))?;
     let work = async {
         match command {
-            Command::Serve(args) => serve(&args, log).await,
+            Command::Serve(args) => Box::pin(serve(&args, log)).await,
             Command::Attach(args) => {
                 let postgres = Postgres::new(&args.database.one_connection(), Metrics::new());
                 let postgres = postgres.map_err(usage)?;
@@ -133,6 +142,7 @@ fn run(command: Command, log: &Log) -> Result<(), Failure> {
                 let done = attach::detach(&postgres, &args.table, args.how.how()).await;
                 finish(&postgres, done, log).await
             }
+            Command::Doctor(args) => check(&args, log).await,
             Command::Migrate(args) => migrate(&args, log).await,
             Command::Import(args) => import(&args, log).await,
             Command::Health(_) | Command::Config(_) | Command::Completions { .. } => Ok(()),
@@ -155,11 +165,11 @@ const QUIET: [(&str, LevelFilter); 4] = [
     ("rustls", LevelFilter::ERROR),
 ];
 
-/// RUST_LOG, or `info`, with the levels of [`QUIET`] for the libraries that it does not name.
+/// RUST_LOG, or the default level, with the levels of [`QUIET`] for the libraries that it does not name.
 #[expect(clippy::disallowed_methods, reason = "RUST_LOG is read by all commands, before clap")]
-fn log_filter() -> Result<Targets, String> {
+fn log_filter(default: LevelFilter) -> Result<Targets, String> {
     let given = std::env::var("RUST_LOG").unwrap_or_default();
-    let mut filter = Targets::new().with_default(LevelFilter::INFO);
+    let mut filter = Targets::new().with_default(default);
     if !given.trim().is_empty() {
         filter = given.parse().map_err(|error| {
             format!(
@@ -243,6 +253,23 @@ async fn serve(args: &ServeArgs, log: &Log) -> Result<(), Failure> {
         () = stop() => tracing::warn!("stopped at once by a second signal"),
     }
     failure.map_or(Ok(()), |line| Err(failed(line)))
+}
+
+async fn check(args: &DoctorArgs, log: &Log) -> Result<(), Failure> {
+    args.serve.check().map_err(usage)?;
+    let report = doctor::run(&args.serve).await.map_err(usage)?;
+    print(&match args.format {
+        ReportFormat::Table => report.table(),
+        ReportFormat::Json => format!("{:#}\n", report.json()),
+    });
+    match (report.severity(), args.fail_on) {
+        (Severity::Error, _) => Err(failed(report.summary())),
+        (Severity::Warning, FailOn::Warning) => Err(Failure(WARNED, report.summary())),
+        _ => {
+            log.write_line(&report.summary());
+            Ok(())
+        }
+    }
 }
 
 /// Reports the outcome of `attach` or `detach`.

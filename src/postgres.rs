@@ -7,6 +7,7 @@ mod budget;
 mod catalogue;
 mod change_rows;
 mod changes;
+mod checks;
 mod columns;
 mod connections;
 mod copy;
@@ -16,6 +17,7 @@ mod importable;
 mod inspect;
 mod mapping;
 mod observed;
+mod pooler;
 mod products;
 mod prune;
 mod quote;
@@ -26,6 +28,7 @@ mod schema;
 mod session;
 mod snapshot;
 mod statements;
+mod url;
 mod values;
 mod writers;
 mod writes;
@@ -46,6 +49,7 @@ use budget::{Budget, Limits};
 pub(crate) use budget::{Demand, DemandGuard, DemandGuards};
 pub(crate) use change_rows::Changes;
 pub use changes::ChangeReader;
+pub use checks::CheckOptions;
 use connections::{Connections, Prepare};
 pub use copy::{BadRow, DuplicateId, Import, ImportColumns, Merged};
 pub use error::{Error, Refusal, Refused};
@@ -218,12 +222,18 @@ impl Postgres {
     /// For the operator: the address, the reason, and what to check.
     #[must_use]
     pub fn unreachable_message(&self, why: &str) -> String {
-        let options = &self.session.connect;
+        let address = self.address();
         format!(
-            "PostgreSQL at {}:{} cannot be reached ({why}); check DATABASE_URL, and that the server runs",
-            options.get_host(),
-            options.get_port()
+            "PostgreSQL at {address} cannot be reached ({why}); check DATABASE_URL, and that the server runs"
         )
+    }
+
+    fn address(&self) -> String {
+        let options = &self.session.connect;
+        match options.get_socket() {
+            Some(socket) => socket.display().to_string(),
+            None => format!("{}:{}", options.get_host(), options.get_port()),
+        }
     }
 }
 

@@ -5,6 +5,7 @@ mod address;
 mod admission;
 mod breaker;
 mod catalogues;
+mod checks;
 mod clean;
 mod entry_bytes;
 mod hints;

@@ -5,11 +5,11 @@ use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use encoding_rs::Encoding;
 
-use super::DatabaseArgs;
-use super::limits::{DAY, MILLISECOND, MINUTE, duration};
+use super::limits::{DAY, MILLISECOND, MINUTE, address, duration};
+use super::{DatabaseArgs, ServeArgs};
 use crate::attach::How;
 use crate::import::ImportOptions;
 use crate::postgres::{AttachOptions, AttributeChoice, ColumnChoices};
@@ -17,7 +17,7 @@ use crate::postgres::{AttachOptions, AttributeChoice, ColumnChoices};
 #[derive(Args, Clone, Debug)]
 pub struct HealthArgs {
     /// The admin port of the instance; the setting is the one of `serve`.
-    #[arg(long, env, default_value = "127.0.0.1:9464", value_name = "ADDRESS")]
+    #[arg(long, env, default_value = "127.0.0.1:9464", value_name = "ADDRESS", value_parser = address)]
     pub admin_addr: SocketAddr,
     /// Asks whether the process is alive, which it is also while it starts or drains.
     #[arg(long)]
@@ -25,6 +25,33 @@ pub struct HealthArgs {
     /// How long to wait for an answer.
     #[arg(long, default_value = "2s", value_name = "DURATION", value_parser = duration(MILLISECOND, MINUTE))]
     pub timeout: Duration,
+}
+
+/// Which findings of `doctor` make its exit code other than 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum FailOn {
+    Warning,
+    Error,
+}
+
+/// How `doctor` prints what it found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ReportFormat {
+    Table,
+    Json,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct DoctorArgs {
+    /// What the exit code tells: with warning it is 1 if there are errors and 2 if there are only warnings, with error 0 if there are
+    /// only warnings.
+    #[arg(long, value_enum, default_value = "warning", value_name = "SEVERITY")]
+    pub fail_on: FailOn,
+    /// How to print what was found.
+    #[arg(long, value_enum, default_value = "table", value_name = "FORMAT")]
+    pub format: ReportFormat,
+    #[command(flatten)]
+    pub serve: ServeArgs,
 }
 
 #[derive(Args, Clone, Debug)]

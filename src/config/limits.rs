@@ -46,6 +46,19 @@ where
     }
 }
 
+/// Parses the address of a port. A name is not looked up.
+pub(super) fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| "must be IP:PORT, such as 0.0.0.0:50051 or [::1]:9464".to_owned())
+}
+
+pub(super) fn boolean(text: &str) -> Result<bool, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "true" | "yes" | "y" | "on" | "t" | "1" => Ok(true),
+        "false" | "no" | "n" | "off" | "f" | "0" => Ok(false),
+        _ => Err("must be true or false".to_owned()),
+    }
+}
+
 /// Parses the first part of every key. A brace would change the hash tag, so an entry and its lease would be in different slots.
 pub(super) fn namespace(text: &str) -> Result<String, String> {
     const LONGEST: usize = 100;

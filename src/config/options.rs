@@ -6,7 +6,7 @@ use super::{DatabaseArgs, ServeArgs};
 use crate::catalog::CatalogOptions;
 use crate::entry::TtlPolicy;
 use crate::hot_cache::HotCacheOptions;
-use crate::postgres::PostgresOptions;
+use crate::postgres::{CheckOptions, PostgresOptions};
 use crate::redis::RedisOptions;
 use crate::relay::RelayOptions;
 use crate::rpc::{EdgeOptions, LimitOptions, RpcOptions, Switches};
@@ -35,6 +35,11 @@ impl ServeArgs {
             loads: self.postgres.database_loads,
             queued_loads: self.postgres.database_queued_loads,
         }
+    }
+
+    #[must_use]
+    pub fn checks(&self) -> CheckOptions {
+        CheckOptions { migrate: self.postgres.migrate, read_only: self.switches.read_only }
     }
 
     #[must_use]

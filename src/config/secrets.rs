@@ -13,6 +13,7 @@ impl Cli {
         match &mut self.command {
             None => self.serve.read_secrets(),
             Some(Command::Serve(args)) => args.read_secrets(),
+            Some(Command::Doctor(args)) => args.serve.read_secrets(),
             Some(Command::Attach(args)) => args.database.read_secrets(),
             Some(Command::Detach(args)) => args.database.read_secrets(),
             Some(Command::Migrate(args)) => args.read_secrets(),

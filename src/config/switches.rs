@@ -1,8 +1,8 @@
 //! Services and methods that can be switched off.
 
 use clap::Args;
-use clap::builder::BoolishValueParser;
 
+use super::limits::boolean;
 use crate::rpc::ServedOn;
 
 #[derive(Args, Clone, Copy, Debug)]
@@ -12,7 +12,7 @@ pub struct SwitchArgs {
     /// Reads still serve changes by SQL and by other instances, and the relay still runs. Off: every client that reaches the port
     /// can write, unless callers are authenticated.
     #[arg(long, env, default_value_t = false, num_args = 0..=1, default_missing_value = "true")]
-    #[arg(value_name = "BOOL", value_parser = BoolishValueParser::new())]
+    #[arg(value_name = "BOOL", value_parser = boolean)]
     pub read_only: bool,
     /// Where hotshelf.v1.AdminService is served: true for the gRPC port, admin-port, or false for nowhere.
     ///

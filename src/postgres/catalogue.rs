@@ -58,10 +58,7 @@ impl Postgres {
                 "the table was changed; it is served as far as its mapping allows, until hotshelf attach --again takes the change in"
             ),
             Some(_) => tracing::info!(%table, "the table was attached again"),
-            None if !missing.is_empty() => tracing::warn!(
-                %table, %missing,
-                "the table lacks mapped columns, which are served as unset; run hotshelf attach --again"
-            ),
+            // `check` reports how the table differs.
             None => {}
         }
         self.attached.store(Some(Arc::new(Statements::new(mapping))));

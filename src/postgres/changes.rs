@@ -33,6 +33,9 @@ const SESSION: &str = "SET jit = off; SET enable_seqscan = off; SET enable_bitma
     SET default_transaction_isolation = 'read committed'; SET search_path = pg_catalog, pg_temp; \
     SET application_name = 'hotshelf change feed'";
 
+pub(super) const REPLICA: &str =
+    "the server is a read-only replica; DATABASE_URL must name the primary";
+
 /// Run once for each connection, because a connection never changes its server.
 const SERVER: &str = "SELECT concat_ws('/', c.id, (pg_control_system()).system_identifier, d.oid), \
     CASE WHEN pg_is_in_recovery() THEN NULL \
@@ -194,8 +197,7 @@ impl ChangeReader {
             return Ok(Err(Error::NotAttached("the table is no longer attached".to_owned())));
         };
         let Some(timeline) = timeline else {
-            let why = "the server is a read-only replica; DATABASE_URL must name the primary";
-            return Ok(Err(Error::Unavailable(why.to_owned())));
+            return Ok(Err(Error::Unavailable(REPLICA.to_owned())));
         };
         Ok(Ok((connection, Server { identity, timeline, started })))
     }

@@ -7,10 +7,14 @@ use super::Error;
 use super::columns::{Column, columns_of};
 use super::error::read_error;
 use super::quote::{ident, literal};
+use crate::findings::Finding;
 use crate::product::{Currency, Invalid, Price};
 
+/// The name of the check of the table and its mapping.
+pub(super) const TABLE: &str = "table";
+
 const CATALOGUES: &str = "SELECT c.number, c.name, c.relation::oid::bigint AS relation, n.nspname::text, r.relname::text, \
-        c.price_decimals, c.currency, c.epoch::text \
+        c.price_decimals, c.currency, c.all_attributes, c.epoch::text \
     FROM hotshelf.catalogue AS c LEFT JOIN pg_class AS r ON r.oid = c.relation \
         LEFT JOIN pg_namespace AS n ON n.oid = r.relnamespace ORDER BY c.number";
 const MAPPED: &str = "SELECT role, name, relation_oid::bigint AS relation_oid, attnum FROM hotshelf.mapped_column WHERE catalogue = $1";
@@ -48,6 +52,12 @@ pub(super) struct Mapping {
     pub(super) missing: Vec<String>,
     /// Columns of the table that are not mapped.
     pub(super) unmapped: Vec<String>,
+    /// Whether a column that is added becomes an attribute when the table is attached again.
+    pub(super) all_attributes: bool,
+    /// Mapped columns whose type is now one that their field cannot have, as `column (type)`: they are served as unset.
+    pub(super) retyped: Vec<String>,
+    /// The name that the id column had when the table was attached, if it has another now.
+    pub(super) id_was: Option<String>,
     /// Replaced whenever the table is attached again.
     pub(super) epoch: String,
 }
@@ -60,6 +70,7 @@ struct CatalogueRow {
     relname: Option<String>,
     price_decimals: Option<i16>,
     currency: Option<String>,
+    all_attributes: bool,
     epoch: String,
 }
 
@@ -80,6 +91,7 @@ impl FromRow<'_, PgRow> for CatalogueRow {
             relname: row.try_get("relname")?,
             price_decimals: row.try_get("price_decimals")?,
             currency: row.try_get("currency")?,
+            all_attributes: row.try_get("all_attributes")?,
             epoch: row.try_get("epoch")?,
         })
     }
@@ -97,6 +109,46 @@ impl Mapping {
     /// The qualified name of the table, quoted.
     pub(super) fn quoted_table(&self) -> String {
         format!("{}.{}", ident(&self.table.0), ident(&self.table.1))
+    }
+
+    /// What has become of the table since it was attached.
+    pub(super) fn findings(&self) -> Vec<Finding> {
+        let (schema, table) = &self.table;
+        let remedy = format!("run hotshelf attach --again {schema}.{table}");
+        let mut found = Vec::new();
+        let mut changed = |what: String, cost: &str| {
+            let what = format!("the table {schema}.{table} {what}");
+            found.push(Finding::warning(TABLE, &what, cost, &remedy));
+        };
+        if !self.missing.is_empty() {
+            let columns = self.missing.join(", ");
+            changed(format!("lacks mapped columns ({columns})"), "they are served as unset");
+        }
+        if !self.retyped.is_empty() {
+            let columns = self.retyped.join(", ");
+            let what = format!("has columns of types that their fields cannot have: {columns}");
+            changed(what, "they are served as unset");
+        }
+        if self.all_attributes && !self.unmapped.is_empty() {
+            let columns = self.unmapped.join(", ");
+            let what = format!("has columns that were added since it was attached ({columns})");
+            changed(what, "they are not served");
+        }
+        if let Some(was) = &self.id_was {
+            let id = &self.id.name;
+            let what = format!("the id column {was} of {schema}.{table} was renamed to {id}");
+            let cost = "every write to the table fails, also by SQL";
+            found.push(Finding::error(TABLE, &what, cost, &remedy));
+        }
+        if found.is_empty() {
+            let columns = self.columns().count() + 1 - self.attributes.len();
+            let (catalogue, attributes) = (&self.catalogue, self.attributes.len());
+            found.push(Finding::fine(
+                TABLE,
+                format!("{schema}.{table} as the catalogue {catalogue}: {columns} columns, {attributes} attributes"),
+            ));
+        }
+        found
     }
 
     /// The text of a price for its column.
@@ -178,18 +230,25 @@ impl Mapping {
     }
 }
 
+pub(super) fn not_attached() -> Error {
+    let why = "no table is attached to this database; run hotshelf attach TABLE";
+    Error::NotAttached(why.to_owned())
+}
+
 fn choose(catalogues: Vec<CatalogueRow>, wanted: &str) -> Result<CatalogueRow, Error> {
     let names: Vec<String> = catalogues.iter().map(|row| row.name.clone()).collect();
     let names = names.join(", ");
     let several = catalogues.len() > 1;
     let found =
         catalogues.into_iter().find(|row| wanted.is_empty() && !several || row.name == wanted);
-    found.ok_or_else(|| {
-        Error::NotAttached(match (names.is_empty(), wanted.is_empty()) {
-            (true, _) => "no table is attached to this database; run hotshelf attach TABLE".to_owned(),
-            (false, true) => format!("several tables are attached; choose one of their catalogues with CATALOG: {names}"),
-            (false, false) => format!("there is no catalogue {wanted}; CATALOG can be {names}; or run hotshelf attach TABLE"),
-        })
+    found.ok_or_else(|| match (names.is_empty(), wanted.is_empty()) {
+        (true, _) => not_attached(),
+        (false, true) => Error::NotAttached(format!(
+            "several tables are attached; choose one of their catalogues with CATALOG: {names}"
+        )),
+        (false, false) => Error::NotAttached(format!(
+            "there is no catalogue {wanted}; CATALOG can be {names}; or run hotshelf attach TABLE"
+        )),
     })
 }
 
@@ -219,6 +278,7 @@ fn resolve(
     let (id, name, price) = (role("id"), role("name"), role("price"));
     let (currency, description) = (role("currency"), role("description"));
     let (create_time, update_time) = (role("create_time"), role("update_time"));
+    let id_was = mapped.iter().find(|one| one.role == "id").map(|one| one.name.clone());
     let attributes = mapped.iter().filter(|one| one.role == "attribute").filter_map(&mut find);
     let mut attributes: Vec<Column> = attributes.collect();
     attributes.sort_by_key(|column| column.attnum);
@@ -227,6 +287,15 @@ fn resolve(
     let others = columns.iter().map(|column| column.name.clone());
     let others = others.filter(|name| *name != "hotshelf_version");
     let unmapped = others.filter(|name| !mapped.iter().any(|one| one.name == *name)).collect();
+    // A price column of another type than numeric or integer is not served: it could be rounded.
+    let fits_price = |price: &Column| price.kind == "numeric" || price.is_integer();
+    let misfits = [
+        price.as_ref().filter(|price| !fits_price(price)),
+        create_time.as_ref().filter(|time| !time.is_time()),
+        update_time.as_ref().filter(|time| !time.is_time()),
+    ];
+    let misfits = misfits.into_iter().flatten();
+    let retyped = misfits.map(|column| format!("{} ({})", column.name, column.declared)).collect();
     let Some(id) = id else {
         return Err(Error::Unexpected(format!(
             "the id column of {}.{} was dropped or replaced; run hotshelf attach --again",
@@ -237,10 +306,10 @@ fn resolve(
         number: row.number,
         catalogue: row.name,
         table,
+        id_was: id_was.filter(|was| *was != id.name),
         id,
         name,
-        // A price column of another type than numeric or integer is not served: it could be rounded.
-        price: price.filter(|price| price.kind == "numeric" || price.is_integer()),
+        price: price.filter(fits_price),
         currency,
         description,
         create_time: create_time.filter(Column::is_time),
@@ -251,6 +320,8 @@ fn resolve(
         sequence: None,
         missing,
         unmapped,
+        all_attributes: row.all_attributes,
+        retyped,
         epoch: row.epoch,
     })
 }

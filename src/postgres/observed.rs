@@ -56,7 +56,7 @@ impl Postgres {
         [PostgresShare::Loads, PostgresShare::Latest].into_iter().map(|share| self.counts(share))
     }
 
-    fn counts(&self, share: PostgresShare) -> Counts {
+    pub(super) fn counts(&self, share: PostgresShare) -> Counts {
         match share {
             PostgresShare::Loads => self.loads.counts(),
             PostgresShare::Latest => self.latest.counts(),

@@ -8,6 +8,7 @@ use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
 use sqlx::{Connection as _, Executor, PgConnection, SqlStr};
 
 use super::error::{message, read_error};
+use super::mapping::Mapping;
 use super::quote::literal;
 use super::session::CONNECT;
 use super::{Error, Postgres, within};
@@ -61,9 +62,7 @@ impl Postgres {
         match (missing, how) {
             (None, _) => {}
             (Some(version), Migrate::Never) => {
-                return Err(Error::Unexpected(format!(
-                    "the schema lacks migration {version}, and MIGRATE is never; run hotshelf migrate as a role that may change it"
-                )));
+                return Err(Error::Unexpected(not_migrated(version)));
             }
             (Some(_), Migrate::Auto) => {
                 // Without a timeout, and without notices of objects that exist already.
@@ -86,17 +85,41 @@ impl Postgres {
     /// When a trigger is missing or does not fire for all writers, with the command that repairs it; and [`Error::Unavailable`].
     pub async fn check_triggers(&self) -> Result<(), Error> {
         let statements = self.statements()?;
-        let broken = sqlx::query_as(BROKEN_TRIGGERS).bind(statements.mapping.number);
-        let broken = self.in_time(broken.fetch_one(&self.pool)).await;
-        let (broken,): (Option<String>,) = broken.map_err(|error| without_rights(&error))?;
-        broken.map_or(Ok(()), |broken| {
-            Err(Error::Unexpected(format!(
-                "triggers are missing, or not ENABLE ALWAYS ({broken}), so some writes would not be recorded; \
-                 run SELECT hotshelf.install_triggers() as the owner of the table, then update the rows that were written meanwhile: UPDATE {} SET hotshelf_version = hotshelf_version",
-                statements.mapping.quoted_table()
-            )))
-        })
+        let checked = async {
+            let mut connection = self.pool.acquire().await?;
+            broken_triggers(&mut connection, &statements.mapping).await
+        };
+        let broken = self.in_time(checked).await.map_err(|error| without_rights(&error))?;
+        broken.map_or(Ok(()), |sentence| Err(Error::Unexpected(sentence)))
     }
+}
+
+/// The sentence about triggers that are missing or do not fire for all writers; `None` when there are none.
+pub(super) async fn broken_triggers(
+    connection: &mut PgConnection,
+    mapping: &Mapping,
+) -> Result<Option<String>, sqlx::Error> {
+    let broken = sqlx::query_scalar(BROKEN_TRIGGERS).bind(mapping.number);
+    let broken: Option<String> = broken.fetch_one(connection).await?;
+    Ok(broken.map(|broken| {
+        format!(
+            "triggers are missing, or not ENABLE ALWAYS ({broken}), so some writes would not be recorded; \
+             run SELECT hotshelf.install_triggers() as the owner of the table, then update the rows that were written meanwhile: UPDATE {} SET hotshelf_version = hotshelf_version",
+            mapping.quoted_table()
+        )
+    }))
+}
+
+/// The first migration that the schema lacks, which may be all of them.
+pub(super) async fn missing_migration(connection: &mut PgConnection) -> Result<Option<i64>, Error> {
+    let applied = applied(connection).await.map_err(|error| without_rights(&error))?;
+    missing(&migrations(), &applied)
+}
+
+pub(super) fn not_migrated(version: i64) -> String {
+    format!(
+        "the schema lacks migration {version}, and MIGRATE is never; run hotshelf migrate as a role that may change it"
+    )
 }
 
 /// The applied migrations.

@@ -72,14 +72,13 @@ impl Session {
 }
 
 fn connect_options(url: &str) -> Result<PgConnectOptions, String> {
-    let scheme = url.split_once("://").map(|(scheme, _)| scheme).unwrap_or_default();
-    if !["postgres", "postgresql"].contains(&scheme) {
-        return Err(format!(
-            "DATABASE_URL has the scheme \"{scheme}\"; use postgres://USER:PASSWORD@HOST:PORT/DATABASE"
-        ));
-    }
+    super::url::check(url)?;
     let options = PgConnectOptions::from_str(url);
-    let options = options.map_err(|error| format!("DATABASE_URL cannot be read: {error}"))?;
+    let options = options.map_err(|error| {
+        let why = error.to_string();
+        let why = why.trim_start_matches("error with configuration: ");
+        format!("DATABASE_URL cannot be read: {why}; {}", super::url::FORM)
+    })?;
     // sqlx would send it as a startup parameter, which pgbouncer refuses.
     Ok(options.extra_float_digits(None))
 }

@@ -21,6 +21,9 @@ use super::{RedisOptions, connection_config, reconnect_policy};
 use crate::metrics::{Metrics, RedisDependency};
 use crate::moment::Moment;
 
+/// The least timeout of a command of a check, which no call waits for.
+const ASK_TIMEOUT: Duration = Duration::from_secs(1);
+
 #[derive(Clone, Debug)]
 pub(super) struct NodeCommand {
     name: &'static str,
@@ -200,6 +203,14 @@ impl Node {
             self.refusals.record(name, label, &reply);
         }
         reply
+    }
+
+    /// Sends a command of a check, even while the breaker is open. What is refused is not recorded.
+    pub(super) async fn ask(&self, name: &'static str, args: Vec<Value>) -> Result<Value, Error> {
+        let timeout = Some(self.command.timeout.unwrap_or_default().max(ASK_TIMEOUT));
+        let options = Options { timeout, ..self.command.clone() };
+        let client = self.pool.next_connected().with_options(&options);
+        client.custom(NodeCommand::new(name, Vec::new()).custom(), args).await
     }
 
     /// Runs a script of a probe, even while the breaker is open.

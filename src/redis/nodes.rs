@@ -93,6 +93,16 @@ impl Nodes {
         nodes.chain([OfNode::Cluster(&self.refusals)]).collect()
     }
 
+    /// The refusals of the cluster as a whole.
+    pub(super) fn of_cluster(&self) -> &RedisRefusals {
+        &self.refusals
+    }
+
+    /// The user that connects.
+    pub(super) fn user(&self) -> &str {
+        self.config.username.as_deref().unwrap_or("default")
+    }
+
     /// Records every node without a connection as unreachable.
     pub(super) fn note_unreachable(&self, error_text: &str) {
         let nodes = self.all();

@@ -17,6 +17,7 @@ use super::node::{Node, NodeCommand, answered};
 use super::refusal::{CONNECT, SINGLE, WRITE};
 use super::replication::Probed;
 use super::scripts::Scripts;
+use crate::findings::Finding;
 use crate::metrics::RedisRefusal;
 
 /// The interval between INFO commands while they return no id.
@@ -212,9 +213,7 @@ impl Node {
         );
         match (known, why) {
             (None, Some(why)) => tracing::warn!(
-                server = %self.server, error = why,
-                "Redis returns no replication id (INFO), so a restart or failover looks like a lost connection; after each start and reconnection entries older than {} are reloaded; allow INFO to the user",
-                humantime::format_duration(self.coverage)
+                server = %self.server, error = why, "{}", self.lacks_id_finding()
             ),
             (Some(_), None) => tracing::info!(
                 server = %self.server,
@@ -222,6 +221,14 @@ impl Node {
             ),
             _ => {}
         }
+    }
+
+    pub(super) fn lacks_id_finding(&self) -> Finding {
+        let what = "Redis returns no replication id (INFO), so a restart or failover looks like a lost connection";
+        let covered = humantime::format_duration(self.coverage);
+        let cost =
+            format!("after each start and reconnection entries older than {covered} are reloaded");
+        Finding::warning("replication", what, &cost, "allow INFO to the user").reported()
     }
 
     pub(super) fn lacks_id(&self) -> bool {

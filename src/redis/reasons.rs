@@ -113,9 +113,11 @@ pub(super) fn description(reason: RedisRefusal) -> (&'static str, &'static str, 
         Reason::ProtectedMode => {
             ("Redis is in protected mode", ALL, "set a password in Redis, or protected-mode no")
         }
-        Reason::Unreachable => {
-            ("Redis cannot be reached", ALL, "it is used again as soon as it answers")
-        }
+        Reason::Unreachable => (
+            "Redis cannot be reached",
+            ALL,
+            "check REDIS_URL, and that the server runs; it is used as soon as it answers",
+        ),
     }
 }
 

@@ -9,6 +9,7 @@ use fred::types::Value;
 use parking_lot::Mutex;
 
 use super::reasons::{denied_in, description, is_about_command, reason_of};
+use crate::findings::Finding;
 use crate::metrics::RedisRefusal;
 
 /// What must succeed before a refusal ends: all connections of the node are established.
@@ -204,6 +205,20 @@ impl RedisRefusals {
     /// Whether a command of this name or label is refused.
     pub(super) fn refuses(&self, label: &str) -> bool {
         self.any_stands() && self.open.lock().iter().any(|refusal| refusal.label == label)
+    }
+
+    /// A finding for each refusal.
+    pub(super) fn findings(&self) -> Vec<Finding> {
+        let finding = |refusal: &OpenRefusal| {
+            let (what, cost, remedy) = description(refusal.reason);
+            let finding = Finding::warning("access", what, cost, remedy);
+            finding.with_detail(&refusal.error_text).reported()
+        };
+        self.open.lock().iter().map(finding).collect()
+    }
+
+    pub(super) fn server(&self) -> &str {
+        &self.server
     }
 
     /// One line for each refusal, for `/readyz`.

@@ -1,6 +1,7 @@
 //! Configuration: a setting that cannot work is refused in one line.
 
 mod refused;
+mod sentences;
 
 use clap::CommandFactory;
 use hotshelf::config::Cli;
@@ -15,6 +16,7 @@ pub fn register(suite: &mut Suite<'_>) {
         refused::out_of_bounds,
     );
     suite.single("config::settings_that_cannot_work_together_are_refused", refused::together);
+    suite.single("config::each_wrong_setting_has_its_sentence", sentences::each);
     suite.plain("config::every_setting_has_bounds_or_is_text", refused::complete);
     suite.single("config::zero_is_accepted_where_it_means_something", refused::zeros);
     suite.single("config::the_largest_settings_work", refused::largest);

@@ -35,6 +35,7 @@ mod attach;
 mod config;
 mod deadlines;
 mod docs;
+mod doctor;
 mod drain;
 mod drill;
 mod edge;
@@ -126,6 +127,7 @@ fn main() -> std::process::ExitCode {
     garbage::register(&mut suite);
     attach::register(&mut suite);
     config::register(&mut suite);
+    doctor::register(&mut suite);
     drain::register(&mut suite);
     supervision::register(&mut suite);
     edge::register(&mut suite);

@@ -290,6 +290,10 @@ async fn listed(world: Private) {
     assert!(listed.len() > 10, "{listed:?}");
     rules.extend(listed.iter().map(String::as_str));
     let url = user(&world, &rules);
+    let checked = crate::doctor::doctor(&world, &["--redis-url", &url]).await;
+    // A single server needs no `CLUSTER SLOTS`.
+    let all = format!("all {} are allowed", listed.len() - 1);
+    assert!(checked.stdout.contains(&all), "no {all}: {checked:?}");
     let hot = ["--refresh-keys", "10", "--refresh-interval", "100ms"];
     let (one, other) = tokio::join!(Served::by(&world, &url, &[]), Served::by(&world, &url, &[]));
     let warm = Program::serve(&world, &[&["--redis-url", &url][..], &hot].concat()).await;

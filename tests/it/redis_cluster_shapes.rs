@@ -28,7 +28,7 @@ pub fn register(suite: &mut Suite<'_>) {
 }
 
 /// A cluster of one node with the slots up to `last`.
-fn cluster(last: &str, more: &[(&str, &str)]) -> Redis {
+pub fn cluster(last: &str, more: &[(&str, &str)]) -> Redis {
     let bus = free_port().to_string();
     let settings = [("cluster-enabled", "yes"), ("cluster-port", &bus)];
     let settings = settings.iter().chain(more);

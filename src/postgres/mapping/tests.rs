@@ -21,6 +21,9 @@ pub(in crate::postgres) fn mapping() -> Mapping {
         sequence: None,
         missing: Vec::new(),
         unmapped: Vec::new(),
+        all_attributes: false,
+        retyped: Vec::new(),
+        id_was: None,
         epoch: String::new(),
     }
 }
@@ -67,6 +70,7 @@ fn resolved(relation: i64, columns: &[(&str, i16)]) -> Result<Mapping, Error> {
         relname: None,
         price_decimals: None,
         currency: Some("USD".to_owned()),
+        all_attributes: true,
         epoch: String::new(),
     };
     let mapped = [row("id", "id", 1), row("name", "title", 2), row("attribute", "sku", 3)];
