@@ -6,8 +6,9 @@ use url::Url;
 use super::RedisOptions;
 use super::slots::bare;
 use super::tls::connector;
+use crate::urls::Parts;
 
-const FORMS: &str = "use redis://HOST:PORT, rediss:// for TLS, redis-cluster://HOST:PORT?node=HOST:PORT, \
+const FORM: &str = "use redis://HOST:PORT, rediss:// for TLS, redis-cluster://HOST:PORT?node=HOST:PORT, \
     redis-sentinel://HOST:PORT?sentinelServiceName=NAME, or unix:///PATH";
 const REDIS_PORT: u16 = 6379;
 const SENTINEL_PORT: u16 = 26379;
@@ -40,6 +41,17 @@ impl Kind {
         }
     }
 
+    fn has(self) -> String {
+        let what = match self {
+            Self::Single => "a single server",
+            Self::Cluster => "a cluster",
+            Self::Sentinel => "a sentinel",
+            Self::Unix => "a socket",
+        };
+        let parameters = self.parameters().join(", ");
+        format!("{what} has {}", if parameters.is_empty() { "none" } else { &parameters })
+    }
+
     fn parameters(self) -> &'static [&'static str] {
         match self {
             Self::Single => &[],
@@ -54,10 +66,10 @@ impl Kind {
 
 /// The configuration of fred for these options. What fred itself would ignore is an error.
 pub(super) fn config(options: &RedisOptions) -> Result<Config, String> {
-    // Not `url` in messages: it has the password.
-    let scheme = options.url.split_once("://").map(|(scheme, _)| scheme).unwrap_or_default();
+    let parts = Parts::of("REDIS_URL", &options.url, FORM)?;
+    let scheme = parts.scheme;
     let (kind, tls) = Kind::of(&scheme.to_lowercase())
-        .ok_or_else(|| format!("REDIS_URL has the scheme {scheme:?}; {FORMS}"))?;
+        .ok_or_else(|| format!("REDIS_URL has the scheme {scheme:?}; {FORM}"))?;
     let kind = match kind {
         Kind::Single if options.cluster => Kind::Cluster,
         Kind::Sentinel | Kind::Unix if options.cluster => {
@@ -65,21 +77,20 @@ pub(super) fn config(options: &RedisOptions) -> Result<Config, String> {
         }
         kind => kind,
     };
+    if parts.has_several_hosts {
+        return Err(format!(
+            "REDIS_URL names several hosts; name one, and the others of a cluster or of sentinels by node=HOST:PORT; {FORM}"
+        ));
+    }
+    if let Some(name) = parts.unknown(kind.parameters()) {
+        return Err(format!(
+            "REDIS_URL has the parameter {name}, which has no effect here; remove it: {}",
+            kind.has()
+        ));
+    }
     let url = Url::parse(&options.url)
-        .map_err(|error| format!("REDIS_URL cannot be read: {error}; {FORMS}"))?;
+        .map_err(|error| format!("REDIS_URL cannot be read: {error}; {FORM}"))?;
     let wrong = |why: String| format!("REDIS_URL {why}");
-    if url.fragment().is_some() {
-        return Err(wrong("has a #, which a password has to write as %23".to_owned()));
-    }
-    for (name, _) in url.query_pairs() {
-        if !kind.parameters().contains(&&*name) {
-            let known = kind.parameters().join(", ");
-            let known = if known.is_empty() { "none".to_owned() } else { known };
-            return Err(wrong(format!(
-                "has the unknown parameter {name:?}; known with {scheme}:// are: {known}"
-            )));
-        }
-    }
     let parameter = |wanted: &str| {
         let found = url.query_pairs().find(|(name, _)| name == wanted);
         found.map(|(_, value)| value.into_owned()).filter(|value| !value.is_empty())
@@ -240,31 +251,31 @@ mod tests {
     fn what_would_be_ignored_is_refused() {
         for (url, why) in [
             ("http://h", "has the scheme \"http\"; use redis://"),
-            ("h:6379", "has the scheme \"\"; use redis://"),
+            ("h:6379", "is no URL; use redis://"),
             ("redis-cache://h", "has the scheme \"redis-cache\""),
             ("redis://h:x", "cannot be read: invalid port number"),
             ("redis://", "has no host"),
             ("redis:///1", "has no host"),
-            ("redis://h/one", "has the database \"one\"; use a number from 0 to 255"),
-            ("redis://h/1/2", "has the database \"1/2\""),
-            ("redis://h/256", "has the database \"256\""),
+            ("redis://h/one", "has the database one, which is no number up to 255; use"),
+            ("redis://h/1/2", "has the database 1/2, which"),
+            ("redis://h/256", "has the database 256, which"),
             (
                 "redis://h?timeout=3",
-                "has the unknown parameter \"timeout\"; known with redis:// are: none",
+                "has the parameter timeout, which has no effect here; remove it: a single server has none",
             ),
-            ("redis://h?node=b:1", "has the unknown parameter \"node\""),
+            ("redis://h?node=b:1", "has the parameter node, which has no effect"),
             (
                 "redis-cluster://h?nodes=b",
-                "has the unknown parameter \"nodes\"; known with redis-cluster:// are: node",
+                "has the parameter nodes, which has no effect here; remove it: a cluster has node",
             ),
             ("redis-cluster://h?node=b", "has node=b; use node=HOST:PORT"),
             ("redis-cluster://h?node=:1", "has node=:1; use"),
-            ("redis-cluster://h/1", "has the database 1; a cluster has only database 0"),
+            ("redis-cluster://h/1", "has the database 1, and a cluster has only one"),
             ("redis-sentinel://h", "does not name what the sentinels watch"),
             ("redis-sentinel://h?sentinelServiceName=", "does not name what the sentinels watch"),
             ("unix://run/redis.sock", "has no absolute path; use unix:///run"),
             ("unix:///", "has no absolute path"),
-            ("redis://u:pa#ss@h", "has a #, which a password has to write as %23"),
+            ("redis://u:pa#ss@h", "has one of / ? #"),
             ("redis://:%ff@h", "has a user, password or path that is not UTF-8"),
         ] {
             let refused = read(url).unwrap_err();

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::harness::{Authority, Program, Stack};
 
 const FORM: &str = "use postgres://USER:PASSWORD@HOST:PORT/DATABASE";
-const REDIS_FORM: &str = "use redis://HOST:PORT, rediss:// for TLS, or redis-cluster://HOST:PORT?node=HOST:PORT for a cluster";
+const REDIS_FORM: &str = "use redis://HOST:PORT, rediss:// for TLS, redis-cluster://HOST:PORT?node=HOST:PORT, redis-sentinel://HOST:PORT?sentinelServiceName=NAME, or unix:///PATH";
 const MODES: &str = "use disable, allow, prefer, require, verify-ca, verify-full";
 const PARAMETERS: &str = "which has no effect here; remove it, or use one of sslrootcert, sslcert, sslkey, sslmode, host, hostaddr, port, dbname, user, password, application_name, options";
 const CUT: &str = "has one of / ? # where it ends the user or the password; write / as %2F, ? as %3F and # as %23 there";
@@ -84,9 +84,21 @@ const WRONG: &[(&str, &str)] = &[
     ),
     ("--redis-url=localhost:6379", "REDIS_URL is no URL; REDIS"),
     ("--redis-url=http://h", "REDIS_URL has the scheme \"http\"; REDIS"),
-    ("--redis-url=redis-sentinel://h", "REDIS_URL has the scheme \"redis-sentinel\"; REDIS"),
-    ("--redis-url=redis://h:port", "REDIS_URL cannot be read: InvalidPort; REDIS"),
-    ("--redis-url=redis://", "REDIS_URL cannot be read: Invalid or missing host; REDIS"),
+    ("--redis-url=redis-cache://h", "REDIS_URL has the scheme \"redis-cache\"; REDIS"),
+    (
+        "--redis-url=redis-sentinel://h",
+        "REDIS_URL does not name what the sentinels watch; add ?sentinelServiceName=NAME, the name after sentinel monitor",
+    ),
+    ("--redis-url=redis://h:port", "REDIS_URL cannot be read: invalid port number; REDIS"),
+    ("--redis-url=redis://", "REDIS_URL has no host"),
+    (
+        "--redis-url=unix://run/redis.sock",
+        "REDIS_URL has no absolute path; use unix:///run/redis/redis.sock",
+    ),
+    (
+        "--redis-url=unix:///run/redis.sock?database=1",
+        "REDIS_URL has the parameter database, which has no effect here; remove it: a socket has db, username, password",
+    ),
     (
         "--redis-url=redis://h/x",
         "REDIS_URL has the database x, which is no number up to 255; use one such as /0, or remove it",
@@ -118,7 +130,7 @@ const WRONG: &[(&str, &str)] = &[
     ),
     (
         "--redis-url=redis://h1,h2",
-        "REDIS_URL names several hosts; name one, and the others of a cluster as redis-cluster://HOST:PORT?node=HOST:PORT&node=HOST:PORT",
+        "REDIS_URL names several hosts; name one, and the others of a cluster or of sentinels by node=HOST:PORT; REDIS",
     ),
     (
         "--redis-namespace=",
