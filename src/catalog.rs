@@ -11,6 +11,7 @@ mod error;
 mod explain;
 mod fallback;
 mod load;
+mod ranking;
 mod read_postgres;
 mod redis_probe;
 mod refresh;
@@ -32,7 +33,7 @@ use crate::drain::Drain;
 use crate::entry::{Entry, Freshness, TtlPolicy};
 use crate::hot_cache::{HotCache, HotEntry};
 pub use crate::hot_keys::HotKey;
-use crate::hot_keys::{HotKeys, two_deviations};
+use crate::hot_keys::HotKeys;
 use crate::metrics::{Lookup, Metrics, ServedBy};
 use crate::moment::Moment;
 use crate::pause::PausePoints;
@@ -258,23 +259,6 @@ impl Catalog {
         bytes
     }
 
-    /// The products that callers of this instance read most.
-    #[must_use]
-    pub fn hot_keys(&self, limit: usize) -> Vec<HotKey> {
-        self.hot_keys.top(limit)
-    }
-
-    /// The products that callers of all instances read most; empty while Redis does not answer.
-    pub async fn fleet_hot_keys(&self, limit: usize) -> Vec<HotKey> {
-        let ranked = self.redis.ranking(limit).await.unwrap_or_default();
-        let window = self.redis.ranking_window().as_secs_f64();
-        let key = |(id, per_second): (ProductId, f64)| {
-            let error_bound = two_deviations(per_second * window) / window;
-            HotKey { id, per_second, error_bound }
-        };
-        ranked.into_iter().map(key).collect()
-    }
-
     /// [`get_hot`](Self::get_hot) for many: one update of each counter.
     fn get_all_hot(&self, ids: &[ProductId], freshness: &Freshness) -> Vec<Option<Answer>> {
         let now = Moment::now();
@@ -374,9 +358,9 @@ impl Catalog {
                 reached(&loaded.entry, &freshness)?;
                 let Loaded { entry, from, unconfirmed } = loaded;
                 if unconfirmed {
-                    return Ok(self.stale(entry, from));
+                    return Ok(self.stale(id, entry, from));
                 }
-                self.metrics.reads.inc(from);
+                self.count_answer(id, from);
                 let stale = entry.past_soft(Moment::now());
                 return Ok(self.answer(id, entry, from, stale));
             }

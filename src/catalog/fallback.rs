@@ -5,6 +5,7 @@ use super::verdict::{Verdict, judge};
 use super::{Answer, Catalog, Error};
 use crate::entry::{Entry, Freshness};
 use crate::hot_cache::{HotEntry, Trust};
+use crate::hot_keys::Source;
 use crate::metrics::ServedBy;
 use crate::moment::Moment;
 use crate::product::{ProductId, Revision};
@@ -45,7 +46,7 @@ impl Catalog {
         }
         let held = self.hot.peek(id)?;
         let verdict = self.judge_hot(&held, &freshness, Moment::now());
-        (verdict == Verdict::Unconfirmed).then(|| self.stale(held.entry, ServedBy::Hot))
+        (verdict == Verdict::Unconfirmed).then(|| self.stale(id, held.entry, ServedBy::Hot))
     }
 
     /// The newest copy that a cache holds, if `failed` is an outage or overload and the caller accepts a stale answer.
@@ -72,12 +73,22 @@ impl Catalog {
         let newest = in_memory.into_iter().chain(in_redis).filter(usable);
         newest
             .max_by_key(|(_, entry, _)| entry.revision())
-            .map(|(_, entry, from)| self.stale(entry, from))
+            .map(|(_, entry, from)| self.stale(id, entry, from))
             .ok_or_else(|| failed.error.clone())
     }
 
-    pub(super) fn stale(&self, entry: Entry, from: ServedBy) -> Answer {
+    /// Counts an answer that [`get_hot`](Self::get_hot) did not give.
+    pub(super) fn count_answer(&self, id: ProductId, from: ServedBy) {
         self.metrics.reads.inc(from);
+        match from {
+            ServedBy::Hot => {}
+            ServedBy::Redis => self.hot_keys.record_cold(id, Source::Redis),
+            ServedBy::Postgres => self.hot_keys.record_cold(id, Source::Postgres),
+        }
+    }
+
+    pub(super) fn stale(&self, id: ProductId, entry: Entry, from: ServedBy) -> Answer {
+        self.count_answer(id, from);
         self.metrics.served_stale.inc(());
         Answer { entry, from, stale: true }
     }

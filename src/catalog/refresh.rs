@@ -82,10 +82,10 @@ impl Catalog {
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tick.tick().await;
-            let counts = self.hot_keys.take_new_counts();
+            let (counts, reads) = self.hot_keys.take_new_counts();
             // Failures are counted by the Redis client; the next tick tries again.
-            let _ = self.redis.add_to_ranking(&counts).await;
-            if let Ok(ranking) = self.redis.ranking(self.options.refresh_keys).await {
+            let _ = self.redis.add_to_ranking(&counts, reads).await;
+            if let Ok((ranking, _)) = self.redis.ranking(self.options.refresh_keys).await {
                 let hottest: Vec<ProductId> = ranking.into_iter().map(|(id, _)| id).collect();
                 self.keep_warm(&hottest).await;
             }
@@ -96,7 +96,8 @@ impl Catalog {
     /// first poll of the outbox: an entry loaded before it is not trusted.
     pub async fn warm(self: &Arc<Self>, timeout: Duration) {
         let warming = async {
-            let ranking = self.redis.ranking(self.options.refresh_keys).await.unwrap_or_default();
+            let ranked = self.redis.ranking(self.options.refresh_keys).await;
+            let (ranking, _) = ranked.unwrap_or_default();
             let hottest: Vec<ProductId> = ranking.into_iter().map(|(id, _)| id).collect();
             for batch in hottest.chunks(BATCH) {
                 self.load_all(batch, Freshness::Cached).await?;

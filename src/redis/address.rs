@@ -160,11 +160,11 @@ fn database(kind: Kind, url: &Url, parameter: Option<String>) -> Result<Option<u
     if text.is_empty() {
         return Ok(None);
     }
-    let number = text
-        .parse()
-        .map_err(|_| format!("has the database {text:?}; use a number from 0 to 255"))?;
+    let number = text.parse().map_err(|_| {
+        format!("has the database {text}, which is no number up to 255; use one such as /0, or remove it")
+    })?;
     match kind == Kind::Cluster && number != 0 {
-        true => Err(format!("has the database {number}; a cluster has only database 0")),
+        true => Err(format!("has the database {number}, and a cluster has only one; remove it")),
         false => Ok(Some(number)),
     }
 }

@@ -17,17 +17,22 @@ use crate::product::ProductId;
 pub(crate) const HALF_LIFE: Duration = Duration::from_secs(10);
 /// Products in the ranking.
 const RANKED_PRODUCTS: u64 = 2_000;
+/// The member that counts the reads of all products: no product has this id. It is never outranked.
+const ALL: i64 = 0;
 
 impl Redis {
-    /// Adds this instance's counts since the last call.
+    /// Adds this instance's counts since the last call, and its reads of any product.
     pub(crate) async fn add_to_ranking(
         &self,
         counts: &[(ProductId, u64)],
+        reads: u64,
     ) -> Result<(), Unavailable> {
         let mut args = vec![
             number(millis(HALF_LIFE)),
             number(RANKED_PRODUCTS),
             number(millis(HALF_LIFE * 30)),
+            number(reads),
+            ALL.into(),
         ];
         for (id, count) in counts {
             args.push(number(*count));
@@ -48,13 +53,16 @@ impl Redis {
         HALF_LIFE.mul_f64(2.0 / std::f64::consts::LN_2)
     }
 
-    /// The hottest products of the fleet with their requests per second, hottest first.
-    pub(crate) async fn ranking(&self, limit: usize) -> Result<Vec<(ProductId, f64)>, Unavailable> {
+    /// The hottest products of the fleet with their requests per second, hottest first, and the requests per second of all products.
+    pub(crate) async fn ranking(
+        &self,
+        limit: usize,
+    ) -> Result<(Vec<(ProductId, f64)>, f64), Unavailable> {
         if limit == 0 {
-            // The range 0 to -1 would return every member.
-            return Ok(Vec::new());
+            return Ok((Vec::new(), 0.0));
         }
-        let last = i64::try_from(limit).unwrap_or(i64::MAX) - 1;
+        // One more than `limit`, for the count of all.
+        let last = i64::try_from(limit).unwrap_or(i64::MAX);
         let [ranking, _] = self.keys().ranking().try_into().expect("two keys");
         if !self.ranking_breaker.admits() {
             return Err(Unavailable);
@@ -68,8 +76,10 @@ impl Redis {
         let members: Vec<(i64, f64)> = self.counted(RedisOperation::Ranking, reply).await?;
         // A count with half-life h and r reads per second converges to r h / ln 2.
         let per_second = std::f64::consts::LN_2 / HALF_LIFE.as_secs_f64();
-        let ranked =
-            members.into_iter().filter_map(|(id, count)| Some((ProductId::new(id)?, count)));
-        Ok(ranked.map(|(id, count)| (id, count * per_second)).collect())
+        let all = members.iter().find(|(id, _)| *id == ALL).map_or(0.0, |(_, count)| *count);
+        let ranked = members
+            .into_iter()
+            .filter_map(|(id, count)| Some((ProductId::new(id)?, count * per_second)));
+        Ok((ranked.take(limit).collect(), all * per_second))
     }
 }

@@ -129,6 +129,9 @@ fn message(snapshot: &RankingSnapshot, limit: usize) -> StreamHotKeysResponse {
         rank,
         requests_per_second: key.per_second,
         error_bound: key.error_bound,
+        share: key.share,
+        redis_share: key.cold_shares.map(|[redis, _]| redis),
+        postgres_share: key.cold_shares.map(|[_, postgres]| postgres),
     });
     StreamHotKeysResponse { observe_time: Some(snapshot.time.into()), hot_keys: ranked.collect() }
 }

@@ -193,7 +193,7 @@ pub(super) async fn together(_: Stack) {
 /// Fails for a new setting that has neither a row above nor a place in the list below.
 pub(super) fn complete() {
     // Text, which is checked where it is used, and booleans.
-    const WITHOUT_BOUNDS: [&str; 20] = [
+    const WITHOUT_BOUNDS: [&str; 23] = [
         "catalog",
         "database-url",
         "migrate",
@@ -214,6 +214,9 @@ pub(super) fn complete() {
         "auth-issuer",
         "database-url-file",
         "redis-url-file",
+        "redis-tls-ca",
+        "redis-tls-cert",
+        "redis-tls-key",
     ];
     let command = Cli::command();
     let settings = command.get_arguments().filter(|argument| argument.get_env().is_some());
