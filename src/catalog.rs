@@ -21,7 +21,7 @@ mod verdict;
 mod write;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::try_join_all;
 use parking_lot::Mutex;
@@ -46,6 +46,7 @@ use change_feed::ChangeFeed;
 pub use error::Error;
 pub use explain::Explanation;
 use load::Load;
+pub use ranking::Ranked;
 use refresh::RefreshQueue;
 use singleflight::{FreshnessClass, Singleflight, Waiter};
 pub use verdict::Verdict;
@@ -108,6 +109,8 @@ pub struct Catalog {
     options: CatalogOptions,
     /// Held by the one probe of Redis at a time.
     probing: tokio::sync::Mutex<()>,
+    /// The fleet's ranking that was read last, and when.
+    fleet_ranking: Mutex<Option<(Ranked, Instant)>>,
 }
 
 /// The result of a load.
@@ -173,6 +176,7 @@ impl Catalog {
             refresh_queue,
             options,
             probing: tokio::sync::Mutex::new(()),
+            fleet_ranking: Mutex::default(),
         });
         catalog.start_refreshing(requests);
         catalog.start_following_changes();

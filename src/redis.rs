@@ -26,6 +26,7 @@ mod slots;
 mod tls;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -53,6 +54,7 @@ pub(crate) use lease::{Filled, Lease};
 use lease::{lifetime, number};
 use node::{NoReply, NodeCommand};
 use nodes::Nodes;
+pub(crate) use ranking::RANKING_TTL;
 pub(crate) use read::CHUNK;
 use refusal::CONNECT;
 pub use tls::RedisTls;
@@ -87,6 +89,9 @@ pub struct Redis {
     nodes: Arc<Nodes>,
     admission: Arc<CommandAdmission>,
     ranking_breaker: Breaker,
+    /// What this instance is called in the ranking.
+    instance: String,
+    ranking_instances: AtomicU32,
     keys: Scope,
     scripts: Scripts,
     options: RedisOptions,
@@ -126,6 +131,8 @@ impl Redis {
             nodes: Arc::new(nodes),
             admission: CommandAdmission::new(options.command_timeout),
             ranking_breaker: Breaker::new(RedisDependency::Ranking, Arc::clone(&metrics)),
+            instance: format!("{:016x}", fastrand::u64(..)),
+            ranking_instances: AtomicU32::new(0),
             keys: Arc::new(ArcSwap::from_pointee(Keys::new(&options.namespace, "", ""))),
             scripts: Scripts::new(),
             options,

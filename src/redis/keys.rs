@@ -55,6 +55,6 @@ impl Keys {
 
     pub(super) fn ranking(&self) -> Vec<Bytes> {
         let key = |part| format!("{}:{{hot}}:{part}", self.prefix).into();
-        vec![key("ranking"), key("decayed")]
+        vec![key("ranking"), key("decayed"), key("instances")]
     }
 }

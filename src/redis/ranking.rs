@@ -1,5 +1,6 @@
 //! The fleet's hot keys: a sorted set of decaying counts, to which every instance adds its own.
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use fred::types::Value;
@@ -15,6 +16,10 @@ use crate::product::ProductId;
 
 /// A count without further reads halves in this time.
 pub(crate) const HALF_LIFE: Duration = Duration::from_secs(10);
+/// After this long without reads of anybody the ranking is forgotten.
+pub(crate) const RANKING_TTL: Duration = HALF_LIFE.saturating_mul(30);
+/// An instance that added nothing for this long is gone. Too low: one with a long refresh interval comes and goes.
+const SILENT: Duration = HALF_LIFE.saturating_mul(3);
 /// Products in the ranking.
 const RANKED_PRODUCTS: u64 = 2_000;
 /// The member that counts the reads of all products: no product has this id. It is never outranked.
@@ -30,7 +35,9 @@ impl Redis {
         let mut args = vec![
             number(millis(HALF_LIFE)),
             number(RANKED_PRODUCTS),
-            number(millis(HALF_LIFE * 30)),
+            number(millis(RANKING_TTL)),
+            self.instance.clone().into(),
+            number(millis(SILENT)),
             number(reads),
             ALL.into(),
         ];
@@ -45,6 +52,12 @@ impl Redis {
         let reply = reply.inspect(|reply| self.ranking_breaker.probed(Outcome::of(reply), began));
         let _: Value = self.counted(RedisOperation::Ranking, reply).await?;
         Ok(())
+    }
+
+    /// The instances whose reads the fleet's ranking counts, when this instance added its own.
+    #[must_use]
+    pub(crate) fn ranking_instances(&self) -> u32 {
+        self.ranking_instances.load(Ordering::Relaxed)
     }
 
     /// The window of plain counting with the same variance as the decaying counts: 2h / ln 2 for a half-life of h.
@@ -63,7 +76,7 @@ impl Redis {
         }
         // One more than `limit`, for the count of all.
         let last = i64::try_from(limit).unwrap_or(i64::MAX);
-        let [ranking, _] = self.keys().ranking().try_into().expect("two keys");
+        let ranking = self.keys().ranking().swap_remove(0);
         if !self.ranking_breaker.admits() {
             return Err(Unavailable);
         }

@@ -16,7 +16,7 @@ use tonic::Status;
 use super::allowance::Reservation;
 use super::connection::Origin;
 use super::{convert, status};
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, Ranked};
 use crate::drain::Drain;
 use crate::proto::{HotKey, Scope, StreamHotKeysRequest, StreamHotKeysResponse};
 use ranking::{Ranking, RankingSnapshot};
@@ -123,7 +123,8 @@ impl Watch {
 }
 
 fn message(snapshot: &RankingSnapshot, limit: usize) -> StreamHotKeysResponse {
-    let hottest = snapshot.keys.iter().take(limit);
+    let Ranked { keys, instances, age } = &snapshot.ranked;
+    let hottest = keys.iter().take(limit);
     let ranked = (1..).zip(hottest).map(|(rank, key)| HotKey {
         product_id: key.id.get(),
         rank,
@@ -133,7 +134,12 @@ fn message(snapshot: &RankingSnapshot, limit: usize) -> StreamHotKeysResponse {
         redis_share: key.cold_shares.map(|[redis, _]| redis),
         postgres_share: key.cold_shares.map(|[_, postgres]| postgres),
     });
-    StreamHotKeysResponse { observe_time: Some(snapshot.time.into()), hot_keys: ranked.collect() }
+    StreamHotKeysResponse {
+        observe_time: Some(snapshot.time.into()),
+        hot_keys: ranked.collect(),
+        instances: i32::try_from(*instances).unwrap_or(i32::MAX),
+        age: (*age).try_into().ok(),
+    }
 }
 
 async fn passed(deadline: Option<Instant>) {

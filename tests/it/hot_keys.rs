@@ -19,7 +19,8 @@ pub fn register(suite: &mut Suite<'_>) {
     suite.single("hot_keys::a_stream_ends_at_its_callers_deadline", deadline);
     suite.single("hot_keys::one_connection_leaves_streams_for_others", shares);
     suite.private("hot_keys::many_streams_cost_redis_as_much_as_one", one_computation);
-    suite.private("hot_keys::without_redis_the_fleets_ranking_is_empty_and_goes_on", without_redis);
+    suite
+        .private("hot_keys::without_redis_the_fleets_ranking_grows_old_and_goes_on", without_redis);
 }
 
 fn request(scope: Scope, limit: i32) -> StreamHotKeysRequest {
@@ -32,8 +33,16 @@ async fn watch(node: &Node, scope: Scope, limit: i32) -> Streaming<StreamHotKeys
 }
 
 async fn next(stream: &mut Streaming<StreamHotKeysResponse>) -> Vec<HotKey> {
+    next_whole(stream).await.hot_keys
+}
+
+async fn next_whole(stream: &mut Streaming<StreamHotKeysResponse>) -> StreamHotKeysResponse {
     let snapshot = tokio::time::timeout(HANG, stream.message()).await.unwrap();
-    snapshot.unwrap().expect("a stream without an end").hot_keys
+    snapshot.unwrap().expect("a stream without an end")
+}
+
+fn age(snapshot: &StreamHotKeysResponse) -> Duration {
+    snapshot.age.unwrap().try_into().unwrap()
 }
 
 async fn snapshot(node: &Node, scope: Scope, limit: i32) -> Vec<HotKey> {
@@ -100,6 +109,14 @@ async fn fleet(stack: Stack) {
         (snapshot(&a, Scope::Fleet, 10).await, snapshot(&b, Scope::Fleet, 10).await);
     assert_eq!(ids(&from_a), ids(&from_b));
     assert_eq!(snapshot(&a, Scope::Fleet, 1).await.len(), 1, "the limit");
+    let basis = next_whole(&mut watch(&b, Scope::Fleet, 10).await).await;
+    assert_eq!((basis.instances, age(&basis)), (2, Duration::ZERO));
+    let (first, second) = (&basis.hot_keys[0], &basis.hot_keys[1]);
+    assert!((first.share + second.share - 1.0).abs() < 0.1, "{first:?} {second:?}");
+    assert_eq!(first.redis_share, None);
+    let own = next_whole(&mut watch(&a, Scope::Instance, 10).await).await;
+    assert_eq!(own.instances, 1);
+    assert!(own.hot_keys[0].postgres_share.is_some_and(|share| share < 0.5), "{own:?}");
     eventually("it decays", || async {
         let now = snapshot(&b, Scope::Fleet, 10).await;
         now[0].requests_per_second < from_a[0].requests_per_second * 0.8
@@ -153,16 +170,24 @@ async fn without_redis(world: Private) {
     }
     world.redis.kill();
     assert_eq!(world.redis.pid(), None);
-    while !next(&mut stream).await.is_empty() {
-        assert!(began.elapsed() < 2 * HANG, "a ranking from nowhere");
+    let mut before = next_whole(&mut stream).await;
+    while age(&before).is_zero() {
+        before = next_whole(&mut stream).await;
+        assert!(began.elapsed() < 2 * HANG, "as if Redis were there");
     }
     for _ in 0..3 {
-        assert_eq!(next(&mut stream).await, []);
+        let old = next_whole(&mut stream).await;
+        assert!(age(&old) > age(&before), "{old:?}");
+        assert_eq!(old.hot_keys, before.hot_keys);
+        before = old;
     }
     world.redis.start_again().unwrap();
+    while !age(&next_whole(&mut stream).await).is_zero() {
+        assert!(began.elapsed() < 3 * HANG, "the fleet's ranking never came back");
+    }
     while next(&mut stream).await.is_empty() {
         read(&node, id, 1).await;
-        assert!(began.elapsed() < 3 * HANG, "the fleet's ranking never came back");
+        assert!(began.elapsed() < 4 * HANG, "the fleet's ranking never came back");
     }
 }
 

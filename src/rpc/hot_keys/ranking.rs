@@ -11,14 +11,14 @@ use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use crate::catalog::HotKey;
+use crate::catalog::Ranked;
 use crate::drain::Drain;
 
 /// Minimum time between the starts of two computations, however many streams are opened. Too low: each new stream costs Redis
 /// a read. Too high: the first snapshot of a stream comes later.
 pub(super) const SPACING: Duration = Duration::from_millis(100);
 
-type Compute = Box<dyn Fn() -> BoxFuture<'static, Vec<HotKey>> + Send + Sync>;
+type Compute = Box<dyn Fn() -> BoxFuture<'static, Ranked> + Send + Sync>;
 
 /// The hottest products at one moment.
 #[derive(Debug)]
@@ -26,7 +26,7 @@ pub(super) struct RankingSnapshot {
     /// When its computation began. It counts every read that ended before.
     pub(super) began: Instant,
     pub(super) time: SystemTime,
-    pub(super) keys: Vec<HotKey>,
+    pub(super) ranked: Ranked,
 }
 
 /// The latest snapshot of one scope (instance or fleet), and how to compute the next.
@@ -53,7 +53,7 @@ struct Computation {
 impl Ranking {
     pub(super) fn new(
         drain: Drain,
-        compute: impl Fn() -> BoxFuture<'static, Vec<HotKey>> + Send + Sync + 'static,
+        compute: impl Fn() -> BoxFuture<'static, Ranked> + Send + Sync + 'static,
     ) -> Arc<Self> {
         let (latest, state) = (watch::Sender::new(None), Mutex::default());
         Arc::new(Self { compute: Box::new(compute), drain, latest, state })
@@ -98,8 +98,8 @@ impl Computation {
         tokio::time::sleep(pause).await;
         let began = Instant::now();
         self.ranking.state.lock().began = Some(began);
-        let keys = (self.ranking.compute)().await;
-        self.computed = Some(Arc::new(RankingSnapshot { began, time: SystemTime::now(), keys }));
+        let ranked = (self.ranking.compute)().await;
+        self.computed = Some(Arc::new(RankingSnapshot { began, time: SystemTime::now(), ranked }));
     }
 }
 
@@ -140,7 +140,7 @@ mod tests {
             async move {
                 tokio::task::yield_now().await;
                 assert!(number >= panics, "injected");
-                Vec::new()
+                Ranked::default()
             }
             .boxed()
         };
