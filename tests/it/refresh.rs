@@ -17,6 +17,7 @@ pub fn register(suite: &mut Suite<'_>) {
     suite.both("refresh::an_entry_is_due_by_its_own_ttl_not_by_the_readers", own_ttl);
     suite.both("refresh::the_hottest_are_loaded_ahead_once_for_the_fleet", ahead);
     suite.both("refresh::an_instance_is_ready_when_it_has_the_hottest_in_memory", warm_start);
+    suite.single("refresh::what_is_read_steadily_is_never_cold", never_cold);
     suite.both("refresh::ttls_are_jittered", jitter);
     suite.both("refresh::a_tombstone_expires_after_its_short_ttl", tombstone);
 }
@@ -87,6 +88,41 @@ async fn own_ttl(stack: Stack) {
         stack.loads().await > loads && !reads_stale(&long, id).await
     })
     .await;
+}
+
+/// Reads products until each was loaded so often that its soft TTL elapsed a dozen times and its hard TTL, after which memory and
+/// Redis have nothing to serve, twice.
+async fn never_cold(stack: Stack) {
+    const PRODUCTS: u32 = 100;
+    const LOADS_EACH: u32 = 12;
+    let mut ids = Vec::new();
+    for n in 0..PRODUCTS {
+        ids.push(stack.insert(&format!("shelf {n}")).await);
+    }
+    let node = stack.node_with(|args| {
+        args.caching.soft_ttl = Duration::from_secs(1);
+        args.caching.stale_if_error = Duration::from_secs(5);
+        args.caching.refresh_interval = Duration::from_millis(100);
+    });
+    let node = node.await;
+    let read_all = async || {
+        let request = BatchGetProductsRequest { ids: ids.clone(), ..Default::default() };
+        node.client.clone().batch_get_products(request).await.unwrap();
+    };
+    let served_by = async |tier: &str| {
+        node.metric(&format!("hotshelf_reads_total{{served_by=\"{tier}\"}}")).await
+    };
+    read_all().await;
+    eventually("memory has all", async || ids.iter().all(|id| holds(&node, *id))).await;
+    read_all().await;
+    let cold = (served_by("redis").await, served_by("postgres").await);
+    eventually("each was loaded again and again", async || {
+        read_all().await;
+        node.metric("hotshelf_postgres_loads_total").await >= f64::from(PRODUCTS * LOADS_EACH)
+    })
+    .await;
+    assert_eq!((served_by("redis").await, served_by("postgres").await), cold);
+    assert!(served_by("hot").await > 1_000.0);
 }
 
 async fn ahead(stack: Stack) {
