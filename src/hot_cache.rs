@@ -22,7 +22,7 @@ use crate::entry::Entry;
 use crate::metrics::{FillRejection, Metrics};
 use crate::moment::{AtomicMoment, Moment};
 use crate::product::{Change, ProductId, Revision, Version};
-use crate::recent_changes::{Began, RecentChanges};
+use crate::recent_changes::{Began, Heard, RecentChanges};
 use crate::supervisor::Supervisor;
 use slots::Slots;
 
@@ -206,19 +206,18 @@ impl HotCache {
         Moment::now() <= self.proof.trusted_until.load()
     }
 
-    /// Invalidates an entry older than `change`, which the recent changes hold already. Returns whether there was one.
-    pub fn invalidate(&self, change: Change) -> bool {
+    /// Invalidates an entry older than `change`, which the recent changes hold already. If there was one, returns whether it was
+    /// valid until then.
+    pub fn invalidate(&self, change: Change) -> Option<bool> {
         let stripe = self.slots.stripe(change.id);
-        let Some(held) = self.slots.peek(change.id) else { return false };
-        if held.floor() >= change.revision {
-            return false;
-        }
+        let held = self.slots.peek(change.id).filter(|held| held.floor() < change.revision)?;
+        let was_valid = !held.is_invalidated();
         self.slots.replace(
             change.id,
             HotEntry { floor: Floor::at(change.revision), ..held },
             &stripe,
         );
-        true
+        Some(was_valid)
     }
 
     /// Begins a load of `id`: changes committed from now on raise its floor.
@@ -359,19 +358,22 @@ impl LoadTicket {
     /// It creates no slot: a write delayed after its commit would bring back a revision that others have replaced. For the same
     /// reason it leaves a slot as it is when changes since the write began are no longer kept.
     pub fn offer(&self, entry: Entry) {
-        if !self.hot.recent.publish(self.id, entry.revision(), true) {
+        let change = Change { id: self.id, revision: entry.revision() };
+        if !self.hot.recent.publish(self.id, change.revision, true) {
             self.hot.distrust_before(Moment::now());
         }
+        let at = Moment::now();
         let stripe = self.hot.slots.stripe(self.id);
         let current = entry.revision() >= self.floor() && self.is_covered()
             || !self.hot.controls.holds(Protection::SlotVersions);
+        let mut dropped_at = None;
         if let Some(held) = self.hot.slots.peek(self.id).filter(|_| current) {
-            let (known_at, revision) = (entry.known_at(), entry.revision());
+            let known_at = entry.known_at();
             self.hot.replace(self.id, &held, entry, known_at, &stripe);
-            if held.floor() < revision {
-                self.hot.recent.older_is_dropped(Change { id: self.id, revision });
-            }
+            let was_valid = !held.is_invalidated() && held.floor() < change.revision;
+            dropped_at = was_valid.then(Moment::now);
         }
+        self.hot.recent.record_heard(Heard { change, written_here: true, at, dropped_at });
     }
 
     /// Keeps the result of the load. Returns what memory holds then, which may be newer.

@@ -5,6 +5,7 @@
 //! flight when the change was committed.
 
 mod floors;
+mod heard;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -13,9 +14,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use ahash::RandomState;
 use parking_lot::RwLock;
 
-use crate::moment::Moment;
-use crate::product::{Change, ProductId, Revision, Version};
+use crate::product::{ProductId, Revision, Version};
 pub use floors::Floors;
+pub use heard::Heard;
+use heard::HeardLog;
 
 /// Generations in the map. A lookup goes through all of them; when there are more, the oldest two are merged.
 const GENERATIONS: usize = 64;
@@ -31,6 +33,7 @@ pub struct RecentChanges {
     capacity: usize,
     /// The number of the last applied poll.
     polls: AtomicU64,
+    heard: HeardLog,
 }
 
 #[derive(Debug, Default)]
@@ -42,20 +45,8 @@ struct State {
     dropped: u64,
     /// The number of the last sent poll.
     sent: u64,
-    /// Changes written by this instance or published by others.
-    published: HashMap<ProductId, Published, RandomState>,
-}
-
-/// A change of which no poll has told yet.
-#[derive(Clone, Copy, Debug)]
-pub struct Published {
-    pub revision: Revision,
-    /// The last poll that was sent before.
-    sent: u64,
-    pub written_here: bool,
-    pub heard_at: Moment,
-    /// When memory dropped an older version because of it; `None` if memory held none.
-    pub dropped_at: Option<Moment>,
+    /// Changes written by this instance or published by others, each with the value of `sent` at that time.
+    published: HashMap<ProductId, (Revision, u64), RandomState>,
 }
 
 #[derive(Debug)]
@@ -84,7 +75,8 @@ impl RecentChanges {
     /// `capacity` is the maximum number of changes.
     #[must_use]
     pub fn new(capacity: usize) -> Self {
-        Self { state: RwLock::default(), capacity, polls: AtomicU64::new(0) }
+        let (state, polls, heard) = (RwLock::default(), AtomicU64::new(0), HeardLog::default());
+        Self { state, capacity, polls, heard }
     }
 
     #[must_use]
@@ -107,28 +99,8 @@ impl RecentChanges {
     #[must_use]
     pub fn floor(&self, id: ProductId) -> Revision {
         let state = self.state.read();
-        let published = state.published.get(&id).map(|published| published.revision);
+        let published = state.published.get(&id).map(|(revision, _)| *revision);
         state.floor(id).max(published.unwrap_or(Revision::NONE))
-    }
-
-    /// What was published of these products and is not confirmed by a poll.
-    #[must_use]
-    pub fn published(
-        &self,
-        ids: impl Iterator<Item = ProductId>,
-    ) -> HashMap<ProductId, Published, RandomState> {
-        let state = self.state.read();
-        let published = ids.filter_map(|id| Some((id, *state.published.get(&id)?)));
-        published.collect()
-    }
-
-    /// Records that memory has dropped an older version because of a published change.
-    pub fn older_is_dropped(&self, change: Change) {
-        if let Some(published) = self.state.write().published.get_mut(&change.id)
-            && published.revision == change.revision
-        {
-            published.dropped_at = Some(Moment::now());
-        }
     }
 
     /// Called at the start of a load or a write of `id`.
@@ -168,14 +140,22 @@ impl RecentChanges {
             state.published.clear();
             state.dropped = state.dropped.max(state.sent);
         }
-        let (sent, heard_at) = (state.sent, Moment::now());
-        let new = Published { revision, sent, written_here, heard_at, dropped_at: None };
-        let newest = state.published.entry(id).or_insert(new);
-        if revision > newest.revision {
-            *newest = new;
-        }
-        newest.sent = sent;
+        let sent = state.sent;
+        let newest = state.published.entry(id).or_insert((revision, sent));
+        *newest = (revision.max(newest.0), sent);
         !overflows
+    }
+
+    /// Records when a change was published, and when memory dropped an older version.
+    pub fn record_heard(&self, heard: Heard) {
+        let sent = self.state.read().sent;
+        self.heard.push(sent, heard);
+    }
+
+    /// The changes that were heard of before the poll, and some that were later. Called once for each poll.
+    #[must_use]
+    pub fn take_heard(&self, poll: PollNumber) -> Vec<Heard> {
+        self.heard.take(poll.0)
     }
 
     /// Called just before a poll is sent.
@@ -211,7 +191,7 @@ impl RecentChanges {
             state.merge_oldest();
         }
         // The others are in the generations, or were never committed.
-        state.published.retain(|_, published| published.sent >= poll.0);
+        state.published.retain(|_, (_, sent)| *sent >= poll.0);
         drop(state);
         self.polls.store(poll.0, Ordering::Release);
         true

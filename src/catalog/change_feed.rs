@@ -21,7 +21,7 @@ use crate::moment::{AtomicMoment, Moment};
 use crate::pause::Point;
 use crate::postgres::{self, ChangeReader, Changes, Snapshot};
 use crate::product::{Change, Version};
-use crate::recent_changes::{Floors, PollNumber};
+use crate::recent_changes::{Floors, Heard, PollNumber};
 use crate::redis::Hint;
 
 /// The shortest time between two requested polls: one poll serves all requests made meanwhile.
@@ -179,19 +179,19 @@ impl Catalog {
     /// Applies a change that another instance has published. The next poll confirms it.
     fn observe(&self, change: Change) {
         let _kept = self.recent.publish(change.id, change.revision, false);
-        if self.invalidate(change) {
-            self.recent.older_is_dropped(change);
-        }
+        let at = Moment::now();
+        let dropped_at = self.invalidate(change).then(Moment::now);
+        self.recent.record_heard(Heard { change, written_here: false, at, dropped_at });
     }
 
-    /// Returns whether memory held an older version.
+    /// Returns whether memory held an older version that was valid until then.
     fn invalidate(&self, change: Change) -> bool {
-        let held = self.hot.invalidate(change);
-        if held {
+        let was_valid = self.hot.invalidate(change);
+        if was_valid.is_some() {
             // Memory kept it, so it is likely to be read again.
             self.refresh_queue.ask(change.id);
         }
-        held
+        was_valid == Some(true)
     }
 
     /// Whether every committed change of `entry`, which Redis holds, is in the floor of the recent changes.
@@ -297,7 +297,11 @@ impl Follower {
             return catalog.hot.prove(changes.asked);
         }
         let is_new = changes.len() > 0 || changes.truncated_below.is_some();
-        let heard = HeardChanges::of(&catalog, changes, self.last_asked.replace(changes.asked));
+        let heard = HeardChanges::of(
+            catalog.recent.take_heard(number),
+            changes,
+            self.last_asked.replace(changes.asked),
+        );
         let floors = Arc::new(floors(changes).await);
         let kept =
             !changes.overflow && catalog.recent.apply(number, &floors, changes.truncated_below);

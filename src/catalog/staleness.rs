@@ -10,36 +10,44 @@ use std::time::Duration;
 
 use ahash::RandomState;
 
-use super::Catalog;
 use crate::metrics::{HeardBy, Metrics, Staleness};
 use crate::moment::Moment;
 use crate::postgres::{Ages, Changes};
-use crate::product::ProductId;
-use crate::recent_changes::Published;
+use crate::product::{ProductId, Revision};
+use crate::recent_changes::Heard;
 
 /// The new changes of a poll, and how this instance heard of those that it knew before.
 pub(super) struct HeardChanges {
     ages: Ages,
     asked: Moment,
     last_asked: Moment,
-    published: HashMap<ProductId, Published, RandomState>,
+    known: HashMap<ProductId, Vec<First>, RandomState>,
+}
+
+/// The first that was heard of a revision or of a newer one of the same product.
+#[derive(Clone, Copy)]
+struct First {
+    revision: Revision,
+    at: Moment,
+    by: HeardBy,
+    /// When memory dropped an older version because of one of them.
+    dropped_at: Option<Moment>,
 }
 
 impl HeardChanges {
     /// Called before the changes are applied. `None` for the first poll: what was committed before it concerns no reader.
     pub(super) fn of(
-        catalog: &Catalog,
+        heard: Vec<Heard>,
         changes: &mut Changes,
         last_asked: Option<Moment>,
     ) -> Option<Self> {
         let ages = std::mem::take(&mut changes.ages);
         let last_asked = last_asked.filter(|_| !ages.single.is_empty() || !ages.bulk.is_empty())?;
-        let published = catalog.recent.published(ages.single.iter().map(|(id, ..)| *id));
-        Some(Self { ages, asked: changes.asked, last_asked, published })
+        Some(Self { ages, asked: changes.asked, last_asked, known: firsts(heard) })
     }
 
     /// `applied_at`: when the floors were raised, from which moment on older entries of Redis are refused. `dropped`: the products of
-    /// which memory held an older version until then.
+    /// which memory held an older, valid version until then.
     pub(super) fn record(
         &self,
         metrics: &Metrics,
@@ -47,39 +55,75 @@ impl HeardChanges {
         dropped: &[(ProductId, Moment)],
     ) {
         let dropped: HashMap<ProductId, Moment, RandomState> = dropped.iter().copied().collect();
-        let of_single: HashSet<ProductId> = self.ages.single.iter().map(|(id, ..)| *id).collect();
         for (id, revision, age) in &self.ages.single {
             let committed = self.committed(*age);
-            let known = self.published.get(id).filter(|known| known.revision >= *revision);
-            let by = match known {
-                None => HeardBy::Poll,
-                Some(known) if known.written_here => HeardBy::Write,
-                Some(_) => HeardBy::Hint,
-            };
-            let heard = known.map_or(applied_at, |known| known.heard_at.min(applied_at));
-            metrics.staleness.record(Staleness::of_redis(by), heard.since(committed));
-            if let Some(at) = known.and_then(|known| known.dropped_at).or(dropped.get(id).copied())
-            {
+            let known = self.first(*id, *revision);
+            let by = known.map_or(HeardBy::Poll, |first| first.by);
+            let at = known.map_or(applied_at, |first| first.at.min(applied_at));
+            metrics.staleness.record(Staleness::of_redis(by), at.since(committed));
+            let dropped_at = known.and_then(|first| first.dropped_at);
+            if let Some(at) = dropped_at.or_else(|| dropped.get(id).copied()) {
                 metrics.staleness.record(Staleness::of_hot(by), at.since(committed));
             }
         }
+        self.record_bulk(metrics, applied_at, &dropped);
+    }
+
+    fn record_bulk(
+        &self,
+        metrics: &Metrics,
+        applied_at: Moment,
+        dropped: &HashMap<ProductId, Moment, RandomState>,
+    ) {
         let mut oldest = Duration::ZERO;
         for (age, count) in &self.ages.bulk {
             let stale = applied_at.since(self.committed(*age));
             metrics.staleness.record_many(Staleness::RedisPoll, stale, *count as u64);
             oldest = oldest.max(*age);
         }
-        if !self.ages.bulk.is_empty() {
-            // Of bulk jobs only the oldest change is known, by an age that is at least that of each other.
-            let committed = self.committed(oldest);
-            for (_, at) in dropped.iter().filter(|(id, _)| !of_single.contains(id)) {
-                metrics.staleness.record(Staleness::HotPoll, at.since(committed));
-            }
+        if self.ages.bulk.is_empty() {
+            return;
         }
+        // Which of the rows contained the product is not kept; the age of the oldest row is at least that of each other.
+        let committed = self.committed(oldest);
+        let single: HashSet<ProductId> = self.ages.single.iter().map(|(id, ..)| *id).collect();
+        for (_, at) in dropped.iter().filter(|(id, _)| !single.contains(id)) {
+            metrics.staleness.record(Staleness::HotPoll, at.since(committed));
+        }
+    }
+
+    fn first(&self, id: ProductId, revision: Revision) -> Option<&First> {
+        let firsts = self.known.get(&id)?;
+        firsts.get(firsts.partition_point(|first| first.revision < revision))
     }
 
     /// The change was not committed before this moment.
     fn committed(&self, age: Duration) -> Moment {
         self.asked.before(age).max(self.last_asked)
     }
+}
+
+/// Of each product, ascending by revision.
+fn firsts(heard: Vec<Heard>) -> HashMap<ProductId, Vec<First>, RandomState> {
+    let mut known: HashMap<ProductId, Vec<First>, RandomState> = HashMap::default();
+    for Heard { change, written_here, at, dropped_at } in heard {
+        let by = if written_here { HeardBy::Write } else { HeardBy::Hint };
+        let first = First { revision: change.revision, at, by, dropped_at };
+        known.entry(change.id).or_default().push(first);
+    }
+    for firsts in known.values_mut() {
+        firsts.sort_unstable_by_key(|first| first.revision);
+        let mut next: Option<First> = None;
+        for first in firsts.iter_mut().rev() {
+            if let Some(next) = next {
+                if next.at < first.at {
+                    (first.at, first.by) = (next.at, next.by);
+                }
+                let dropped = [first.dropped_at, next.dropped_at];
+                first.dropped_at = dropped.into_iter().flatten().min();
+            }
+            next = Some(*first);
+        }
+    }
+    known
 }

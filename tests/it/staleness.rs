@@ -19,6 +19,7 @@ pub fn register(suite: &mut Suite<'_>) {
     suite.both("staleness::each_change_is_counted_by_tier_and_by_how_it_was_heard_of", paths);
     suite.single("staleness::it_bounds_the_time_in_which_memory_was_older", bounds);
     suite.single("staleness::a_long_transaction_counts_from_its_commit", long_transaction);
+    suite.single("staleness::each_write_of_one_product_counts_from_its_own_commit", many_writes);
     suite.single("staleness::each_change_of_a_bulk_job_counts", bulk);
     suite.single("staleness::what_is_read_again_is_not_counted_again", restarted_task);
     suite.private("staleness::what_postgres_returns_again_is_not_counted_again", restarted_server);
@@ -130,6 +131,35 @@ async fn long_transaction(stack: Stack) {
     eventually("it is counted", async || all_counted(&node).await[0] == hot + 1.0).await;
     let lived = Duration::from_secs_f64(seconds(&node, "hot").await - before);
     assert!(lived <= later.elapsed(), "{lived:?}, although {:?} are the most", later.elapsed());
+}
+
+async fn many_writes(stack: Stack) {
+    let id = stack.insert("old").await;
+    let node = polling(&stack).await;
+    node.product(id).await;
+    let mut polling = node.pauses.arm(Point::PollOutbox);
+    let paused = tokio::time::timeout(HANG, polling.recv()).await.expect("it polls").unwrap();
+    let mut writing = Duration::ZERO;
+    for name in ["first", "second"] {
+        let begun = Instant::now();
+        rename(&node, id, name).await;
+        writing += begun.elapsed();
+        tokio::time::sleep(HELD).await;
+    }
+    let released = Instant::now();
+    node.pauses.release(Point::PollOutbox);
+    drop(paused);
+    let both = async || {
+        counted(&node, "hot", "write").await == 2.0 && counted(&node, "redis", "write").await == 2.0
+    };
+    eventually("both are counted", both).await;
+    // Each figure may contain the way of the poll to PostgreSQL.
+    let most = writing + released.elapsed() * 2;
+    for tier in ["hot", "redis"] {
+        let sum = format!("hotshelf_staleness_seconds_sum{{tier=\"{tier}\",heard_by=\"write\"}}");
+        let lived = Duration::from_secs_f64(node.metric(&sum).await);
+        assert!(lived <= most, "{tier}: {lived:?}, although {most:?} are the most");
+    }
 }
 
 async fn bulk(stack: Stack) {
