@@ -1,10 +1,11 @@
-//! The admin port: `/metrics` for Prometheus, `/livez` and `/readyz` for the orchestrator, `/callers` for the operator, and the
-//! gRPC services that are moved here (`grpc.rs`).
+//! The admin port: `/metrics` for Prometheus, `/livez` and `/readyz` for the orchestrator, `/callers` and a live page (`page.rs`) for
+//! the operator, and the gRPC services that are moved here (`grpc.rs`).
 
 mod connections;
 mod exposition;
 mod grpc;
 pub mod health;
+mod page;
 
 use std::convert::Infallible;
 use std::fmt;
@@ -14,8 +15,9 @@ use std::time::Duration;
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
-use http::{HeaderValue, Method, Request, Response, StatusCode};
-use http_body_util::Full;
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use tokio::net::TcpListener;
 
@@ -26,6 +28,8 @@ use crate::supervisor::Supervisor;
 use connections::AdminConnections;
 use exposition::Exposition;
 pub use grpc::{AdminGrpc, ServeGrpc};
+use page::Page;
+pub use page::PageProducts;
 
 /// Accept fails when file descriptors run out, for example; without a pause the loop would spin.
 const PAUSE_AFTER_FAILED_ACCEPT: Duration = Duration::from_millis(50);
@@ -66,9 +70,9 @@ impl Readiness {
         self.notes.store(Some(Arc::new(Box::new(notes))));
     }
 
-    fn notes(&self) -> String {
+    fn notes(&self) -> Vec<String> {
         let notes = self.notes.load();
-        notes.iter().flat_map(|notes| notes()).map(|note| note + "\n").collect()
+        notes.iter().flat_map(|notes| notes()).collect()
     }
 }
 
@@ -78,9 +82,13 @@ impl fmt::Debug for Readiness {
     }
 }
 
+type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
+
 #[derive(Debug)]
 struct AdminPort {
+    metrics: Arc<Metrics>,
     exposition: Exposition,
+    page: Page,
     readiness: Readiness,
     supervisor: Supervisor,
     refusals: Arc<Refusals>,
@@ -93,12 +101,12 @@ pub fn serve(
     metrics: Arc<Metrics>,
     readiness: Readiness,
     refusals: Arc<Refusals>,
-    grpc: AdminGrpc,
+    (grpc, products): (AdminGrpc, PageProducts),
     drain: &Drain,
 ) {
     let supervisor = drain.supervisor().clone();
-    let exposition = Exposition::new(metrics);
-    let port = AdminPort { exposition, readiness, supervisor, refusals, grpc };
+    let (exposition, page) = (Exposition::new(Arc::clone(&metrics)), Page::new(products));
+    let port = AdminPort { metrics, exposition, page, readiness, supervisor, refusals, grpc };
     let (port, listener) = (Arc::new(port), Arc::new(listener));
     drain.spawn_loop(BackgroundTask::AdminPort, move || {
         accept(Arc::clone(&port), Arc::clone(&listener))
@@ -128,36 +136,50 @@ async fn accept(
 }
 
 impl AdminPort {
-    async fn answer(
-        &self,
-        request: Request<Incoming>,
-    ) -> Result<Response<Full<Bytes>>, Infallible> {
+    async fn answer(self: &Arc<Self>, request: Request<Incoming>) -> Result<Answer, Infallible> {
         if ![Method::GET, Method::HEAD].contains(request.method()) {
             return Ok(plain(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n"));
         }
-        Ok(match request.uri().path() {
+        let mut answer = self.route(request.uri()).await;
+        page::restrict(&mut answer);
+        Ok(answer)
+    }
+
+    async fn route(self: &Arc<Self>, uri: &Uri) -> Answer {
+        match uri.path() {
             "/metrics" => self.metrics().await,
             // Must not depend on Redis or Postgres: a restart of this process would repair neither.
             "/livez" => plain(StatusCode::OK, "alive\n"),
             "/readyz" => self.readyz(),
             "/callers" => plain(StatusCode::OK, self.refusals.most_refused()),
-            _ => plain(StatusCode::NOT_FOUND, "there are /metrics, /livez, /readyz and /callers\n"),
-        })
+            "/events" => Page::watch(self),
+            "/explain" => self.page.explain(uri.query()).await,
+            path => Page::file(path).unwrap_or_else(|| {
+                plain(
+                    StatusCode::NOT_FOUND,
+                    "there are /, /metrics, /livez, /readyz and /callers\n",
+                )
+            }),
+        }
     }
 
-    async fn metrics(&self) -> Response<Full<Bytes>> {
+    async fn metrics(&self) -> Answer {
         match self.exposition.text().await {
             Ok(text) => response(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text),
             Err(error) => plain(StatusCode::INTERNAL_SERVER_ERROR, error + "\n"),
         }
     }
 
+    /// Why this instance is not ready.
+    fn reasons(&self) -> Vec<String> {
+        let reason = self.readiness.reason.load();
+        reason.as_deref().cloned().into_iter().chain(self.supervisor.down()).collect()
+    }
+
     /// One line for each reason not to be ready, followed by the notes on what is degraded.
-    fn readyz(&self) -> Response<Full<Bytes>> {
-        let mut reasons: Vec<String> =
-            self.readiness.reason.load().as_deref().cloned().into_iter().collect();
-        reasons.extend(self.supervisor.down());
-        let notes = self.readiness.notes();
+    fn readyz(&self) -> Answer {
+        let reasons = self.reasons();
+        let notes: String = self.readiness.notes().into_iter().map(|note| note + "\n").collect();
         match reasons.is_empty() {
             true => plain(StatusCode::OK, format!("ready\n{notes}")),
             false => {
@@ -168,12 +190,12 @@ impl AdminPort {
     }
 }
 
-fn plain(status: StatusCode, text: impl Into<Bytes>) -> Response<Full<Bytes>> {
+fn plain(status: StatusCode, text: impl Into<Bytes>) -> Answer {
     response(status, "text/plain; charset=utf-8", text.into())
 }
 
-fn response(status: StatusCode, content_type: &'static str, text: Bytes) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(text));
+fn response(status: StatusCode, content_type: &'static str, text: Bytes) -> Answer {
+    let mut response = Response::new(Full::new(text).boxed_unsync());
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     response

@@ -1,5 +1,7 @@
 //! The composition root: creates the parts, connects them, starts and stops them. Decides nothing about products.
 
+mod page;
+
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -7,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use tokio::net::TcpListener;
 
-use crate::admin::{self, AdminGrpc, Readiness};
+use crate::admin::{self, AdminGrpc, PageProducts, Readiness};
 use crate::catalog::{Catalog, Parts};
 use crate::config::{PostgresArgs, ServeArgs};
 use crate::controls::Controls;
@@ -22,7 +24,7 @@ use crate::recent_changes::RecentChanges;
 use crate::redis::Redis;
 use crate::refusals::Refusals;
 use crate::relay::{self, Relay};
-use crate::rpc::{self, Health, Identity};
+use crate::rpc::{self, Health, Identity, ServedOn};
 #[cfg(feature = "test-hooks")]
 use crate::supervisor::Fault;
 
@@ -97,8 +99,9 @@ impl App {
         let readiness = Readiness::not_yet("starting");
         let refusals = Refusals::new(&metrics);
         let (scraped, listed) = (Arc::clone(&metrics), Arc::clone(&refusals));
-        let admin_grpc = AdminGrpc::default();
-        admin::serve(admin, scraped, readiness.clone(), listed, admin_grpc.clone(), &drain);
+        let (admin_grpc, products) = (AdminGrpc::default(), PageProducts::default());
+        let later = (admin_grpc.clone(), products.clone());
+        admin::serve(admin, scraped, readiness.clone(), listed, later, &drain);
 
         let postgres = Postgres::new(&args.postgres(), Arc::clone(&metrics));
         let postgres = postgres.map_err(StartError::Usage)?;
@@ -144,6 +147,12 @@ impl App {
         };
         observe(&parts);
         let catalog = Catalog::start(parts, args.catalog());
+        let explains = match args.switches.admin_service {
+            ServedOn::GrpcPort => !identity.is_required(),
+            ServedOn::AdminPort => true,
+            ServedOn::Nowhere => false,
+        };
+        page::show(&products, &catalog, explains);
         let relay = Relay::start(
             Arc::clone(&postgres),
             Arc::clone(&redis),

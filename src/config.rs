@@ -301,7 +301,7 @@ pub struct ServingArgs {
     /// A PEM file with the private key of that certificate.
     #[arg(long, env, default_value = "", value_name = "FILE")]
     pub grpc_tls_key: String,
-    /// The address of the admin port: /metrics, /livez, /readyz and /callers.
+    /// The address of the admin port: a live page at /, /metrics, /livez, /readyz and /callers.
     ///
     /// The default is reachable from this machine only. The container image sets 0.0.0.0:9464.
     #[arg(long, env, default_value = "127.0.0.1:9464", value_name = "ADDRESS", value_parser = address)]

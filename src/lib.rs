@@ -11,7 +11,7 @@
 //! - [`hot_cache`], [`redis`] and [`postgres`] are the tiers. [`recent_changes`] holds the floor of each product that changed
 //!   lately: the revision below which no tier may serve it.
 //! - [`relay`] applies committed changes from the outbox to Redis, in one instance for the whole fleet.
-//! - [`hot_keys`] finds the heavy hitters; [`import`] loads CSV files; [`admin`] serves `/metrics`, `/livez` and `/readyz`.
+//! - [`hot_keys`] finds the heavy hitters; [`import`] loads CSV files; [`admin`] serves a live page, `/metrics`, `/livez` and `/readyz`.
 //! - [`doctor`] checks the servers that `serve` would use; [`findings`] is what checks find; [`urls`] splits their addresses.
 //! - Any module may use [`moment`] (instants in eight bytes), [`caller`], [`metrics`], [`drain`] (the only place that spawns
 //!   tasks), [`supervisor`] (restarts them) and [`refusals`]. [`logging`] bounds the log.

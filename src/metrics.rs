@@ -11,6 +11,7 @@ mod labels;
 mod process;
 mod resource;
 mod sharded;
+mod values;
 
 use std::fmt;
 use std::sync::Arc;

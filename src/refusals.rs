@@ -70,12 +70,15 @@ impl Refusals {
     /// because clients choose them.
     #[must_use]
     pub fn most_refused(&self) -> String {
+        self.ranked().iter().map(|(count, caller)| format!("{count} {caller}\n")).collect()
+    }
+
+    /// The same as pairs of count and escaped name.
+    #[must_use]
+    pub fn ranked(&self) -> Vec<(u64, String)> {
         let ranked = self.callers.lock().ranked(Instant::now());
-        ranked
-            .iter()
-            .take(SHOWN)
-            .map(|(caller, count)| format!("{count} {}\n", caller.escape_debug()))
-            .collect()
+        let shown = ranked.into_iter().take(SHOWN);
+        shown.map(|(caller, count)| (count, caller.escape_debug().to_string())).collect()
     }
 }
 

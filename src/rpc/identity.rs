@@ -94,6 +94,12 @@ impl Identity {
         }
     }
 
+    /// Whether callers of the gRPC port need credentials.
+    #[must_use]
+    pub fn is_required(&self) -> bool {
+        self.auth.is_some()
+    }
+
     /// Warns when clients on the network can call without authentication, or can be overheard.
     pub fn warn_if_open(&self, address: SocketAddr) {
         if address.ip().is_loopback() {

@@ -56,6 +56,7 @@ mod metrics;
 mod metrics_complete;
 mod newest_wins;
 mod outage;
+mod page;
 mod races;
 mod recovery;
 mod redis_access;
@@ -139,6 +140,7 @@ fn main() -> std::process::ExitCode {
     callers_told::register(&mut suite);
     metrics::register(&mut suite);
     metrics_complete::register(&mut suite);
+    page::register(&mut suite);
     staleness::register(&mut suite);
     checker::register(&mut suite);
     callers::register(&mut suite);
