@@ -6,9 +6,12 @@ use std::time::Duration;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{AssertSqlSafe, ConnectOptions, Executor};
 
-use super::error::unreachable;
+use super::error::{code, unreachable};
 use super::{Error, within};
 
+/// The SQLSTATE of a statement that was canceled.
+const CANCELED: &str = "57014";
+const SET_ATTEMPTS: u32 = 5;
 const APPLICATION: &str = "hotshelf";
 /// The timeout of opening a connection for a command.
 pub(super) const CONNECT: Duration = Duration::from_secs(5);
@@ -66,8 +69,18 @@ impl Session {
 
     /// Applies the settings in one round trip. Not as startup parameters, which poolers drop or refuse.
     pub(super) async fn set(&self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
-        let settings = sqlx::raw_sql(AssertSqlSafe(self.settings.clone()));
-        connection.execute(settings).await.map(drop)
+        let mut attempts = 1..=SET_ATTEMPTS;
+        loop {
+            let settings = sqlx::raw_sql(AssertSqlSafe(self.settings.clone()));
+            let set = connection.execute(settings).await.map(drop);
+            // A statement timeout of the role applies to the settings themselves: one of some milliseconds can end them.
+            let is_canceled =
+                set.as_ref().is_err_and(|error| code(error).as_deref() == Some(CANCELED));
+            if !is_canceled || attempts.next() == Some(SET_ATTEMPTS) {
+                return set;
+            }
+            let _ = connection.execute("SET statement_timeout = 0").await;
+        }
     }
 }
 
