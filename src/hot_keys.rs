@@ -73,7 +73,7 @@ impl Counts {
         }
     }
 
-    fn add_shard(&mut self, shard: Shard) {
+    fn add_shard(&mut self, shard: &Shard) {
         self.reads += shard.reads;
         for node in shard.sketch.list() {
             *self.of.entry(node.item).or_default() += node.count;
@@ -206,11 +206,11 @@ impl HotKeys {
     fn collect(&self, take: impl Fn(&mut Shard) -> Shard) -> (Counts, [Counts; 2]) {
         let mut counts = Counts::default();
         for shard in &self.shards {
-            counts.add_shard(take(&mut shard.lock()));
+            counts.add_shard(&take(&mut shard.lock()));
         }
         let cold = self.cold.each_ref().map(|shard| {
             let mut cold = Counts::default();
-            cold.add_shard(take(&mut shard.lock()));
+            cold.add_shard(&take(&mut shard.lock()));
             cold
         });
         (counts, cold)

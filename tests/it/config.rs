@@ -305,8 +305,10 @@ async fn none_warm(stack: Stack) {
         .node_with(|args| args.caching.refresh_interval = std::time::Duration::from_millis(50))
         .await;
     ranker.product(id).await;
-    eventually("the fleet ranks it", async || !ranker.catalog.fleet_hot_keys(1).await.is_empty())
-        .await;
+    eventually("the fleet ranks it", async || {
+        !ranker.catalog.fleet_hot_keys(1).await.keys.is_empty()
+    })
+    .await;
     let (keeper, not) =
         tokio::join!(stack.node(), stack.node_with(|args| args.caching.refresh_keys = 0));
     let read = r#"hotshelf_cache_lookups_total{result="hit",tier="redis"}"#;

@@ -222,7 +222,7 @@ async fn readiness(stack: Stack) {
     let ranker =
         stack.node_with(|args| args.caching.refresh_interval = Duration::from_millis(50)).await;
     ranker.product(id).await;
-    let ranked = async || !ranker.catalog.fleet_hot_keys(1).await.is_empty();
+    let ranked = async || !ranker.catalog.fleet_hot_keys(1).await.keys.is_empty();
     eventually("the fleet ranks it", ranked).await;
     ranker.app.stop().await;
     stack.redis_evict(id).await;

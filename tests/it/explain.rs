@@ -91,5 +91,5 @@ async fn no_traces(stack: Stack) {
     assert_eq!(error.code(), Code::InvalidArgument);
     assert_eq!(stack.redis_revision(id).await, None);
     assert_eq!(node.metric(r#"hotshelf_reads_total{served_by="postgres"}"#).await, 0.0);
-    assert_eq!(node.catalog.hot_keys(10), []);
+    assert_eq!(node.catalog.hot_keys(10).keys, []);
 }

@@ -154,7 +154,7 @@ async fn warm_start(stack: Stack) {
     let reader = stack.node().await;
     join_all(ids.iter().map(|id| reader.product(*id))).await;
     eventually("the fleet ranks them", || async {
-        reader.catalog.fleet_hot_keys(10).await.len() == ids.len()
+        reader.catalog.fleet_hot_keys(10).await.keys.len() == ids.len()
     })
     .await;
     for id in &ids {

@@ -102,7 +102,7 @@ async fn three_tiers(stack: Stack, buf: PathBuf) {
     let first = stack.node().await;
     assert_eq!(answered_by(&first).await, "fwd=miss;detail=postgres");
     // With refresh on, a new instance would load it into memory at its start.
-    let ranked = async || !first.catalog.fleet_hot_keys(1).await.is_empty();
+    let ranked = async || !first.catalog.fleet_hot_keys(1).await.keys.is_empty();
     eventually("the fleet's ranking has it", ranked).await;
     let second = stack.node_with(|args| args.caching.refresh_keys = 0).await;
     assert_eq!(answered_by(&second).await, "hit;detail=redis");
