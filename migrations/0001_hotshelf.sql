@@ -61,6 +61,8 @@ CREATE TABLE hotshelf.outbox (
     product_ids bigint[],
     versions    bigint[] NOT NULL,
     deleted     boolean  NOT NULL,
+    -- A poll compares it with the same clock, and so knows how long ago a change was made.
+    write_time  timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (catalogue, xid, seq)
 ) WITH (
     -- A queue: rows are deleted after about a minute. Without these settings dead rows and stale statistics of a burst stay long.
