@@ -13,6 +13,7 @@ mod connections;
 mod copy;
 mod epoch;
 mod error;
+mod hosts;
 mod importable;
 mod inspect;
 mod mapping;
@@ -186,9 +187,22 @@ impl Postgres {
         let (all, loads) = self.prepare();
         let callers = Arc::clone(&self.callers).maintain(all);
         let background = Arc::clone(&self.background).maintain(loads);
-        let table = self.follow_table();
-        let ((Ok(never), ..) | (Err(never), ..)) = tokio::join!(callers, background, table);
+        let (table, primary) = (self.follow_table(), self.follow_primary());
+        let ((Ok(never), ..) | (Err(never), ..)) =
+            tokio::join!(callers, background, table, primary);
         match never {}
+    }
+
+    /// Sends the pool of background tasks to the host that is the primary.
+    async fn follow_primary(&self) {
+        loop {
+            self.session.hosts.changed().await;
+            self.use_primary();
+        }
+    }
+
+    fn use_primary(&self) {
+        self.pool.set_connect_options(self.session.hosts.primary().clone());
     }
 
     /// Statements of calls, which are prepared on each connection that is opened ahead of its use.
@@ -222,23 +236,15 @@ impl Postgres {
     /// For the operator: the address, the reason, and what to check.
     #[must_use]
     pub fn unreachable_message(&self, why: &str) -> String {
-        let address = self.address();
+        let addresses = self.session.hosts.addresses();
         format!(
-            "PostgreSQL at {address} cannot be reached ({why}); check DATABASE_URL, and that the server runs"
+            "PostgreSQL at {addresses} cannot be reached ({why}); check DATABASE_URL, and that the server runs"
         )
-    }
-
-    fn address(&self) -> String {
-        let options = &self.session.connect;
-        match options.get_socket() {
-            Some(socket) => socket.display().to_string(),
-            None => format!("{}:{}", options.get_host(), options.get_port()),
-        }
     }
 }
 
 fn pool(session: &Session, acquire_timeout: Duration, timeout: Option<Duration>) -> PgPool {
-    let (connect, session) = (session.connect.clone(), session.clone());
+    let (connect, session) = (session.hosts.primary().clone(), session.clone());
     PgPoolOptions::new()
         .max_connections(BACKGROUND)
         .acquire_timeout(acquire_timeout)

@@ -8,11 +8,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::TryStreamExt;
-use sqlx::postgres::{PgConnectOptions, PgConnection};
-use sqlx::{ConnectOptions, Executor};
+use sqlx::Executor;
+use sqlx::postgres::PgConnection;
 
 use super::change_rows::{ChangeRow, Changes};
 use super::error::read_error;
+use super::hosts::Hosts;
 use super::snapshot::Snapshot;
 use super::{Error, Postgres, within};
 use crate::metrics::{Metrics, PostgresOperation};
@@ -71,7 +72,7 @@ const POLL: &str = "SELECT NULL::bigint[] AS product_ids, NULL::bigint[] AS vers
 /// Reads the outbox on its own connection, so that it never waits for a call's statement.
 #[derive(Debug)]
 pub struct ChangeReader {
-    connect: PgConnectOptions,
+    hosts: Hosts,
     /// The number of the catalogue.
     catalogue: i32,
     connection: Option<(PgConnection, Server)>,
@@ -101,11 +102,11 @@ impl Postgres {
     /// A reader whose first poll returns the whole outbox.
     #[must_use]
     pub fn change_reader(&self) -> ChangeReader {
-        let connect = self.session.connect.clone();
+        let hosts = self.session.hosts.clone();
         // Before a table is attached there is nothing to read.
         let catalogue = self.statements().map_or(0, |statements| statements.mapping.number);
         ChangeReader {
-            connect,
+            hosts,
             catalogue,
             connection: None,
             seen: Snapshot::empty(),
@@ -188,7 +189,7 @@ impl ChangeReader {
     }
 
     async fn open(&self) -> Result<Result<(PgConnection, Server), Error>, sqlx::Error> {
-        let mut connection = self.connect.connect().await?;
+        let mut connection = self.hosts.connect().await?;
         connection.execute(SESSION).await?;
         let server = sqlx::query_as(SERVER).bind(self.catalogue);
         let server: Option<(String, Option<i64>, String)> =

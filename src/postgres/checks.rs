@@ -88,7 +88,7 @@ impl Checks<'_> {
             // No statement can be relied on.
             return vec![Finding::stops("sessions", POOLED)];
         }
-        let address = self.postgres.address();
+        let address = self.postgres.session.hosts.addresses();
         self.run("server", async |connection| server(connection, &address).await).await;
         self.run("primary", primary).await;
         self.run("settings", async |connection| {

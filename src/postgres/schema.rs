@@ -55,6 +55,7 @@ impl Postgres {
     pub async fn migrate(&self, how: Migrate) -> Result<(), Error> {
         let opened = self.session.open(CONNECT).await;
         let mut connection = opened.map_err(|error| read_error(&error))?;
+        self.use_primary();
         let applied = self.in_time(applied(&mut connection)).await;
         let applied = applied.map_err(|error| without_rights(&error))?;
         let migrations = migrations();

@@ -1,12 +1,12 @@
 //! Opening connections, with the settings that the statements depend on.
 
-use std::str::FromStr;
 use std::time::Duration;
 
-use sqlx::postgres::{PgConnectOptions, PgConnection};
-use sqlx::{AssertSqlSafe, ConnectOptions, Executor};
+use sqlx::postgres::PgConnection;
+use sqlx::{AssertSqlSafe, Executor};
 
 use super::error::{code, unreachable};
+use super::hosts::Hosts;
 use super::{Error, within};
 
 /// The SQLSTATE of a statement that was canceled.
@@ -18,15 +18,16 @@ pub(super) const CONNECT: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Debug)]
 pub(super) struct Session {
-    pub(super) connect: PgConnectOptions,
+    pub(super) hosts: Hosts,
     settings: String,
 }
 
 impl Session {
     /// A statement timeout of zero means no limit.
     pub(super) fn new(url: &str, statement_timeout: Duration) -> Result<Self, String> {
-        let connect = connect_options(url)?;
-        let application = connect.get_application_name().unwrap_or(APPLICATION).replace('\'', "''");
+        let hosts = Hosts::of(url)?;
+        let application =
+            hosts.primary().get_application_name().unwrap_or(APPLICATION).replace('\'', "''");
         let idle =
             if statement_timeout.is_zero() { 0 } else { statement_timeout.as_millis() + 1_000 };
         // Settings of the role, the database or the server must not change the meaning of the statements. `lock_timeout` is set
@@ -44,13 +45,13 @@ impl Session {
              SET plan_cache_mode = force_custom_plan",
             statement_timeout.as_millis()
         );
-        Ok(Self { connect, settings })
+        Ok(Self { hosts, settings })
     }
 
     /// Opens a connection, within `limit`.
     pub(super) async fn open(&self, limit: Duration) -> Result<PgConnection, sqlx::Error> {
         let open = async {
-            let mut connection = self.connect.connect().await?;
+            let mut connection = self.hosts.connect().await?;
             self.set(&mut connection).await?;
             Ok(connection)
         };
@@ -82,16 +83,4 @@ impl Session {
             let _ = connection.execute("SET statement_timeout = 0").await;
         }
     }
-}
-
-fn connect_options(url: &str) -> Result<PgConnectOptions, String> {
-    super::url::check(url)?;
-    let options = PgConnectOptions::from_str(url);
-    let options = options.map_err(|error| {
-        let why = error.to_string();
-        let why = why.trim_start_matches("error with configuration: ");
-        format!("DATABASE_URL cannot be read: {why}; {}", super::url::FORM)
-    })?;
-    // sqlx would send it as a startup parameter, which pgbouncer refuses.
-    Ok(options.extra_float_digits(None))
 }

@@ -8,8 +8,8 @@ pub(super) const FORM: &str = "use postgres://USER:PASSWORD@HOST:PORT/DATABASE";
 const SSL_MODES: [&str; 6] = ["disable", "allow", "prefer", "require", "verify-ca", "verify-full"];
 const FILES: [&str; 7] =
     ["sslrootcert", "ssl-root-cert", "ssl-ca", "sslcert", "ssl-cert", "sslkey", "ssl-key"];
-/// What else sqlx reads; it ignores others.
-const OTHERS: [&str; 11] = [
+/// What else is read; sqlx ignores others.
+const OTHERS: [&str; 12] = [
     "sslmode",
     "ssl-mode",
     "statement-cache-capacity",
@@ -21,6 +21,7 @@ const OTHERS: [&str; 11] = [
     "password",
     "application_name",
     "options",
+    "target_session_attrs",
 ];
 
 /// # Errors
@@ -30,10 +31,8 @@ pub(super) fn check(url: &str) -> Result<(), String> {
     if !["postgres", "postgresql"].contains(&parts.scheme) {
         return Err(format!("DATABASE_URL has the scheme \"{}\"; {FORM}", parts.scheme));
     }
-    if parts.has_several_hosts {
-        return Err(
-            "DATABASE_URL names several hosts; name one, which leads to the primary".to_owned()
-        );
+    if parts.parameters.iter().any(|(name, value)| *name == "host" && value.contains(',')) {
+        return Err("DATABASE_URL names several hosts in host=; use postgres://USER:PASSWORD@HOST:PORT,HOST:PORT/DATABASE".to_owned());
     }
     let known = [&FILES[..], &OTHERS].concat();
     if let Some(name) = parts.unknown(&known) {
@@ -61,6 +60,11 @@ fn check_parameter(name: &str, value: &str) -> Result<(), String> {
     let (is_usable, wanted) = match name {
         "sslmode" | "ssl-mode" => (SSL_MODES.contains(&value), SSL_MODES.join(", ")),
         "port" => (value.parse::<u16>().is_ok(), "a port, such as 5432".to_owned()),
+        // Connections go to the primary in any case.
+        "target_session_attrs" => (
+            ["read-write", "primary"].contains(&value),
+            "read-write, which is the primary".to_owned(),
+        ),
         "hostaddr" => (value.parse::<IpAddr>().is_ok(), "an IP address".to_owned()),
         "statement-cache-capacity" => (value.parse::<usize>().is_ok(), "a number".to_owned()),
         // A path that is percent-encoded is left to sqlx, and so is a certificate itself.

@@ -276,7 +276,7 @@ async fn crash(world: Private) {
     nothing_lost(&world, restart).await;
 }
 
-async fn start_replica(world: &Private) -> devstack::Postgres {
+pub async fn start_replica(world: &Private) -> devstack::Postgres {
     let postgres = world.postgres.clone();
     blocking(move || postgres.start_replica().unwrap()).await
 }

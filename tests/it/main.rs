@@ -26,6 +26,7 @@ mod coherence;
 mod controls;
 mod epoch;
 mod explain;
+mod failover;
 mod feed;
 mod harness;
 mod identity;
@@ -127,6 +128,7 @@ fn main() -> std::process::ExitCode {
     wire::register(&mut suite);
     garbage::register(&mut suite);
     attach::register(&mut suite);
+    failover::register(&mut suite);
     config::register(&mut suite);
     doctor::register(&mut suite);
     drain::register(&mut suite);

@@ -8,7 +8,7 @@ use crate::harness::{Authority, Program, Stack};
 const FORM: &str = "use postgres://USER:PASSWORD@HOST:PORT/DATABASE";
 const REDIS_FORM: &str = "use redis://HOST:PORT, rediss:// for TLS, redis-cluster://HOST:PORT?node=HOST:PORT, redis-sentinel://HOST:PORT?sentinelServiceName=NAME, or unix:///PATH";
 const MODES: &str = "use disable, allow, prefer, require, verify-ca, verify-full";
-const PARAMETERS: &str = "which has no effect here; remove it, or use one of sslrootcert, sslcert, sslkey, sslmode, host, hostaddr, port, dbname, user, password, application_name, options";
+const PARAMETERS: &str = "which has no effect here; remove it, or use one of sslrootcert, sslcert, sslkey, sslmode, host, hostaddr, port, dbname, user, password, application_name, options, target_session_attrs";
 const CUT: &str = "has one of / ? # where it ends the user or the password; write / as %2F, ? as %3F and # as %23 there";
 
 /// Arguments separated by spaces, and the line, in which FORM and the like stand for the texts above. `{dir}` is a folder with files.
@@ -25,12 +25,12 @@ const WRONG: &[(&str, &str)] = &[
         "DATABASE_URL cannot be read: invalid port number; FORM",
     ),
     (
-        "--database-url=postgres://h1:1,h2:2/d",
-        "DATABASE_URL names several hosts; name one, which leads to the primary",
+        "--database-url=postgres://h1:1,,h2:2/d",
+        "DATABASE_URL names several hosts, one of which is empty; use postgres://USER:PASSWORD@HOST:PORT,HOST:PORT/DATABASE",
     ),
     (
         "--database-url=postgres:///d?host=h1,h2",
-        "DATABASE_URL names several hosts; name one, which leads to the primary",
+        "DATABASE_URL names several hosts in host=; use postgres://USER:PASSWORD@HOST:PORT,HOST:PORT/DATABASE",
     ),
     ("--database-url=postgres://u:se/cret@h/d", "DATABASE_URL CUT"),
     ("--database-url=postgres://u:se?cret@h/d", "DATABASE_URL CUT"),
@@ -44,6 +44,10 @@ const WRONG: &[(&str, &str)] = &[
     (
         "--database-url=postgres://h/d?connect_timeout=5",
         "DATABASE_URL has the parameter connect_timeout, PARAMETERS",
+    ),
+    (
+        "--database-url=postgres://h1,h2/d?target_session_attrs=any",
+        "DATABASE_URL has target_session_attrs=any; use read-write, which is the primary",
     ),
     ("--database-url=postgres://h/d?port=x", "DATABASE_URL has port=x; use a port, such as 5432"),
     (
