@@ -152,7 +152,7 @@ async fn held_rows(stack: Stack) {
         let (mut client, id) = (abusers[n].clone(), ids[n]);
         async move { client.update_product(renamed(id, "new")).await.map(drop) }
     });
-    let connections = gauge(&node, "limit", "writes").await;
+    let connections = gauge(&node, "in_use_limit", "writes").await;
     eventually("all connections for writes are in use, and a write waits", async || {
         let waiting = gauge(&node, "waiting", "writes").await;
         gauge(&node, "in_use", "writes").await == connections && waiting > 0.0
@@ -188,7 +188,7 @@ async fn creations(stack: Stack) {
         let mut client = abuser.clone();
         async move { client.create_product(new_product("held")).await.map(drop) }
     });
-    let running = gauge(&node, "limit", "writes").await - 1.0;
+    let running = gauge(&node, "in_use_limit", "writes").await - 1.0;
     eventually("all but one run", async || gauge(&node, "in_use", "writes").await == running).await;
     let rejected = CALLS - QUEUED - running as usize;
     eventually("all that do not wait are refused", async || ended(&calls) >= rejected).await;
