@@ -50,7 +50,8 @@ impl Redis {
         let began = Instant::now();
         let reply = self.run(&self.scripts.ranking, self.keys().ranking(), args);
         let reply = reply.inspect(|reply| self.ranking_breaker.probed(Outcome::of(reply), began));
-        let _: Value = self.counted(RedisOperation::Ranking, reply).await?;
+        let instances = self.counted(RedisOperation::Ranking, reply).await?;
+        self.ranking_instances.store(instances, Ordering::Relaxed);
         Ok(())
     }
 
