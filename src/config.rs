@@ -58,7 +58,7 @@ pub enum Command {
     Detach(DetachArgs),
     /// Brings the schema hotshelf up to date, then exits. `attach` and `serve` do so too at their start.
     Migrate(DatabaseArgs),
-    /// Imports products from a CSV file in one transaction: all of them, or none.
+    /// Imports products from a CSV file: all of them or none, unless --commit-every is given.
     ///
     /// The first line of the file names its columns, in any order and case: name and price, and optionally id, currency (USD when
     /// missing), description and the attributes of the table. A row with the id of an existing product replaces its values, apart
@@ -82,7 +82,7 @@ pub enum Command {
 pub struct DatabaseArgs {
     /// The URL of PostgreSQL, the truth: postgres://USER:PASSWORD@HOST:PORT/DATABASE.
     ///
-    /// Has to be the primary: a lagging replica would fill the caches with old versions.
+    /// Has to be the primary, or several HOST:PORT,HOST:PORT of which one is: a lagging replica would fill the caches with old versions.
     #[arg(long, env, hide_env_values = true, value_name = "URL")]
     #[arg(default_value = Self::DEFAULT)]
     pub database_url: String,

@@ -195,9 +195,11 @@ impl Postgres {
 
     /// Sends the pool of background tasks to the host that is the primary.
     async fn follow_primary(&self) {
+        let mut primary = self.session.hosts.watch();
         loop {
-            self.session.hosts.changed().await;
             self.use_primary();
+            // Never fails: the session owns the sender.
+            let _ = primary.changed().await;
         }
     }
 

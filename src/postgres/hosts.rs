@@ -38,10 +38,9 @@ impl Hosts {
         &self.all[*self.primary.borrow()]
     }
 
-    /// Waits until another host has become the primary.
-    pub(super) async fn changed(&self) {
-        // Never fails: `self` owns the sender.
-        let _ = self.primary.subscribe().changed().await;
+    /// Changes when another host has become the primary.
+    pub(super) fn watch(&self) -> watch::Receiver<usize> {
+        self.primary.subscribe()
     }
 
     /// Connects to the primary, or to the only host, whatever it is.
