@@ -11,8 +11,8 @@ use std::path::PathBuf;
 use tonic_build::manual::{Builder, Method, Service};
 
 const PROTOS: [&str; 2] = ["hotshelf/v1/product_service.proto", "hotshelf/v1/admin_service.proto"];
-/// Described by reflection only, because without it grpcurl shows the details of errors as bytes. tonic-types has the messages.
-const DESCRIBED: &str = "google/rpc/error_details.proto";
+/// Described only: grpcurl shows the details of errors by them, and so does the JSON of errors. tonic-types has the messages.
+const DESCRIBED: [&str; 2] = ["google/rpc/error_details.proto", "google/rpc/status.proto"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
@@ -30,7 +30,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .compile_well_known_types(false)
         .compile_fds(compiler.file_descriptor_set())?;
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
-    let descriptors = compiler.open_file(DESCRIBED)?.encode_file_descriptor_set();
+    let descriptors = compiler.open_files(DESCRIBED)?.encode_file_descriptor_set();
     std::fs::write(out.join("descriptors.bin"), descriptors)?;
     std::fs::write(out.join("migrations.rs"), migrations()?)?;
     Builder::new().build_client(false).compile(&[product_service(), admin_service()]);

@@ -39,7 +39,7 @@ use crate::moment::Moment;
 use crate::pause::PausePoints;
 use crate::postgres::{ChangeReader, DemandGuards, Postgres};
 pub use crate::postgres::{Refusal, Refused};
-use crate::product::ProductId;
+use crate::product::{Currency, ProductId};
 use crate::recent_changes::RecentChanges;
 use crate::redis::Redis;
 use change_feed::ChangeFeed;
@@ -253,6 +253,12 @@ impl Catalog {
         let mut loaded = try_join_all(loads).await?.into_iter();
         let mut next = || loaded.next().expect("one result for each missing id");
         Ok(answers.into_iter().map(|answer| answer.or_else(&mut next)).collect())
+    }
+
+    /// The currency of all prices, where the table has one.
+    #[must_use]
+    pub fn only_currency(&self) -> Option<Currency> {
+        self.postgres.only_currency()
     }
 
     /// Encoded bytes of those products that memory holds, fresh or not.

@@ -4,6 +4,7 @@
 mod commands;
 mod edge;
 mod effective;
+mod http;
 mod identity;
 mod limits;
 mod options;
@@ -22,6 +23,7 @@ pub use commands::{
 };
 pub use edge::EdgeArgs;
 pub use effective::effective;
+pub use http::HttpArgs;
 pub use identity::IdentityArgs;
 use limits::{
     DAY, HOUR, LONGEST_TTL, MILLISECOND, MINUTE, address, boolean, duration, namespace, number,
@@ -105,6 +107,8 @@ pub struct ServeArgs {
     pub serving: ServingArgs,
     #[command(flatten, next_help_heading = "Callers")]
     pub identity: IdentityArgs,
+    #[command(flatten, next_help_heading = "HTTP")]
+    pub http: HttpArgs,
     #[command(flatten, next_help_heading = "Switches")]
     pub switches: SwitchArgs,
     /// The pause point at which the process stops until it is killed.

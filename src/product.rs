@@ -136,14 +136,13 @@ impl Price {
     /// # Errors
     /// When the amount is negative or above the maximum of the column.
     pub fn new(hundredths: i64, currency: Currency) -> Result<Self, Invalid> {
-        if hundredths < 0 {
-            return Err(Invalid::new("must not be negative"));
-        }
-        if hundredths > MAX_PRICE_HUNDREDTHS {
-            return Err(Invalid::new("must not be above 99999999.99"));
-        }
+        Ok(Self::of(Amount::new(hundredths)?, currency))
+    }
+
+    #[must_use]
+    pub fn of(Amount(hundredths): Amount, currency: Currency) -> Self {
         let nanos = i32::try_from(hundredths % 100).expect("below 100") * HUNDREDTH;
-        Ok(Self { units: hundredths / 100, nanos, currency })
+        Self { units: hundredths / 100, nanos, currency }
     }
 
     /// A price from the database, in the text format of Postgres.
@@ -170,26 +169,12 @@ impl Price {
         Ok(Self { units: units * i64::from(sign), nanos: nanos * sign, currency })
     }
 
-    /// Reads an amount written as `12`, `12.5` or `12.50`.
+    /// See [`Amount::parse`].
     ///
     /// # Errors
-    /// When it is not such a number, has more than two decimals, or is above the maximum of the column.
+    /// The same.
     pub fn parse(amount: &str, currency: Currency) -> Result<Self, Invalid> {
-        let (units, decimals) = amount.split_once('.').unwrap_or((amount, "0"));
-        let digits =
-            |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-        if !digits(units.strip_prefix('-').unwrap_or(units)) || !digits(decimals) {
-            return Err(Invalid::new(format!("\"{}\" is not a price such as 12.50", clip(amount))));
-        }
-        if units.starts_with('-') {
-            return Err(Invalid::new("must not be negative"));
-        }
-        if decimals.len() > 2 {
-            return Err(Invalid::new("must not have more than two decimals"));
-        }
-        let too_large = |_| Invalid::new("must not be above 99999999.99");
-        let hundredths: i64 = format!("{units}{decimals:0<2}").parse().map_err(too_large)?;
-        Self::new(hundredths, currency)
+        Ok(Self::of(Amount::parse(amount)?, currency))
     }
 
     /// The amount in hundredths of the currency's unit. Further decimals, which only a stored price can have, are cut off.
@@ -208,6 +193,59 @@ impl Price {
     pub fn currency(self) -> Currency {
         self.currency
     }
+}
+
+/// The amount of a price without its currency, in hundredths: 0 to [`MAX_PRICE_HUNDREDTHS`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Amount(i64);
+
+impl Amount {
+    /// # Errors
+    /// When it is negative or above the maximum of the column.
+    pub fn new(hundredths: i64) -> Result<Self, Invalid> {
+        if hundredths < 0 {
+            return Err(Invalid::new("must not be negative"));
+        }
+        if hundredths > MAX_PRICE_HUNDREDTHS {
+            return Err(Invalid::new("must not be above 99999999.99"));
+        }
+        Ok(Self(hundredths))
+    }
+
+    #[must_use]
+    pub fn hundredths(self) -> i64 {
+        self.0
+    }
+
+    /// Reads an amount written as `12`, `12.5` or `12.50`.
+    ///
+    /// # Errors
+    /// When it is not such a number, has more than two decimals, or is above the maximum of the column.
+    pub fn parse(amount: &str) -> Result<Self, Invalid> {
+        let (units, decimals) = amount.split_once('.').unwrap_or((amount, "0"));
+        let digits =
+            |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        if !digits(units.strip_prefix('-').unwrap_or(units)) || !digits(decimals) {
+            return Err(Invalid::new(format!("\"{}\" is not a price such as 12.50", clip(amount))));
+        }
+        if units.starts_with('-') {
+            return Err(Invalid::new("must not be negative"));
+        }
+        if decimals.len() > 2 {
+            return Err(Invalid::new("must not have more than two decimals"));
+        }
+        let too_large = |_| Invalid::new("must not be above 99999999.99");
+        let hundredths: i64 = format!("{units}{decimals:0<2}").parse().map_err(too_large)?;
+        Self::new(hundredths)
+    }
+}
+
+/// The new price of an update.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NewPrice {
+    Money(Price),
+    /// The product keeps its currency.
+    Amount(Amount),
 }
 
 /// A name that fits the column: 1 to 255 characters, none of them NUL.
@@ -318,7 +356,7 @@ pub struct NewProduct {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Patch {
     pub name: Option<Name>,
-    pub price: Option<Price>,
+    pub price: Option<NewPrice>,
     pub description: Option<Description>,
     pub attributes: AttributesPatch,
 }

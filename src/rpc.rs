@@ -22,6 +22,7 @@ mod services;
 mod shed;
 mod status;
 mod unary;
+mod web;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -47,14 +48,17 @@ pub use edge::{EdgeOptions, TlsOptions};
 pub use identity::{Identity, IdentityOptions};
 use reads::{Headers, Reads, Shared};
 pub use services::{ServedOn, Switches};
+use web::Web;
+pub use web::WebOptions;
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct RpcOptions {
     pub edge: EdgeOptions,
     pub limits: LimitOptions,
     /// Size of the largest request message.
     pub max_request_bytes: usize,
     pub switches: Switches,
+    pub web: WebOptions,
 }
 
 /// What all callers together may hold; more is refused.
@@ -157,6 +161,7 @@ pub async fn serve(
     health.set(false).await;
     let callers = Callers::new(Limits::new(&options.limits, metrics), metrics);
     let numbers = Arc::default();
+    let web = Web::new(&options.web);
     let connections = |routes, identity: Option<Arc<Identity>>| ConnectionServices {
         shared: Arc::new(Shared {
             catalog: Arc::clone(&catalog),
@@ -164,6 +169,7 @@ pub async fn serve(
             callers: Arc::clone(&callers),
             max_call_time: options.edge.max_call_time,
             headers: Headers::new(),
+            web: web.clone(),
             caller_metadata: identity.as_ref().and_then(|identity| identity.caller_metadata()),
         }),
         identity,

@@ -87,7 +87,8 @@ impl ServeArgs {
         match (given(certificate), given(key)) {
             (Some(certificate), Some(key)) => {
                 let client_optional = !self.identity.auth_jwks_file.is_empty();
-                Ok(Some(TlsOptions { certificate, key, client_ca, client_optional }))
+                let http1 = self.http.http_api;
+                Ok(Some(TlsOptions { certificate, key, client_ca, client_optional, http1 }))
             }
             (None, None) if client_ca.is_none() => Ok(None),
             (None, None) => {

@@ -9,7 +9,7 @@ use crate::hot_cache::HotCacheOptions;
 use crate::postgres::{CheckOptions, PostgresOptions};
 use crate::redis::RedisOptions;
 use crate::relay::RelayOptions;
-use crate::rpc::{EdgeOptions, LimitOptions, RpcOptions, Switches};
+use crate::rpc::{EdgeOptions, LimitOptions, RpcOptions, Switches, WebOptions};
 
 /// The host, port and database of a URL, without user and password.
 fn without_password(url: &str) -> String {
@@ -102,6 +102,7 @@ impl ServeArgs {
         let serving = &self.serving;
         RpcOptions {
             edge: EdgeOptions {
+                http1: self.http.http_api,
                 max_connections: serving.max_connections,
                 max_streams: serving.max_streams_per_connection,
                 keepalive_interval: serving.keepalive_interval,
@@ -123,6 +124,11 @@ impl ServeArgs {
                 read_only: self.switches.read_only,
                 admin_service: self.switches.admin_service,
                 reflection: self.switches.reflection,
+            },
+            web: WebOptions {
+                enabled: self.http.http_api,
+                cors_origins: self.http.origins(),
+                shared_max_age: self.http.http_shared_max_age,
             },
         }
     }

@@ -290,6 +290,15 @@ impl Method {
         matches!(self, Self::StreamHotKeys | Self::HealthWatch | Self::Reflection)
     }
 
+    /// Whether a call changes nothing (`idempotency_level` in the proto).
+    #[must_use]
+    pub fn has_no_side_effects(self) -> bool {
+        !matches!(
+            self,
+            Self::UpdateProduct | Self::CreateProduct | Self::DeleteProduct | Self::Other
+        )
+    }
+
     /// The method of a request's path.
     #[must_use]
     pub fn of_path(path: &str) -> Self {

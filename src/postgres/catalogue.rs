@@ -10,6 +10,7 @@ use super::error::read_error;
 use super::mapping::Mapping;
 use super::statements::Statements;
 use super::{Error, Postgres};
+use crate::product::Currency;
 
 /// How often the table is compared with the mapping. Too high: an added column is reported later. Too low: needless statements.
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -30,6 +31,12 @@ impl Postgres {
     }
 
     /// The statements on the attached table.
+    /// The currency of all prices, where the table has one.
+    pub(crate) fn only_currency(&self) -> Option<Currency> {
+        let statements = self.statements().ok()?;
+        statements.mapping.fixed_currency.filter(|_| statements.mapping.currency.is_none())
+    }
+
     pub(super) fn statements(&self) -> Result<Arc<Statements>, Error> {
         let missing = || Error::NotAttached("no table is attached".to_owned());
         self.attached.load_full().ok_or_else(missing)

@@ -297,7 +297,7 @@ fn copy_line(
     let mapping = &table.0.mapping;
     let id = id.map_or_else(|| "\\N".to_owned(), |id| id.to_string());
     let mut row = format!("{line}\t{id}");
-    let amount = mapping.amount(product.price).unwrap_or_default();
+    let amount = mapping.amount(product.price.hundredths()).unwrap_or_default();
     let price = product.price.currency();
     for (field, text) in [
         (ImportField::Name, product.name.as_str()),

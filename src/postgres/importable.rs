@@ -154,7 +154,7 @@ impl ImportTable {
     pub fn check(&self, price: Price) -> Result<(), (ImportField, Invalid)> {
         let currency = self.mapping().check_currency(price.currency());
         currency.map_err(|why| (ImportField::Currency, why))?;
-        self.mapping().amount(price).map(drop).map_err(|why| (ImportField::Price, why))
+        self.mapping().amount(price.hundredths()).map(drop).map_err(|why| (ImportField::Price, why))
     }
 }
 

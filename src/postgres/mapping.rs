@@ -8,7 +8,7 @@ use super::columns::{Column, columns_of};
 use super::error::read_error;
 use super::quote::{ident, literal};
 use crate::findings::Finding;
-use crate::product::{Currency, Invalid, Price};
+use crate::product::{Currency, Invalid};
 
 /// The name of the check of the table and its mapping.
 pub(super) const TABLE: &str = "table";
@@ -155,8 +155,8 @@ impl Mapping {
     ///
     /// # Errors
     /// When the column would round it.
-    pub(super) fn amount(&self, price: Price) -> Result<String, Invalid> {
-        let (hundredths, column) = (price.hundredths(), self.price.as_ref());
+    pub(super) fn amount(&self, hundredths: i64) -> Result<String, Invalid> {
+        let column = self.price.as_ref();
         let kept = self.price_decimals.map(u32::cast_signed).or(column.and_then(Column::decimals));
         let kept = kept.unwrap_or(2).clamp(-9, 9);
         let unit = 10_i64.pow(u32::try_from(2 - kept).unwrap_or(0));

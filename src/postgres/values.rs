@@ -10,7 +10,7 @@ use super::mapping::Mapping;
 use super::statements::Statements;
 use super::writes::{Statement, Write};
 use super::{Error, Refused};
-use crate::product::{Attributes, AttributesPatch, Invalid, NewProduct, Patch, Price};
+use crate::product::{Attributes, AttributesPatch, Invalid, NewPrice, NewProduct, Patch};
 
 /// The columns of a constraint, or of a unique index that is no constraint.
 const CONSTRAINED: &str = "SELECT a.attname::text FROM pg_attribute AS a \
@@ -35,7 +35,9 @@ impl Values {
         let mut values = Map::new();
         let name = patch.name.as_ref().map(|name| name.as_str());
         put(&mut values, "name", mapping.name.as_ref(), name)?;
-        put_price(&mut values, mapping, patch.price)?;
+        if let Some(price) = patch.price {
+            put_price(&mut values, mapping, price)?;
+        }
         let description = patch.description.as_ref().map(|text| text.as_str());
         put(&mut values, "description", mapping.description.as_ref(), description)?;
         Self::new(statements, values, &patched(mapping, &patch.attributes))
@@ -45,7 +47,7 @@ impl Values {
         let mapping = &statements.mapping;
         let mut values = Map::new();
         put(&mut values, "name", mapping.name.as_ref(), Some(product.name.as_str()))?;
-        put_price(&mut values, mapping, Some(product.price))?;
+        put_price(&mut values, mapping, NewPrice::Money(product.price))?;
         let description = product.description.as_str();
         let description =
             (mapping.description.is_some() || !description.is_empty()).then_some(description);
@@ -120,19 +122,24 @@ fn put(
 fn put_price(
     values: &mut Map<String, Value>,
     mapping: &Mapping,
-    price: Option<Price>,
+    price: NewPrice,
 ) -> Result<(), Error> {
-    let Some(price) = price else { return Ok(()) };
     let invalid =
         |field: &'static str| move |why: Invalid| Error::Invalid(field.to_owned(), why.to_string());
-    mapping.check_currency(price.currency()).map_err(invalid("price.currency_code"))?;
-    let amount = mapping.amount(price).map_err(invalid("price.nanos"))?;
+    let (hundredths, currency) = match price {
+        NewPrice::Money(price) => (price.hundredths(), Some(price.currency())),
+        NewPrice::Amount(amount) => (amount.hundredths(), None),
+    };
+    if let Some(currency) = currency {
+        mapping.check_currency(currency).map_err(invalid("price.currency_code"))?;
+    }
+    let amount = mapping.amount(hundredths).map_err(invalid("price.nanos"))?;
     put(values, "price", mapping.price.as_ref(), Some(&amount))?;
-    match &mapping.currency {
-        Some(column) => {
-            put(values, "price.currency_code", Some(column), Some(price.currency().code()))
+    match (&mapping.currency, &currency) {
+        (Some(column), Some(currency)) => {
+            put(values, "price.currency_code", Some(column), Some(currency.code()))
         }
-        None => Ok(()),
+        _ => Ok(()),
     }
 }
 

@@ -11,7 +11,7 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use http::{HeaderMap, Request, Response};
-use http_body::{Body as HttpBody, Frame};
+use http_body::{Body as HttpBody, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tokio::time::Sleep;
 use tonic::{Code, Status};
@@ -20,7 +20,7 @@ use tower::{Layer, Service};
 use super::PerConnection;
 use super::protocol::{Encoding, RequestHead};
 use super::reply::{Chunk, Reply};
-use super::{protocol, status};
+use super::{status, web};
 use crate::metrics::{Method, Metrics};
 use crate::moment::Moment;
 
@@ -35,9 +35,19 @@ pub(super) struct IncomingCall<B> {
 #[derive(Debug)]
 pub(super) struct Call<B> {
     pub(super) method: Method,
+    pub(super) protocol: Protocol,
     pub(super) encoding: Encoding,
     pub(super) deadline: Deadline,
     pub(super) request: Request<B>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Protocol {
+    Grpc,
+    /// Any other: see `web.rs`, which applies the deadline itself, so that its error has the form of the protocol.
+    Web {
+        malformed_timeout: bool,
+    },
 }
 
 /// Until when the caller waits. Eight bytes, unlike an `Option<Instant>`, because a call is moved often.
@@ -46,7 +56,11 @@ pub(super) struct Deadline(Moment);
 
 impl<B> IncomingCall<B> {
     pub(super) fn new(request: Request<B>) -> Self {
-        Self { method: Method::of_path(request.uri().path()), request }
+        let method = match Method::of_path(request.uri().path()) {
+            Method::Other => web::method(&request),
+            method => method,
+        };
+        Self { method, request }
     }
 }
 
@@ -59,7 +73,12 @@ impl Deadline {
         self.remaining().and_then(|remaining| Instant::now().checked_add(remaining))
     }
 
-    fn remaining(self) -> Option<Duration> {
+    /// This one, or `timeout` after `began` if that is earlier.
+    pub(super) fn at_most(self, began: Moment, timeout: Duration) -> Self {
+        Self(self.0.min(began + timeout))
+    }
+
+    pub(super) fn remaining(self) -> Option<Duration> {
         (self.0 != Moment::FOREVER).then(|| self.0.since(Moment::now()))
     }
 }
@@ -128,11 +147,15 @@ where
         let (metrics, began) = (Arc::clone(metrics), Moment::now());
         let observer = Some(Observer { metrics, method, began, code: Code::Cancelled });
         let RequestHead { is_grpc, encoding, timeout } = RequestHead::of(&request);
-        let timeout = match timeout {
-            Ok(timeout) if is_grpc => timeout,
-            _ => {
-                let response = Some(Box::new(refusal(&request, is_grpc)));
+        let (protocol, timeout) = match timeout {
+            Ok(timeout) if is_grpc => (Protocol::Grpc, timeout),
+            Err(_) if is_grpc => {
+                let refusal = status::malformed("its grpc-timeout is malformed").into_http();
+                let response = Some(Box::new(refusal));
                 return CallFuture { state: CallState::Refused { response }, observer };
+            }
+            timeout => {
+                (Protocol::Web { malformed_timeout: timeout.is_err() }, timeout.ok().flatten())
             }
         };
         // `max_call_time` is for unary calls only.
@@ -143,16 +166,9 @@ where
                 began + timeout.map_or(*max_call_time, |timeout| timeout.min(*max_call_time)),
             ),
         };
-        let call = self.inner.call(Call { method, encoding, deadline, request });
+        let call = self.inner.call(Call { method, protocol, encoding, deadline, request });
+        let deadline = if is_grpc { deadline } else { Deadline::NONE };
         CallFuture { state: CallState::Admitted { call, deadline, timer: None }, observer }
-    }
-}
-
-fn refusal<B>(request: &Request<B>, is_grpc: bool) -> Response<Reply> {
-    match is_grpc {
-        true => status::malformed("its grpc-timeout is malformed").into_http(),
-        // An HTTP status other than 200, because hyper makes a tunnel of any CONNECT that is answered with 200.
-        false => protocol::refusal(request),
     }
 }
 
@@ -175,7 +191,7 @@ pin_project! {
             // moved often.
             timer: Option<Pin<Box<Sleep>>>,
         },
-        // The request is not gRPC, or its grpc-timeout is malformed.
+        // The grpc-timeout is malformed.
         Refused { response: Option<Box<Response<Reply>>> },
     }
 }
@@ -191,8 +207,8 @@ impl<F: Future<Output = Result<Response<Reply>, Infallible>>> Future for CallFut
         if let Some(observer) = &mut observer
             && response.body().is_end_stream()
         {
-            // A refusal with an HTTP status has no grpc-status; gRPC clients report it as UNKNOWN.
-            observer.code = Code::Unknown;
+            // gRPC clients report a response without any status as UNKNOWN.
+            observer.code = response.body().code().unwrap_or(Code::Unknown);
             observer.record_status(response.headers());
         }
         Poll::Ready(Ok(response.map(|reply| CallBody { reply, observer })))
@@ -220,6 +236,7 @@ impl<F: Future<Output = Result<Response<Reply>, Infallible>>> CallState<F> {
 }
 
 /// A response body that passes the status in its trailers to the observer.
+#[derive(Default)]
 pub(super) struct CallBody {
     reply: Reply,
     observer: Option<Observer>,
@@ -230,18 +247,20 @@ impl HttpBody for CallBody {
     type Error = Status;
 
     fn poll_frame(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Chunk>, Status>>> {
-        let succeeds = self.reply.succeeds();
-        let frame = ready!(Pin::new(&mut self.reply).poll_frame(cx));
-        match (&frame, &mut self.observer) {
+        let Self { reply, observer } = self.get_mut();
+        let succeeds = reply.succeeds();
+        let frame = ready!(Pin::new(&mut *reply).poll_frame(cx));
+        match (&frame, observer) {
             (Some(Ok(frame)), Some(observer)) => match frame.trailers_ref() {
                 Some(_) if succeeds => observer.code = Code::Ok,
                 Some(trailers) => observer.record_status(trailers),
-                None => {}
+                None => observer.code = reply.code().unwrap_or(observer.code),
             },
             (Some(Err(status)), Some(observer)) => observer.code = status.code(),
+            (None, Some(observer)) => observer.code = reply.code().unwrap_or(observer.code),
             _ => {}
         }
         Poll::Ready(frame)
@@ -249,5 +268,9 @@ impl HttpBody for CallBody {
 
     fn is_end_stream(&self) -> bool {
         self.reply.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.reply.size_hint()
     }
 }

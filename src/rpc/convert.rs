@@ -11,7 +11,9 @@ use tonic::Status;
 use super::status::invalid;
 use crate::entry::Freshness;
 use crate::moment::Moment;
-use crate::product::{Currency, Description, Name, NewProduct, Patch, Price, ProductId, Version};
+use crate::product::{
+    Amount, Currency, Description, Name, NewPrice, NewProduct, Patch, Price, ProductId, Version,
+};
 use crate::proto::get_product_request::Freshness as RequestedFreshness;
 use crate::proto::{CreateProductRequest, Money, Product, UpdateProductRequest};
 use attributes::Named;
@@ -116,8 +118,15 @@ pub(super) fn new_product(request: CreateProductRequest) -> Result<NewProduct, S
     })
 }
 
+/// Marks an update, in the extensions of its request, whose price has no currency: the product keeps its own.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct KeepCurrency;
+
 /// The id of the product to update, and the changes: the fields in the mask, or without a mask the populated ones.
-pub(super) fn patch(request: UpdateProductRequest) -> Result<(ProductId, Patch), Status> {
+pub(super) fn patch(
+    request: UpdateProductRequest,
+    keep_currency: bool,
+) -> Result<(ProductId, Patch), Status> {
     let product = request.product.ok_or_else(|| invalid("product", "must be given"))?;
     let id = id("product.id", product.id)?;
     let paths = request.update_mask.map(|mask| mask.paths).unwrap_or_default();
@@ -127,7 +136,7 @@ pub(super) fn patch(request: UpdateProductRequest) -> Result<(ProductId, Patch),
     };
     let patch = Patch {
         name: fields.name.then(|| name(product.name)).transpose()?,
-        price: fields.price.then(|| price(product.price)).transpose()?,
+        price: fields.price.then(|| new_price(product.price, keep_currency)).transpose()?,
         description: fields.description.then(|| description(product.description)).transpose()?,
         attributes: attributes::patch(&fields.attributes, attributes::given(product.attributes)?),
     };
@@ -203,12 +212,23 @@ fn description(text: String) -> Result<Description, Status> {
     Description::try_from(text).map_err(|why| invalid("product.description", why.to_string()))
 }
 
+fn new_price(money: Option<Money>, keep_currency: bool) -> Result<NewPrice, Status> {
+    match money {
+        Some(money) if keep_currency => amount(&money).map(NewPrice::Amount),
+        money => price(money).map(NewPrice::Money),
+    }
+}
+
 fn price(money: Option<Money>) -> Result<Price, Status> {
     let money = money.ok_or_else(|| invalid("product.price", "must be given"))?;
     let currency: Currency =
         money.currency_code.parse().map_err(|why: crate::product::Invalid| {
             invalid("product.price.currency_code", why.to_string())
         })?;
+    Ok(Price::of(amount(&money)?, currency))
+}
+
+fn amount(money: &Money) -> Result<Amount, Status> {
     if money.units < 0 || money.nanos < 0 {
         return Err(invalid("product.price", "must not be negative"));
     }
@@ -223,5 +243,5 @@ fn price(money: Option<Money>) -> Result<Price, Status> {
         .checked_mul(100)
         .and_then(|hundredths| hundredths.checked_add(i64::from(money.nanos / HUNDREDTH)))
         .unwrap_or(i64::MAX);
-    Price::new(hundredths, currency).map_err(|why| invalid("product.price.units", why.to_string()))
+    Amount::new(hundredths).map_err(|why| invalid("product.price.units", why.to_string()))
 }

@@ -1,7 +1,9 @@
-//! The connections of the gRPC port: accepted up to a limit, served by hyper's HTTP/2 server, and closed gracefully when the
+//! The connections of the gRPC port: accepted up to a limit, served by hyper in HTTP/2 or HTTP/1.1, and closed gracefully when the
 //! drain begins.
 
+mod begun;
 mod clock;
+mod http1;
 mod io;
 mod lifetime;
 mod streams;
@@ -30,9 +32,9 @@ use super::identity::Identity;
 use crate::drain::Drain;
 use crate::metrics::{AuthRefusal, ConnectionEnd, Metrics, Shed};
 use crate::refusals::Refusals;
+use begun::Begun;
 use clock::TurnClock;
 use io::buffered;
-use lifetime::Ending;
 use streams::{CallHandler, InlineExecutor};
 pub(super) use tls::ServerTls;
 pub use tls::TlsOptions;
@@ -47,13 +49,15 @@ pub(super) struct Peer {
 
 #[derive(Clone, Copy, Debug)]
 pub struct EdgeOptions {
+    /// Whether connections may speak HTTP/1.1.
+    pub http1: bool,
     /// Open connections; further ones are closed as soon as they are accepted.
     pub max_connections: usize,
     /// Open streams (calls) on one connection.
     pub max_streams: u32,
     /// A connection that has received nothing for this long sends a ping.
     pub keepalive_interval: Duration,
-    /// A connection is closed when a ping is not answered, or when the TLS handshake or the HTTP/2 preface has not come, within
+    /// A connection is closed when a ping is not answered, or when the TLS handshake or the first bytes have not come, within
     /// this time.
     pub keepalive_timeout: Duration,
     /// Bounds the deadlines of unary calls. A call with an unread response is dropped after twice this time.
@@ -180,6 +184,7 @@ async fn handshake(
     Ok((socket, certificate))
 }
 
+/// Serves a connection to its end, in the version of HTTP with which it begins.
 pub(super) async fn serve(
     socket: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     options: EdgeOptions,
@@ -187,8 +192,31 @@ pub(super) async fn serve(
     drain: Drain,
     metrics: &Metrics,
 ) {
+    let begun = tokio::time::timeout(options.keepalive_timeout, Begun::read(socket));
+    let begun = tokio::select! {
+        begun = begun => begun,
+        () = drain.announced() => return,
+    };
+    match begun {
+        Ok(Ok(Some(socket))) if socket.is_http2() => {
+            serve_http2(socket, options, service, drain, metrics).await;
+        }
+        Ok(Ok(Some(socket))) if options.http1 => {
+            http1::serve(socket, options, service, drain, metrics).await;
+        }
+        Ok(_) => tracing::debug!("a connection did not begin with HTTP and was closed"),
+        Err(_) => metrics.connections_closed.inc(ConnectionEnd::Silent),
+    }
+}
+
+async fn serve_http2(
+    socket: Begun<impl AsyncRead + AsyncWrite + Unpin + Send + 'static>,
+    options: EdgeOptions,
+    service: impl CallHandler,
+    drain: Drain,
+    metrics: &Metrics,
+) {
     let (io, outgoing) = buffered(socket);
-    let preface = io.preface();
     let max_call_time = options.max_call_time;
     let clock = TurnClock::new();
     let (calls, executor, mut driver) =
@@ -196,15 +224,12 @@ pub(super) async fn serve(
     let activity = driver.activity();
     let connection = http2(options, executor, clock).serve_connection(TokioIo::new(io), calls);
     let mut connection = pin!(connection);
-    let mut endings = woken_once(lifetime::ending(options, &preface, &activity, &drain));
+    let mut endings = woken_once(lifetime::ending(options, &activity, &drain));
     let ended = tokio::select! {
         ended = driver.drive(connection.as_mut(), &outgoing) => ended,
         Some(ending) = endings.next() => {
             if let Some(counted) = ending.counted() {
                 metrics.connections_closed.inc(counted);
-            }
-            if ending == Ending::NoPreface {
-                return;
             }
             // Sends GOAWAY: calls in flight finish, and the client opens a new connection for further ones.
             connection.as_mut().graceful_shutdown();

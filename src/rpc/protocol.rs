@@ -58,7 +58,7 @@ pub(super) enum Encoding {
 pub(super) const GRPC_ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
-fn encoding_of(value: Option<&HeaderValue>) -> Encoding {
+pub(super) fn encoding_of(value: Option<&HeaderValue>) -> Encoding {
     match value.map(HeaderValue::as_bytes) {
         None | Some(b"identity") => Encoding::Identity,
         Some(b"gzip") => Encoding::Gzip,
@@ -96,7 +96,7 @@ fn parse(text: &str) -> Option<Duration> {
     }
 }
 
-/// The response to a request that is not gRPC: an HTTP status, because its client does not read `grpc-status`.
+/// The response to a request that is not gRPC, where gRPC is the only protocol: an HTTP status, because its client does not read `grpc-status`.
 pub(super) fn refusal<B>(request: &Request<B>) -> Response<Reply> {
     let (status, name, value) = match *request.method() {
         Method::POST => (StatusCode::UNSUPPORTED_MEDIA_TYPE, ACCEPT, "application/grpc"),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::{BufMut, Bytes};
 use futures_util::FutureExt;
-use futures_util::future::Either;
+use futures_util::future::{BoxFuture, Either};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use http_body::Body;
@@ -19,14 +19,15 @@ use tonic::service::Routes;
 use tower::{BoxError, Service};
 
 use super::auth::ConnectionAuth;
-use super::call::{Call, Deadline};
+use super::call::{Call, Deadline, Protocol};
 use super::callers::{Callers, Named};
 use super::connection::{Account, ClientConnection, Origin};
 use super::protocol::Encoding;
 use super::reply::{Reply, Retained, headers};
 use super::shed::CallPlace;
 use super::unary::Receiver;
-use super::{convert, protocol, status};
+use super::web::Web;
+use super::{convert, protocol, status, web};
 use crate::caller::CallContext;
 use crate::catalog::{Answer, Catalog};
 use crate::entry::{PREFIX, prefix};
@@ -65,6 +66,8 @@ pub(super) struct Shared {
     pub(super) headers: Headers,
     /// The metadata in which a trusted proxy names the caller.
     pub(super) caller_metadata: Option<HeaderName>,
+    /// `None`: gRPC is the only protocol.
+    pub(super) web: Option<Arc<Web>>,
 }
 
 /// Response headers by tier and staleness. Built once, because a clone costs half as much as building them.
@@ -82,16 +85,41 @@ impl Headers {
     }
 }
 
+/// The body of a request: of a connection, or made from a request in another protocol.
+pub(super) trait RequestBody:
+    Body<Data = Bytes, Error: std::fmt::Display + Into<BoxError>> + Send + Unpin + 'static
+{
+}
+
+impl<B> RequestBody for B where
+    B: Body<Data = Bytes, Error: std::fmt::Display + Into<BoxError>> + Send + Unpin + 'static
+{
+}
+
 impl Reads {
     /// The future of a GetProduct is kept small (not boxed, no other methods in it), because the layer moves it.
     pub(super) fn call(
         reads: Arc<Self>,
         call: Call<Incoming>,
     ) -> impl Future<Output = Result<Response<Reply>, Infallible>> {
-        let named = match reads.named(&call) {
-            Ok(named) => named,
-            Err(refused) => return Either::Right(reads.refuse(call, refused).boxed()),
-        };
+        if let Protocol::Web { malformed_timeout } = call.protocol {
+            return Either::Right(web::serve(reads, call, malformed_timeout).boxed());
+        }
+        match reads.named(call.method, call.request.headers()) {
+            Ok(named) => Self::grpc(reads, call, named),
+            Err(refused) => Either::Right(reads.refuse(call, refused).boxed()),
+        }
+    }
+
+    /// Answers a call whose request has the form of gRPC.
+    pub(super) fn grpc<B: RequestBody>(
+        reads: Arc<Self>,
+        call: Call<B>,
+        named: Option<Arc<Named>>,
+    ) -> Either<
+        impl Future<Output = Result<Response<Reply>, Infallible>> + use<B>,
+        BoxFuture<'static, Result<Response<Reply>, Infallible>>,
+    > {
         if call.method == Method::GetProduct {
             let Call { encoding, deadline, request, .. } = call;
             let body = request.into_body();
@@ -103,9 +131,9 @@ impl Reads {
 
     /// Answers a call that is refused because of its head. Its request is received first: h2 resets a stream that is answered
     /// before, and closes a connection with many such streams, and with it the calls of other callers.
-    async fn refuse(
+    pub(super) async fn refuse<B: RequestBody>(
         self: Arc<Self>,
-        call: Call<Incoming>,
+        call: Call<B>,
         refused: Status,
     ) -> Result<Response<Reply>, Infallible> {
         // The client of a stream may wait for an answer before it ends its request.
@@ -117,22 +145,28 @@ impl Reads {
         Ok(refused.into_http())
     }
 
-    /// Products are not served on the admin port.
-    pub(super) fn call_on_admin_port(
+    /// Products are not served on the admin port, and gRPC is the only protocol of its services.
+    pub(super) async fn call_on_admin_port(
         reads: Arc<Self>,
         mut call: Call<Incoming>,
-    ) -> impl Future<Output = Result<Response<Reply>, Infallible>> {
+    ) -> Result<Response<Reply>, Infallible> {
+        if call.protocol != Protocol::Grpc {
+            return Ok(protocol::refusal(&call.request));
+        }
         if let Method::GetProduct | Method::BatchGetProducts = call.method {
             call.method = Method::Other;
         }
-        reads.call_other(call, None)
+        reads.call_other(call, None).await
     }
 
     /// The authenticated caller, else the one in the metadata that a proxy sets; `None` when the connection is the caller.
-    fn named(&self, call: &Call<Incoming>) -> Result<Option<Arc<Named>>, Status> {
-        let headers = call.request.headers();
+    pub(super) fn named(
+        &self,
+        method: Method,
+        headers: &HeaderMap,
+    ) -> Result<Option<Arc<Named>>, Status> {
         if let Some(auth) = &self.auth
-            && let Some(authenticated) = auth.check(call.method, headers)?
+            && let Some(authenticated) = auth.check(method, headers)?
         {
             return Ok(Some(authenticated));
         }
@@ -141,12 +175,12 @@ impl Reads {
         Ok(name.map(|name| self.shared.callers.named(name)))
     }
 
-    async fn call_other(
+    async fn call_other<B: RequestBody>(
         self: Arc<Self>,
-        call: Call<Incoming>,
+        call: Call<B>,
         named: Option<Arc<Named>>,
     ) -> Result<Response<Reply>, Infallible> {
-        let Call { method, encoding, deadline, mut request } = call;
+        let Call { method, encoding, deadline, mut request, .. } = call;
         let account = self.connection.account(named.as_deref());
         let call = context(account, deadline);
         let answer = match method {
@@ -171,12 +205,12 @@ impl Reads {
 
     /// Receives the one message of a call completely, then routes the call to tonic. So limits, errors and compression of
     /// requests are the same for every method.
-    async fn route_complete(
+    async fn route_complete<B: RequestBody>(
         &self,
         method: Method,
         encoding: Encoding,
         account: Account<'_>,
-        request: Request<Incoming>,
+        request: Request<B>,
     ) -> Result<Response<Reply>, Status> {
         let (mut head, body) = request.into_parts();
         // `frame` is decompressed.
@@ -200,7 +234,7 @@ impl Reads {
         self.route(Request::from_parts(head, Full::new(frame)), held).await
     }
 
-    fn receiver<'a>(&self, account: Account<'a>) -> Receiver<'a> {
+    pub(super) fn receiver<'a>(&self, account: Account<'a>) -> Receiver<'a> {
         Receiver { limit: self.max_request_bytes, account }
     }
 
@@ -216,9 +250,9 @@ impl Reads {
         Ok(status::with_details(response).map(|body| Reply::tonic(body, held)))
     }
 
-    async fn get_product(
+    async fn get_product<B: RequestBody>(
         &self,
-        body: Incoming,
+        body: B,
         encoding: Encoding,
         named: Option<Arc<Named>>,
         deadline: Deadline,
@@ -227,7 +261,18 @@ impl Reads {
         let received = receiver.receive(body, 0).await?;
         let account = receiver.account;
         let place = call_place(account)?;
-        let request: GetProductRequest = received.message(encoding)?;
+        let answer = self.find(&received.message(encoding)?, account, deadline).await?;
+        let headers = self.shared.headers.of(answer.from, answer.stale);
+        Ok(Reply::message(answer.entry, headers, place))
+    }
+
+    /// Reads a product, which exists.
+    pub(super) async fn find(
+        &self,
+        request: &GetProductRequest,
+        account: Account<'_>,
+        deadline: Deadline,
+    ) -> Result<Answer, Status> {
         let id = convert::id("id", request.id)?;
         let freshness = convert::freshness(request.freshness)?;
         let catalog = &self.shared.catalog;
@@ -239,17 +284,16 @@ impl Reads {
                 Box::pin(catalog.get_cold(id, freshness, call)).await
             }
         };
-        let answer = answer.map_err(|error| account.failed(&error, min_version(&request)))?;
-        if answer.entry.is_tombstone() {
-            return Err(not_found(cache_status(answer.from, answer.stale)));
+        let answer = answer.map_err(|error| account.failed(&error, min_version(request)))?;
+        match answer.entry.is_tombstone() {
+            true => Err(not_found(cache_status(answer.from, answer.stale))),
+            false => Ok(answer),
         }
-        let headers = self.shared.headers.of(answer.from, answer.stale);
-        Ok(Reply::message(answer.entry, headers, place))
     }
 
-    async fn batch_get_products(
+    async fn batch_get_products<B: RequestBody>(
         &self,
-        body: Incoming,
+        body: B,
         encoding: Encoding,
         account: Account<'_>,
         call: CallContext,
@@ -285,7 +329,7 @@ fn context(account: Account<'_>, deadline: Deadline) -> CallContext {
 }
 
 /// Takes a place among the calls in flight.
-fn call_place(account: Account<'_>) -> Result<CallPlace, Status> {
+pub(super) fn call_place(account: Account<'_>) -> Result<CallPlace, Status> {
     account.limits().calls.take().map_err(|over| account.over_limit(over))
 }
 
@@ -302,7 +346,7 @@ fn named_by_proxy<'a>(headers: &'a HeaderMap, metadata: &HeaderName) -> Option<&
 }
 
 /// Approximate memory of a request's head: its text, and an entry of the header map for each field.
-fn head_bytes(head: &Parts) -> usize {
+pub(super) fn head_bytes(head: &Parts) -> usize {
     const MAP_ENTRY: usize = 192;
     let field =
         |(name, value): (&HeaderName, &HeaderValue)| MAP_ENTRY + name.as_str().len() + value.len();
@@ -368,7 +412,7 @@ fn farthest(answers: &[Option<Answer>]) -> (ServedBy, bool) {
 }
 
 /// The value of `cache-status` (RFC 9211).
-fn cache_status(from: ServedBy, stale: bool) -> &'static str {
+pub(super) fn cache_status(from: ServedBy, stale: bool) -> &'static str {
     match (from, stale) {
         (ServedBy::Hot, false) => "hotshelf; hit; detail=hot",
         (ServedBy::Hot, true) => "hotshelf; hit; detail=hot; stale",

@@ -1,18 +1,20 @@
 //! Response bodies: the stored bytes of a product without a copy, or the body that tonic made.
 
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::{Buf, Bytes};
 use http::header::{CACHE_STATUS, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Response};
-use http_body::{Body as HttpBody, Frame};
-use tonic::Status;
+use http_body::{Body as HttpBody, Frame, SizeHint};
 use tonic::body::Body;
+use tonic::{Code, Status};
 
 use super::allowance::Reservation;
 use super::shed::CallPlace;
-use crate::entry::Entry;
+use crate::entry::{Entry, PREFIX};
 
 /// Bytes of a response.
 #[derive(Debug)]
@@ -30,6 +32,18 @@ pub(super) enum Chunk {
 impl From<Entry> for Chunk {
     fn from(entry: Entry) -> Self {
         Self::Stored { entry, sent: 0 }
+    }
+}
+
+impl Chunk {
+    /// The stored product without the gRPC prefix.
+    pub(super) fn message(entry: Entry) -> Self {
+        Self::Stored { entry, sent: PREFIX }
+    }
+
+    /// Without a copy where possible.
+    pub(super) fn into_bytes(mut self) -> Bytes {
+        self.copy_to_bytes(self.remaining())
     }
 }
 
@@ -51,6 +65,17 @@ impl Buf for Chunk {
         }
     }
 
+    fn copy_to_bytes(&mut self, length: usize) -> Bytes {
+        match self {
+            Self::Made(bytes) => bytes.copy_to_bytes(length),
+            Self::Stored { entry, sent } => {
+                let copy = Bytes::copy_from_slice(&entry.frame()[*sent..*sent + length]);
+                *sent += length;
+                copy
+            }
+        }
+    }
+
     fn advance(&mut self, written: usize) {
         match self {
             Self::Stored { sent, .. } => *sent += written,
@@ -63,8 +88,8 @@ impl Buf for Chunk {
 #[derive(Default)]
 pub(super) struct Reply {
     content: Content,
-    // Kept until the body is dropped, because a response that is not read takes memory.
-    _retained: Option<Retained>,
+    /// Kept until the body is dropped, because a response that is not read takes memory.
+    retained: Option<Retained>,
 }
 
 enum Content {
@@ -72,6 +97,30 @@ enum Content {
     Message(Option<Chunk>),
     /// A body made by tonic. An empty one also marks the end of [`Self::Message`].
     Tonic(Body),
+    /// The one part of a response in another protocol than gRPC; empty once it is taken.
+    Whole(Option<Chunk>, Code),
+    /// A stream in another protocol than gRPC.
+    Stream(Body, FinalCode),
+}
+
+/// The status of a stream in another protocol than gRPC; CANCELLED until the stream has ended.
+#[derive(Clone, Debug)]
+pub(super) struct FinalCode(Arc<AtomicI32>);
+
+impl Default for FinalCode {
+    fn default() -> Self {
+        Self(Arc::new(AtomicI32::new(Code::Cancelled as i32)))
+    }
+}
+
+impl FinalCode {
+    pub(super) fn set(&self, code: Code) {
+        self.0.store(code as i32, Ordering::Relaxed);
+    }
+
+    fn get(&self) -> Code {
+        Code::from_i32(self.0.load(Ordering::Relaxed))
+    }
 }
 
 /// What a call holds until its response is sent.
@@ -91,13 +140,40 @@ impl Reply {
     ) -> Response<Self> {
         let content = Content::Message(Some(message.into()));
         let mut response =
-            Response::new(Self { content, _retained: Some(Retained::CallPlace(place)) });
+            Response::new(Self { content, retained: Some(Retained::CallPlace(place)) });
         *response.headers_mut() = headers;
         response
     }
 
+    /// The whole body of a response in another protocol than gRPC.
+    pub(super) fn whole(
+        chunk: impl Into<Option<Chunk>>,
+        code: Code,
+        retained: Option<Retained>,
+    ) -> Self {
+        Self { content: Content::Whole(chunk.into(), code), retained }
+    }
+
+    pub(super) fn into_retained(self) -> Option<Retained> {
+        self.retained
+    }
+
+    /// A stream in another protocol than gRPC. `body` retains what the call holds.
+    pub(super) fn stream(body: Body, code: FinalCode) -> Self {
+        Self { content: Content::Stream(body, code), retained: None }
+    }
+
+    /// The status of a response in another protocol than gRPC, as far as it is known.
+    pub(super) fn code(&self) -> Option<Code> {
+        match &self.content {
+            Content::Message(_) | Content::Tonic(_) => None,
+            Content::Whole(_, code) => Some(*code),
+            Content::Stream(_, code) => Some(code.get()),
+        }
+    }
+
     pub(super) fn tonic(body: Body, retained: Option<Retained>) -> Self {
-        Self { content: Content::Tonic(body), _retained: retained }
+        Self { content: Content::Tonic(body), retained }
     }
 
     /// Whether the next trailers are those of success.
@@ -133,6 +209,13 @@ impl HttpBody for Reply {
             Content::Tonic(body) => {
                 return Pin::new(body).poll_frame(cx).map_ok(|frame| frame.map_data(Chunk::Made));
             }
+            Content::Stream(body, _) => {
+                return Pin::new(body).poll_frame(cx).map_ok(|frame| frame.map_data(Chunk::Made));
+            }
+            Content::Whole(chunk, _) => match chunk.take() {
+                Some(chunk) => Frame::data(chunk),
+                None => return Poll::Ready(None),
+            },
             Content::Message(message) => match message.take() {
                 Some(message) => Frame::data(message),
                 None => {
@@ -145,7 +228,20 @@ impl HttpBody for Reply {
     }
 
     fn is_end_stream(&self) -> bool {
-        matches!(&self.content, Content::Tonic(body) if body.is_end_stream())
+        match &self.content {
+            Content::Message(_) => false,
+            Content::Tonic(body) | Content::Stream(body, _) => body.is_end_stream(),
+            Content::Whole(chunk, _) => chunk.is_none(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.content {
+            Content::Whole(chunk, _) => {
+                SizeHint::with_exact(chunk.as_ref().map_or(0, |chunk| chunk.remaining() as u64))
+            }
+            _ => SizeHint::default(),
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use tonic::{Request, Response, Status};
 
 use super::codec::Stored;
 use super::connection::Origin;
+use super::convert::KeepCurrency;
 use super::hot_keys::{HotKeysStream, Watchers};
 use super::{convert, status};
 use crate::catalog::Catalog;
@@ -37,9 +38,10 @@ impl ProductService for Products {
     ) -> Result<Response<Stored>, Status> {
         self.may_write()?;
         let origin = Origin::of(&request)?;
+        let keep_currency = request.extensions().get::<KeepCurrency>().is_some();
         let request = request.into_inner();
         let expected = convert::expected_version(request.expected_version)?;
-        let (id, patch) = convert::patch(request)?;
+        let (id, patch) = convert::patch(request, keep_currency)?;
         let updated = self.catalog.update(id, patch, expected, origin.call).await;
         written(updated.map_err(|error| origin.failed(&error, expected))?)
     }

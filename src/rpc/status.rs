@@ -219,6 +219,30 @@ pub(super) fn read_only() -> Status {
     status(Code::FailedPrecondition, message, "READ_ONLY", HashMap::new())
 }
 
+/// The path is none of a method.
+pub(super) fn no_such_path() -> Status {
+    let message = "there is nothing at this path; the paths are listed at /openapi.json";
+    status(Code::Unimplemented, message, "NO_SUCH_PATH", HashMap::new())
+}
+
+/// The path has other HTTP methods.
+pub(super) fn wrong_method(allowed: &str) -> Status {
+    let message = format!("this path has the HTTP methods {allowed}");
+    status(Code::Unimplemented, message, "METHOD_NOT_ALLOWED", HashMap::new())
+}
+
+/// The request has another content type than those that are `accepted`.
+pub(super) fn content_type(accepted: &str) -> Status {
+    let message = format!("the content type has to be one of {accepted}");
+    status(Code::Unimplemented, message, "UNSUPPORTED_MEDIA_TYPE", HashMap::new())
+}
+
+/// A page of another origin made the request, which may change something.
+pub(super) fn cross_site() -> Status {
+    let message = "a page of another origin made this request; add its origin to CORS_ORIGINS";
+    status(Code::PermissionDenied, message, "ORIGIN_NOT_ALLOWED", HashMap::new())
+}
+
 pub(super) fn draining() -> Status {
     retry(Code::Unavailable, "this instance is shutting down", "DRAINING")
 }

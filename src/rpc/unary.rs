@@ -72,6 +72,19 @@ impl Received {
         M::decode(&frame[PREFIX..]).map_err(|error| status::malformed(&error.to_string()))
     }
 
+    /// The bytes of a request without frames: a message, compressed by its `content-encoding`.
+    ///
+    /// # Errors
+    /// As [`Self::message`].
+    pub(super) fn unframed(self, encoding: Encoding) -> Result<Bytes, Status> {
+        match encoding {
+            _ if self.bytes.len() > self.limit => Err(status::request_too_large()),
+            Encoding::Identity => Ok(self.bytes),
+            Encoding::Gzip => Ok(decompressed(&self.bytes, self.limit)?.slice(PREFIX..)),
+            Encoding::Other => Err(status::unknown_encoding()),
+        }
+    }
+
     /// The uncompressed frame, the gRPC prefix included.
     ///
     /// # Errors

@@ -33,8 +33,10 @@ label_set! {
         Age = ["age"],
         /// The connection had no calls for `max_connection_idle`.
         Idle = ["idle"],
-        /// The peer did not begin HTTP/2 within `keepalive_timeout`.
+        /// The peer did not send its first bytes, or the head of a request (HTTP/1.1), within `keepalive_timeout`.
         Silent = ["silent"],
+        /// The peer did not read a response within twice `max_call_time` (HTTP/1.1).
+        Unread = ["unread"],
         /// The peer sent more resets or other control frames than h2 tolerates (such as rapid reset, CVE-2023-44487).
         Flood = ["flood"],
         /// Calls were still in flight after `max_connection_age_grace`.

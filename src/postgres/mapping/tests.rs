@@ -30,7 +30,7 @@ pub(in crate::postgres) fn mapping() -> Mapping {
 
 fn amount(mapping: &Mapping, hundredths: i64) -> Option<String> {
     let price = Price::new(hundredths, "USD".parse().unwrap()).unwrap();
-    mapping.amount(price).ok()
+    mapping.amount(price.hundredths()).ok()
 }
 
 #[test]

@@ -8,7 +8,6 @@ use std::task::{Context, Poll, ready};
 
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::Notify;
 
 /// Size of the write buffer. Too small: more system calls for a large response. Too large: more memory for each connection
 /// that sends one, without a gain in time.
@@ -16,7 +15,7 @@ const MAX_BUFFERED: usize = 64 * 1024;
 /// A larger buffer is freed after a flush of less than this, so that idle connections do not keep it.
 const RETAINED_BUFFER: usize = 16 * 1024;
 
-/// hyper's end of a socket: it buffers writes, and notifies when the client's preface has come.
+/// hyper's end of a socket: it buffers writes.
 ///
 /// h2 asks once, when the connection is made, whether writes are vectored. If not, it copies frames of up to 1 KiB together, and
 /// writes and flushes each larger one separately: one system call and one packet for every 16 KiB of a response. So a flush
@@ -25,7 +24,6 @@ pub(super) struct BufferedSocket<S> {
     shared: Arc<Mutex<Socket<S>>>,
     /// Whether h2 has called `is_write_vectored`, which is false only the first time.
     vectored_asked: AtomicBool,
-    preface: Preface,
 }
 
 /// The driver's end of a socket: it sends the buffer.
@@ -41,30 +39,12 @@ struct Socket<S> {
     write_error: Option<io::Error>,
 }
 
-/// Length of the client's connection preface (RFC 9113, 3.4). h2 closes a connection that begins with other bytes.
-const PREFACE_BYTES: usize = 24;
-
-/// Counts the bytes received until the preface is complete.
-#[derive(Debug, Default)]
-struct Preface {
-    read: usize,
-    complete: Arc<Notify>,
-}
-
 /// Splits a socket into hyper's end and the driver's.
 pub(super) fn buffered<S>(socket: S) -> (BufferedSocket<S>, Outgoing<S>) {
     let socket = Socket { socket, buffer: Vec::new(), sent: 0, write_error: None };
     let shared = Arc::new(Mutex::new(socket));
     let outgoing = Outgoing(Arc::clone(&shared));
-    let (vectored_asked, preface) = (AtomicBool::new(false), Preface::default());
-    (BufferedSocket { shared, vectored_asked, preface }, outgoing)
-}
-
-impl<S> BufferedSocket<S> {
-    /// Notified once, when as many bytes as a preface has have been received.
-    pub(super) fn preface(&self) -> Arc<Notify> {
-        Arc::clone(&self.preface.complete)
-    }
+    (BufferedSocket { shared, vectored_asked: AtomicBool::new(false) }, outgoing)
 }
 
 impl<S: AsyncWrite + Unpin> Outgoing<S> {
@@ -115,33 +95,17 @@ impl<S: AsyncWrite + Unpin> Socket<S> {
     }
 }
 
-impl Preface {
-    fn count(&mut self, bytes: usize) {
-        if self.read < PREFACE_BYTES {
-            self.read += bytes;
-            if self.read >= PREFACE_BYTES {
-                self.complete.notify_one();
-            }
-        }
-    }
-}
-
 impl<S: AsyncRead + Unpin> AsyncRead for BufferedSocket<S> {
     fn poll_read(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        {
-            let mut socket = self.shared.lock();
-            if let Some(error) = socket.write_error.take() {
-                return Poll::Ready(Err(error));
-            }
-            ready!(Pin::new(&mut socket.socket).poll_read(cx, buffer))?;
+        let mut socket = self.shared.lock();
+        if let Some(error) = socket.write_error.take() {
+            return Poll::Ready(Err(error));
         }
-        self.preface.count(buffer.filled().len() - before);
-        Poll::Ready(Ok(()))
+        Pin::new(&mut socket.socket).poll_read(cx, buffer)
     }
 }
 

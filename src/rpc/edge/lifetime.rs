@@ -4,8 +4,7 @@ use std::error::Error;
 use std::future::pending;
 use std::time::Duration;
 
-use tokio::sync::Notify;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
 use super::EdgeOptions;
 use super::streams::Activity;
@@ -21,8 +20,10 @@ const IDLE_CHECKS: u32 = 4;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ending {
     Drain,
-    /// The client has not sent the HTTP/2 preface in time.
-    NoPreface,
+    /// The client has not sent the head of a request in time (HTTP/1.1).
+    Silent,
+    /// The client has not read the response to a call in time (HTTP/1.1).
+    Unread,
     /// It has reached its maximum age. The client connects again, and a connection-level load balancer can move it.
     Age,
     /// It has had no calls for `max_idle`.
@@ -34,7 +35,8 @@ impl Ending {
     pub(super) fn counted(self) -> Option<ConnectionEnd> {
         match self {
             Self::Drain => None,
-            Self::NoPreface => Some(ConnectionEnd::Silent),
+            Self::Silent => Some(ConnectionEnd::Silent),
+            Self::Unread => Some(ConnectionEnd::Unread),
             Self::Age => Some(ConnectionEnd::Age),
             Self::Idle => Some(ConnectionEnd::Idle),
         }
@@ -42,17 +44,18 @@ impl Ending {
 }
 
 /// Resolves when the server has to close the connection.
-pub(super) async fn ending(
-    options: EdgeOptions,
-    preface: &Notify,
-    activity: &Activity,
-    drain: &Drain,
-) -> Ending {
+pub(super) async fn ending(options: EdgeOptions, activity: &Activity, drain: &Drain) -> Ending {
+    tokio::select! {
+        ending = aged(options, drain) => ending,
+        () = idle(activity, options.max_idle) => Ending::Idle,
+    }
+}
+
+/// Resolves when the connection is too old or the drain begins.
+pub(super) async fn aged(options: EdgeOptions, drain: &Drain) -> Ending {
     tokio::select! {
         () = drain.announced() => Ending::Drain,
-        () = no_preface(preface, options.keepalive_timeout) => Ending::NoPreface,
         () = after(options.max_age.map(jittered)) => Ending::Age,
-        () = idle(activity, options.max_idle) => Ending::Idle,
     }
 }
 
@@ -87,13 +90,6 @@ async fn after(duration: Option<Duration>) {
 
 fn jittered(age: Duration) -> Duration {
     age.mul_f64(1.0 - JITTER + 2.0 * JITTER * fastrand::f64())
-}
-
-/// Resolves when the preface has not come within `limit`. hyper's keepalive starts only after the preface.
-async fn no_preface(preface: &Notify, limit: Duration) {
-    if timeout(limit, preface.notified()).await.is_ok() {
-        pending().await
-    }
 }
 
 /// Resolves when there has been no call for `max_idle`.

@@ -125,6 +125,7 @@ async fn wait_many_turns() {
 }
 
 const OPTIONS: EdgeOptions = EdgeOptions {
+    http1: false,
     max_connections: 1,
     max_streams: 100,
     keepalive_interval: Duration::from_secs(60),

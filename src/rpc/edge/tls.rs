@@ -23,6 +23,8 @@ pub struct TlsOptions {
     pub client_ca: Option<String>,
     /// Whether clients without a certificate may connect; their calls need tokens.
     pub client_optional: bool,
+    /// Whether clients may choose HTTP/1.1.
+    pub http1: bool,
 }
 
 /// The configuration of handshakes, made of the files.
@@ -64,6 +66,9 @@ impl TlsOptions {
             format!("GRPC_TLS_CERT and GRPC_TLS_KEY do not go together: {error}; give the key of the first certificate")
         })?;
         config.alpn_protocols = vec![b"h2".to_vec()];
+        if self.http1 {
+            config.alpn_protocols.push(b"http/1.1".to_vec());
+        }
         Ok(ServerTls { config: Arc::new(config), expires })
     }
 
