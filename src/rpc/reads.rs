@@ -1,10 +1,12 @@
 //! GetProduct and BatchGetProducts, served without tonic: from the bytes of the request to the stored bytes of the response.
 
+mod batch;
+
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{BufMut, Bytes};
+use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Either};
 use http::request::Parts;
@@ -12,7 +14,6 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use http_body::Body;
 use http_body_util::Full;
 use hyper::body::Incoming;
-use prost::encoding::{WireType, encode_key, encode_varint, int64};
 use tonic::Status;
 use tonic::metadata::MetadataValue;
 use tonic::service::Routes;
@@ -30,18 +31,12 @@ use super::web::Web;
 use super::{convert, protocol, status, web};
 use crate::caller::CallContext;
 use crate::catalog::{Answer, Catalog};
-use crate::entry::{PREFIX, prefix};
+use crate::entry::PREFIX;
 use crate::metrics::{Method, ServedBy};
-use crate::product::{ProductId, Version};
+use crate::product::Version;
 use crate::proto::get_product_request::Freshness;
 use crate::proto::{BatchGetProductsRequest, GetProductRequest};
 
-/// The field numbers of `BatchGetProductsResponse`.
-const PRODUCTS: u32 = 1;
-const NOT_FOUND_IDS: u32 = 2;
-const UNREADABLE_IDS: u32 = 3;
-/// Most bytes of the field key and the length in front of a product in a batch.
-const KEY_AND_LENGTH: usize = 6;
 /// Ids. A larger batch leaves the task of its connection, where it would delay the calls behind it.
 const INLINE_BATCH: usize = 100;
 
@@ -313,13 +308,13 @@ impl Reads {
         let answers = self.shared.catalog.get_many(&ids, freshness, call).await;
         let answers = answers.map_err(|error| account.failed(&error, None))?;
         let (from, stale) = farthest(&answers);
-        let bytes = max_batch_bytes(&answers);
+        let bytes = batch::max_bytes(&answers);
         if bytes - PREFIX > max_bytes {
             return Err(status::response_above(max_bytes));
         }
         let reservation = account.limits().unsent.take(bytes);
         let reservation = reservation.map_err(|over| account.over_limit(over))?;
-        let message = reservation.attach(batch_message(&ids, &answers));
+        let message = reservation.attach(batch::message(&ids, &answers));
         Ok(Reply::message(message, self.shared.headers.of(from, stale), place))
     }
 }
@@ -352,40 +347,6 @@ pub(super) fn head_bytes(head: &Parts) -> usize {
         |(name, value): (&HeaderName, &HeaderValue)| MAP_ENTRY + name.as_str().len() + value.len();
     let path = head.uri.path_and_query().map_or(0, |path| path.as_str().len());
     path + head.headers.iter().map(field).sum::<usize>()
-}
-
-/// Upper bound of the size of a batch's message, its prefix included.
-fn max_batch_bytes(answers: &[Option<Answer>]) -> usize {
-    // An absent product is its id, of ten bytes at most, which fits PREFIX + KEY_AND_LENGTH.
-    let frame =
-        |answer: &Option<Answer>| answer.as_ref().map_or(0, |answer| answer.entry.frame().len());
-    let length = |answer| frame(answer).max(PREFIX) + KEY_AND_LENGTH;
-    PREFIX + 2 * KEY_AND_LENGTH + answers.iter().map(length).sum::<usize>()
-}
-
-/// The message of a batch, concatenated from the stored bytes of its products.
-fn batch_message(ids: &[ProductId], answers: &[Option<Answer>]) -> Vec<u8> {
-    let mut message = Vec::with_capacity(max_batch_bytes(answers));
-    message.put_bytes(0, PREFIX);
-    let (mut absent, mut unreadable) = (Vec::new(), Vec::new());
-    for (id, answer) in ids.iter().zip(answers) {
-        let Some(answer) = answer else {
-            unreadable.push(id.get());
-            continue;
-        };
-        let Some(product) = answer.entry.product() else {
-            absent.push(id.get());
-            continue;
-        };
-        encode_key(PRODUCTS, WireType::LengthDelimited, &mut message);
-        encode_varint(product.len() as u64, &mut message);
-        message.put_slice(product);
-    }
-    int64::encode_packed(NOT_FOUND_IDS, &absent, &mut message);
-    int64::encode_packed(UNREADABLE_IDS, &unreadable, &mut message);
-    let length = message.len() - PREFIX;
-    message[..PREFIX].copy_from_slice(&prefix(length));
-    message
 }
 
 fn not_found(cache_status: &'static str) -> Status {

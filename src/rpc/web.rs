@@ -134,6 +134,16 @@ struct Unary {
 
 impl Exchange {
     async fn answer(self, request: Request<Incoming>, malformed_timeout: bool) -> Response<Reply> {
+        let is_head = request.method() == http::Method::HEAD;
+        let response = self.answer_whole(request, malformed_timeout).await;
+        if is_head { rest::without_body(response) } else { response }
+    }
+
+    async fn answer_whole(
+        self,
+        request: Request<Incoming>,
+        malformed_timeout: bool,
+    ) -> Response<Reply> {
         let form = Form::of(self.method, &request);
         if let Form::Unknown(refusal) = form {
             return errors::refused(&self.web.types, refusal);

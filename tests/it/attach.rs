@@ -42,7 +42,7 @@ pub fn register(suite: &mut Suite<'_>) {
 }
 
 /// A database of its own with these tables, and not attached.
-async fn database(stack: &Stack, name: &str, sql: &str) -> (String, PgPool) {
+pub async fn database(stack: &Stack, name: &str, sql: &str) -> (String, PgPool) {
     let database = format!("{}_{name}", stack.namespace);
     run(&stack.sql, &format!("CREATE DATABASE {database}")).await;
     let url = stack.database_url.replace(&stack.namespace, &database);
@@ -51,7 +51,7 @@ async fn database(stack: &Stack, name: &str, sql: &str) -> (String, PgPool) {
     (url, pool)
 }
 
-async fn node_on(stack: &Stack, url: &str, catalogue: &str) -> Node {
+pub async fn node_on(stack: &Stack, url: &str, catalogue: &str) -> Node {
     let mut args = stack.args();
     args.database.database_url = url.to_owned();
     args.postgres.catalog = catalogue.to_owned();

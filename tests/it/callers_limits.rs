@@ -14,7 +14,7 @@ use tonic_types::StatusExt;
 
 use crate::auth::tokens::{Signer, claims};
 use crate::auth::{Jwks, bearer};
-use crate::harness::{HANG, Node, Raw, Stack, Suite, eventually, framed, get};
+use crate::harness::{HANG, Node, Protocol, Raw, Stack, Suite, eventually, framed, get};
 use crate::hostile::frames::{
     DATA, END_HEADERS, HEADERS, Socket, body, field, frame, headers, setting,
 };
@@ -28,10 +28,17 @@ const NAME: &str = "x-forwarded-for";
 const INITIAL_WINDOW_SIZE: u16 = 4;
 
 pub fn register(suite: &mut Suite<'_>) {
-    suite.single("callers::a_caller_named_by_a_proxy_has_one_share_of_calls", calls_by_proxy);
-    suite.single("callers::a_caller_with_a_token_has_one_share_of_calls", calls_by_token);
-    suite.single("callers::a_caller_named_by_a_proxy_has_one_share_of_streams", streams_by_proxy);
-    suite.single("callers::a_caller_with_a_token_has_one_share_of_streams", streams_by_token);
+    let calls = |protocol| format!("callers::a_named_caller_has_one_share_of_calls::{protocol}");
+    suite.single(&calls("grpc"), |stack| calls_by_proxy(stack, Protocol::Grpc));
+    suite.single(&calls("grpc_web"), |stack| calls_by_token(stack, Protocol::GrpcWeb));
+    suite.single(&calls("connect"), |stack| calls_by_proxy(stack, Protocol::Connect));
+    suite.single(&calls("json"), |stack| calls_by_token(stack, Protocol::Json));
+    let streams =
+        |protocol| format!("callers::a_named_caller_has_one_share_of_streams::{protocol}");
+    suite.single(&streams("grpc"), |stack| streams_by_token(stack, Protocol::Grpc));
+    suite.single(&streams("grpc_web"), |stack| streams_by_proxy(stack, Protocol::GrpcWeb));
+    suite.single(&streams("connect"), |stack| streams_by_token(stack, Protocol::Connect));
+    suite.single(&streams("json"), |stack| streams_by_proxy(stack, Protocol::Json));
     suite.single("callers::a_named_caller_has_one_share_of_incomplete_requests", incomplete);
     suite.single("callers::a_named_caller_has_one_share_of_unsent_bytes", unsent);
     suite.single("callers::unread_answers_of_a_caller_leave_places_for_others", unread);
@@ -66,18 +73,19 @@ impl Calls {
     async fn start(
         node: &Node,
         count: usize,
-        path: &'static str,
+        (protocol, path): (Protocol, &'static str),
         message: &impl Message,
         headers: impl Fn(&str) -> HeaderMap,
         admitted: usize,
     ) -> Self {
         let port = node.grpc_addr.port();
         let connections = join_all((0..CONNECTIONS).map(|_| Raw::connect(port))).await;
-        let body = framed(&message.encode_to_vec());
+        let message = message.encode_to_vec();
         let call = |n: usize, name| {
             let (raw, headers) = (connections[n % CONNECTIONS].clone(), headers(name));
-            let body = body.clone();
-            tokio::spawn(async move { raw.call_with(path, headers, body).await.unwrap() })
+            let message = message.clone();
+            let call = async move { protocol.call(&raw, path, headers, &message).await.unwrap() };
+            tokio::spawn(call)
         };
         let mut calls = Self((0..count).map(|n| call(n, "greedy")).collect());
         let what = format!("all but {admitted} of the greedy caller's are refused");
@@ -108,12 +116,17 @@ impl Calls {
     }
 }
 
-async fn one_share_of_calls(stack: Stack, node: Node, headers: impl Fn(&str) -> HeaderMap) {
+async fn one_share_of_calls(
+    stack: Stack,
+    node: Node,
+    protocol: Protocol,
+    headers: impl Fn(&str) -> HeaderMap,
+) {
     // Half of the places, and one more.
     const ADMITTED: usize = 11;
     let id = stack.insert("walnut desk lamp").await;
     let lock = stack.lock_products().await;
-    let calls = Calls::start(&node, 40, GET, &get(id), headers, ADMITTED).await;
+    let calls = Calls::start(&node, 40, (protocol, GET), &get(id), headers, ADMITTED).await;
     let places = async || node.metric("hotshelf_calls_in_flight").await as usize;
     eventually("the polite call has a place", async || places().await == ADMITTED + 1).await;
     lock.rollback().await.unwrap();
@@ -123,30 +136,30 @@ async fn one_share_of_calls(stack: Stack, node: Node, headers: impl Fn(&str) -> 
     }
 }
 
-async fn calls_by_proxy(stack: Stack) {
+async fn calls_by_proxy(stack: Stack, protocol: Protocol) {
     let change = |args: &mut ServeArgs| {
         args.serving.max_calls = 20;
         by_proxy(args);
     };
     let node = stack.node_with(change).await;
-    one_share_of_calls(stack, node, named).await;
+    one_share_of_calls(stack, node, protocol, named).await;
 }
 
-async fn calls_by_token(stack: Stack) {
+async fn calls_by_token(stack: Stack, protocol: Protocol) {
     let (jwks, of) = tokens();
     let change = |args: &mut ServeArgs| {
         args.serving.max_calls = 20;
         jwks.configure(args);
     };
     let node = stack.node_with(change).await;
-    one_share_of_calls(stack, node, of).await;
+    one_share_of_calls(stack, node, protocol, of).await;
 }
 
-async fn one_share_of_streams(node: Node, headers: impl Fn(&str) -> HeaderMap) {
+async fn one_share_of_streams(node: Node, protocol: Protocol, headers: impl Fn(&str) -> HeaderMap) {
     // With eight, there are seven for each one that would be free.
     const ADMITTED: usize = 8;
     let request = StreamHotKeysRequest::default();
-    let calls = Calls::start(&node, 40, HOT_KEYS, &request, headers, ADMITTED).await;
+    let calls = Calls::start(&node, 40, (protocol, HOT_KEYS), &request, headers, ADMITTED).await;
     let open = async || node.metric("hotshelf_streams").await as usize;
     eventually("the polite stream is open", async || open().await == ADMITTED + 1).await;
     assert_eq!(calls.ended(), 0);
@@ -154,21 +167,21 @@ async fn one_share_of_streams(node: Node, headers: impl Fn(&str) -> HeaderMap) {
     calls.0.iter().for_each(JoinHandle::abort);
 }
 
-async fn streams_by_proxy(stack: Stack) {
+async fn streams_by_proxy(stack: Stack, protocol: Protocol) {
     let change = |args: &mut ServeArgs| {
         args.serving.edge.max_streams = 64;
         by_proxy(args);
     };
-    one_share_of_streams(stack.node_with(change).await, named).await;
+    one_share_of_streams(stack.node_with(change).await, protocol, named).await;
 }
 
-async fn streams_by_token(stack: Stack) {
+async fn streams_by_token(stack: Stack, protocol: Protocol) {
     let (jwks, of) = tokens();
     let change = |args: &mut ServeArgs| {
         args.serving.edge.max_streams = 64;
         jwks.configure(args);
     };
-    one_share_of_streams(stack.node_with(change).await, of).await;
+    one_share_of_streams(stack.node_with(change).await, protocol, of).await;
 }
 
 /// The HEADERS of a call that a proxy forwards.

@@ -2,10 +2,12 @@
 //! composition root as the program's.
 
 mod certificates;
+mod http;
 mod node;
 mod outside;
 mod private;
 mod program;
+mod protocol;
 mod raw;
 mod servers;
 mod stack;
@@ -14,10 +16,12 @@ mod suite;
 mod verdict;
 
 pub use certificates::{Authority, Identity};
+pub use http::{Http, Reply};
 pub use node::{Node, admin, cache_status, channel, get};
 pub use outside::finish;
 pub use private::{Private, PrivateCluster};
 pub use program::{Ended, Program};
+pub use protocol::{PROTOCOLS, Protocol};
 pub use raw::{Raw, framed};
 pub use servers::{Servers, attach, attach_with};
 pub use stack::{Stack, Topology, connect};

@@ -77,6 +77,7 @@ mod supervision;
 mod switches;
 mod tls;
 mod wakes;
+mod web;
 mod wire;
 
 use harness::{Servers, Suite};
@@ -126,6 +127,7 @@ fn main() -> std::process::ExitCode {
     import::register(&mut suite);
     errors::register(&mut suite);
     wire::register(&mut suite);
+    web::register(&mut suite);
     garbage::register(&mut suite);
     attach::register(&mut suite);
     failover::register(&mut suite);

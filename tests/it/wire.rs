@@ -1,6 +1,9 @@
 //! Requests that no generated client sends: each gets an error, and the connection stays open.
 
+use std::time::Duration;
+
 use bytes::Bytes;
+use hotshelf::config::ServeArgs;
 use hotshelf::proto::{CreateProductRequest, DeleteProductRequest, Money, Product};
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
@@ -25,7 +28,7 @@ pub fn register(suite: &mut Suite<'_>) {
     suite.single("wire::an_unknown_method_or_service_is_unimplemented", unknown);
     suite.single("wire::garbage_for_a_request_is_malformed_in_every_method", garbage);
     suite.single("wire::what_is_not_grpc_changes_nothing", other_protocols);
-    suite.single("wire::what_is_not_http2_is_closed_and_other_connections_are_served", not_http2);
+    suite.single("wire::what_is_not_http_is_closed_and_other_connections_are_served", not_http);
 }
 
 fn described(description: String) -> CreateProductRequest {
@@ -159,11 +162,12 @@ async fn other_protocols(stack: Stack) {
     assert_eq!(node.get(id).await.unwrap_err().code(), Code::NotFound);
 }
 
-async fn not_http2(stack: Stack) {
+async fn not_http(stack: Stack) {
     let id = stack.insert("walnut desk lamp").await;
-    let node = stack.node().await;
+    let quick = |args: &mut ServeArgs| args.serving.keepalive_timeout = Duration::from_millis(500);
+    let node = stack.node_with(quick).await;
     node.product(id).await;
-    for hello in ["GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", "\0\0\0\0\0\0\0\0", "\r\n\r\n"] {
+    for hello in ["GET / HTTP/1.1\r\nHost: ", "\0\0\0\0\0\0\0\0", "\r\n\r\n", "PRI * HTTP/2"] {
         let mut socket =
             tokio::net::TcpStream::connect(("127.0.0.1", node.grpc_addr.port())).await.unwrap();
         socket.write_all(hello.as_bytes()).await.unwrap();

@@ -14,6 +14,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use http_body::Frame;
 use http_body_util::StreamBody;
 use hyper::body::Incoming;
+use percent_encoding::percent_decode_str;
 use prost::Message;
 use serde_json::{Value, json};
 use tonic::body::Body;
@@ -127,29 +128,35 @@ async fn get(exchange: &Exchange, head: &Parts, body: Incoming) -> Result<Respon
     let _ = exchange.receive(None, 0, body).await;
     let named = named?;
     let query = head.uri.query().unwrap_or_default();
-    let parameters = || url::form_urlencoded::parse(query.as_bytes());
-    let parameter = |name: &str| parameters().find(|(key, _)| key == name).map(|(_, value)| value);
+    let parameter = |name| parameter(query, name);
     let codec = match parameter("encoding").as_deref() {
-        Some("json") => Codec::Json,
-        Some("proto") => Codec::Proto,
+        Some(b"json") => Codec::Json,
+        Some(b"proto") => Codec::Proto,
         Some(_) => return Err(status::content_type("json, proto")),
         None => return Err(status::malformed("its query has no encoding: json or proto")),
     };
-    if parameter("connect").is_some_and(|version| version != "v1") {
+    if parameter("connect").is_some_and(|version| version != b"v1") {
         return Err(status::malformed("its query has connect=, and not v1"));
     }
-    if parameter("compression").is_some_and(|compression| compression != "identity") {
+    if parameter("compression").is_some_and(|compression| compression != b"identity") {
         return Err(status::unknown_encoding());
     }
     let message = parameter("message");
     let message = message.ok_or_else(|| status::malformed("its query has no message"))?;
     let bytes = match parameter("base64").as_deref() {
-        Some("1") => BASE64
-            .decode(message.as_bytes())
+        Some(b"1") => BASE64
+            .decode(&message)
             .map_err(|why| status::malformed(&format!("its message is not base64: {why}")))?,
-        _ => message.into_owned().into_bytes(),
+        _ => message,
     };
     unary(exchange, codec, head, named, bytes.into()).await
+}
+
+/// A parameter of a query: any bytes, because a message need not be text.
+fn parameter(query: &str, name: &str) -> Option<Vec<u8>> {
+    let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
+    let (_, value) = pairs.find(|(key, _)| *key == name)?;
+    Some(percent_decode_str(&value.replace('+', " ")).collect())
 }
 
 async fn unary(

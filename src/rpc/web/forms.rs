@@ -40,6 +40,11 @@ impl Form {
     pub(super) fn of<B>(method: Method, request: &Request<B>) -> Self {
         if let Some(route) = Route::of(request.uri().path()) {
             return match route.method(request.method()) {
+                Ok(Method::CreateProduct | Method::UpdateProduct)
+                    if !is_json(request.headers()) =>
+                {
+                    Self::Unknown(Refusal::ContentType("application/json"))
+                }
                 Ok(_) => Self::Rest(route),
                 Err(allowed) => Self::Unknown(Refusal::WrongMethod(allowed)),
             };
@@ -88,6 +93,11 @@ impl Form {
             Self::Rest(_) | Self::Unknown(_) => errors::rest(types, status),
         }
     }
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let known = ["application/json", "application/merge-patch+json"];
+    known.iter().any(|known| essence(headers).eq_ignore_ascii_case(known))
 }
 
 /// The content type without its parameters.

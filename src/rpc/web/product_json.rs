@@ -209,3 +209,73 @@ impl<'a> Object<'a> {
         self.json.push(b'}');
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+    use crate::proto::Money;
+    use crate::rpc::web::types::{Types, to_value};
+
+    /// Whole numbers as protobuf writes them: 5, where serde's double is 5.0.
+    fn normal(value: Value) -> Value {
+        match value {
+            Value::Number(number) => {
+                number.as_f64().and_then(whole).map_or(Value::Number(number), Value::from)
+            }
+            Value::Array(values) => values.into_iter().map(normal).collect(),
+            Value::Object(fields) => {
+                fields.into_iter().map(|(name, value)| (name, normal(value))).collect()
+            }
+            other => other,
+        }
+    }
+
+    fn text(text: &str) -> prost_types::Value {
+        prost_types::Value { kind: Some(Kind::StringValue(text.to_owned())) }
+    }
+
+    fn number(double: f64) -> prost_types::Value {
+        prost_types::Value { kind: Some(Kind::NumberValue(double)) }
+    }
+
+    #[test]
+    fn products_are_written_as_protobuf_defines_it() {
+        let types = Types::new();
+        let odd = "quote \" backslash \\ control \u{1} \u{2028} emoji \u{1F600}";
+        let list = ListValue { values: vec![number(-0.5), number(1e300), text(odd)] };
+        let fields = [
+            (odd.to_owned(), text(odd)),
+            ("whole".to_owned(), number(3.0)),
+            ("large".to_owned(), number(9_007_199_254_740_992.0)),
+            ("null".to_owned(), prost_types::Value { kind: Some(Kind::NullValue(0)) }),
+            ("list".to_owned(), prost_types::Value { kind: Some(Kind::ListValue(list)) }),
+        ];
+        let full = Product {
+            id: i64::MAX,
+            name: odd.to_owned(),
+            price: Some(Money { currency_code: "EUR".to_owned(), units: -3, nanos: -50_000_000 }),
+            description: odd.to_owned(),
+            version: 7,
+            create_time: Some(Timestamp { seconds: -62_135_596_800, nanos: 0 }),
+            update_time: Some(Timestamp { seconds: 1_700_000_000, nanos: 123_456_000 }),
+            attributes: Some(Struct { fields: fields.into() }),
+        };
+        let bare = Product { price: Some(Money::default()), ..Product::default() };
+        let empty = Product { attributes: Some(Struct::default()), id: 1, ..Product::default() };
+        for written in [full, bare, empty] {
+            let encoded = written.encode_to_vec();
+            let message = types.message("hotshelf.v1.Product").expect("a product");
+            let mut expected = to_value(message, &encoded).expect("a product");
+            // Every product has an id.
+            expected["id"] = written.id.to_string().into();
+            let json = product(&encoded, Style::Proto).expect("a product");
+            let json: Value = serde_json::from_slice(&json).expect("JSON");
+            assert_eq!(normal(json), normal(expected));
+            let plain = product(&encoded, Style::Plain).expect("a product");
+            let plain: Value = serde_json::from_slice(&plain).expect("JSON");
+            assert_eq!(plain.as_object().map(serde_json::Map::len), Some(9));
+        }
+    }
+}

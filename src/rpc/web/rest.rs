@@ -93,14 +93,10 @@ pub(super) async fn answer(
         _ => exchange.in_time(unary(&exchange, &route, &head, body)).await,
     };
     let types = &exchange.web.types;
-    let response = answer.unwrap_or_else(|status| match is_conditional(&head) {
+    answer.unwrap_or_else(|status| match is_conditional(&head) {
         true => errors::rest_of_precondition(types, &status),
         false => errors::rest(types, &status),
-    });
-    match head.method {
-        Verb::HEAD => without_body(response),
-        _ => response,
-    }
+    })
 }
 
 fn is_conditional(head: &Parts) -> bool {
@@ -275,7 +271,7 @@ pub(super) fn json(content: Bytes, retained: Option<Retained>) -> Response<Reply
 }
 
 /// The response to HEAD: that to GET without its body.
-fn without_body(response: Response<Reply>) -> Response<Reply> {
+pub(super) fn without_body(response: Response<Reply>) -> Response<Reply> {
     let (mut head, reply) = response.into_parts();
     if let Some(length) = reply.size_hint().exact().filter(|length| *length > 0) {
         head.headers.insert(CONTENT_LENGTH, length.into());

@@ -11,7 +11,6 @@ use serde_json::Map;
 use tonic::{Code, Status};
 
 use super::conditional::{self, Representation};
-use super::forms::essence;
 use super::product_json::{self, Style};
 use super::rest::{Route, id, input, json};
 use super::{Exchange, Unary, plain, query};
@@ -35,7 +34,6 @@ pub(super) async fn answer(
     let expected = conditional::expected_version(&head.headers)?;
     match (route, exchange.method) {
         (Route::Product(style, text), Method::UpdateProduct) => {
-            is_json(head)?;
             let id = id(text)?.get();
             let (request, keep_currency) = update(exchange, head, *style, id, expected, body)?;
             let message = request.encode_to_vec();
@@ -53,7 +51,6 @@ pub(super) async fn answer(
             Ok(deleted(answer, *style))
         }
         (Route::Products(style), _) => {
-            is_json(head)?;
             if head.uri.query().is_some_and(|query| !query.is_empty()) {
                 return Err(invalid("query", "is no part of this method"));
             }
@@ -62,16 +59,6 @@ pub(super) async fn answer(
             created(answer, *style)
         }
         _ => Err(status::no_such_path()),
-    }
-}
-
-/// A page may send other content types to any address without a CORS preflight.
-fn is_json(head: &Parts) -> Result<(), Status> {
-    let essence = essence(&head.headers);
-    let known = ["application/json", "application/merge-patch+json"];
-    match known.iter().any(|known| essence.eq_ignore_ascii_case(known)) {
-        true => Ok(()),
-        false => Err(status::content_type("application/json")),
     }
 }
 

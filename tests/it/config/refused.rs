@@ -11,7 +11,7 @@ use crate::harness::{Program, Stack, cache_status, get};
 /// A flag, values out of bounds, and the bounds.
 type Row = (&'static str, &'static [&'static str], &'static str);
 
-const DURATIONS: [Row; 24] = [
+const DURATIONS: [Row; 25] = [
     ("database-acquire-timeout", &["0s", "2h"], "1ms to 1h"),
     ("database-statement-timeout", &["0s", "999us", "25days"], "1ms to 1day"),
     ("startup-timeout", &["2days"], "0s to 1day"),
@@ -34,6 +34,7 @@ const DURATIONS: [Row; 24] = [
     ("max-connection-age", &["8days"], "0s to 7days"),
     ("max-connection-age-grace", &["0s", "2days"], "1ms to 1day"),
     ("max-connection-idle", &["8days"], "0s to 7days"),
+    ("http-shared-max-age", &["2days"], "0s to 1day"),
     ("drain-delay", &["2days"], "0s to 1day"),
     ("auth-leeway", &["11m", "600000years"], "0s to 10m"),
 ];
@@ -193,7 +194,7 @@ pub(super) async fn together(_: Stack) {
 /// Fails for a new setting that has neither a row above nor a place in the list below.
 pub(super) fn complete() {
     // Text, which is checked where it is used, and booleans.
-    const WITHOUT_BOUNDS: [&str; 23] = [
+    const WITHOUT_BOUNDS: [&str; 25] = [
         "catalog",
         "database-url",
         "migrate",
@@ -205,6 +206,8 @@ pub(super) fn complete() {
         "grpc-tls-cert",
         "grpc-tls-key",
         "read-only",
+        "http-api",
+        "cors-origins",
         "admin-service",
         "reflection",
         "grpc-tls-client-ca",

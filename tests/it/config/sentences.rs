@@ -189,6 +189,26 @@ const WRONG: &[(&str, &str)] = &[
         "invalid value 'maybe' for '--read-only [<BOOL>]': must be true or false; see hotshelf --help",
     ),
     (
+        "--http-api=maybe",
+        "invalid value 'maybe' for '--http-api [<BOOL>]': must be true or false; see hotshelf --help",
+    ),
+    (
+        "--cors-origins=*",
+        "invalid value '*' for '--cors-origins <ORIGINS>': * would let any page write products; name the origins; see hotshelf --help",
+    ),
+    (
+        "--cors-origins=https://shop.example/",
+        "invalid value 'https://shop.example/' for '--cors-origins <ORIGINS>': https://shop.example/ is no origin such as https://shop.example or http://localhost:3000; see hotshelf --help",
+    ),
+    (
+        "--cors-origins=https://a.example,shop.example",
+        "invalid value 'https://a.example,shop.example' for '--cors-origins <ORIGINS>': shop.example is no origin such as https://shop.example or http://localhost:3000; see hotshelf --help",
+    ),
+    (
+        "--cors-origins=https://shop.example:443",
+        "invalid value 'https://shop.example:443' for '--cors-origins <ORIGINS>': https://shop.example:443 is no origin such as https://shop.example or http://localhost:3000; see hotshelf --help",
+    ),
+    (
         "--migrate=sometimes",
         "invalid value 'sometimes' for '--migrate <WHEN>' [possible values: auto, never]; see hotshelf --help",
     ),

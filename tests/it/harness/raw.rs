@@ -62,6 +62,23 @@ impl Raw {
         self.0.clone().send_request(request).await.unwrap().status()
     }
 
+    /// Sends any request, and returns the whole response.
+    pub async fn collect(
+        &self,
+        method: &str,
+        path: &str,
+        headers: HeaderMap,
+        body: Bytes,
+    ) -> Result<(http::response::Parts, Bytes), hyper::Error> {
+        let request = Request::builder().method(method).uri(format!("http://127.0.0.1{path}"));
+        let mut request = request.body(Full::new(body)).unwrap();
+        *request.headers_mut() = headers;
+        let mut sender = self.0.clone();
+        sender.ready().await?;
+        let (head, body) = sender.send_request(request).await?.into_parts();
+        Ok((head, body.collect().await?.to_bytes()))
+    }
+
     /// Sends any body as a gRPC request. `Err`: the connection or stream failed.
     pub async fn call_with(
         &self,
