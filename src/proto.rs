@@ -6,9 +6,6 @@ pub mod google {
     pub mod r#type {
         tonic::include_proto!("google.r#type");
     }
-    pub mod api {
-        tonic::include_proto!("google.api");
-    }
 }
 
 pub mod hotshelf {
