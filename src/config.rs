@@ -78,6 +78,10 @@ pub enum Command {
     Config(Box<ServeArgs>),
     /// Prints completions for a shell: source <(hotshelf completions bash).
     Completions { shell: Shell },
+    /// Prints the OpenAPI document of JSON over HTTP, the one at /openapi.json.
+    Openapi,
+    /// Writes the descriptors of the protos to standard output: hotshelf descriptors > hotshelf.binpb, for grpcurl -protoset.
+    Descriptors,
 }
 
 #[derive(Args, Clone, Debug)]

@@ -12,6 +12,7 @@
 //!   lately: the revision below which no tier may serve it.
 //! - [`relay`] applies committed changes from the outbox to Redis, in one instance for the whole fleet.
 //! - [`hot_keys`] finds the heavy hitters; [`import`] loads CSV files; [`admin`] serves a live page, `/metrics`, `/livez` and `/readyz`.
+//! - [`openapi`] describes JSON over HTTP, from the descriptors of the proto.
 //! - [`doctor`] checks the servers that `serve` would use; [`findings`] is what checks find; [`urls`] splits their addresses.
 //! - Any module may use [`moment`] (instants in eight bytes), [`caller`], [`metrics`], [`drain`] (the only place that spawns
 //!   tasks), [`supervisor`] (restarts them) and [`refusals`]. [`logging`] bounds the log.
@@ -46,6 +47,7 @@ pub mod import;
 pub mod logging;
 pub mod metrics;
 pub mod moment;
+pub mod openapi;
 pub mod pause;
 pub mod postgres;
 pub mod product;

@@ -17,7 +17,9 @@ use hotshelf::findings::Severity;
 use hotshelf::import;
 use hotshelf::logging::Log;
 use hotshelf::metrics::Metrics;
+use hotshelf::openapi;
 use hotshelf::postgres::{self, Migrate, Postgres};
+use hotshelf::proto::DESCRIPTORS;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::filter::{LevelFilter, Targets};
@@ -97,16 +99,18 @@ fn arguments() -> Result<Option<(Command, Targets)>, Failure> {
     };
     cli.read_secrets().map_err(usage)?;
     match cli.command.unwrap_or_else(|| Command::Serve(Box::new(cli.serve))) {
-        Command::Config(_) => print(&config::effective(&matches).map_err(usage)?),
+        Command::Config(_) => print(config::effective(&matches).map_err(usage)?.as_bytes()),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "hotshelf", &mut script);
-            print(&String::from_utf8_lossy(&script));
+            print(&script);
         }
+        Command::Openapi => print(openapi::document().as_bytes()),
+        Command::Descriptors => print(DESCRIPTORS),
         Command::Health(args) => {
             let path = if args.live { "/livez" } else { "/readyz" };
             let answer = health::ask(args.admin_addr, path, args.timeout).map_err(failed)?;
-            print(&format!("{answer}\n"));
+            print(format!("{answer}\n").as_bytes());
         }
         // It prints what it finds; the parts would log it, too.
         command @ Command::Doctor(_) => {
@@ -118,8 +122,8 @@ fn arguments() -> Result<Option<(Command, Targets)>, Failure> {
 }
 
 /// A closed standard output is no failure.
-fn print(text: &str) {
-    let _ = std::io::stdout().write_all(text.as_bytes());
+fn print(text: &[u8]) {
+    let _ = std::io::stdout().write_all(text);
 }
 
 fn run(command: Command, log: &Log) -> Result<(), Failure> {
@@ -145,7 +149,11 @@ fn run(command: Command, log: &Log) -> Result<(), Failure> {
             Command::Doctor(args) => check(&args, log).await,
             Command::Migrate(args) => migrate(&args, log).await,
             Command::Import(args) => import(&args, log).await,
-            Command::Health(_) | Command::Config(_) | Command::Completions { .. } => Ok(()),
+            Command::Health(_)
+            | Command::Config(_)
+            | Command::Completions { .. }
+            | Command::Openapi
+            | Command::Descriptors => Ok(()),
         }
     };
     runtime.block_on(async {
@@ -258,10 +266,11 @@ async fn serve(args: &ServeArgs, log: &Log) -> Result<(), Failure> {
 async fn check(args: &DoctorArgs, log: &Log) -> Result<(), Failure> {
     args.serve.check().map_err(usage)?;
     let report = doctor::run(&args.serve).await.map_err(usage)?;
-    print(&match args.format {
+    let printed = match args.format {
         ReportFormat::Table => report.table(),
         ReportFormat::Json => format!("{:#}\n", report.json()),
-    });
+    };
+    print(printed.as_bytes());
     match (report.severity(), args.fail_on) {
         (Severity::Error, _) => Err(failed(report.summary())),
         (Severity::Warning, FailOn::Warning) => Err(Failure(WARNED, report.summary())),

@@ -20,7 +20,12 @@ impl Cli {
             Some(Command::Import(args)) => args.database.read_secrets(),
             // It prints the name of the file, and refuses what `serve` would refuse.
             Some(Command::Config(args)) => args.read_secrets(),
-            Some(Command::Health(_) | Command::Completions { .. }) => Ok(()),
+            Some(
+                Command::Health(_)
+                | Command::Completions { .. }
+                | Command::Openapi
+                | Command::Descriptors,
+            ) => Ok(()),
         }
     }
 }

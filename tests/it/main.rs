@@ -56,6 +56,7 @@ mod logging;
 mod metrics;
 mod metrics_complete;
 mod newest_wins;
+mod openapi;
 mod outage;
 mod page;
 mod races;
@@ -122,6 +123,7 @@ fn main() -> std::process::ExitCode {
     deadlines::register(&mut suite);
     wakes::register(&mut suite);
     examples::register(&mut suite);
+    openapi::register(&mut suite);
     loadtest::register(&mut suite);
     docs::register(&mut suite);
     import::register(&mut suite);

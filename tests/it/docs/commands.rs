@@ -120,7 +120,7 @@ impl Known {
 /// `grpcurl [OPTIONS] ADDRESS METHOD`: Go's flags end at the first argument.
 fn grpcurl(arguments: &[String]) -> Result<(), String> {
     let (request, plaintext, rest) =
-        options(arguments, &["-d", "-H"], &["-v", "-plaintext"], "-plaintext")?;
+        options(arguments, &["-d", "-H", "-protoset"], &["-v", "-plaintext"], "-plaintext")?;
     let [address, call] = rest else {
         return Err(format!("an address and a method, not {rest:?}"));
     };
