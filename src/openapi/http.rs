@@ -59,7 +59,7 @@ impl Carries {
             }
         };
         add("ETag", self.is_tagged());
-        add("Cache-Control", true);
+        add("Cache-Control", self.is_read || self.is_tagged());
         add("Cache-Status", self.max_staleness);
         add("Location", self.creates);
         names

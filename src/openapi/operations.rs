@@ -78,14 +78,19 @@ fn operation(
         "responses": responses(method, &carries, schemas),
     });
     if let Some(body) = method.input().get_field_by_name(&rule.body) {
-        let schema = match (body.kind().as_message(), rule.verb) {
-            (Some(message), "patch") => schemas.of_changes(message),
-            _ => schemas.of_field(&body),
+        let is_patch = rule.verb == "patch";
+        let schema = match body.kind().as_message() {
+            Some(message) => schemas.of_body(message, is_patch),
+            None => schemas.of_field(&body),
         };
+        let mut content = json!({ "application/json": { "schema": schema } });
+        if is_patch {
+            content["application/merge-patch+json"] = json!({ "schema": schema });
+        }
         operation["requestBody"] = json!({
             "required": true,
             "description": schemas.description(&body),
-            "content": { "application/json": { "schema": schema } },
+            "content": content,
         });
     }
     operation

@@ -19,6 +19,32 @@ pub(super) enum Behaviour {
     Optional,
 }
 
+/// What a message is used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Use {
+    Answer,
+    /// The body of a request that creates.
+    New,
+    /// The body of a request that changes: no field is required.
+    Patch,
+}
+
+impl Use {
+    /// `None`: that of the message.
+    fn description(self) -> Option<&'static str> {
+        match self {
+            Self::Answer => None,
+            Self::New => Some(
+                "A product without what the server assigns. A price that is a number has the currency of all products, if they have one.",
+            ),
+            Self::Patch => Some(
+                "The fields to change; without `updateMask` those that are there, and one that is null is cleared. A price that is a \
+                 number keeps the currency of the product.",
+            ),
+        }
+    }
+}
+
 /// The schemas that the document refers to, by the names of their messages.
 pub(super) struct Schemas<'a> {
     comments: &'a Comments,
@@ -97,14 +123,17 @@ impl<'a> Schemas<'a> {
             "google.protobuf.FieldMask" => json!({ "type": "string", "examples": ["name,price"] }),
             "google.protobuf.Struct" => json!({ "type": "object", "additionalProperties": true }),
             "google.protobuf.Empty" => json!({ "type": "object" }),
-            _ => self.named(message.name(), |all| all.object(message, true)),
+            _ => self.named(message.name(), |all| all.object(message, Use::Answer)),
         }
     }
 
-    /// A message as the body of a request that changes only what it has: no field is required.
-    pub(super) fn of_changes(&mut self, message: &MessageDescriptor) -> Value {
-        let name = format!("{}Changes", message.name());
-        self.named(&name, |all| all.object(message, false))
+    /// A message as the body of a request. `is_patch`: it changes only what is there.
+    pub(super) fn of_body(&mut self, message: &MessageDescriptor, is_patch: bool) -> Value {
+        let (name, of) = match is_patch {
+            true => (format!("{}Changes", message.name()), Use::Patch),
+            false => (format!("New{}", message.name()), Use::New),
+        };
+        self.named(&name, |all| all.object(message, of))
     }
 
     fn named(&mut self, name: &str, make: impl FnOnce(&mut Self) -> Value) -> Value {
@@ -117,24 +146,23 @@ impl<'a> Schemas<'a> {
         json!({ "$ref": format!("#/components/schemas/{name}") })
     }
 
-    /// `whole`: a message of which every required field has to be there, as in answers.
-    fn object(&mut self, message: &MessageDescriptor, whole: bool) -> Value {
+    fn object(&mut self, message: &MessageDescriptor, of: Use) -> Value {
         let mut properties = Map::new();
         let mut required = Vec::new();
         for field in message.fields() {
             let behaviour = self.behaviour(&field);
-            if !whole && behaviour == Behaviour::Assigned {
+            if of != Use::Answer && behaviour == Behaviour::Assigned {
                 continue;
             }
             let mut schema = self.of_field(&field);
-            if !whole && is_money(&field) {
+            if of != Use::Answer && is_money(&field) {
                 schema = json!({ "anyOf": [schema, { "type": "number" }] });
             }
             describe(&mut schema, self.description(&field));
             if behaviour == Behaviour::Assigned {
                 schema["readOnly"] = true.into();
             }
-            if whole && behaviour == Behaviour::Required {
+            if of != Use::Patch && behaviour == Behaviour::Required {
                 required.push(field.json_name().to_owned());
             }
             properties.insert(field.json_name().to_owned(), schema);
@@ -144,12 +172,7 @@ impl<'a> Schemas<'a> {
             schema["required"] = required.into();
         }
         let comment = self.comments.text(message.parent_file().name(), message.path());
-        describe(&mut schema, comment);
-        if !whole {
-            schema["description"] =
-                "The fields to change. A price that is a number keeps the currency of the product."
-                    .into();
-        }
+        describe(&mut schema, of.description().unwrap_or(comment));
         schema
     }
 

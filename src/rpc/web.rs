@@ -44,6 +44,7 @@ use super::unary::Received;
 use crate::catalog::Answer;
 use crate::entry::{PREFIX, prefix};
 use crate::metrics::Method;
+use crate::openapi;
 use crate::proto::GetProductRequest;
 use forms::Form;
 use messages::Messages;
@@ -79,7 +80,7 @@ impl Web {
         let web = || {
             let cors = (!origins.is_empty()).then(|| cross_site::cors(origins.clone()));
             let (types, shared_max_age) = (Types::new(), options.shared_max_age);
-            let openapi = Bytes::from_static(b"{}");
+            let openapi = openapi::document().into();
             Arc::new(Self { types, cors, origins: origins.clone(), shared_max_age, openapi })
         };
         options.enabled.then(web)

@@ -10,12 +10,13 @@ use serde_json::Value;
 use tokio::process::Command;
 
 use crate::examples::install;
-use crate::harness::{HANG, Program, Stack, Suite, finish};
+use crate::harness::{HANG, Program, Stack, Suite, admin, finish};
 
 const FILE: &str = include_str!("../../docs/openapi.json");
 
 pub fn register(suite: &mut Suite<'_>) {
     suite.plain("openapi::the_file_in_the_tree_is_the_one_of_the_program", in_the_tree);
+    suite.single("openapi::the_document_is_served", served);
     suite.plain("openapi::every_method_is_there_with_every_field_of_its_request", complete);
     suite.single_if(
         "openapi::the_descriptors_of_the_program_replace_reflection",
@@ -27,6 +28,12 @@ pub fn register(suite: &mut Suite<'_>) {
 fn in_the_tree() {
     let same = FILE == openapi::document();
     assert!(same, "make it anew: cargo run --locked -- openapi > docs/openapi.json");
+}
+
+async fn served(stack: Stack) {
+    let node = stack.node().await;
+    let answer = admin(node.grpc_addr.port(), "/openapi.json").await;
+    assert_eq!(answer, (200, openapi::document()));
 }
 
 fn complete() {
