@@ -16,6 +16,7 @@ const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 pub fn register(suite: &mut Suite<'_>) {
     suite.alone(|suite| {
         suite.single_if("loadtest::k6_finds_every_answer_right", install::k6, k6);
+        suite.single_if("loadtest::k6_finds_every_answer_of_http_right", install::k6, k6_http);
     });
     suite.single_if("loadtest::k6_fails_without_the_products", install::k6, k6_without_products);
     suite.plain("loadtest::ghz_calls_what_the_contract_has", ghz);
@@ -25,7 +26,7 @@ pub fn register(suite: &mut Suite<'_>) {
 const PRODUCTS: i32 = 200;
 
 /// `k6 run` as in the directory's README, but shorter, and the file of its summary.
-fn run(k6: &Path, address: &str) -> (Command, tempfile::NamedTempFile) {
+fn run(k6: &Path, script: &str, address: &str) -> (Command, tempfile::NamedTempFile) {
     let summary = tempfile::NamedTempFile::new().unwrap();
     let mut command = Command::new(k6);
     command.args(["run", "--quiet", "--no-color", "--no-usage-report", "--summary-export"]);
@@ -37,16 +38,26 @@ fn run(k6: &Path, address: &str) -> (Command, tempfile::NamedTempFile) {
     for (name, value) in load.into_iter().chain(target) {
         command.arg("-e").arg(format!("{name}={value}"));
     }
-    command.arg(Path::new(ROOT).join("loadtest/products.js"));
+    command.arg(Path::new(ROOT).join("loadtest").join(script));
     (command, summary)
 }
 
 async fn k6(stack: Stack, k6: PathBuf) {
+    finds_every_answer_right(&stack, &k6, "products.js").await;
+}
+
+async fn k6_http(stack: Stack, k6: PathBuf) {
+    let metrics = finds_every_answer_right(&stack, &k6, "products_http.js").await;
+    assert_eq!(metrics["http_req_failed"]["value"], 0, "{metrics}");
+}
+
+/// Runs a script, and returns its metrics.
+async fn finds_every_answer_right(stack: &Stack, k6: &Path, script: &str) -> Value {
     let insert =
         "INSERT INTO products (name, price) SELECT 'lamp', 9.99 FROM generate_series(1, $1)";
     sqlx::query(insert).bind(PRODUCTS).execute(&stack.sql).await.unwrap();
     let node = stack.node().await;
-    let (mut command, summary) = run(&k6, &node.grpc_addr.to_string());
+    let (mut command, summary) = run(k6, script, &node.grpc_addr.to_string());
     finish(&mut command, HANG * 2).await.unwrap_or_else(|printed| panic!("{printed}"));
 
     let summary: Value = serde_json::from_reader(summary.reopen().unwrap()).unwrap();
@@ -63,13 +74,16 @@ async fn k6(stack: Stack, k6: PathBuf) {
         );
         assert!(node.metric(&series).await > 0.0, "{method} was called");
     }
+    metrics.clone()
 }
 
 async fn k6_without_products(stack: Stack, k6: PathBuf) {
     let node = stack.node().await;
-    let (mut command, _summary) = run(&k6, &node.grpc_addr.to_string());
-    let printed = finish(&mut command, HANG * 2).await.unwrap_err();
-    assert!(printed.contains("product 200 cannot be read"), "{printed}");
+    for script in ["products.js", "products_http.js"] {
+        let (mut command, _summary) = run(&k6, script, &node.grpc_addr.to_string());
+        let printed = finish(&mut command, HANG * 2).await.unwrap_err();
+        assert!(printed.contains("product 200 cannot be read"), "{script}: {printed}");
+    }
 }
 
 /// The options of ghz: the names in its `runner.Config`. It ignores others silently.
