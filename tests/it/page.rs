@@ -1,6 +1,6 @@
 //! The live page of the admin port: its files, its stream of events, and what it shows in a browser.
 
-mod browser;
+pub mod browser;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -262,7 +262,8 @@ async fn in_a_browser(program: Option<PathBuf>) {
     let world = Private::new().await;
     let (id, other) = (world.insert("hot").await, world.insert("cold").await);
     let node = world.node_with_short_timeouts(|_| {}).await;
-    let mut page = browser::Page::open(&program.unwrap(), node.admin_addr.port()).await;
+    let mut page =
+        browser::Page::open(&program.unwrap(), &format!("http://{}/", node.admin_addr)).await;
     let shows = |product: i64| {
         format!("document.querySelector('#hot-instance th')?.textContent === '{product}'")
     };

@@ -10,6 +10,7 @@ use tokio::process::Command;
 
 use super::ROOT;
 use crate::harness::finish;
+use crate::page::browser;
 
 /// Longer than any of these installations takes on a slow network.
 const TIMEOUT: Duration = Duration::from_secs(180);
@@ -40,20 +41,76 @@ fn virtual_environment(name: &str, requirements: &str) -> Result<PathBuf, String
 
 /// A `node_modules` with the packages of examples/node/package-lock.json.
 pub fn node() -> Result<PathBuf, String> {
-    let example = Path::new(ROOT).join("examples/node");
-    let (package, lock) = (example.join("package.json"), example.join("package-lock.json"));
-    let place = installed("node", &[&package, &lock], |place| {
-        for file in [&package, &lock] {
-            let copy = place.join(file.file_name().expect("both have names"));
+    let place = npm("node", &["package.json", "package-lock.json"], |_| Ok(String::new()))?;
+    Ok(place.join("node_modules"))
+}
+
+/// A copy of examples/connect, with its packages, its generated client and its page.
+pub fn connect() -> Result<PathBuf, String> {
+    let files = [
+        "package.json",
+        "package-lock.json",
+        "buf.gen.yaml",
+        "every_method.js",
+        "get_product.js",
+        "page.js",
+        "index.html",
+    ];
+    npm("connect", &files, |place| {
+        let step = |script: &str| {
+            let mut npx = Command::new("npm");
+            npx.args(["exec", "--offline", "--", "sh", "-c", script]).current_dir(place);
+            run(npx.env("PROTOS", Path::new(ROOT).join("proto")))
+        };
+        step("buf generate \"$PROTOS\"").map_err(|why| format!("buf cannot generate: {why}"))?;
+        step("npm run build").map_err(|why| format!("esbuild cannot bundle: {why}"))
+    })
+}
+
+/// The same, and a Chromium.
+pub fn page() -> Result<(PathBuf, PathBuf), String> {
+    let chromium = browser::program();
+    let chromium = chromium.ok_or("Chromium is not installed (apt-get install chromium)")?;
+    Ok((connect()?, chromium))
+}
+
+/// A directory with these files of the example `name` and the packages of its lock file, in which `more` has run.
+fn npm(
+    name: &str,
+    files: &[&str],
+    more: impl FnOnce(&Path) -> Result<String, String>,
+) -> Result<PathBuf, String> {
+    let example = Path::new(ROOT).join("examples").join(name);
+    let files: Vec<PathBuf> = files.iter().map(|file| example.join(file)).collect();
+    let contract = contract();
+    let inputs: Vec<&Path> = files.iter().chain([&contract]).map(PathBuf::as_path).collect();
+    installed(name, &inputs, |place| {
+        for file in &files {
+            let copy = place.join(file.file_name().expect("each has a name"));
             fs::copy(file, copy).map_err(|error| error.to_string())?;
         }
         run(Command::new("node").arg("--version"))
             .map_err(|why| format!("node is missing: {why}"))?;
         let mut npm = Command::new("npm");
         npm.args(["ci", "--no-audit", "--no-fund", "--fetch-retries=1"]).current_dir(place);
-        run(&mut npm).map_err(|why| format!("npm cannot install: {why}"))
+        run(&mut npm).map_err(|why| format!("npm cannot install: {why}"))?;
+        more(place)
+    })
+}
+
+fn contract() -> PathBuf {
+    Path::new(ROOT).join("proto/hotshelf/v1/product_service.proto")
+}
+
+/// The program of examples/go, built with the packages of Debian.
+pub fn go() -> Result<PathBuf, String> {
+    let build = Path::new(ROOT).join("examples/go/build.sh");
+    let source = Path::new(ROOT).join("examples/go/get_product.go");
+    let place = installed("go", &[&build, &source, &contract()], |place| {
+        run(Command::new(&build).arg(place))
+            .map_err(|why| format!("{why} (packages: examples/go/README.md)"))
     })?;
-    Ok(place.join("node_modules"))
+    Ok(place.join("get_product"))
 }
 
 /// The `buf` of the Makefile, in npx's cache.

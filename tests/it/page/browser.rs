@@ -34,7 +34,7 @@ pub struct Page {
 }
 
 impl Page {
-    pub async fn open(program: &Path, port: u16) -> Self {
+    pub async fn open(program: &Path, url: &str) -> Self {
         let profile = tempfile::tempdir().unwrap();
         // The protocol is on the descriptors 3 and 4.
         let mut browser = Command::new("sh")
@@ -66,7 +66,7 @@ impl Page {
         for domain in ["Runtime.enable", "Log.enable", "Page.enable"] {
             page.ask(domain, json!({})).await;
         }
-        page.ask("Page.navigate", json!({ "url": format!("http://127.0.0.1:{port}/") })).await;
+        page.ask("Page.navigate", json!({ "url": url })).await;
         page
     }
 
