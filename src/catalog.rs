@@ -15,6 +15,7 @@ mod ranking;
 mod read_postgres;
 mod redis_probe;
 mod refresh;
+mod shadow;
 mod singleflight;
 mod staleness;
 mod verdict;
@@ -67,6 +68,10 @@ pub struct CatalogOptions {
     pub refresh_interval: Duration,
     /// How many of the fleet's hottest products are refreshed before they expire.
     pub refresh_keys: usize,
+    /// Products in memory that are compared with Postgres in a second; 0: none.
+    pub shadow_reads: u32,
+    /// For how long after a commit an older version may answer.
+    pub max_staleness: Duration,
 }
 
 #[derive(Debug)]
@@ -181,6 +186,7 @@ impl Catalog {
         catalog.start_refreshing(requests);
         catalog.start_following_changes();
         catalog.start_probing_redis();
+        catalog.start_shadow_reads();
         catalog
     }
 

@@ -294,6 +294,11 @@ pub struct CachingArgs {
     /// Too high: a start takes longer while Redis or PostgreSQL is slow. Too low: the first reads of hot products are misses.
     #[arg(long, env, default_value = "5s", value_name = "DURATION", value_parser = duration(Duration::ZERO, HOUR))]
     pub warm_timeout: Duration,
+    /// Products in memory that are compared with PostgreSQL in a second, a sample of what is read; 0: none.
+    ///
+    /// Too high: statements on PostgreSQL. Too low: a wrong answer is found later.
+    #[arg(long, env, default_value_t = 100, value_name = "N", value_parser = number::<u16>(0, 10_000))]
+    pub shadow_reads: u16,
 }
 
 #[derive(Args, Clone, Debug)]

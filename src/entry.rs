@@ -161,6 +161,12 @@ impl Entry {
         }
     }
 
+    /// Whether the other entry has the same revision and the same contents.
+    #[must_use]
+    pub fn is_same_as(&self, other: &Self) -> bool {
+        self.revision() == other.revision() && self.frame() == other.frame()
+    }
+
     #[must_use]
     pub fn ttl(&self) -> Ttl {
         let millis = |ms: u32| Duration::from_millis(ms.into());

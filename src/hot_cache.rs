@@ -8,6 +8,7 @@
 //! compared with the recent changes (`recent_changes.rs`) under the stripe lock under which slots change. A change is
 //! recorded there before it takes that lock, so a load that finishes before is invalidated, and one that finishes after is rejected.
 
+mod discard;
 mod eviction;
 mod slots;
 mod table;

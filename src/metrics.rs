@@ -29,7 +29,8 @@ pub use histogram::Histogram;
 pub use labels::{
     AuthRefusal, BackgroundTask, BreakerMove, BreakerState, ConnectionEnd, FillRejection, HeardBy,
     LeaseOutcome, Lookup, Method, PostgresOperation, PostgresShare, RedisCapability,
-    RedisDependency, RedisOperation, RedisRefusal, RefreshRequest, ServedBy, Shed, Staleness,
+    RedisDependency, RedisOperation, RedisRefusal, RefreshRequest, ServedBy, ShadowCheck, Shed,
+    Staleness,
 };
 use labels::{CODES, LabelSet, UNKNOWN_CODE};
 use resource::readable;
@@ -48,6 +49,7 @@ pub struct Metrics {
     pub shed: Counters<Shed>,
     pub connections_closed: Counters<ConnectionEnd>,
     pub auth_refused: Counters<AuthRefusal>,
+    pub shadow_checks: Counters<ShadowCheck>,
     pub postgres_loads: Counters<()>,
     pub singleflight_joined: Counters<()>,
     pub redis_corrupt: Counters<()>,
@@ -143,6 +145,11 @@ impl Metrics {
                 &meter,
                 "hotshelf.auth.refused",
                 "Handshakes and calls refused by authentication or scope, by reason.",
+            ),
+            shadow_checks: Counters::new(
+                &meter,
+                "hotshelf.shadow.checks",
+                "Products in memory that were compared with PostgreSQL, by result.",
             ),
             postgres_loads: Counters::new(
                 &meter,

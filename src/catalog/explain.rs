@@ -1,6 +1,7 @@
 //! What each tier holds of a product, and from which tier a read would be answered: for the operator who asks
 //! why an old price is seen.
 
+use std::fmt::{self, Display, Formatter};
 use std::time::Duration;
 
 use super::verdict::Verdict;
@@ -72,6 +73,39 @@ impl Catalog {
             floor,
             lease_valid: self.hot.has_valid_lease(),
         })
+    }
+}
+
+/// For one line of the log.
+impl Display for Explanation {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match &self.memory {
+            Some((held, verdict)) => {
+                let (version, checked) = (held.entry.revision().version, held.checked_at.elapsed());
+                write!(f, "memory: version {version}, {verdict:?}, compared {checked:.1?} ago; ")?;
+            }
+            None => write!(f, "memory: nothing; ")?,
+        }
+        match &self.redis {
+            Some(RedisState { entry: Some(entry), .. }) => {
+                write!(f, "Redis: version {}; ", entry.revision().version)?;
+            }
+            Some(_) => write!(f, "Redis: nothing; ")?,
+            None => write!(f, "Redis: no answer; ")?,
+        }
+        match self.postgres.map(|state| (state.row, state.pending_changes)) {
+            Some((Some((version, _)), pending)) => {
+                write!(f, "PostgreSQL: version {version}, {pending} changes not relayed; ")?;
+            }
+            Some((None, pending)) => {
+                write!(f, "PostgreSQL: no row, {pending} changes not relayed; ")?;
+            }
+            None => write!(f, "PostgreSQL: no answer; ")?,
+        }
+        let (floor, lag, relay_lag) = (self.floor.version, self.feed_lag, self.relay_lag);
+        write!(f, "floor {floor}, change feed lag {lag:.1?}, relay lag {relay_lag:.1?}; ")?;
+        let (tier, why) = self.served_from;
+        write!(f, "a read is answered by {tier:?}: {why}")
     }
 }
 

@@ -94,6 +94,8 @@ impl ServeArgs {
             lease_wait: self.redis.lease_wait,
             refresh_interval: self.caching.refresh_interval,
             refresh_keys: self.caching.refresh_keys.into(),
+            shadow_reads: self.caching.shadow_reads.into(),
+            max_staleness: self.caching.max_staleness,
         }
     }
 

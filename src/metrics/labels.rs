@@ -108,6 +108,20 @@ label_set! {
 }
 
 label_set! {
+    /// The result of comparing what memory answers with what Postgres holds.
+    ShadowCheck { "result" } [
+        /// Both are the same.
+        Current = ["current"],
+        /// They differed, and memory followed within the bound on staleness.
+        StaleWithinBound = ["stale_within_bound"],
+        /// Memory still answered with something else when the bound had passed.
+        Mismatch = ["mismatch"],
+        /// Not compared: in an overload, or because Postgres did not answer.
+        Skipped = ["skipped"],
+    ]
+}
+
+label_set! {
     /// The purpose of a command or script that is sent to Redis.
     RedisOperation { "operation" } [
         /// Reads entries.
@@ -236,6 +250,8 @@ label_set! {
         RefreshOnRequest = ["refresh_on_request"],
         /// Loads the fleet's hottest products ahead of their soft TTL.
         RefreshAhead = ["refresh_ahead"],
+        /// Compares what memory answers with Postgres.
+        ShadowReads = ["shadow_reads"],
         /// The thread of the eviction policy.
         EvictionPolicy = ["eviction_policy"],
     ]

@@ -48,6 +48,11 @@ impl Postgres {
         self.loads().map(|share| share.running + share.waiting).sum()
     }
 
+    /// Whether loads wait for a turn.
+    pub(crate) fn has_waiting_loads(&self) -> bool {
+        self.loads().any(|share| share.waiting > 0)
+    }
+
     fn most_loads_in_flight(&self) -> u64 {
         self.loads().map(|share| share.most_running + share.most_waiting).sum()
     }

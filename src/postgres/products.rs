@@ -8,6 +8,7 @@ use sqlx::postgres::PgRow;
 use super::attempts::Kind;
 use super::connections::Connections;
 use super::error::{message, read_error, row_of_statement_raised};
+use super::inspect::OperatorTurn;
 use super::rows;
 use super::statements::Statements;
 use super::{Demand, Error, Postgres};
@@ -71,6 +72,18 @@ impl Postgres {
     /// [`Error::Unavailable`].
     pub(crate) async fn load_now(&self, ids: &[ProductId]) -> Result<LoadedRows, Error> {
         Box::pin(self.load_on(&self.background, ids)).await
+    }
+
+    /// Reads products for a comparison with memory, in the share of operators: no caller waits for it.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub(crate) async fn load_to_compare(
+        &self,
+        ids: &[ProductId],
+        _turn: &OperatorTurn,
+    ) -> Result<LoadedRows, Error> {
+        Box::pin(self.load_on(&self.callers, ids)).await
     }
 
     async fn load_on(

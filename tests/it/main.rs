@@ -70,6 +70,7 @@ mod resident;
 mod round_trips;
 mod rows;
 mod schema;
+mod shadow;
 mod sql_contract;
 mod staleness;
 mod stampede;
@@ -100,6 +101,7 @@ fn main() -> std::process::ExitCode {
     feed::register(&mut suite);
     controls::register(&mut suite);
     explain::register(&mut suite);
+    shadow::register(&mut suite);
     schema::register(&mut suite);
     sql_contract::register(&mut suite);
     rows::register(&mut suite);

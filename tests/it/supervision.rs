@@ -21,7 +21,7 @@ use tonic_types::StatusExt;
 use crate::harness::{HANG, Node, Program, Stack, Suite, eventually};
 
 /// Without the admin port, which cannot report that it is down itself: the tests read its metrics only.
-const TASKS: [BackgroundTask; 8] = [
+const TASKS: [BackgroundTask; 9] = [
     BackgroundTask::GrpcPort,
     BackgroundTask::ChangeFeed,
     BackgroundTask::ChangeHints,
@@ -29,6 +29,7 @@ const TASKS: [BackgroundTask; 8] = [
     BackgroundTask::RedisProbe,
     BackgroundTask::RefreshOnRequest,
     BackgroundTask::RefreshAhead,
+    BackgroundTask::ShadowReads,
     BackgroundTask::EvictionPolicy,
 ];
 /// Consecutive restarts of a task before the instance stops.
@@ -54,11 +55,15 @@ fn restarts(task: BackgroundTask) -> String {
 }
 
 async fn panics(stack: Stack) {
-    restarted(&stack.node().await, Fault::Panic, "panicked: ").await;
+    restarted(&with_shadow_reads(&stack).await, Fault::Panic, "panicked: ").await;
 }
 
 async fn ends(stack: Stack) {
-    restarted(&stack.node().await, Fault::Error, "").await;
+    restarted(&with_shadow_reads(&stack).await, Fault::Error, "").await;
+}
+
+async fn with_shadow_reads(stack: &Stack) -> Node {
+    stack.node_with(|args| args.caching.shadow_reads = 100).await
 }
 
 /// Loads an absent product: the eviction policy's thread sleeps until the next insert.
@@ -109,7 +114,12 @@ async fn restarted(node: &Node, fault: Fault, how: &str) {
 /// After its restart each task does work that no other part of the instance does.
 async fn work(stack: Stack) {
     let id = stack.insert("old").await;
-    let node = stack.node_with(|args| args.caching.soft_ttl = Duration::from_millis(300)).await;
+    let node = stack
+        .node_with(|args| {
+            args.caching.soft_ttl = Duration::from_millis(300);
+            args.caching.shadow_reads = 100;
+        })
+        .await;
     assert_eq!(node.product(id).await.name, "old");
     for task in TASKS {
         node.app.inject(task, Fault::Panic, 1);

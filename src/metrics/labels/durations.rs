@@ -6,7 +6,7 @@ use crate::metrics::histogram::Measured;
 label_set! {
     /// A statement that is sent to PostgreSQL.
     PostgresOperation { "operation" } [
-        /// Reads products, for the caches, for `latest` reads or for the relay.
+        /// Reads products, for the caches, for `latest` reads, for the relay or for shadow reads.
         Load = ["load"],
         /// UpdateProduct, with the statements that find the reason of a refusal.
         Update = ["update"],

@@ -39,7 +39,7 @@ const DURATIONS: [Row; 25] = [
     ("auth-leeway", &["11m", "600000years"], "0s to 10m"),
 ];
 
-const NUMBERS: [Row; 15] = [
+const NUMBERS: [Row; 16] = [
     ("database-connections", &["0", "3", "4294967295"], "4 to 10000"),
     ("database-loads", &["0", "-1"], "1 to 9997"),
     ("database-queued-loads", &["100001", "many"], "0 to 100000"),
@@ -47,6 +47,7 @@ const NUMBERS: [Row; 15] = [
     ("hot-capacity", &["0", "100000001"], "1 to 100000000"),
     ("hot-max-product-bytes", &["0", "18446744073709551615"], "1 to 1073741824"),
     ("refresh-keys", &["1001"], "0 to 1000"),
+    ("shadow-reads", &["-1", "10001", "many"], "0 to 10000"),
     ("max-connections", &["0", "18446744073709551615"], "1 to 1000000"),
     ("max-streams-per-connection", &["0", "4294967295"], "1 to 1000000"),
     ("max-calls", &["0", "18446744073709551616"], "1 to 1000000"),
@@ -252,7 +253,7 @@ pub(super) async fn zeros(stack: Stack) {
         ["0", "0s"].contains(&least).then(|| [format!("--{flag}"), least.to_owned()])
     };
     let arguments: Vec<String> = rows().filter_map(zero).flatten().collect();
-    assert_eq!(arguments.len(), 2 * 11, "{arguments:?}");
+    assert_eq!(arguments.len(), 2 * 12, "{arguments:?}");
     serves(&stack, &arguments).await;
 }
 

@@ -104,8 +104,8 @@ impl Stack {
     }
 
     /// The same as command line options. Long timeouts, because a short one may expire when other tests load the
-    /// machine: a test of a timeout sets it.
-    pub fn options(&self) -> [[&str; 2]; 11] {
+    /// machine: a test of a timeout sets it. Without shadow reads, because many tests count statements.
+    pub fn options(&self) -> [[&str; 2]; 12] {
         [
             ["--database-url", &self.database_url],
             ["--redis-url", &self.redis_url],
@@ -116,6 +116,7 @@ impl Stack {
             ["--database-acquire-timeout", "1m"],
             ["--database-statement-timeout", "1m"],
             ["--max-call-time", "5m"],
+            ["--shadow-reads", "0"],
             ["--grpc-addr", "127.0.0.1:0"],
             ["--admin-addr", "127.0.0.1:0"],
         ]
