@@ -10,7 +10,7 @@ use warnings;
 
 # The modules that each module may import (`*`: all). A module that is not listed is a breach.
 # Every module may import proto, the generated messages, unless it is in `no_proto`.
-my $LEAVES = 'findings urls product moment caller entry metrics drain supervisor pause controls recent_changes refusals';
+my $LEAVES = 'findings urls product moment caller entry metrics traces drain supervisor pause controls recent_changes refusals';
 my %imports = (
     proto     => '',
     product   => '',
@@ -22,7 +22,8 @@ my %imports = (
     pause     => '',
     recent_changes => 'product moment',
     controls  => '',
-    metrics   => 'product',
+    metrics   => 'product traces',
+    traces    => 'caller',
     drain     => 'metrics supervisor',
     supervisor => 'metrics',
     hot_cache => "$LEAVES recent_changes",
@@ -40,7 +41,7 @@ my %imports = (
     logging   => 'metrics',
     refusals  => 'metrics',
     # config creates the options that each part declares.
-    config    => "$LEAVES hot_cache hot_keys redis postgres attach import catalog relay rpc admin",
+    config    => "$LEAVES hot_cache hot_keys redis postgres attach import catalog relay rpc admin logging",
     app       => '*',
     lib       => '*',
     main      => '*',
@@ -49,7 +50,7 @@ my %no_proto = map { $_ => 1 } qw(findings urls product moment caller pause metr
 
 # Names that only some modules may use: pattern, modules, rule.
 my @fences = (
-    [qr/(?<!\w)tonic(?:_\w+)?\s*(?:::|;|\bas\b)/, 'rpc app proto', 'tonic is for rpc, app and the generated proto'],
+    [qr/(?<!\w)(?<!opentelemetry_proto::)tonic(?:_\w+)?\s*(?:::|;|\bas\b)/, 'rpc app proto', 'tonic is for rpc, app and the generated proto'],
     [qr/(?<!\w)fred\s*(?:::|;|\bas\b)/,           'redis',         'fred is for redis'],
     [qr/(?<!\w)sqlx\s*(?:::|;|\bas\b)/,           'postgres',      'sqlx is for postgres'],
     [qr/(?<!\w)mini_moka\s*(?:::|;|\bas\b)/,      'hot_cache',     'mini_moka is for hot_cache'],

@@ -11,13 +11,13 @@ use tokio::net::TcpListener;
 
 use crate::admin::{self, AdminGrpc, PageProducts, Readiness};
 use crate::catalog::{Catalog, Parts};
-use crate::config::{PostgresArgs, ServeArgs};
+use crate::config::{PostgresArgs, ServeArgs, TraceOptions};
 use crate::controls::Controls;
 use crate::drain::Drain;
 use crate::findings::Section;
 use crate::hot_cache::HotCache;
 use crate::hot_keys::HotKeys;
-use crate::metrics::{BackgroundTask, Metrics};
+use crate::metrics::{self, BackgroundTask, Metrics};
 use crate::pause::PausePoints;
 use crate::postgres::{self, ChangeReader, Postgres};
 use crate::recent_changes::RecentChanges;
@@ -27,6 +27,7 @@ use crate::relay::{self, Relay};
 use crate::rpc::{self, Health, Identity, ServedOn};
 #[cfg(feature = "test-hooks")]
 use crate::supervisor::Fault;
+use crate::traces::{ExportOptions, Traces};
 
 /// The longest that a start waits for Redis; then it goes on without Redis.
 const REDIS_TIMEOUT: Duration = Duration::from_secs(2);
@@ -87,7 +88,7 @@ impl App {
     /// One line for the operator: a port in use, a URL that cannot be parsed, Postgres unreachable for longer than
     /// `startup_timeout`, a schema of a newer version.
     pub async fn start(args: &ServeArgs) -> Result<Self, StartError> {
-        let metrics = Metrics::new();
+        let metrics = Metrics::with_traces(traces(args)?);
         let identity = Identity::load(&args.identity().map_err(StartError::Usage)?, &metrics).await;
         let identity = identity.map_err(StartError::Usage)?;
         let grpc = bind(args.serving.grpc_addr, "GRPC_ADDR").await?;
@@ -225,8 +226,8 @@ impl App {
             tracing::warn!(grace = ?self.drain_grace, "calls were still in flight after DRAIN_GRACE; they were cut off");
         }
         self.relay.release_lease().await;
-        self.redis.close().await;
-        self.postgres.close().await;
+        let (redis, postgres) = (self.redis.close(), self.postgres.close());
+        tokio::join!(redis, postgres, self.metrics.traces.stop());
         in_time
     }
 }
@@ -265,6 +266,16 @@ fn fail_always(args: &ServeArgs, drain: &Drain) {
 
 #[cfg(not(feature = "test-hooks"))]
 fn fail_always(_args: &ServeArgs, _drain: &Drain) {}
+
+fn traces(args: &ServeArgs) -> Result<Traces, StartError> {
+    let Some(options) = args.traces().map_err(StartError::Usage)? else {
+        return Ok(Traces::default());
+    };
+    let TraceOptions { sampler, endpoint, headers, timeout } = options;
+    let resource = metrics::process_attributes();
+    let options = ExportOptions { endpoint, headers, timeout, resource };
+    Traces::start(sampler, options).map_err(StartError::Failed)
+}
 
 async fn bind(address: SocketAddr, name: &str) -> Result<TcpListener, StartError> {
     TcpListener::bind(address).await.map_err(|error| {

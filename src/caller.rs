@@ -34,9 +34,31 @@ pub struct CallContext {
     pub caller: Caller,
     /// The caller discards an answer that comes later. `None`: it waits without limit.
     pub deadline: Option<Instant>,
+    pub span: SpanKey,
+}
+
+/// The number of a traced call; none for the others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct SpanKey(u64);
+
+impl SpanKey {
+    pub const NONE: Self = Self(0);
+
+    /// `number` is not 0.
+    #[must_use]
+    pub fn new(number: u64) -> Self {
+        Self(number)
+    }
+
+    #[inline]
+    #[must_use]
+    pub fn is_some(self) -> bool {
+        self.0 != 0
+    }
 }
 
 impl CallContext {
     /// Work of this instance itself; it has no deadline.
-    pub const BACKGROUND: Self = Self { caller: Caller::BACKGROUND, deadline: None };
+    pub const BACKGROUND: Self =
+        Self { caller: Caller::BACKGROUND, deadline: None, span: SpanKey::NONE };
 }

@@ -18,6 +18,7 @@ mod refresh;
 mod shadow;
 mod singleflight;
 mod staleness;
+mod traced;
 mod verdict;
 mod write;
 
@@ -38,7 +39,7 @@ use crate::hot_keys::HotKeys;
 use crate::metrics::{Lookup, Metrics, ServedBy};
 use crate::moment::Moment;
 use crate::pause::PausePoints;
-use crate::postgres::{ChangeReader, DemandGuards, Postgres};
+use crate::postgres::{ChangeReader, Demand, DemandGuards, Postgres};
 pub use crate::postgres::{Refusal, Refused};
 use crate::product::{Currency, ProductId};
 use crate::recent_changes::RecentChanges;
@@ -340,20 +341,19 @@ impl Catalog {
         };
         let (mut waiters, mut loads) = (Vec::with_capacity(ids.len()), Vec::new());
         // The loads of one call share one demand: the call fails as a whole if it lacks one product.
-        let demand = Arc::default();
+        let span = self.begin_load_span(call);
+        let demand = Demand::traced(span.context());
         let without_fallback = ids.iter().any(|id| !self.has_fallback(*id, freshness));
         let mut guards = DemandGuards::new(call, without_fallback);
         for id in ids {
             let (waiter, leader) = self.singleflight.join((*id, class), &demand, &mut guards);
             waiters.push(waiter);
             match leader {
-                Some(leader) => loads.push(self.begin(leader, freshness, call.caller, &demand)),
-                None => self.metrics.singleflight_joined.inc(()),
+                Some(leader) => loads.push(self.begin(leader, freshness, call, &demand, &span)),
+                None => self.joined(call, waiters.last()),
             }
         }
-        if !loads.is_empty() {
-            self.start_loads(loads);
-        }
+        self.start_traced(call, span, loads);
         waiters
     }
 

@@ -11,6 +11,9 @@ mod options;
 mod redis_tls;
 mod secrets;
 mod switches;
+#[cfg(test)]
+mod tests;
+mod traces;
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -29,9 +32,11 @@ use limits::{
     DAY, HOUR, LONGEST_TTL, MILLISECOND, MINUTE, address, boolean, duration, namespace, number,
 };
 
+use crate::logging::LogFormat;
 use crate::postgres::Migrate;
 pub use redis_tls::RedisTlsArgs;
 pub use switches::SwitchArgs;
+pub use traces::{SamplerName, TraceArgs, TraceOptions};
 
 /// A gRPC product catalogue that reads through memory, Redis and PostgreSQL.
 ///
@@ -46,6 +51,15 @@ pub struct Cli {
     /// The options of `serve`, which is the default command.
     #[command(flatten)]
     pub serve: ServeArgs,
+    #[command(flatten)]
+    pub log: LogArgs,
+}
+
+#[derive(Args, Clone, Copy, Debug)]
+pub struct LogArgs {
+    /// The format of the log: text, or json with one object in each line.
+    #[arg(long, env, value_enum, default_value = "text", value_name = "FORMAT", global = true)]
+    pub log_format: LogFormat,
 }
 
 #[derive(Debug, Subcommand)]
@@ -115,6 +129,8 @@ pub struct ServeArgs {
     pub http: HttpArgs,
     #[command(flatten, next_help_heading = "Switches")]
     pub switches: SwitchArgs,
+    #[command(flatten, next_help_heading = "Traces")]
+    pub traces: TraceArgs,
     /// The pause point at which the process stops until it is killed.
     #[cfg(feature = "test-hooks")]
     #[arg(long, hide = true)]
@@ -373,30 +389,4 @@ pub struct ServingArgs {
     /// How long calls in flight may take after drain-delay; then they are cut off.
     #[arg(long, env, default_value = "20s", value_name = "DURATION", value_parser = duration(MILLISECOND, DAY))]
     pub drain_grace: Duration,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use clap::CommandFactory;
-
-    #[test]
-    fn the_command_line_is_consistent() {
-        Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn serve_is_the_default_command() {
-        let cli = Cli::try_parse_from(["hotshelf", "--soft-ttl", "7s"]).expect("valid");
-        assert!(cli.command.is_none());
-        assert_eq!(cli.serve.caching.soft_ttl, Duration::from_secs(7));
-    }
-
-    #[test]
-    fn every_option_has_a_help_text() {
-        let command = Cli::command();
-        for argument in command.get_arguments() {
-            assert!(argument.get_help().is_some(), "{} has no help", argument.get_id());
-        }
-    }
 }

@@ -58,4 +58,5 @@ pub mod refusals;
 pub mod relay;
 pub mod rpc;
 pub mod supervisor;
+pub mod traces;
 pub mod urls;

@@ -5,6 +5,7 @@
 //! - Lines from one place in the source are rate-limited (`repeats.rs`), so a client that provokes warnings cannot fill the
 //!   disk.
 
+mod json;
 mod repeats;
 
 use std::backtrace::{Backtrace, BacktraceStatus};
@@ -13,12 +14,14 @@ use std::io::Write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tracing::Level;
 use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::metrics::Metrics;
+use json::JsonLines;
 use repeats::Repeats;
 
 /// Queued lines, of a few hundred bytes each. Too high: memory while standard error is not read. Too low: a short pause of
@@ -27,11 +30,20 @@ const QUEUED_LINES: usize = 8_192;
 /// How often suppressed and dropped lines are reported.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One object in each line.
+    Json,
+}
+
 /// The log of the process. Dropping it flushes the queue, and waits at most one second for standard error to take the lines.
 #[derive(Debug)]
 pub struct Log {
     repeats: Arc<Repeats>,
     writer: NonBlocking,
+    format: LogFormat,
     /// Flushes the queue on drop.
     _worker: WorkerGuard,
 }
@@ -42,23 +54,32 @@ impl Log {
     /// # Panics
     /// When the process has a global subscriber already.
     #[must_use]
-    pub fn start(filter: Targets, colours: bool) -> Self {
+    pub fn start(filter: Targets, format: LogFormat, colours: bool) -> Self {
         let (writer, worker) = NonBlockingBuilder::default()
             .lossy(true)
             .buffered_lines_limit(QUEUED_LINES)
             .thread_name("log")
             .finish(std::io::stderr());
         let repeats = Arc::new(Repeats::default());
-        let lines = tracing_subscriber::fmt::layer().with_ansi(colours).with_writer(writer.clone());
-        tracing_subscriber::registry().with(filter).with(lines).with(repeats.layer()).init();
+        let text =
+            || tracing_subscriber::fmt::layer().with_ansi(colours).with_writer(writer.clone());
+        let text = (format == LogFormat::Text).then(text);
+        let json = (format == LogFormat::Json).then(|| JsonLines(writer.clone()));
+        let lines = tracing_subscriber::registry().with(filter).with(text).with(json);
+        lines.with(repeats.layer()).init();
         log_panics();
-        Self { repeats, writer, _worker: worker }
+        Self { repeats, writer, format, _worker: worker }
     }
 
     /// Writes a plain line, after all events so far.
-    pub fn write_line(&self, line: &str) {
+    ///
+    /// `level` is for the log in JSON.
+    pub fn write_line(&self, level: Level, line: &str) {
         // One write, because each write is one line of the queue.
-        let line = format!("hotshelf: {line}\n");
+        let line = match self.format {
+            LogFormat::Text => format!("hotshelf: {line}\n"),
+            LogFormat::Json => json::plain(level, line),
+        };
         // Never fails: the queue takes the line or drops it.
         let _ = self.writer.clone().write_all(line.as_bytes());
     }

@@ -17,8 +17,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use opentelemetry::KeyValue;
 use opentelemetry::metrics::{Meter, MeterProvider};
+use opentelemetry::{Key, KeyValue, Value};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::metrics::SdkMeterProvider;
 use prometheus::{Encoder, Registry, TextEncoder};
@@ -36,6 +36,8 @@ use labels::{CODES, LabelSet, UNKNOWN_CODE};
 use resource::readable;
 use sharded::Cells;
 pub(crate) use sharded::thread_number;
+
+use crate::traces::{SpanCounts, Traces};
 
 /// The instruments of one instance. [`Metrics::new`] says what each of them counts.
 pub struct Metrics {
@@ -65,6 +67,8 @@ pub struct Metrics {
     pub task_restarts: Counters<BackgroundTask>,
     pub log_lines_dropped: Counters<()>,
     pub staleness: Histogram<Staleness>,
+    /// Here, because every part that has a span to add has the metrics.
+    pub traces: Traces,
     pub postgres_seconds: Histogram<PostgresOperation>,
     pub redis_seconds: Histogram<RedisOperation>,
     started: Counters<Method>,
@@ -81,20 +85,24 @@ impl Metrics {
     /// `target_info`.
     #[must_use]
     pub fn new() -> Arc<Self> {
+        Self::with_traces(Traces::default())
+    }
+
+    #[must_use]
+    pub fn with_traces(traces: Traces) -> Arc<Self> {
         let registry = Registry::new();
         let exporter = opentelemetry_prometheus::exporter()
             .with_registry(registry.clone())
             .scope_info_enabled(false)
             .build()
             .expect("the registry is new, so no name collides");
-        let resource = Resource::builder()
-            .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")));
         let provider = SdkMeterProvider::builder()
             .with_reader(exporter)
-            .with_resource(readable(&resource.build()))
+            .with_resource(readable(&resource()))
             .build();
         let meter = provider.meter("hotshelf");
         register_process(&registry);
+        spans(&meter, traces.counts());
         Arc::new(Self {
             lookups: Counters::new(
                 &meter,
@@ -243,6 +251,7 @@ impl Metrics {
                 "grpc_server_handling_seconds",
                 "Time from the start of a call until its last byte was handed to the connection, in seconds.",
             ),
+            traces,
             registry,
             meter,
             _provider: provider,
@@ -280,6 +289,18 @@ impl fmt::Debug for Metrics {
     }
 }
 
+/// The attributes of this process (`OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`).
+#[must_use]
+pub fn process_attributes() -> Vec<(String, String)> {
+    let text = |(key, value): (&Key, &Value)| (key.as_str().to_owned(), value.to_string());
+    resource().iter().map(text).collect()
+}
+
+fn resource() -> Resource {
+    let version = KeyValue::new("service.version", env!("CARGO_PKG_VERSION"));
+    Resource::builder().with_attribute(version).build()
+}
+
 /// CPU time, memory, file descriptors and start of the process, which only Linux tells.
 fn register_process(registry: &Registry) {
     #[cfg(target_os = "linux")]
@@ -288,6 +309,19 @@ fn register_process(registry: &Registry) {
         .expect("OpenTelemetry has no instrument of these names");
     #[cfg(not(target_os = "linux"))]
     let _ = registry;
+}
+
+/// What became of the spans of traced calls.
+fn spans(meter: &Meter, counts: Option<&Arc<SpanCounts>>) {
+    let counts = counts.cloned().unwrap_or_default();
+    meter
+        .u64_observable_counter("hotshelf.trace.spans")
+        .with_description("Spans of traced calls, by outcome.")
+        .with_callback(move |observer| {
+            observer.observe(counts.exported(), &[KeyValue::new("outcome", "exported")]);
+            observer.observe(counts.dropped(), &[KeyValue::new("outcome", "dropped")]);
+        })
+        .build();
 }
 
 /// Calls that ended, by method and code. Every series is there from the start, so that a rate counts its first call.

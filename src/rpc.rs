@@ -21,6 +21,7 @@ mod service;
 mod services;
 mod shed;
 mod status;
+mod traced;
 mod unary;
 mod web;
 

@@ -7,7 +7,7 @@ use futures_util::FutureExt;
 use serde_json::{Value, json};
 
 use crate::admin::PageProducts;
-use crate::caller::{CallContext, Caller};
+use crate::caller::CallContext;
 use crate::catalog::{Catalog, Explanation, HotKey, Verdict};
 use crate::entry::Entry;
 use crate::metrics::ServedBy;
@@ -51,7 +51,7 @@ fn ranking(keys: &[HotKey]) -> Vec<Value> {
 async fn explain(catalog: &Arc<Catalog>, id: i64) -> Result<Value, String> {
     let id = ProductId::new(id).ok_or("the id must be 1 or more")?;
     let deadline = Some(Instant::now() + EXPLAIN_TIMEOUT);
-    let call = CallContext { caller: Caller::BACKGROUND, deadline };
+    let call = CallContext { deadline, ..CallContext::BACKGROUND };
     match Box::pin(catalog.explain(id, call)).await {
         Ok(explanation) => Ok(message(id, &explanation)),
         Err(_) => Err("too many explanations are asked for; try again".to_owned()),

@@ -46,8 +46,11 @@ impl Catalog {
     /// [`Error::OverBudget`]. A tier that does not answer is part of the explanation.
     pub async fn explain(&self, id: ProductId, call: CallContext) -> Result<Explanation, Error> {
         let turn = self.postgres.operator_turn(call).await?;
+        let span = self.metrics.traces.call(call.span);
+        let spans = [span.client("redis", "inspect"), span.client("postgresql", "explain")];
         let (redis, postgres) =
             tokio::join!(self.redis.inspect(id), self.postgres.inspect(id, &turn));
+        drop(spans);
         let (redis, postgres) = (redis.ok(), postgres.ok());
         let (plain, floor) = (Freshness::Cached, self.recent.floor(id));
         let memory = self.hot.peek(id).map(|held| {

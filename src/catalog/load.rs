@@ -1,25 +1,31 @@
 //! Loads: read Redis, and on a miss, under a lease, Postgres. One product and a thousand take the same path, and each
 //! load completes as soon as its result is known.
 
+mod one;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
+use tracing::Instrument;
 
 use super::chunks::in_chunks;
 use super::read_postgres::Readable;
 use super::singleflight::{FreshnessClass, Leader, LoadFailure};
+use super::traced::client_spans;
 use super::verdict::Verdict;
 use super::{Catalog, Error, Loaded};
-use crate::caller::Caller;
+use crate::caller::CallContext;
 use crate::entry::{Entry, Freshness};
-use crate::hot_cache::{LoadTicket, OutOfDate};
+use crate::hot_cache::OutOfDate;
 use crate::metrics::{LeaseOutcome, Lookup, ServedBy};
 use crate::moment::Moment;
 use crate::pause::Point;
 use crate::postgres::Demand;
-use crate::product::{ProductId, Version};
 use crate::redis::{CHUNK, Filled, Lease, Publish};
+use crate::traces::Span;
+use one::caller;
+pub(super) use one::{Load, ids};
 
 /// Attempts of a load whose result is older than a change committed meanwhile. The last result answers the read, and is
 /// not kept.
@@ -28,19 +34,6 @@ const MAX_ROUNDS: usize = 3;
 const OLDEST_ANSWER: Duration = Duration::from_secs(1);
 /// A call with at most this many loads shares its command to Redis with other calls.
 const TOGETHER: usize = 16;
-
-/// One product being loaded: from its id to the entry that completes it.
-#[derive(Debug)]
-pub(super) struct Load {
-    pub(super) leader: Leader,
-    pub(super) ticket: LoadTicket,
-    pub(super) freshness: Freshness,
-    /// The caller that started it, whose share of Redis it uses.
-    caller: Caller,
-    pub(super) demand: Arc<Demand>,
-    /// The newest entry read from Redis, which a stale answer may use if the load fails.
-    pub(super) seen: Option<Entry>,
-}
 
 /// The first read of Redis for one load.
 enum FirstRead {
@@ -83,11 +76,13 @@ impl Catalog {
         &self,
         leader: Leader,
         freshness: Freshness,
-        caller: Caller,
+        CallContext { caller, span: call, .. }: CallContext,
         demand: &Arc<Demand>,
+        span: &Span,
     ) -> Load {
         let ticket = self.hot.begin_load(leader.id());
-        Load { leader, ticket, freshness, caller, demand: Arc::clone(demand), seen: None }
+        let (demand, span) = (Arc::clone(demand), span.clone());
+        Load { leader, ticket, freshness, caller, demand, seen: None, call, span }
     }
 
     /// Starts `loads` as tasks of their own: no caller's deadline bounds a load that other callers wait for.
@@ -101,7 +96,8 @@ impl Catalog {
         let together = starting.iter().map(Vec::len).sum::<usize>() + loads.len();
         if self.redis.is_cluster() || loads.len() > TOGETHER || together > CHUNK {
             drop(starting);
-            drop(self.drain.spawn(async move { catalog.load(loads).await }));
+            let log = log(&loads);
+            drop(self.drain.spawn(async move { catalog.load(loads).await }.instrument(log)));
             return;
         }
         starting.push(loads);
@@ -125,8 +121,9 @@ impl Catalog {
         for size in sizes {
             let (misses, unavailable) = split(reads.by_ref().take(size));
             if !misses.is_empty() || !unavailable.is_empty() {
-                let catalog = Arc::clone(self);
-                drop(self.drain.spawn(async move { catalog.load_rest(misses, unavailable).await }));
+                let (catalog, log) = (Arc::clone(self), log(misses.iter().chain(&unavailable)));
+                let rest = async move { catalog.load_rest(misses, unavailable).await };
+                drop(self.drain.spawn(rest.instrument(log)));
             }
         }
     }
@@ -144,7 +141,9 @@ impl Catalog {
 
     /// Reads Redis, and completes the loads whose entries may answer.
     async fn read_redis(&self, loads: Vec<Load>) -> Vec<FirstRead> {
+        let spans = client_spans(&loads, "redis", "get");
         let entries = self.redis.get_many(&ids(&loads), caller(&loads)).await;
+        drop(spans);
         self.pauses.reach(Point::ReadRedis).await;
         let read = |(load, entry): (Load, Result<Option<Entry>, _>)| {
             let Ok(entry) = entry else {
@@ -215,6 +214,7 @@ impl Catalog {
             );
             again.extend(filled);
             self.load_without_lease(asked.strict, Some(Publish::Read)).await;
+            self.record_wait(&asked.waiting, "hotshelf.lease_wait_ms", waiting_since.elapsed());
             waiting = asked.waiting.into_iter().filter_map(Load::unless_abandoned).collect();
             if waiting.is_empty() {
                 break;
@@ -231,7 +231,9 @@ impl Catalog {
 
     /// Asks for the leases of `loads`, and completes those that Redis has an answer for meanwhile.
     async fn ask_for_leases(&self, loads: Vec<Load>) -> Asked {
+        let spans = client_spans(&loads, "redis", "lease");
         let replies = self.redis.try_leases(&ids(&loads), caller(&loads)).await;
+        drop(spans);
         let replies = loads.iter().zip(replies).map(|(load, reply)| async {
             let reply = reply.ok()?;
             Some((self.unless_impossible(load.leader.id(), reply.entry).await, reply.lease))
@@ -292,7 +294,9 @@ impl Catalog {
                 filled => Some(filled),
             }
         });
+        let spans = client_spans(&loads, "redis", "fill");
         let filled = join_all(fills).await;
+        drop(spans);
         self.pauses.reach(Point::FilledRedis).await;
         let mut again = Vec::new();
         for ((load, entry), filled) in loads.into_iter().zip(entries).zip(filled) {
@@ -374,22 +378,8 @@ impl Catalog {
     }
 }
 
-impl Load {
-    pub(super) fn unless_abandoned(self) -> Option<Self> {
-        Some(Self { leader: self.leader.unless_abandoned()?, ..self })
-    }
-
-    pub(super) fn newest_observed(&self) -> Version {
-        let seen = self.seen.as_ref().map(|seen| seen.revision().version);
-        self.ticket.floor().version.max(seen.unwrap_or_default())
-    }
-}
-
-/// The caller whose share of Redis a command uses: of loads that share it, the first one's, because they are few.
-fn caller(loads: &[Load]) -> Caller {
-    loads.first().map_or(Caller::BACKGROUND, |load| load.caller)
-}
-
-pub(super) fn ids(loads: &[Load]) -> Vec<ProductId> {
-    loads.iter().map(|load| load.leader.id()).collect()
+/// The span of the log for the first traced call.
+fn log<'a>(loads: impl IntoIterator<Item = &'a Load>) -> tracing::Span {
+    let traced = loads.into_iter().find(|load| load.span.is_some());
+    traced.map_or_else(tracing::Span::none, |load| load.span.log())
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::load::{Load, ids};
 use super::singleflight::FreshnessClass;
+use super::traced::client_spans;
 use super::{Catalog, Error};
 use crate::entry::Entry;
 use crate::metrics::PostgresShare;
@@ -63,7 +64,10 @@ impl Catalog {
             Some(FreshnessClass::Strict) => PostgresShare::Latest,
             Some(FreshnessClass::Cached) | None => PostgresShare::Loads,
         };
+        let spans = client_spans(loads, "postgresql", "load");
         let loaded = self.postgres.load(&ids(loads), &demand, share).await?;
+        drop(spans);
+        self.record_wait(loads, "hotshelf.queue_wait_ms", loaded.queued);
         let absent = loads.iter().zip(floors).map(|(load, floor)| {
             let version = loaded.last_version(load.leader.id()).max(floor);
             Ok(Entry::tombstone(version, loaded.known_at, self.options.ttl.tombstone()))

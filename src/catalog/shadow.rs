@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::poll_fn;
 
 use super::{Catalog, Error};
-use crate::caller::{CallContext, Caller};
+use crate::caller::CallContext;
 use crate::entry::{Entry, Freshness};
 use crate::metrics::{BackgroundTask, ShadowCheck};
 use crate::moment::Moment;
@@ -102,7 +102,7 @@ impl ShadowReads {
         loop {
             let due = Instant::now() + pause;
             tokio::time::sleep_until(due.into()).await;
-            let ((), busy) = timed(self.round(due.elapsed())).await;
+            let ((), busy) = Box::pin(timed(self.round(due.elapsed()))).await;
             pause = pause_after(busy, self.period);
         }
     }
@@ -160,7 +160,7 @@ impl ShadowReads {
     async fn read_postgres(&self, served: &[(ProductId, Entry)]) -> Result<Vec<Truth>, Error> {
         let postgres = &self.catalog.postgres;
         let deadline = Some(Instant::now() + TURN);
-        let turn = postgres.operator_turn(CallContext { caller: Caller::BACKGROUND, deadline });
+        let turn = postgres.operator_turn(CallContext { deadline, ..CallContext::BACKGROUND });
         let turn = turn.await?;
         let ids: Vec<ProductId> = served.iter().map(|(id, _)| *id).collect();
         let rows = postgres.load_to_compare(&ids, &turn).await?;

@@ -15,6 +15,7 @@ use super::{Error, Loaded};
 use crate::entry::Entry;
 use crate::postgres::{Demand, DemandGuard, DemandGuards};
 use crate::product::ProductId;
+use crate::traces::SpanContext;
 
 const STRIPES: usize = 64;
 
@@ -71,7 +72,7 @@ pub(super) struct Leader {
 #[derive(Debug)]
 pub(super) struct Waiter {
     result: Arc<SharedResult>,
-    _demand: Arc<DemandGuard>,
+    demand: Arc<DemandGuard>,
 }
 
 impl Singleflight {
@@ -87,7 +88,7 @@ impl Singleflight {
         guards: &mut DemandGuards,
     ) -> (Waiter, Option<Leader>) {
         let mut waiter =
-            |result, demand: &Arc<Demand>| Waiter { result, _demand: guards.of(demand) };
+            |result, demand: &Arc<Demand>| Waiter { result, demand: guards.of(demand) };
         match self.stripe(id).lock().entry((id, class)) {
             MapEntry::Occupied(in_flight) => {
                 let InFlight { result, demand } = in_flight.get();
@@ -175,6 +176,11 @@ impl Drop for Leader {
 }
 
 impl Waiter {
+    /// The span of the load, if the call that started it is traced.
+    pub(super) fn trace(&self) -> Option<SpanContext> {
+        self.demand.trace()
+    }
+
     pub(super) async fn wait(self) -> LoadResult {
         // Registered before the check: a completion between the two is not missed.
         let completed = self.result.completed.notified();

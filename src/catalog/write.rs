@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use tracing::Instrument;
+
 use super::{Catalog, Error};
 use crate::caller::CallContext;
 use crate::entry::Entry;
@@ -10,6 +12,7 @@ use crate::moment::Moment;
 use crate::pause::Point;
 use crate::product::{Change, NewProduct, Patch, Product, ProductId, Version};
 use crate::redis::Publish;
+use crate::traces::Span;
 
 impl Catalog {
     /// Changes a product. At the caller's deadline a write that has not begun, or that waits for another transaction's row
@@ -28,8 +31,11 @@ impl Catalog {
         let catalog = Arc::clone(self);
         self.detached(async move {
             let (known_at, ticket) = (Moment::now(), catalog.hot.begin_load(id));
+            let span = catalog.metrics.traces.call(call.span);
+            let statement = span.client("postgresql", "update");
             let product = catalog.postgres.update(id, &patch, expected, call).await?;
-            Ok(catalog.publish_product(&product, known_at, &ticket).await)
+            drop(statement);
+            Ok(catalog.publish_product(&product, known_at, &ticket, &span).await)
         })
         .await
     }
@@ -46,10 +52,13 @@ impl Catalog {
         let catalog = Arc::clone(self);
         self.detached(async move {
             let known_at = Moment::now();
+            let span = catalog.metrics.traces.call(call.span);
+            let statement = span.client("postgresql", "create");
             let product = catalog.postgres.create(&product, call).await?;
+            drop(statement);
             // The id is new: no tier holds a newer revision.
             let ticket = catalog.hot.begin_load(product.id);
-            Ok(catalog.publish_product(&product, known_at, &ticket).await)
+            Ok(catalog.publish_product(&product, known_at, &ticket, &span).await)
         })
         .await
     }
@@ -67,9 +76,12 @@ impl Catalog {
         let catalog = Arc::clone(self);
         self.detached(async move {
             let (known_at, ticket) = (Moment::now(), catalog.hot.begin_load(id));
+            let span = catalog.metrics.traces.call(call.span);
+            let statement = span.client("postgresql", "delete");
             let version = catalog.postgres.delete(id, expected, call).await?;
+            drop(statement);
             let tombstone = Entry::tombstone(version, known_at, catalog.options.ttl.tombstone());
-            catalog.publish(id, &tombstone, &ticket).await;
+            catalog.publish(id, &tombstone, &ticket, &span).await;
             Ok(())
         })
         .await
@@ -80,15 +92,17 @@ impl Catalog {
         product: &Product,
         known_at: Moment,
         ticket: &LoadTicket,
+        span: &Span,
     ) -> Entry {
         let entry = Entry::live(product, known_at, self.options.ttl.product());
-        self.publish(product.id, &entry, ticket).await;
+        self.publish(product.id, &entry, ticket, span).await;
         entry
     }
 
     /// Publishes a committed write to memory, Redis and the other instances. A failure here fails nothing: the outbox has the
     /// change, and the relay applies it. `ticket` is from before the statement.
-    async fn publish(&self, id: ProductId, entry: &Entry, ticket: &LoadTicket) {
+    async fn publish(&self, id: ProductId, entry: &Entry, ticket: &LoadTicket, span: &Span) {
+        span.set("hotshelf.version", entry.revision().version.0);
         self.feed.raise_ceiling(entry.revision().version);
         self.pauses.reach(Point::Committed).await;
         ticket.offer(entry.clone());
@@ -97,13 +111,17 @@ impl Catalog {
             // The statement took longer than changes are kept, or the epoch changed: a newer revision may be in Redis.
             return;
         }
+        let command = span.client("redis", "publish");
         let published = self.redis.publish(id, entry, Publish::Written).await;
+        drop(command);
         self.pauses.reach(Point::Published).await;
         // Redis before the hint: an instance that receives the hint finds the entry in Redis.
+        let command = span.client("redis", "hint");
         let hinted = match published {
             Ok(()) => self.redis.publish_hint(&[Change { id, revision: entry.revision() }]).await,
             Err(unavailable) => Err(unavailable),
         };
+        drop(command);
         if hinted.is_err() {
             tracing::debug!(%id, version = %entry.revision().version, "Redis did not take a committed write; the relay applies it");
         }
@@ -114,7 +132,7 @@ impl Catalog {
         &self,
         write: impl Future<Output = Result<T, Error>> + Send + 'static,
     ) -> Result<T, Error> {
-        let outcome = self.drain.spawn(write).await;
+        let outcome = self.drain.spawn(write.in_current_span()).await;
         // The statement may have been committed before the panic.
         outcome.unwrap_or_else(|panic| {
             tracing::error!(%panic, "a write ended early");

@@ -44,6 +44,9 @@ fn shown(arg: &Arg, matches: &ArgMatches) -> String {
 
 /// A URL without its password, in the authority or in the query.
 fn without_secrets(url: &str) -> String {
+    if url.is_empty() {
+        return String::new();
+    }
     let Some((scheme, rest)) = url.split_once("://") else { return "***".to_owned() };
     let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
     let authority = match authority.rsplit_once('@') {

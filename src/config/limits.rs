@@ -113,6 +113,7 @@ impl ServeArgs {
                 "GRPC_ADDR {grpc} and ADMIN_ADDR {admin} are the same port; use two ports"
             ));
         }
+        self.traces().map(drop)?;
         self.identity().map(drop)
     }
 }

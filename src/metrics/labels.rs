@@ -306,6 +306,13 @@ impl Method {
         matches!(self, Self::StreamHotKeys | Self::HealthWatch | Self::Reflection)
     }
 
+    /// The name of the service and that of the method.
+    #[must_use]
+    pub fn service_and_name(self) -> (&'static str, &'static str) {
+        let values = self.values();
+        (values[1], values[2])
+    }
+
     /// Whether a call changes nothing (`idempotency_level` in the proto).
     #[must_use]
     pub fn has_no_side_effects(self) -> bool {

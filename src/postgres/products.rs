@@ -1,5 +1,6 @@
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use sqlx::PgConnection;
 use sqlx::Row as _;
@@ -30,6 +31,8 @@ pub(crate) struct LoadedRows {
     deleted: HashMap<ProductId, Version>,
     /// The newest TRUNCATE: it deleted every version below this one.
     truncated: Version,
+    /// How long the first statement waited for its turn.
+    pub(crate) queued: Duration,
     /// The moment before the first statement: the result was current then or later.
     pub(crate) known_at: Moment,
 }
@@ -37,7 +40,7 @@ pub(crate) struct LoadedRows {
 impl LoadedRows {
     pub(super) fn new(known_at: Moment) -> Self {
         let (products, broken, deleted, truncated) = Default::default();
-        Self { products, broken, deleted, truncated, known_at }
+        Self { products, broken, deleted, truncated, queued: Duration::ZERO, known_at }
     }
 
     /// The last known version of a product that was not found.
@@ -59,11 +62,14 @@ impl Postgres {
     ) -> Result<LoadedRows, Error> {
         self.callers.check()?;
         let budget = if share == PostgresShare::Latest { &self.latest } else { &self.loads };
+        let asked = Instant::now();
         let turn = budget.turn(demand).await;
         let _turn = turn.map_err(|_| Error::OverBudget(share))?;
+        let queued = asked.elapsed();
         self.metrics.postgres_loads.add((), ids.len() as u64);
         // Boxed: the future is large, and each load that waits for Redis would contain it.
-        Box::pin(self.load_on(&self.callers, ids)).await
+        let loaded = Box::pin(self.load_on(&self.callers, ids)).await?;
+        Ok(LoadedRows { queued, ..loaded })
     }
 
     /// Reads products for a background task, outside the budgets and the connections of calls.

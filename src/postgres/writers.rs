@@ -175,7 +175,7 @@ mod tests {
     }
 
     fn call(connection: u64) -> CallContext {
-        CallContext { caller: Caller::of_connection(connection), deadline: None }
+        CallContext { caller: Caller::of_connection(connection), ..CallContext::BACKGROUND }
     }
 
     #[tokio::test]

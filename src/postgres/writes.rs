@@ -122,7 +122,7 @@ impl Postgres {
         call: CallContext,
         statements: Arc<Statements>,
     ) -> Result<Write<'_>, Error> {
-        let CallContext { caller, deadline } = call;
+        let CallContext { caller, deadline, span } = call;
         self.callers.check()?;
         let began = Instant::now();
         let locked_at = deadline.map(|deadline| {
@@ -130,8 +130,12 @@ impl Postgres {
             let left = deadline.saturating_duration_since(began);
             deadline - left.mul_f64(share).min(most)
         });
-        let call = CallContext { caller, deadline: locked_at };
+        let call = CallContext { caller, deadline: locked_at, span };
         let turn = self.writers.turn(id, call).await?;
+        if span.is_some() {
+            let call = self.metrics.traces.call(span);
+            call.set("hotshelf.queue_wait_ms", began.elapsed().as_secs_f64() * 1e3);
+        }
         Ok(Write { postgres: self, operation, statements, connection: None, deadline, call, turn })
     }
 

@@ -20,7 +20,8 @@ use tower::{Layer, Service};
 use super::PerConnection;
 use super::protocol::{Encoding, RequestHead};
 use super::reply::{Chunk, Reply};
-use super::{status, web};
+use super::{status, traced, web};
+use crate::caller::SpanKey;
 use crate::metrics::{Method, Metrics};
 use crate::moment::Moment;
 
@@ -38,6 +39,7 @@ pub(super) struct Call<B> {
     pub(super) protocol: Protocol,
     pub(super) encoding: Encoding,
     pub(super) deadline: Deadline,
+    pub(super) span: SpanKey,
     pub(super) request: Request<B>,
 }
 
@@ -112,6 +114,7 @@ struct Observer {
     began: Moment,
     /// CANCELLED until the status is known.
     code: Code,
+    span: SpanKey,
 }
 
 impl Observer {
@@ -126,6 +129,9 @@ impl Drop for Observer {
     fn drop(&mut self) {
         let code = u8::try_from(self.code as i32).unwrap_or(u8::MAX);
         self.metrics.call_handled(self.method, code, self.began.elapsed());
+        if self.span.is_some() {
+            traced::end(&self.metrics.traces, self.span, self.code);
+        }
     }
 }
 
@@ -144,8 +150,12 @@ where
     fn call(&mut self, IncomingCall { method, request }: IncomingCall<B>) -> CallFuture<S::Future> {
         let CallLayer { metrics, max_call_time } = &self.layer;
         metrics.call_started(method);
+        let span = match metrics.traces.is_on() {
+            true => traced::begin(&metrics.traces, method, &request),
+            false => SpanKey::NONE,
+        };
         let (metrics, began) = (Arc::clone(metrics), Moment::now());
-        let observer = Some(Observer { metrics, method, began, code: Code::Cancelled });
+        let observer = Some(Observer { metrics, method, began, code: Code::Cancelled, span });
         let RequestHead { is_grpc, encoding, timeout } = RequestHead::of(&request);
         let (protocol, timeout) = match timeout {
             Ok(timeout) if is_grpc => (Protocol::Grpc, timeout),
@@ -166,7 +176,8 @@ where
                 began + timeout.map_or(*max_call_time, |timeout| timeout.min(*max_call_time)),
             ),
         };
-        let call = self.inner.call(Call { method, protocol, encoding, deadline, request });
+        let call = Call { method, protocol, encoding, deadline, span, request };
+        let call = self.inner.call(call);
         let deadline = if is_grpc { deadline } else { Deadline::NONE };
         CallFuture { state: CallState::Admitted { call, deadline, timer: None }, observer }
     }
@@ -201,7 +212,16 @@ impl<F: Future<Output = Result<Response<Reply>, Infallible>>> Future for CallFut
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let response = ready!(this.state.poll_response(cx));
+        let traced = this.observer.as_ref().filter(|observer| observer.span.is_some());
+        let response = match traced {
+            None => ready!(this.state.poll_response(cx)),
+            Some(Observer { metrics, span, .. }) => {
+                let span = metrics.traces.call(*span);
+                let response = ready!(span.log().in_scope(|| this.state.poll_response(cx)));
+                traced::record_response(&span, &response);
+                response
+            }
+        };
         let mut observer = this.observer.take();
         // A response without a body has its status in the headers ("Trailers-Only").
         if let Some(observer) = &mut observer

@@ -29,7 +29,7 @@ use super::shed::CallPlace;
 use super::unary::Receiver;
 use super::web::Web;
 use super::{convert, protocol, status, web};
-use crate::caller::CallContext;
+use crate::caller::{CallContext, SpanKey};
 use crate::catalog::{Answer, Catalog};
 use crate::entry::PREFIX;
 use crate::metrics::{Method, ServedBy};
@@ -116,9 +116,9 @@ impl Reads {
         BoxFuture<'static, Result<Response<Reply>, Infallible>>,
     > {
         if call.method == Method::GetProduct {
-            let Call { encoding, deadline, request, .. } = call;
-            let body = request.into_body();
-            let answer = async move { reads.get_product(body, encoding, named, deadline).await };
+            let Call { encoding, deadline, span, request, .. } = call;
+            let (body, until) = (request.into_body(), (deadline, span));
+            let answer = async move { reads.get_product(body, encoding, named, until).await };
             return Either::Left(answer.map(|answer| Ok(answer.unwrap_or_else(Status::into_http))));
         }
         Either::Right(reads.call_other(call, named).boxed())
@@ -175,9 +175,9 @@ impl Reads {
         call: Call<B>,
         named: Option<Arc<Named>>,
     ) -> Result<Response<Reply>, Infallible> {
-        let Call { method, encoding, deadline, mut request, .. } = call;
+        let Call { method, encoding, deadline, span, mut request, .. } = call;
         let account = self.connection.account(named.as_deref());
-        let call = context(account, deadline);
+        let call = context(account, (deadline, span));
         let answer = match method {
             Method::BatchGetProducts => {
                 self.batch_get_products(request.into_body(), encoding, account, call).await
@@ -250,13 +250,13 @@ impl Reads {
         body: B,
         encoding: Encoding,
         named: Option<Arc<Named>>,
-        deadline: Deadline,
+        until: (Deadline, SpanKey),
     ) -> Result<Response<Reply>, Status> {
         let receiver = self.receiver(self.connection.account(named.as_deref()));
         let received = receiver.receive(body, 0).await?;
         let account = receiver.account;
         let place = call_place(account)?;
-        let answer = self.find(&received.message(encoding)?, account, deadline).await?;
+        let answer = self.find(&received.message(encoding)?, account, until).await?;
         let headers = self.shared.headers.of(answer.from, answer.stale);
         Ok(Reply::message(answer.entry, headers, place))
     }
@@ -266,7 +266,7 @@ impl Reads {
         &self,
         request: &GetProductRequest,
         account: Account<'_>,
-        deadline: Deadline,
+        until: (Deadline, SpanKey),
     ) -> Result<Answer, Status> {
         let id = convert::id("id", request.id)?;
         let freshness = convert::freshness(request.freshness)?;
@@ -275,7 +275,7 @@ impl Reads {
             Some(answer) => Ok(answer),
             // Boxed, so that the future of a hot read does not contain that of a load.
             None => {
-                let call = context(account, deadline);
+                let call = context(account, until);
                 Box::pin(catalog.get_cold(id, freshness, call)).await
             }
         };
@@ -319,8 +319,8 @@ impl Reads {
     }
 }
 
-fn context(account: Account<'_>, deadline: Deadline) -> CallContext {
-    CallContext { caller: account.caller(), deadline: deadline.instant() }
+fn context(account: Account<'_>, (deadline, span): (Deadline, SpanKey)) -> CallContext {
+    CallContext { caller: account.caller(), deadline: deadline.instant(), span }
 }
 
 /// Takes a place among the calls in flight.

@@ -15,6 +15,7 @@ use tonic::{Code, Status};
 use super::allowance::Reservation;
 use super::shed::CallPlace;
 use crate::entry::{Entry, PREFIX};
+use crate::product::Version;
 
 /// Bytes of a response.
 #[derive(Debug)]
@@ -174,6 +175,17 @@ impl Reply {
 
     pub(super) fn tonic(body: Body, retained: Option<Retained>) -> Self {
         Self { content: Content::Tonic(body), retained }
+    }
+
+    /// The version of the stored product that is the message.
+    pub(super) fn version(&self) -> Option<Version> {
+        match &self.content {
+            Content::Message(Some(Chunk::Stored { entry, .. }))
+            | Content::Whole(Some(Chunk::Stored { entry, .. }), _) => {
+                Some(entry.revision().version)
+            }
+            _ => None,
+        }
     }
 
     /// Whether the next trailers are those of success.

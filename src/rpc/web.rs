@@ -41,6 +41,7 @@ use super::reply::Reply;
 use super::shed::CallPlace;
 use super::status;
 use super::unary::Received;
+use crate::caller::SpanKey;
 use crate::catalog::Answer;
 use crate::entry::{PREFIX, prefix};
 use crate::metrics::Method;
@@ -102,9 +103,9 @@ pub(super) async fn serve(
     let Some(web) = reads.shared.web.clone() else {
         return Ok(protocol::refusal(&call.request));
     };
-    let Call { method, deadline, request, .. } = call;
+    let Call { method, deadline, span, request, .. } = call;
     let cors = web.cors.as_ref().filter(|_| request.headers().contains_key(ORIGIN)).cloned();
-    let exchange = Exchange { reads, web, method, deadline };
+    let exchange = Exchange { reads, web, method, deadline, span };
     let answer = move |request| {
         let exchange = exchange.clone();
         async move { Ok(exchange.answer(request, malformed_timeout).await) }
@@ -122,6 +123,7 @@ struct Exchange {
     web: Arc<Web>,
     method: Method,
     deadline: Deadline,
+    span: SpanKey,
 }
 
 /// The response of a unary call that gRPC has answered.
@@ -208,7 +210,7 @@ impl Exchange {
     ) -> Result<(Answer, CallPlace), Status> {
         let account = self.reads.connection.account(named);
         let place = call_place(account)?;
-        let answer = self.reads.find(request, account, self.deadline).await?;
+        let answer = self.reads.find(request, account, (self.deadline, self.span)).await?;
         Ok((answer, place))
     }
 
@@ -233,8 +235,9 @@ impl Exchange {
         if keep_currency {
             request.extensions_mut().insert(KeepCurrency);
         }
-        let (method, deadline, encoding) = (self.method, self.deadline, Encoding::Identity);
-        let call = Call { method, protocol: Protocol::Grpc, encoding, deadline, request };
+        let Self { method, deadline, span, .. } = *self;
+        let (protocol, encoding) = (Protocol::Grpc, Encoding::Identity);
+        let call = Call { method, protocol, encoding, deadline, span, request };
         let Ok(response) = Reads::grpc(Arc::clone(&self.reads), call, named).await;
         let (head, reply) = response.into_parts();
         match Status::from_header_map(&head.headers) {

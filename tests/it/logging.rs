@@ -18,6 +18,7 @@ pub fn register(suite: &mut Suite<'_>) {
     suite.single("logging::unsolicited_frames_leave_a_few_lines", unasked);
     suite.single("logging::a_log_that_is_not_read_stops_nothing", unread);
     suite.single("logging::refusals_name_the_callers_address", refusals);
+    suite.single("logging::the_log_in_json_is_one_object_in_each_line", json);
 }
 
 const PING: u8 = 6;
@@ -137,4 +138,35 @@ async fn refusals(stack: Stack) {
     assert!(lines.len() < REFUSED / 5, "{log}");
     assert!(lines[0].contains("peer=127.0.0.1:"), "{log}");
     assert!(lines[0].contains("reason=\"connections\""), "{log}");
+}
+
+async fn json(stack: Stack) {
+    let program = Program::serve(&stack, &["--log-format", "json"]).await;
+    program.signal(Signal::SIGTERM);
+    eventually("it has stopped", async || program.log().contains("\"stopped\"")).await;
+    let log = program.log();
+    for line in log.lines() {
+        let line: serde_json::Value =
+            serde_json::from_str(line).unwrap_or_else(|error| panic!("{line}: {error}"));
+        for key in ["timestamp", "level", "target", "message"] {
+            assert!(line[key].is_string(), "{key} is not in {line}");
+        }
+        assert_eq!(line.get("trace_id"), None);
+    }
+    let stopped = log.lines().find(|line| line.contains("\"stopped\"")).unwrap();
+    let stopped: serde_json::Value = serde_json::from_str(stopped).unwrap();
+    assert_eq!((&stopped["level"], &stopped["target"]), (&"INFO".into(), &"hotshelf".into()));
+    assert_eq!(stopped["fields"]["in_time"], true);
+
+    let port = program.port();
+    drop(program);
+    let taken = std::net::TcpListener::bind(("127.0.0.1", port)).unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let mut command = Program::serving(&stack, &["--log-format", "json", "--grpc-addr", &address]);
+    let output = command.output().await.unwrap();
+    let last = String::from_utf8(output.stderr).unwrap();
+    let last: serde_json::Value = serde_json::from_str(last.lines().last().unwrap()).unwrap();
+    assert_eq!(last["level"], "ERROR");
+    let message = last["message"].as_str().unwrap();
+    assert!(message.contains("is in use by another process"), "{message}");
 }

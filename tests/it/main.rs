@@ -78,6 +78,7 @@ mod statements;
 mod supervision;
 mod switches;
 mod tls;
+mod traces;
 mod wakes;
 mod web;
 mod wire;
@@ -102,6 +103,7 @@ fn main() -> std::process::ExitCode {
     controls::register(&mut suite);
     explain::register(&mut suite);
     shadow::register(&mut suite);
+    traces::register(&mut suite);
     schema::register(&mut suite);
     sql_contract::register(&mut suite);
     rows::register(&mut suite);

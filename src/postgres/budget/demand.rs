@@ -8,6 +8,7 @@ use ahash::RandomState;
 use parking_lot::Mutex;
 
 use crate::caller::{CallContext, Caller};
+use crate::traces::SpanContext;
 
 /// Callers that are recorded per load, so that the load has the rank of the one with the fewest turns. Further callers only add
 /// to the number of waiters. Too high: each choice in the queue may compare all of them. Too low: a load that a few busy callers
@@ -22,6 +23,8 @@ pub(crate) struct Demand {
     pub(super) since: Instant,
     /// Whether only callers and places in the queue determine its rank, not its age or the number of its waiters.
     pub(super) by_place: bool,
+    /// The span of the load, if the call that started it is traced.
+    trace: Option<SpanContext>,
     state: Mutex<DemandState>,
 }
 
@@ -55,7 +58,7 @@ pub(crate) struct DemandGuards {
 
 impl Default for Demand {
     fn default() -> Self {
-        Self { since: Instant::now(), by_place: false, state: Mutex::default() }
+        Self { since: Instant::now(), by_place: false, trace: None, state: Mutex::default() }
     }
 }
 
@@ -63,6 +66,10 @@ impl Demand {
     #[cfg(test)]
     pub(super) fn since(since: Instant) -> Self {
         Self { since, ..Self::default() }
+    }
+
+    pub(crate) fn traced(trace: Option<SpanContext>) -> Arc<Self> {
+        Arc::new(Self { trace, ..Self::default() })
     }
 
     /// The demand of the writes of one product. It lasts as long as there are any, and the waiters are those of later writes, too.
@@ -127,6 +134,13 @@ impl Demand {
             true => visit(Caller::BACKGROUND),
             false => state.callers.iter().for_each(|(caller, _)| visit(*caller)),
         }
+    }
+}
+
+impl DemandGuard {
+    /// The span of the load, if the call that started it is traced.
+    pub(crate) fn trace(&self) -> Option<SpanContext> {
+        self.demand.trace
     }
 }
 

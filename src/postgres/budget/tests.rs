@@ -10,7 +10,7 @@ fn budget(running: usize, queued: usize, timeout: Duration) -> Arc<Budget> {
 }
 
 fn call(connection: u64) -> CallContext {
-    CallContext { caller: Caller::of_connection(connection), deadline: None }
+    CallContext { caller: Caller::of_connection(connection), ..CallContext::BACKGROUND }
 }
 
 fn demand_by(callers: usize, without_fallback: bool) -> (Arc<Demand>, Vec<DemandGuard>) {

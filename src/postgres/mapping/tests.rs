@@ -1,5 +1,6 @@
 use super::*;
 use crate::postgres::columns::column;
+use crate::product::Price;
 
 /// The mapping of the sample table.
 pub(in crate::postgres) fn mapping() -> Mapping {

@@ -44,10 +44,10 @@ pub(super) async fn answer(exchange: Exchange, mut request: Request<Incoming>) -
 }
 
 async fn grpc(exchange: &Exchange, request: Request<Body>) -> Result<Response<Reply>, Status> {
-    let Exchange { reads, method, deadline, .. } = exchange.clone();
+    let Exchange { reads, method, deadline, span, .. } = exchange.clone();
     let encoding = RequestHead::of(&request).encoding;
     let named = reads.named(method, request.headers());
-    let call = Call { method, protocol: Protocol::Grpc, encoding, deadline, request };
+    let call = Call { method, protocol: Protocol::Grpc, encoding, deadline, span, request };
     let answer = match named {
         Ok(named) => Reads::grpc(reads, call, named).await,
         Err(refused) => reads.refuse(call, refused).await,

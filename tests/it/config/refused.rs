@@ -39,7 +39,7 @@ const DURATIONS: [Row; 25] = [
     ("auth-leeway", &["11m", "600000years"], "0s to 10m"),
 ];
 
-const NUMBERS: [Row; 16] = [
+const NUMBERS: [Row; 17] = [
     ("database-connections", &["0", "3", "4294967295"], "4 to 10000"),
     ("database-loads", &["0", "-1"], "1 to 9997"),
     ("database-queued-loads", &["100001", "many"], "0 to 100000"),
@@ -55,6 +55,7 @@ const NUMBERS: [Row; 16] = [
     ("max-incomplete-request-bytes", &["0", "16383"], "16384 to 1099511627776"),
     ("max-streams", &["0", "7", "1000001"], "8 to 1000000"),
     ("max-recent-changes", &["0", "1000000001"], "1 to 1000000000"),
+    ("otel-exporter-otlp-timeout", &["0", "600001"], "1 to 600000"),
     ("max-watchers", &["18446744073709551615"], "0 to 100000"),
 ];
 
@@ -69,7 +70,7 @@ const OTHERS: [Row; 3] = [
 ];
 
 /// Settings that cannot work together, and the sentence that refuses them.
-const TOGETHER: [(&[(&str, &str)], &str); 16] = [
+const TOGETHER: [(&[(&str, &str)], &str); 25] = [
     (
         &[("database-connections", "7")],
         "DATABASE_LOADS is 5, and leaves less than one connection each for writes, latest reads and ExplainProduct; use at most 4, three less than DATABASE_CONNECTIONS",
@@ -139,6 +140,42 @@ const TOGETHER: [(&[(&str, &str)], &str); 16] = [
         &[("redis-url", "redis://h"), ("redis-url-file", "secret")],
         "REDIS_URL and REDIS_URL_FILE are both given; give one of them",
     ),
+    (
+        &[("otel-exporter-otlp-endpoint", "collector:4318")],
+        "OTEL_EXPORTER_OTLP_ENDPOINT has the scheme \"collector\"; use http://HOST:4318 or https://HOST:4318",
+    ),
+    (
+        &[("otel-exporter-otlp-endpoint", "grpc://collector:4317")],
+        "OTEL_EXPORTER_OTLP_ENDPOINT has the scheme \"grpc\"; use http://HOST:4318 or https://HOST:4318",
+    ),
+    (
+        &[("otel-exporter-otlp-traces-endpoint", "collector")],
+        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT cannot be read: relative URL without a base; use http://HOST:4318 or https://HOST:4318",
+    ),
+    (
+        &[("otel-exporter-otlp-endpoint", "http://me:secret@h")],
+        "OTEL_EXPORTER_OTLP_ENDPOINT has a user or a password; give them as a header, in OTEL_EXPORTER_OTLP_HEADERS",
+    ),
+    (
+        &[("otel-exporter-otlp-headers", "authorization: secret")],
+        "OTEL_EXPORTER_OTLP_HEADERS has a header that cannot be sent (\"authorization\"); use name=value,name=value, with %-escapes in the values",
+    ),
+    (
+        &[("otel-exporter-otlp-protocol", "grpc")],
+        "invalid value 'grpc' for '--otel-exporter-otlp-protocol <NAME>': must be http/protobuf; a collector takes it at port 4318; see hotshelf --help",
+    ),
+    (
+        &[("otel-traces-sampler", "jaeger_remote")],
+        "invalid value 'jaeger_remote' for '--otel-traces-sampler <NAME>' [possible values: always_on, always_off, traceidratio, parentbased_always_on, parentbased_always_off, parentbased_traceidratio]; see hotshelf --help",
+    ),
+    (
+        &[("otel-traces-sampler-arg", "1%")],
+        "invalid value '1%' for '--otel-traces-sampler-arg <RATIO>': must be a number from 0 to 1; see hotshelf --help",
+    ),
+    (
+        &[("log-format", "xml")],
+        "invalid value 'xml' for '--log-format <FORMAT>' [possible values: text, json]; see hotshelf --help",
+    ),
 ];
 
 fn rows() -> impl Iterator<Item = Row> {
@@ -195,7 +232,7 @@ pub(super) async fn together(_: Stack) {
 /// Fails for a new setting that has neither a row above nor a place in the list below.
 pub(super) fn complete() {
     // Text, which is checked where it is used, and booleans.
-    const WITHOUT_BOUNDS: [&str; 25] = [
+    const WITHOUT_BOUNDS: [&str; 32] = [
         "catalog",
         "database-url",
         "migrate",
@@ -221,6 +258,13 @@ pub(super) fn complete() {
         "redis-tls-ca",
         "redis-tls-cert",
         "redis-tls-key",
+        "otel-exporter-otlp-endpoint",
+        "otel-exporter-otlp-traces-endpoint",
+        "otel-exporter-otlp-headers",
+        "otel-exporter-otlp-protocol",
+        "otel-traces-sampler",
+        "otel-traces-sampler-arg",
+        "log-format",
     ];
     let command = Cli::command();
     let settings = command.get_arguments().filter(|argument| argument.get_env().is_some());

@@ -159,6 +159,8 @@ impl Program {
 
 /// The port in `... NAME=127.0.0.1:PORT ...`.
 fn port_in(line: &str, name: &str) -> Option<u16> {
-    let (_, rest) = line.split_once(&format!("{name}=127.0.0.1:"))?;
+    // In text, or in JSON.
+    let (_, rest) = line.split_once(name)?;
+    let (_, rest) = rest.split_once("127.0.0.1:").filter(|(between, _)| between.len() <= 3)?;
     rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
