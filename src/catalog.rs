@@ -142,6 +142,8 @@ pub struct Answer {
     pub from: ServedBy,
     /// Whether the entry is past its soft TTL, or could not be confirmed.
     pub stale: bool,
+    /// Whether the read joined a load that another had started.
+    pub collapsed: bool,
 }
 
 impl Catalog {
@@ -325,7 +327,7 @@ impl Catalog {
         if stale {
             self.refresh_queue.ask(id);
         }
-        Answer { entry, from, stale }
+        Answer { entry, from, stale, collapsed: false }
     }
 
     /// Joins the loads in flight of `ids`, and starts those that are not in flight.
@@ -378,7 +380,8 @@ impl Catalog {
                 }
                 self.count_answer(id, from);
                 let stale = entry.past_soft(Moment::now());
-                return Ok(self.answer(id, entry, from, stale));
+                let answer = self.answer(id, entry, from, stale);
+                return Ok(Answer { collapsed: waiter.has_joined, ..answer });
             }
             waiter = self.join(&[id], freshness, call).pop().expect("one waiter for each id");
         }

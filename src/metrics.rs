@@ -30,7 +30,7 @@ pub use labels::{
     AuthRefusal, BackgroundTask, BreakerMove, BreakerState, ConnectionEnd, FillRejection, HeardBy,
     LeaseOutcome, Lookup, Method, PostgresOperation, PostgresShare, RedisCapability,
     RedisDependency, RedisOperation, RedisRefusal, RefreshRequest, ServedBy, ShadowCheck, Shed,
-    Staleness,
+    Staleness, WebProtocol,
 };
 use labels::{CODES, LabelSet, UNKNOWN_CODE};
 use resource::readable;
@@ -51,6 +51,7 @@ pub struct Metrics {
     pub shed: Counters<Shed>,
     pub connections_closed: Counters<ConnectionEnd>,
     pub auth_refused: Counters<AuthRefusal>,
+    pub web_requests: Counters<WebProtocol>,
     pub shadow_checks: Counters<ShadowCheck>,
     pub postgres_loads: Counters<()>,
     pub singleflight_joined: Counters<()>,
@@ -153,6 +154,11 @@ impl Metrics {
                 &meter,
                 "hotshelf.auth.refused",
                 "Handshakes and calls refused by authentication or scope, by reason.",
+            ),
+            web_requests: Counters::new(
+                &meter,
+                "hotshelf.web.requests",
+                "Requests in other protocols than gRPC, by protocol.",
             ),
             shadow_checks: Counters::new(
                 &meter,

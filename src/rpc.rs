@@ -162,7 +162,7 @@ pub async fn serve(
     health.set(false).await;
     let callers = Callers::new(Limits::new(&options.limits, metrics), metrics);
     let numbers = Arc::default();
-    let web = Web::new(&options.web);
+    let web = Web::new(&options.web, metrics);
     let connections = |routes, identity: Option<Arc<Identity>>| ConnectionServices {
         shared: Arc::new(Shared {
             catalog: Arc::clone(&catalog),

@@ -90,6 +90,6 @@ impl Catalog {
     pub(super) fn stale(&self, id: ProductId, entry: Entry, from: ServedBy) -> Answer {
         self.count_answer(id, from);
         self.metrics.served_stale.inc(());
-        Answer { entry, from, stale: true }
+        Answer { entry, from, stale: true, collapsed: false }
     }
 }

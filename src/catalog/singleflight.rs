@@ -73,6 +73,8 @@ pub(super) struct Leader {
 pub(super) struct Waiter {
     result: Arc<SharedResult>,
     demand: Arc<DemandGuard>,
+    /// Whether another call has started the load.
+    pub(super) has_joined: bool,
 }
 
 impl Singleflight {
@@ -87,12 +89,14 @@ impl Singleflight {
         demand: &Arc<Demand>,
         guards: &mut DemandGuards,
     ) -> (Waiter, Option<Leader>) {
-        let mut waiter =
-            |result, demand: &Arc<Demand>| Waiter { result, demand: guards.of(demand) };
+        let mut waiter = |result, demand: &Arc<Demand>, has_joined| {
+            let demand = guards.of(demand);
+            Waiter { result, demand, has_joined }
+        };
         match self.stripe(id).lock().entry((id, class)) {
             MapEntry::Occupied(in_flight) => {
                 let InFlight { result, demand } = in_flight.get();
-                (waiter(Arc::clone(result), demand), None)
+                (waiter(Arc::clone(result), demand, true), None)
             }
             MapEntry::Vacant(vacant) => {
                 let result = Arc::default();
@@ -103,7 +107,7 @@ impl Singleflight {
                     class,
                     result: Arc::clone(&result),
                 };
-                (waiter(result, demand), Some(leader))
+                (waiter(result, demand, false), Some(leader))
             }
         }
     }

@@ -40,7 +40,7 @@ mod callers;
 mod durations;
 
 pub use auth::AuthRefusal;
-pub use callers::{ConnectionEnd, PostgresShare, Shed};
+pub use callers::{ConnectionEnd, PostgresShare, Shed, WebProtocol};
 pub use durations::{HeardBy, PostgresOperation, Staleness};
 
 label_set! {

@@ -44,7 +44,7 @@ use super::unary::Received;
 use crate::caller::SpanKey;
 use crate::catalog::Answer;
 use crate::entry::{PREFIX, prefix};
-use crate::metrics::Method;
+use crate::metrics::{Method, Metrics};
 use crate::openapi;
 use crate::proto::GetProductRequest;
 use forms::Form;
@@ -71,10 +71,11 @@ pub(super) struct Web {
     origins: Vec<HeaderValue>,
     shared_max_age: Duration,
     openapi: Bytes,
+    metrics: Arc<Metrics>,
 }
 
 impl Web {
-    pub(super) fn new(options: &WebOptions) -> Option<Arc<Self>> {
+    pub(super) fn new(options: &WebOptions, metrics: &Arc<Metrics>) -> Option<Arc<Self>> {
         let origins = options.cors_origins.iter();
         let origins: Vec<_> =
             origins.filter_map(|origin| HeaderValue::from_str(origin).ok()).collect();
@@ -82,7 +83,8 @@ impl Web {
             let cors = (!origins.is_empty()).then(|| cross_site::cors(origins.clone()));
             let (types, shared_max_age) = (Types::new(), options.shared_max_age);
             let openapi = openapi::document().into();
-            Arc::new(Self { types, cors, origins: origins.clone(), shared_max_age, openapi })
+            let (origins, metrics) = (origins.clone(), Arc::clone(metrics));
+            Arc::new(Self { types, cors, origins, shared_max_age, openapi, metrics })
         };
         options.enabled.then(web)
     }
@@ -148,6 +150,7 @@ impl Exchange {
         malformed_timeout: bool,
     ) -> Response<Reply> {
         let form = Form::of(self.method, &request);
+        self.web.metrics.web_requests.inc(form.protocol());
         if let Form::Unknown(refusal) = form {
             return errors::refused(&self.web.types, refusal);
         }

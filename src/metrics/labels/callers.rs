@@ -27,6 +27,17 @@ label_set! {
 }
 
 label_set! {
+    /// A protocol beside gRPC.
+    WebProtocol { "protocol" } [
+        Json = ["json"],
+        Connect = ["connect"],
+        GrpcWeb = ["grpc_web"],
+        /// No path, method or content type of any of them.
+        Unknown = ["unknown"],
+    ]
+}
+
+label_set! {
     /// Why the server closed a connection.
     ConnectionEnd { "reason" } [
         /// The connection reached `max_connection_age`.

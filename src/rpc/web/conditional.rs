@@ -11,6 +11,7 @@ use super::Web;
 use super::product_json::Style;
 use crate::catalog::Answer;
 use crate::entry::Entry;
+use crate::metrics::ServedBy;
 use crate::moment::Moment;
 use crate::proto::Product;
 use crate::proto::get_product_request::Freshness;
@@ -156,7 +157,10 @@ pub(super) fn describe(
     let (sign, left) =
         if expires >= now { ("", expires.since(now)) } else { ("-", now.since(expires)) };
     let tier = cache_status(answer.from, answer.stale);
-    let status = format!("{tier}; ttl={sign}{}", left.as_secs());
+    // RFC 9211 has it for answers that were forwarded.
+    let is_collapsed = answer.collapsed && answer.from == ServedBy::Postgres;
+    let collapsed = if is_collapsed { "; collapsed" } else { "" };
+    let status = format!("{tier}{collapsed}; ttl={sign}{}", left.as_secs());
     if let Ok(status) = HeaderValue::from_str(&status) {
         headers.insert(CACHE_STATUS, status);
     }

@@ -7,7 +7,7 @@ use tonic::Status;
 use super::rest::Route;
 use super::types::Types;
 use super::{connect, errors};
-use crate::metrics::Method;
+use crate::metrics::{Method, WebProtocol};
 use crate::rpc::reply::Reply;
 
 /// The protocol of a request, and how it uses it.
@@ -82,6 +82,15 @@ impl Form {
             ("application/connect+proto", true) => stream(Codec::Proto),
             (_, true) => Self::Unknown(Refusal::ContentType(ACCEPTED_STREAM)),
             (_, false) => Self::Unknown(Refusal::ContentType(ACCEPTED)),
+        }
+    }
+
+    pub(super) fn protocol(&self) -> WebProtocol {
+        match self {
+            Self::GrpcWeb => WebProtocol::GrpcWeb,
+            Self::Connect(_) => WebProtocol::Connect,
+            Self::Rest(_) => WebProtocol::Json,
+            Self::Unknown(_) => WebProtocol::Unknown,
         }
     }
 

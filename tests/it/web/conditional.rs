@@ -10,6 +10,7 @@ pub fn register(suite: &mut Suite<'_>) {
     suite.single("web::a_read_that_changes_nothing_is_304", unchanged);
     suite.single("web::if_match_is_the_expected_version", if_match);
     suite.single("web::freshness_is_asked_for_by_headers_and_query", freshness);
+    suite.single("web::a_read_that_joins_a_load_is_collapsed", collapsed);
     suite.single("web::shared_caches_store_only_by_setting", shared);
 }
 
@@ -138,6 +139,29 @@ async fn freshness(stack: Stack) {
             assert_eq!(refused.status, StatusCode::BAD_REQUEST, "{headers:?} {query}");
         }
     }
+}
+
+async fn collapsed(stack: Stack) {
+    let id = stack.insert("walnut desk lamp").await;
+    let node = stack.node().await;
+    let lock = stack.lock_products().await;
+    let reads = VERSIONS.map(|version| {
+        let port = node.grpc_addr.port();
+        tokio::spawn(async move {
+            let mut http = Http::connect(version, port).await;
+            http.get(&format!("/products/{id}")).await
+        })
+    });
+    let joined = async || node.metric("hotshelf_singleflight_joined_total").await;
+    eventually("one joins the load of the other", async || joined().await == 1.0).await;
+    lock.rollback().await.unwrap();
+    let mut statuses = Vec::new();
+    for read in reads {
+        statuses.push(read.await.unwrap().header("cache-status").contains("; collapsed"));
+    }
+    statuses.sort_unstable();
+    assert_eq!(statuses, [false, true]);
+    assert_eq!(node.metric("hotshelf_web_requests_total{protocol=\"json\"}").await, 2.0);
 }
 
 async fn shared(stack: Stack) {
