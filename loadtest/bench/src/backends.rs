@@ -145,15 +145,15 @@ impl Backends {
     pub(crate) fn write_products(&self, products: &[Product]) -> Result<PathBuf> {
         let bytes: Vec<u8> =
             products.iter().flat_map(Message::encode_length_delimited_to_vec).collect();
-        self.write(&bytes)
+        self.file(&bytes)
     }
 
     /// A request in a file, for h2load.
     pub(crate) fn request(&self, message: &impl Message) -> Result<PathBuf> {
-        self.write(&framed(message))
+        self.file(&framed(message))
     }
 
-    fn write(&self, bytes: &[u8]) -> Result<PathBuf> {
+    pub(crate) fn file(&self, bytes: &[u8]) -> Result<PathBuf> {
         let (_, path) = tempfile::NamedTempFile::new_in(self.dir.path())?.keep()?;
         std::fs::write(&path, bytes)?;
         Ok(path)

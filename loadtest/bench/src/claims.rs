@@ -50,7 +50,7 @@ use Limit::{AtLeast, AtMost};
 const BUSY: &str = "reads -c8 -m32";
 const BARE: &str = "bare";
 
-static CLAIMS: [Claim; 19] = [
+static CLAIMS: [Claim; 22] = [
     claim(
         "Hot read: CPU, of the ordinary server's",
         (BUSY, "hotshelf", "ordinary"),
@@ -83,6 +83,14 @@ static CLAIMS: [Claim; 19] = [
         P50,
         AtMost(1.0),
     ),
+    claim(
+        "Hot read by Connect: CPU, of gRPC's",
+        ("protocols", "Connect", "gRPC"),
+        CPU,
+        AtMost(0.85),
+    ),
+    claim("Hot read as JSON: CPU, of gRPC's", ("protocols", "JSON", "gRPC"), CPU, AtMost(1.3)),
+    claim("Hot read, 304: CPU, of gRPC's", ("protocols", "JSON, 304", "gRPC"), CPU, AtMost(0.8)),
     claim(
         "Batch of 100, hot: products per CPU second, of the ordinary server's",
         ("batch 100", "hotshelf", "ordinary"),

@@ -23,12 +23,50 @@ impl std::fmt::Display for Shape {
     }
 }
 
-/// Calls of one method with one body.
+/// What each request looks like.
+#[derive(Clone, Debug)]
+pub(crate) enum Form {
+    /// A call of this method, with the body.
+    Grpc(&'static str),
+    /// The same in another content type.
+    Post { path: &'static str, content_type: &'static str },
+    /// Without the body.
+    Get { path: String, headers: Vec<String> },
+    /// The same, answered with 304.
+    NotModified { path: String, headers: Vec<String> },
+}
+
+impl Form {
+    fn path(&self) -> &str {
+        match self {
+            Self::Grpc(path) | Self::Post { path, .. } => path,
+            Self::Get { path, .. } | Self::NotModified { path, .. } => path,
+        }
+    }
+
+    fn headers(&self) -> Vec<String> {
+        match self {
+            Self::Grpc(_) => {
+                vec!["content-type: application/grpc".to_owned(), "te: trailers".to_owned()]
+            }
+            Self::Post { content_type, .. } => vec![format!("content-type: {content_type}")],
+            Self::Get { headers, .. } | Self::NotModified { headers, .. } => headers.clone(),
+        }
+    }
+
+    fn has_body(&self) -> bool {
+        matches!(self, Self::Grpc(_) | Self::Post { .. })
+    }
+}
+
+/// Requests of one form.
 #[derive(Clone, Debug)]
 pub(crate) struct H2load {
     pub(crate) port: u16,
-    pub(crate) method: &'static str,
-    /// The framed request.
+    pub(crate) form: Form,
+    /// Whether in HTTP/1.1.
+    pub(crate) http1: bool,
+    /// The request's message, of gRPC in its frame.
     pub(crate) body: PathBuf,
     /// Bytes of each reply. gRPC reports failures with HTTP status 200, so only the length shows them.
     pub(crate) reply: usize,
@@ -40,16 +78,22 @@ pub(crate) struct H2load {
 impl H2load {
     pub(crate) async fn run(&self, requests: u64) -> Result<Outcome> {
         let log = NamedTempFile::new()?;
-        let output = self
-            .cores
-            .command(Path::new("h2load"))
-            .args(["-t1", "-H", "content-type: application/grpc", "-H", "te: trailers"])
+        let mut command = self.cores.command(Path::new("h2load"));
+        for header in self.form.headers() {
+            command.args(["-H", &header]);
+        }
+        if self.form.has_body() {
+            command.arg("-d").arg(&self.body);
+        }
+        if self.http1 {
+            command.arg("--h1");
+        }
+        let output = command
+            .arg("-t1")
             .args([format!("-c{}", self.shape.connections), format!("-m{}", self.shape.streams)])
             .args(["-n", &requests.to_string()])
             .arg(format!("--log-file={}", log.path().display()))
-            .arg("-d")
-            .arg(&self.body)
-            .arg(format!("http://127.0.0.1:{}{}", self.port, self.method))
+            .arg(format!("http://127.0.0.1:{}{}", self.port, self.form.path()))
             .stdin(Stdio::null())
             .kill_on_drop(true)
             .output()
@@ -58,7 +102,8 @@ impl H2load {
         let printed = String::from_utf8_lossy(&output.stdout);
         let summary =
             Summary::parse(&printed).with_context(|| format!("h2load printed: {printed}"))?;
-        summary.check(requests, self.reply)?;
+        let is_304 = matches!(self.form, Form::NotModified { .. });
+        summary.check(requests, self.reply, is_304)?;
         let times = durations(&std::fs::read_to_string(log.path())?);
         ensure!(times.len() as u64 == requests, "h2load logged {} calls", times.len());
         Ok(Outcome {
@@ -75,6 +120,7 @@ struct Summary {
     seconds: f64,
     succeeded: u64,
     status_2xx: u64,
+    status_3xx: u64,
     data_bytes: u64,
 }
 
@@ -85,15 +131,19 @@ impl Summary {
             seconds: seconds(line("finished in ")?.split_once(',')?.0)?,
             succeeded: number_before(line("requests: ")?, " succeeded")?,
             status_2xx: number_before(line("status codes: ")?, " 2xx")?,
+            status_3xx: number_before(line("status codes: ")?, " 3xx")?,
             data_bytes: number_before(line("traffic: ")?, ") data")?,
         })
     }
 
     /// Checks that every call had the expected reply.
-    fn check(&self, requests: u64, reply: usize) -> Result<()> {
-        let Self { succeeded, status_2xx, data_bytes, .. } = self;
-        if *succeeded != requests || *status_2xx != requests {
-            bail!("of {requests} calls {succeeded} were answered, {status_2xx} with status 2xx");
+    fn check(&self, requests: u64, reply: usize, is_304: bool) -> Result<()> {
+        let Self { succeeded, status_2xx, status_3xx, data_bytes, .. } = self;
+        let expected = if is_304 { status_3xx } else { status_2xx };
+        if *succeeded != requests || *expected != requests {
+            bail!(
+                "of {requests} calls {succeeded} were answered, {status_2xx} with status 2xx, {status_3xx} with 3xx"
+            );
         }
         let expected = requests * reply as u64;
         ensure!(*data_bytes == expected, "replies had {data_bytes} bytes, not {expected}");
@@ -139,21 +189,27 @@ time for request:       93us      5.25ms      1.20ms       745us    67.40%
         let summary = Summary::parse(OUTPUT).unwrap();
         assert_eq!(
             summary,
-            Summary { seconds: 0.5, succeeded: 1000, status_2xx: 1000, data_bytes: 305_000 }
+            Summary {
+                seconds: 0.5,
+                succeeded: 1000,
+                status_2xx: 1000,
+                status_3xx: 0,
+                data_bytes: 305_000
+            }
         );
-        assert!(summary.check(1000, 305).is_ok());
+        assert!(summary.check(1000, 305, false).is_ok());
     }
 
     #[test]
     fn a_reply_of_another_length_is_an_error() {
         let summary = Summary::parse(OUTPUT).unwrap();
-        assert!(summary.check(1000, 304).unwrap_err().to_string().contains("304000"));
+        assert!(summary.check(1000, 304, false).unwrap_err().to_string().contains("304000"));
     }
 
     #[test]
     fn a_call_that_was_not_answered_is_an_error() {
         let summary = Summary::parse(&OUTPUT.replace("1000 succeeded", "999 succeeded")).unwrap();
-        assert!(summary.check(1000, 305).unwrap_err().to_string().contains("999"));
+        assert!(summary.check(1000, 305, false).unwrap_err().to_string().contains("999"));
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //!   server process; `cores`: the cores that it may use; `nginx`.
 //! - `load`: the loads: `h2load`, `keys` (a generator with many keys), `redis_load`.
 //! - `measure`: the rounds, and what is measured in each; `cpu`, `stats`.
-//! - The parts: `reads` (GetProduct, all servers), `sweeps` (batches, sizes, watchers, instances), `tiers` (Redis, Postgres,
+//! - The parts: `reads` (GetProduct, all servers), `protocols` (GetProduct in each protocol), `sweeps` (batches, sizes, watchers, instances), `tiers` (Redis, Postgres,
 //!   many keys, large catalogues), `counts` (system calls, allocations).
 //! - `claims`: the claims about performance. `report`, `document`, `plot`: the output.
 
@@ -22,6 +22,7 @@ mod load;
 mod measure;
 mod nginx;
 mod plot;
+mod protocols;
 mod reads;
 mod redis_load;
 mod report;
@@ -73,6 +74,8 @@ struct Cli {
 enum Part {
     /// GetProduct, hot, by all servers.
     Reads,
+    /// GetProduct, hot, in each protocol.
+    Protocols,
     /// System calls and allocations for each request.
     Counts,
     /// Lookups in the hot tier.
@@ -129,6 +132,7 @@ async fn run(cli: &Cli) -> Result<ExitCode> {
 async fn measure(part: Part, setup: &Setup) -> Result<Vec<Section>> {
     match part {
         Part::Reads => reads::compare(setup).await,
+        Part::Protocols => protocols::compare(setup).await,
         Part::Counts => Ok(Vec::new()),
         Part::Lookups => counts::lookups(setup).await,
         Part::Batches => sweeps::batches(setup).await,

@@ -6,7 +6,7 @@ use prost::Message;
 
 use crate::backends::{self, Backends, GET_PRODUCT};
 use crate::cores::{Cores, Halves};
-use crate::h2load::{H2load, Shape};
+use crate::h2load::{Form, H2load, Shape};
 use crate::measure::Effort;
 use crate::reads::{FRAME, Servers};
 use crate::server::Server;
@@ -46,7 +46,8 @@ impl Setup {
         let product = self.typical()?;
         Ok(H2load {
             port: server.port,
-            method: GET_PRODUCT,
+            form: Form::Grpc(GET_PRODUCT),
+            http1: false,
             body: self.backends.request(&backends::get(product.id))?,
             reply: FRAME + product.encoded_len(),
             shape,

@@ -6,7 +6,7 @@ use prost::Message;
 
 use crate::backends::{self, BATCH_GET_PRODUCTS, GET_PRODUCT};
 use crate::cores::Cores;
-use crate::h2load::{H2load, Shape};
+use crate::h2load::{Form, H2load, Shape};
 use crate::load::Load;
 use crate::measure::{Contender, interleaved};
 use crate::reads::FRAME;
@@ -38,7 +38,8 @@ pub(crate) async fn batches(setup: &Setup) -> Result<Vec<Section>> {
         let reply = BatchGetProductsResponse { products, ..Default::default() };
         let load = H2load {
             port: 0,
-            method: BATCH_GET_PRODUCTS,
+            form: Form::Grpc(BATCH_GET_PRODUCTS),
+            http1: false,
             body: setup.backends.request(&backends::get_many(&ids))?,
             reply: FRAME + reply.encoded_len(),
             shape: BATCHES,
@@ -72,7 +73,8 @@ pub(crate) async fn sizes(setup: &Setup) -> Result<Vec<Section>> {
     for product in large {
         let load = H2load {
             port: 0,
-            method: GET_PRODUCT,
+            form: Form::Grpc(GET_PRODUCT),
+            http1: false,
             body: setup.backends.request(&backends::get(product.id))?,
             reply: FRAME + product.encoded_len(),
             shape: READS,
