@@ -29,6 +29,8 @@ pub use otlp::{SpanKind, Value};
 /// Spans that wait for the exporter, about 1 kB each. Too high: memory while the collector does not answer. Too low: spans of a burst
 /// are dropped.
 const QUEUED: usize = 4_096;
+/// Bytes of a `tracestate`, as the specification asks for; a longer one is left out.
+const LONGEST_STATE: usize = 512;
 /// The longest that a stop waits for the last spans to be exported.
 const FLUSH: Duration = Duration::from_secs(2);
 
@@ -130,7 +132,8 @@ impl Traces {
         let context = SpanContext { trace, span: fastrand::u64(1..) };
         let parent = parent.map(|(parent, _)| parent.span);
         let mut data = otlp::Span::begin(context, parent, name, SpanKind::Server);
-        if let (Some(_), Some(state)) = (parent, state) {
+        if let (Some(_), Some(state)) = (parent, state.filter(|state| state.len() <= LONGEST_STATE))
+        {
             data.trace_state = String::from_utf8_lossy(state).into_owned();
         }
         data.flags |= if parent.is_some() { otlp::PARENT_IS_REMOTE } else { 0 };
