@@ -105,9 +105,11 @@ impl<'a> Schemas<'a> {
             }
             Kind::Uint32 | Kind::Fixed32 => json!({ "type": "integer", "format": "uint32" }),
             Kind::Int64 | Kind::Sint64 | Kind::Sfixed64 => {
-                json!({ "type": "string", "format": "int64" })
+                json!({ "type": "string", "format": "int64", "pattern": "^-?[0-9]{1,19}$" })
             }
-            Kind::Uint64 | Kind::Fixed64 => json!({ "type": "string", "format": "uint64" }),
+            Kind::Uint64 | Kind::Fixed64 => {
+                json!({ "type": "string", "format": "uint64", "pattern": "^[0-9]{1,20}$" })
+            }
         };
         if field.is_list() { json!({ "type": "array", "items": one }) } else { one }
     }

@@ -64,6 +64,11 @@ pub(super) struct Received {
 }
 
 impl Received {
+    /// A message that came otherwise than in the body, within the same limit.
+    pub(super) fn replaced_by(self, bytes: Bytes) -> Self {
+        Self { bytes, ..self }
+    }
+
     /// # Errors
     /// RESOURCE_EXHAUSTED for a message that is too large, UNIMPLEMENTED for an unknown compression, INVALID_ARGUMENT for a
     /// malformed message.

@@ -36,7 +36,7 @@ use super::call::{Call, Deadline, Protocol};
 use super::callers::Named;
 use super::convert::KeepCurrency;
 use super::protocol::{self, Encoding};
-use super::reads::{Reads, call_place};
+use super::reads::{Reads, RequestBody, call_place};
 use super::reply::Reply;
 use super::shed::CallPlace;
 use super::status;
@@ -228,7 +228,18 @@ impl Exchange {
         let mut frame = Vec::with_capacity(PREFIX + message.len());
         frame.put_slice(&prefix(message.len()));
         frame.put_slice(message);
-        let mut request = Request::new(Full::new(Bytes::from(frame)));
+        self.forward(path, named, Full::new(Bytes::from(frame)), keep_currency).await
+    }
+
+    /// Answers a call whose request is in the frames of gRPC.
+    async fn forward<B: RequestBody>(
+        &self,
+        path: &str,
+        named: Option<Arc<Named>>,
+        frames: B,
+        keep_currency: bool,
+    ) -> Result<(HeaderMap, Messages), Status> {
+        let mut request = Request::new(frames);
         *request.method_mut() = http::Method::POST;
         let path = path.parse();
         *request.uri_mut() = path.map_err(|_| status::malformed("its path is malformed"))?;

@@ -16,11 +16,13 @@ use http_body_util::StreamBody;
 use hyper::body::Incoming;
 use percent_encoding::percent_decode_str;
 use prost::Message;
+use prost_reflect::MessageDescriptor;
 use serde_json::{Value, json};
 use tonic::body::Body;
 use tonic::{Code, Status};
 
 use super::conditional::{self, Representation};
+use super::messages::Messages;
 use super::product_json::{self, Style};
 use super::types::{Types, from_json, to_json};
 use super::{Exchange, errors};
@@ -28,7 +30,7 @@ use crate::entry::PREFIX;
 use crate::metrics::Method;
 use crate::moment::Moment;
 use crate::proto::GetProductRequest;
-use crate::rpc::protocol::encoding_of;
+use crate::rpc::protocol::{Encoding, encoding_of};
 use crate::rpc::reads::head_bytes;
 use crate::rpc::reply::{Chunk, FinalCode, Reply, Retained};
 use crate::rpc::status;
@@ -125,7 +127,7 @@ async fn post(
 
 async fn get(exchange: &Exchange, head: &Parts, body: Incoming) -> Result<Response<Reply>, Status> {
     let named = exchange.named(&head.headers);
-    let _ = exchange.receive(None, 0, body).await;
+    let received = exchange.receive(None, 0, body).await;
     let named = named?;
     let query = head.uri.query().unwrap_or_default();
     let parameter = |name| parameter(query, name);
@@ -138,9 +140,11 @@ async fn get(exchange: &Exchange, head: &Parts, body: Incoming) -> Result<Respon
     if parameter("connect").is_some_and(|version| version != b"v1") {
         return Err(status::malformed("its query has connect=, and not v1"));
     }
-    if parameter("compression").is_some_and(|compression| compression != b"identity") {
-        return Err(status::unknown_encoding());
-    }
+    let encoding = match parameter("compression").as_deref() {
+        None | Some(b"identity") => Encoding::Identity,
+        Some(b"gzip") => Encoding::Gzip,
+        Some(_) => Encoding::Other,
+    };
     let message = parameter("message");
     let message = message.ok_or_else(|| status::malformed("its query has no message"))?;
     let bytes = match parameter("base64").as_deref() {
@@ -149,7 +153,8 @@ async fn get(exchange: &Exchange, head: &Parts, body: Incoming) -> Result<Respon
             .map_err(|why| status::malformed(&format!("its message is not base64: {why}")))?,
         _ => message,
     };
-    unary(exchange, codec, head, named, bytes.into()).await
+    let bytes = received?.replaced_by(bytes.into()).unframed(encoding)?;
+    unary(exchange, codec, head, named, bytes).await
 }
 
 /// A parameter of a query: any bytes, because a message need not be text.
@@ -261,30 +266,49 @@ async fn stream(
     body: Incoming,
 ) -> Result<Response<Reply>, Status> {
     let named = exchange.named(&head.headers);
+    let path = head.uri.path();
+    // Its requests are a stream, too. An envelope has the form of a gRPC frame.
+    if exchange.method == Method::Reflection {
+        if codec == Codec::Json {
+            return Err(status::content_type("application/connect+proto"));
+        }
+        let (_, messages) = exchange.forward(path, named?, body, false).await?;
+        return Ok(enveloped(exchange, codec, None, messages));
+    }
     let caller = named.as_ref().ok().and_then(Option::as_deref);
     let received = exchange.receive(caller, head_bytes(head), body).await;
     let named = named?;
-    // An envelope has the form of a gRPC frame.
     let frame = received?.frame(encoding_of(head.headers.get(STREAM_ENCODING)))?;
-    let method = exchange.web.types.method(head.uri.path()).ok_or_else(status::no_such_path)?;
+    let method = exchange.web.types.method(path).ok_or_else(status::no_such_path)?;
     let message = match codec {
         Codec::Proto => frame.slice(PREFIX..),
         Codec::Json => from_json(method.input(), &frame[PREFIX..])?.into(),
     };
-    let (_, messages) = exchange.call(head.uri.path(), named, &message, false).await?;
+    let (_, messages) = exchange.call(path, named, &message, false).await?;
+    Ok(enveloped(exchange, codec, Some(method.output()), messages))
+}
+
+/// The response to a stream. `output`: the type of its messages, for JSON.
+fn enveloped(
+    exchange: &Exchange,
+    codec: Codec,
+    output: Option<MessageDescriptor>,
+    messages: Messages,
+) -> Response<Reply> {
     let code = FinalCode::default();
+    let output = output.filter(|_| codec == Codec::Json);
     let state = Some((messages, code.clone(), exchange.web.clone()));
     let envelopes = stream::unfold(state, move |state| {
-        let method = method.clone();
+        let output = output.clone();
         async move {
             let (mut messages, code, web) = state?;
-            let next = match messages.next().await {
-                Some(Ok(message)) => match codec {
-                    Codec::Proto => Ok(Some(message)),
-                    Codec::Json => to_json(method.output(), &message).map(|json| Some(json.into())),
-                },
-                Some(Err(status)) => Err(status),
-                None => Ok(None),
+            let next = match (messages.next().await, output) {
+                (Some(Ok(message)), None) => Ok(Some(message)),
+                (Some(Ok(message)), Some(output)) => {
+                    to_json(output, &message).map(|json| Some(json.into()))
+                }
+                (Some(Err(status)), _) => Err(status),
+                (None, _) => Ok(None),
             };
             let (envelope, state) = match next {
                 Ok(Some(message)) => (envelope(0, &message), Some((messages, code, web))),
@@ -301,7 +325,7 @@ async fn stream(
         }
     });
     let body = Body::new(StreamBody::new(envelopes));
-    Ok(stream_response(codec, Reply::stream(body, code)))
+    stream_response(codec, Reply::stream(body, code))
 }
 
 fn stream_response(codec: Codec, reply: Reply) -> Response<Reply> {

@@ -49,7 +49,7 @@ impl Form {
                 Err(allowed) => Self::Unknown(Refusal::WrongMethod(allowed)),
             };
         }
-        if matches!(method, Method::Other | Method::Reflection) {
+        if method == Method::Other {
             return Self::Unknown(Refusal::NoSuchPath);
         }
         match *request.method() {

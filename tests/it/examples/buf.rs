@@ -21,6 +21,11 @@ pub fn register(suite: &mut Suite<'_>) {
         install::buf,
         three_tiers,
     );
+    suite.single_if(
+        "examples::buf_curl_reads_in_each_protocol_by_its_own_reflection",
+        install::buf,
+        protocols,
+    );
     suite.single_if("examples::buf_curl_watches_hot_keys", install::buf, hot_keys);
     suite.single_if(
         "examples::buf_curl_explains_a_product_through_the_admin_port",
@@ -32,14 +37,28 @@ pub fn register(suite: &mut Suite<'_>) {
 /// `buf curl` as in the README.
 fn curl(buf: &Path, node: &Node, method: &str, request: &str) -> Command {
     let method = format!("ProductService/{method}");
-    curl_at(buf, node.grpc_addr.port(), &method, request)
+    curl_at(buf, node.grpc_addr.port(), "grpc", &method, request)
 }
 
-fn curl_at(buf: &Path, port: u16, method: &str, request: &str) -> Command {
+fn curl_at(buf: &Path, port: u16, protocol: &str, method: &str, request: &str) -> Command {
     let mut command = Command::new(buf);
-    command.args(["curl", "-v", "--protocol", "grpc", "--http2-prior-knowledge", "-d", request]);
+    command.args(["curl", "-v", "--protocol", protocol, "--http2-prior-knowledge", "-d", request]);
     command.arg(format!("http://127.0.0.1:{port}/hotshelf.v1.{method}"));
     command
+}
+
+/// Reflection is a stream in both directions, also in Connect and gRPC-Web.
+async fn protocols(stack: Stack, buf: PathBuf) {
+    let id = stack.insert("walnut desk lamp").await;
+    let node = stack.node().await;
+    let request = format!(r#"{{"id": "{id}"}}"#);
+    for protocol in ["grpc", "grpcweb", "connect"] {
+        let port = node.grpc_addr.port();
+        let mut curl = curl_at(&buf, port, protocol, "ProductService/GetProduct", &request);
+        let printed =
+            finish(&mut curl, HANG).await.unwrap_or_else(|why| panic!("{protocol}: {why}"));
+        assert!(printed.contains("walnut desk lamp"), "{protocol}: {printed}");
+    }
 }
 
 /// AdminService and reflection on the admin port, next to `/metrics`.
@@ -48,7 +67,7 @@ async fn explained(stack: Stack, buf: PathBuf) {
     let node = stack.node_with(|args| args.switches.admin_service = ServedOn::AdminPort).await;
     node.product(id).await;
     let request = format!(r#"{{"id": "{id}"}}"#);
-    let explain = |port| curl_at(&buf, port, "AdminService/ExplainProduct", &request);
+    let explain = |port| curl_at(&buf, port, "grpc", "AdminService/ExplainProduct", &request);
     let printed = finish(&mut explain(node.admin_addr.port()), HANG).await.unwrap();
     assert!(printed.contains("TIER_HOT"), "{printed}");
     finish(&mut explain(node.grpc_addr.port()), HANG).await.unwrap_err();

@@ -1,6 +1,10 @@
 //! The documented cases of the Connect protocol (<https://connectrpc.com/docs/protocol>).
 
+use std::io::Write;
+
 use bytes::Bytes;
+use flate2::Compression;
+use flate2::write::GzEncoder;
 use hotshelf::proto::{GetProductRequest, Product, StreamHotKeysRequest, StreamHotKeysResponse};
 use http::StatusCode;
 use http_body_util::BodyExt;
@@ -68,6 +72,12 @@ async fn unary(stack: Stack) {
     assert_eq!(deleted.json(), json!({}));
 }
 
+fn gzip(message: &[u8]) -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+    encoder.write_all(message).unwrap();
+    encoder.finish().unwrap()
+}
+
 async fn by_get(stack: Stack) {
     let id = stack.insert("walnut desk lamp").await;
     let node = stack.node().await;
@@ -87,6 +97,10 @@ async fn by_get(stack: Stack) {
             let read = http.get(&path).await;
             assert_eq!(Product::decode(&*read.body).unwrap().id, id);
         }
+        let message = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(gzip(&encoded));
+        let query = format!("message={message}&base64=1&encoding=proto&compression=gzip");
+        let read = http.get(&format!("{GET}?{query}")).await;
+        assert_eq!(Product::decode(&*read.body).unwrap().id, id, "{read:?}");
         let batch = format!("{BATCH}?encoding=json&message=%7B%22ids%22%3A%5B{id}%5D%7D");
         assert_eq!(http.get(&batch).await.status, StatusCode::OK);
         for (query, status) in [
