@@ -368,12 +368,13 @@ impl Catalog {
         call: CallContext,
     ) -> Result<Answer, Error> {
         for _ in 0..MAX_JOINS {
+            let collapsed = waiter.has_joined;
             let loaded = match waiter.wait().await {
                 Ok(loaded) => loaded,
                 Err(failed) => return self.stale_or(id, freshness, &failed),
             };
             if freshness.accepts(&loaded.entry) {
-                reached(&loaded.entry, &freshness)?;
+                error::reached(&loaded.entry, &freshness)?;
                 let Loaded { entry, from, unconfirmed } = loaded;
                 if unconfirmed {
                     return Ok(self.stale(id, entry, from));
@@ -381,23 +382,10 @@ impl Catalog {
                 self.count_answer(id, from);
                 let stale = entry.past_soft(Moment::now());
                 let answer = self.answer(id, entry, from, stale);
-                return Ok(Answer { collapsed: waiter.has_joined, ..answer });
+                return Ok(Answer { collapsed, ..answer });
             }
             waiter = self.join(&[id], freshness, call).pop().expect("one waiter for each id");
         }
         Err(Error::Unavailable("every load in flight was older than this read asks for".to_owned()))
-    }
-}
-
-/// Refuses a `min_version` that Postgres has not reached after the call arrived: it was never committed in this
-/// database.
-fn reached(entry: &Entry, freshness: &Freshness) -> Result<(), Error> {
-    match *freshness {
-        Freshness::MinVersion { version, .. }
-            if !entry.is_tombstone() && entry.revision().version < version =>
-        {
-            Err(Error::VersionNotReached { current: entry.revision().version })
-        }
-        _ => Ok(()),
     }
 }

@@ -1,5 +1,6 @@
 //! Errors of reads and writes, as far as a caller can act on them.
 
+use crate::entry::{Entry, Freshness};
 use crate::metrics::PostgresShare;
 use crate::postgres::{self, Refused};
 use crate::product::Version;
@@ -62,5 +63,18 @@ impl From<postgres::Error> for Error {
             postgres::Error::NoMoreIds => Self::Internal(error.to_string()),
             postgres::Error::Unexpected(why) => Self::Internal(why),
         }
+    }
+}
+
+/// Refuses a `min_version` that Postgres has not reached after the call arrived: it was never committed in this
+/// database.
+pub(super) fn reached(entry: &Entry, freshness: &Freshness) -> Result<(), Error> {
+    match *freshness {
+        Freshness::MinVersion { version, .. }
+            if !entry.is_tombstone() && entry.revision().version < version =>
+        {
+            Err(Error::VersionNotReached { current: entry.revision().version })
+        }
+        _ => Ok(()),
     }
 }

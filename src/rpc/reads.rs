@@ -80,6 +80,8 @@ impl Headers {
     }
 }
 
+type Responded = Result<Response<Reply>, Infallible>;
+
 /// The body of a request: of a connection, or made from a request in another protocol.
 pub(super) trait RequestBody:
     Body<Data = Bytes, Error: std::fmt::Display + Into<BoxError>> + Send + Unpin + 'static
@@ -111,10 +113,7 @@ impl Reads {
         reads: Arc<Self>,
         call: Call<B>,
         named: Option<Arc<Named>>,
-    ) -> Either<
-        impl Future<Output = Result<Response<Reply>, Infallible>> + use<B>,
-        BoxFuture<'static, Result<Response<Reply>, Infallible>>,
-    > {
+    ) -> Either<impl Future<Output = Responded> + use<B>, BoxFuture<'static, Responded>> {
         if call.method == Method::GetProduct {
             let Call { encoding, deadline, span, request, .. } = call;
             let (body, until) = (request.into_body(), (deadline, span));

@@ -185,7 +185,7 @@ const PRIVATE: HeaderValue = HeaderValue::from_static("private, no-cache");
 mod tests {
     use super::*;
 
-    fn headers(name: HeaderName, values: &[&str]) -> HeaderMap {
+    fn headers(name: &HeaderName, values: &[&str]) -> HeaderMap {
         let value = |text: &&str| HeaderValue::from_str(text).expect("a header");
         values.iter().map(|text| (name.clone(), value(text))).collect()
     }
@@ -193,7 +193,7 @@ mod tests {
     #[test]
     fn a_tag_in_a_list_matches_weakly() {
         let etag = HeaderValue::from_static("\"42-00c0ffee-j\"");
-        let unchanged = |values: &[&str]| is_unchanged(&headers(IF_NONE_MATCH, values), &etag);
+        let unchanged = |values: &[&str]| is_unchanged(&headers(&IF_NONE_MATCH, values), &etag);
         assert!(unchanged(&["\"42-00c0ffee-j\""]));
         assert!(unchanged(&["\"a,b\", W/\"42-00c0ffee-j\""]));
         assert!(unchanged(&["\"x\"", "\"42-00c0ffee-j\""]));
@@ -204,7 +204,7 @@ mod tests {
 
     #[test]
     fn if_match_is_a_version() {
-        let expected = |values: &[&str]| expected_version(&headers(IF_MATCH, values)).ok();
+        let expected = |values: &[&str]| expected_version(&headers(&IF_MATCH, values)).ok();
         assert_eq!(expected(&[]), Some(None));
         assert_eq!(expected(&["*"]), Some(None));
         assert_eq!(expected(&["\"42-00c0ffee-j\""]), Some(Some(42)));
@@ -218,7 +218,7 @@ mod tests {
     #[test]
     fn freshness_is_read_from_headers() {
         let staleness = |text: &str| {
-            let headers = headers(MAX_STALENESS, &[text]);
+            let headers = headers(&MAX_STALENESS, &[text]);
             match freshness(&headers) {
                 Ok(Some(Freshness::MaxStaleness(duration))) => {
                     Some((duration.seconds, duration.nanos))
@@ -231,6 +231,6 @@ mod tests {
         for bad in ["", "-1", "NaN", "inf", "5m", "s"] {
             assert_eq!(staleness(bad), None, "{bad}");
         }
-        assert!(freshness(&headers(MIN_VERSION, &["abc"])).is_err());
+        assert!(freshness(&headers(&MIN_VERSION, &["abc"])).is_err());
     }
 }

@@ -136,8 +136,9 @@ fn buf_curl(arguments: &[String]) -> Result<(), String> {
     let (request, cleartext, rest) =
         options(arguments, &["-d", "--protocol"], &["-v", prior], prior)?;
     let [url] = rest else { return Err(format!("one URL, not {rest:?}")) };
-    if url.starts_with("http://") && !cleartext {
-        return Err(format!("HTTP/2 without TLS needs {prior}"));
+    let needs_http2 = arguments.windows(2).any(|pair| pair == ["--protocol", "grpc"]);
+    if url.starts_with("http://") && needs_http2 && !cleartext {
+        return Err(format!("gRPC without TLS needs {prior}"));
     }
     let call = url.splitn(4, '/').nth(3).ok_or_else(|| format!("no method in {url}"))?;
     decode(Json::Canonical, call, request).map(drop)

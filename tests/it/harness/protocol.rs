@@ -54,7 +54,7 @@ impl Protocol {
         };
         let (head, body) = raw.collect("POST", path, headers, body).await?;
         Ok(match self {
-            Self::Connect => of_json(head, &body),
+            Self::Connect => of_json(&head, &body),
             _ => of_grpc_web(&head.headers, &body),
         })
     }
@@ -76,7 +76,7 @@ fn json_path(path: &str, message: &[u8]) -> String {
 }
 
 /// The status of a `google.rpc.Status` or a Connect error, or of the end of a Connect stream.
-fn of_json(head: http::response::Parts, body: &[u8]) -> Status {
+fn of_json(head: &http::response::Parts, body: &[u8]) -> Status {
     let json: Option<Value> = serde_json::from_slice(body).ok();
     let json = json.or_else(|| serde_json::from_slice::<Value>(body.get(5..)?).ok());
     let error = json.map(|mut json| match json.get_mut("error") {

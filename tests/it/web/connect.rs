@@ -61,10 +61,9 @@ async fn unary(stack: Stack) {
         let explained = "POST /hotshelf.v1.AdminService/ExplainProduct";
         let explained = http.json(explained, &format!("{{\"id\":{id}}}")).await;
         assert_eq!(explained.status, StatusCode::OK, "{explained:?}");
-        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-        std::io::Write::write_all(&mut gzip, format!("{{\"id\":{id}}}").as_bytes()).unwrap();
+        let body = gzip(format!("{{\"id\":{id}}}").as_bytes());
         let zipped = [JSON, ("content-encoding", "gzip")];
-        let read = http.send(&post(GET), &zipped, &gzip.finish().unwrap()).await;
+        let read = http.send(&post(GET), &zipped, &body).await;
         assert_eq!(read.json()["id"], id.to_string(), "{read:?}");
     }
     let mut http = Http::connect(VERSIONS[1], node.grpc_addr.port()).await;
