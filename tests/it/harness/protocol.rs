@@ -44,7 +44,7 @@ impl Protocol {
             Self::Json => {
                 let path = json_path(path, message);
                 let (status, body) = raw.collect("GET", &path, headers, Bytes::new()).await?;
-                return Ok(of_json(status, &body));
+                return Ok(of_json(&status, &body));
             }
         };
         headers.insert("content-type", HeaderValue::from_static(content_type));
