@@ -104,8 +104,10 @@ enum Phase {
     Idle(Instant),
     /// For the rest of a request's head.
     Head(Instant),
-    /// For the end of a call: its request, its answer, or that the client reads the answer.
+    /// For the request or the answer of a call.
     Call(Instant),
+    /// That the client reads the rest of an answer; since its call began.
+    Sending(Instant),
     /// For the end of a stream.
     Stream,
 }
@@ -135,7 +137,9 @@ async fn overdue(options: EdgeOptions, phases: &Phases) -> Ending {
                 return Ending::Idle;
             }
             Phase::Head(since) if since.elapsed() >= keepalive_timeout => return Ending::Silent,
-            Phase::Call(since) if since.elapsed() >= most => return Ending::Unread,
+            Phase::Call(since) | Phase::Sending(since) if since.elapsed() >= most => {
+                return Ending::Unread;
+            }
             _ => {}
         }
     }
@@ -154,36 +158,35 @@ impl<S: CallHandler> hyper::service::Service<Request<Incoming>> for Calls<S> {
     type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        if !has_one_host(&request) {
+        if !has_one_host(&request) || !has_plain_encoding(&request) {
             let mut response = Response::new(CallBody::default());
             *response.status_mut() = StatusCode::BAD_REQUEST;
-            return now(Ok(self.watched(response, true))).boxed();
+            let mut response = watched(response, self.phases.clone());
+            // What follows may be part of a body.
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            return now(Ok(response)).boxed();
         }
-        // What follows a request of two lengths may be another's, if a proxy has seen the other length.
-        let closes = request.headers().contains_key(TRANSFER_ENCODING);
         let call = IncomingCall::new(request);
         let lasting = call.method.is_lasting();
         *self.phases.0.lock() = if lasting { Phase::Stream } else { Phase::Call(Instant::now()) };
         let (phases, answer) = (self.phases.clone(), self.service.borrow_mut().call(call));
         let watched = move |answer: Result<Response<CallBody>, Infallible>| {
-            answer.map(|response| watched(response, phases, closes))
+            answer.map(|response| watched(response, phases))
         };
         answer.map(watched).boxed()
     }
 }
 
-impl<S> Calls<S> {
-    fn watched(&self, response: Response<CallBody>, closes: bool) -> Response<WatchedBody> {
-        watched(response, self.phases.clone(), closes)
-    }
+fn watched(response: Response<CallBody>, phases: Phases) -> Response<WatchedBody> {
+    response.map(|body| WatchedBody { body, phases })
 }
 
-fn watched(response: Response<CallBody>, phases: Phases, closes: bool) -> Response<WatchedBody> {
-    let mut response = response.map(|body| WatchedBody { body, phases });
-    if closes {
-        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-    }
-    response
+/// A body is plain or chunked once; other codings are read differently by other programs. hyper closes the connection after a
+/// request that has both lengths, the chunks' and `Content-Length`.
+fn has_plain_encoding<B>(request: &Request<B>) -> bool {
+    let mut codings = request.headers().get_all(TRANSFER_ENCODING).iter();
+    let is_chunked = |coding: &HeaderValue| coding.as_bytes().eq_ignore_ascii_case(b"chunked");
+    codings.next().is_none_or(is_chunked) && codings.next().is_none()
 }
 
 /// HTTP/1.1 requests name their host once (RFC 9112, 3.2): proxies may decide by it.
@@ -192,7 +195,7 @@ fn has_one_host<B>(request: &Request<B>) -> bool {
     hosts == 1 || (hosts == 0 && request.version() == Version::HTTP_10)
 }
 
-/// A response body; when it is dropped the connection is idle.
+/// A response body; when it is dropped all of it is in hyper's buffer.
 struct WatchedBody {
     body: CallBody,
     phases: Phases,
@@ -200,7 +203,11 @@ struct WatchedBody {
 
 impl Drop for WatchedBody {
     fn drop(&mut self) {
-        *self.phases.0.lock() = Phase::Idle(Instant::now());
+        let mut phase = self.phases.0.lock();
+        *phase = Phase::Sending(match *phase {
+            Phase::Call(since) => since,
+            _ => Instant::now(),
+        });
     }
 }
 
@@ -224,7 +231,7 @@ impl Body for WatchedBody {
     }
 }
 
-/// A socket; what it receives while the connection is idle is the head of a request.
+/// A socket; what it receives while the connection is idle is the head of a request, and once an answer is sent it is idle.
 struct Watched<S> {
     socket: S,
     phases: Phases,
@@ -267,8 +274,15 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
         self.socket.is_write_vectored()
     }
 
+    /// hyper flushes the socket when it has nothing more to write to it.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_flush(cx)
+        ready!(Pin::new(&mut self.socket).poll_flush(cx))?;
+        let mut phase = self.phases.0.lock();
+        if let Phase::Sending(_) = *phase {
+            *phase = Phase::Idle(Instant::now());
+        }
+        drop(phase);
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

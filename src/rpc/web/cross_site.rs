@@ -21,7 +21,7 @@ const METHODS: [Method; 6] =
     [Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::PATCH, Method::DELETE];
 
 /// The headers that a page may send, besides those that any may.
-const REQUEST_HEADERS: [HeaderName; 13] = [
+const REQUEST_HEADERS: [HeaderName; 15] = [
     AUTHORIZATION,
     CONTENT_ENCODING,
     CONTENT_TYPE,
@@ -31,6 +31,8 @@ const REQUEST_HEADERS: [HeaderName; 13] = [
     HeaderName::from_static("max-staleness"),
     HeaderName::from_static("connect-protocol-version"),
     HeaderName::from_static("connect-timeout-ms"),
+    HeaderName::from_static("connect-accept-encoding"),
+    HeaderName::from_static("connect-content-encoding"),
     HeaderName::from_static("grpc-timeout"),
     HeaderName::from_static("x-grpc-web"),
     HeaderName::from_static("x-user-agent"),

@@ -50,7 +50,10 @@ impl Route {
         match path {
             "/v1/products" => Some(Self::Products(Style::Proto)),
             "/products" => Some(Self::Products(Style::Plain)),
-            "/v1/products:batchGet" => Some(Self::BatchGet),
+            // Some clients encode the colon.
+            "/v1/products:batchGet" | "/v1/products%3AbatchGet" | "/v1/products%3abatchGet" => {
+                Some(Self::BatchGet)
+            }
             "/v1/hotKeys" => Some(Self::HotKeys),
             "/openapi.json" => Some(Self::OpenApi),
             _ => match path.strip_prefix("/v1/products/") {
@@ -229,7 +232,7 @@ async fn hot_keys(
                 Err(status) => {
                     code.set(status.code());
                     let error = errors::rest_value(&web.types, &status).to_string();
-                    (event(Some("error"), error.as_bytes()), None)
+                    (event(Some("status"), error.as_bytes()), None)
                 }
             };
             Some((Ok::<_, Status>(Frame::data(event)), state))

@@ -297,7 +297,7 @@ pub(super) async fn zeros(stack: Stack) {
         ["0", "0s"].contains(&least).then(|| [format!("--{flag}"), least.to_owned()])
     };
     let arguments: Vec<String> = rows().filter_map(zero).flatten().collect();
-    assert_eq!(arguments.len(), 2 * 12, "{arguments:?}");
+    assert_eq!(arguments.len(), 2 * 13, "{arguments:?}");
     serves(&stack, &arguments).await;
 }
 

@@ -60,7 +60,6 @@ async fn smuggled(stack: Stack) {
         format!(
             "{put}host: x\r\ntransfer-encoding: chunked\r\ncontent-length: 4\r\n\r\n{body}{stolen}"
         ),
-        format!("{put}host: x\r\ntransfer-encoding: chunked\r\n\r\n{body}{stolen}"),
         format!("{put}host: x\r\ntransfer-encoding: chunked, chunked\r\n\r\n{body}{stolen}"),
     ];
     for text in at_most_one {
@@ -69,6 +68,9 @@ async fn smuggled(stack: Stack) {
         assert!(!answer.contains("204"), "{text:?}: {answer}");
     }
     let bad = [
+        format!(
+            "{put}host: x\r\ntransfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n\r\n{body}{stolen}"
+        ),
         format!("{put}host: x\r\ntransfer-encoding: gzip\r\n\r\n{body}{stolen}"),
         format!("{put}host: x\r\ntransfer-encoding: xchunked\r\n\r\n{body}{stolen}"),
         format!(
@@ -138,6 +140,12 @@ async fn forms(stack: Stack) {
     let pipelined = format!("{one}{one}{one}GET /products/{id} HTTP/1.1\r\n{close}");
     let answer = answer_to(&node, pipelined.as_bytes()).await;
     assert_eq!(answer.matches("HTTP/1.1 200 ").count(), 4, "{answer}");
+    let chunked = format!(
+        "PUT /products/{id} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n\
+         transfer-encoding: chunked\r\n\r\n5\r\n{{\"pri\r\n6\r\nce\":5}}\r\n0\r\n\r\nGET /products/{id} HTTP/1.1\r\n{close}"
+    );
+    let answer = answer_to(&node, chunked.as_bytes()).await;
+    assert_eq!(answer.matches("HTTP/1.1 200 ").count(), 2, "the connection stays: {answer}");
     let expect = format!(
         "PUT /products/{id} HTTP/1.1\r\ncontent-type: application/json\r\ncontent-length: 11\r\nexpect: 100-continue\r\n{close}"
     );

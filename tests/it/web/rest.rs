@@ -261,7 +261,7 @@ async fn hot_keys(stack: Stack) {
     let (stopped, body) = tokio::join!(node.app.stop(), response.into_body().collect());
     let _ = stopped;
     let text = String::from_utf8(body.unwrap().to_bytes().to_vec()).unwrap();
-    assert!(text.contains("event: error\ndata: {") && text.contains("DRAINING"), "{text}");
+    assert!(text.contains("event: status\ndata: {") && text.contains("DRAINING"), "{text}");
 }
 
 async fn openapi(stack: Stack) {
