@@ -309,7 +309,7 @@ impl Catalog {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn answer_hot(
         &self,
         id: ProductId,

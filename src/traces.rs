@@ -31,6 +31,8 @@ pub use otlp::{SpanKind, Value};
 const QUEUED: usize = 4_096;
 /// Bytes of a `tracestate`, as the specification asks for; a longer one is left out.
 const LONGEST_STATE: usize = 512;
+/// Links of one span, as in the SDKs of OpenTelemetry: a batch may join many loads.
+const MAX_LINKS: usize = 128;
 /// The longest that a stop waits for the last spans to be exported.
 const FLUSH: Duration = Duration::from_secs(2);
 
@@ -231,7 +233,10 @@ impl Span {
     pub fn link(&self, to: SpanContext) {
         if let Some(open) = &self.0 {
             let (trace_id, span_id) = (to.trace.to_be_bytes().into(), to.span.to_be_bytes().into());
-            open.data.lock().links.push(Link { trace_id, span_id, ..Link::default() });
+            let links = &mut open.data.lock().links;
+            if links.len() < MAX_LINKS {
+                links.push(Link { trace_id, span_id, ..Link::default() });
+            }
         }
     }
 

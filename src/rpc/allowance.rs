@@ -113,7 +113,7 @@ impl Reservation {
 
     /// Makes `message` hold this reservation until the last reference to its bytes is dropped. They may wait in the
     /// connection's buffer long after the call has ended.
-    pub(super) fn attach(self, message: Vec<u8>) -> Bytes {
+    pub(super) fn attach(self, message: impl AsRef<[u8]> + Send + 'static) -> Bytes {
         Bytes::from_owner(HeldMessage { message, _reserved: self })
     }
 }
@@ -125,14 +125,14 @@ impl Drop for Reservation {
     }
 }
 
-struct HeldMessage {
-    message: Vec<u8>,
+struct HeldMessage<M> {
+    message: M,
     _reserved: Reservation,
 }
 
-impl AsRef<[u8]> for HeldMessage {
+impl<M: AsRef<[u8]>> AsRef<[u8]> for HeldMessage<M> {
     fn as_ref(&self) -> &[u8] {
-        &self.message
+        self.message.as_ref()
     }
 }
 

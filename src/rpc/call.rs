@@ -59,6 +59,8 @@ pub(super) struct Deadline(Moment);
 impl<B> IncomingCall<B> {
     pub(super) fn new(request: Request<B>) -> Self {
         let method = match Method::of_path(request.uri().path()) {
+            // A preflight of CORS is no call of the method.
+            _ if *request.method() == http::Method::OPTIONS => Method::Other,
             Method::Other => web::method(&request),
             method => method,
         };

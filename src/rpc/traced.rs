@@ -22,7 +22,10 @@ pub(super) fn begin<B>(traces: &Traces, method: Method, request: &Request<B>) ->
     let key = traces.begin_call(&name, header("traceparent"), header("tracestate"));
     if key.is_some() {
         let span = traces.call(key);
-        span.set("rpc.system", "grpc");
+        // Of the others `web.rs` sets the protocol.
+        if header("content-type").is_some_and(|value| value.starts_with(b"application/grpc")) {
+            span.set("rpc.system", "grpc");
+        }
         if method != Method::Other {
             span.set("rpc.service", service);
             span.set("rpc.method", rpc);

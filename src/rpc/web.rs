@@ -28,7 +28,7 @@ use http::header::{CONTENT_TYPE, ORIGIN, TE};
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use tonic::Status;
+use tonic::{Code, Status};
 use tower::{Layer, ServiceExt};
 use tower_http::cors::CorsLayer;
 
@@ -112,10 +112,13 @@ pub(super) async fn serve(
         let exchange = exchange.clone();
         async move { Ok(exchange.answer(request, malformed_timeout).await) }
     };
-    match cors {
-        Some(cors) => cors.layer(tower::service_fn(answer)).oneshot(request).await,
-        None => answer(request).await,
-    }
+    let Some(cors) = cors else { return answer(request).await };
+    let is_preflight = request.method() == http::Method::OPTIONS;
+    let answered = cors.layer(tower::service_fn(answer)).oneshot(request).await;
+    answered.map(|response| match is_preflight {
+        true => response.map(|_| Reply::whole(None, Code::Ok, None)),
+        false => response,
+    })
 }
 
 /// One call in another protocol than gRPC.
@@ -150,16 +153,28 @@ impl Exchange {
         malformed_timeout: bool,
     ) -> Response<Reply> {
         let form = Form::of(self.method, &request);
-        self.web.metrics.web_requests.inc(form.protocol());
-        if let Form::Unknown(refusal) = form {
-            return errors::refused(&self.web.types, refusal);
+        let (metrics, protocol) = (&self.web.metrics, form.protocol());
+        metrics.web_requests.inc(protocol);
+        if self.span.is_some() {
+            metrics.traces.call(self.span).set("hotshelf.protocol", protocol.name());
         }
-        if cross_site::is_refused(&request, &self.web.origins) {
-            return form.error(&self.web.types, &status::cross_site());
-        }
-        if malformed_timeout {
-            return form
-                .error(&self.web.types, &status::malformed("its grpc-timeout is malformed"));
+        let refused = match &form {
+            Form::Unknown(refusal) => Some(errors::refused(&self.web.types, *refusal)),
+            form if cross_site::is_refused(&request, &self.web.origins) => {
+                Some(form.error(&self.web.types, &status::cross_site()))
+            }
+            form if malformed_timeout => {
+                let malformed = status::malformed("its grpc-timeout is malformed");
+                Some(form.error(&self.web.types, &malformed))
+            }
+            _ => None,
+        };
+        if let Some(refused) = refused {
+            // Received first: see `Reads::refuse`.
+            if self.method != Method::Other {
+                let _ = self.receive(None, 0, request.into_body()).await;
+            }
+            return refused;
         }
         match form {
             Form::GrpcWeb => grpc_web::answer(self, request).await,
@@ -189,10 +204,30 @@ impl Exchange {
     }
 
     /// Counts a response that was made for this call among those that are not sent yet.
-    fn hold(&self, named: Option<&Named>, json: Vec<u8>) -> Result<Bytes, Status> {
+    fn hold(
+        &self,
+        named: Option<&Named>,
+        made: impl AsRef<[u8]> + Send + 'static,
+    ) -> Result<Bytes, Status> {
         let account = self.reads.connection.account(named);
-        let reservation = account.limits().unsent.take(json.len());
-        Ok(reservation.map_err(|over| account.over_limit(over))?.attach(json))
+        let reservation = account.limits().unsent.take(made.as_ref().len());
+        Ok(reservation.map_err(|over| account.over_limit(over))?.attach(made))
+    }
+
+    /// Decompresses or decodes a request within a place of a call, so that the calls that do that are limited.
+    fn admitted<T>(
+        &self,
+        named: Option<&Named>,
+        work: impl FnOnce() -> Result<T, Status>,
+    ) -> Result<T, Status> {
+        let place = match self.method {
+            // Not limited: a busy instance must not fail its health checks.
+            Method::HealthCheck => None,
+            _ => Some(call_place(self.reads.connection.account(named))?),
+        };
+        let done = work();
+        drop(place);
+        done
     }
 
     /// Ends a unary call at its deadline.

@@ -69,6 +69,14 @@ label_set! {
     ]
 }
 
+impl WebProtocol {
+    /// The value of the label.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        self.values()[0]
+    }
+}
+
 impl Shed {
     pub(crate) const COUNT: usize = Self::ALL.len();
 

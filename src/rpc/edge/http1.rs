@@ -27,6 +27,7 @@ use super::{EdgeOptions, MAX_HEADER_BYTES};
 use crate::drain::Drain;
 use crate::metrics::Metrics;
 use crate::rpc::call::{CallBody, IncomingCall};
+use crate::rpc::protocol::RequestHead;
 use crate::rpc::reply::Chunk;
 
 /// Fields of one head.
@@ -67,6 +68,7 @@ pub(super) async fn serve(
                     }
                     return;
                 }
+                _ = overdue(EdgeOptions { max_idle: None, ..options }, &phases) => return,
             }
         }
     };
@@ -165,6 +167,12 @@ impl<S: CallHandler> hyper::service::Service<Request<Incoming>> for Calls<S> {
             // What follows may be part of a body.
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             return now(Ok(response)).boxed();
+        }
+        // Its status is in trailers, which HTTP/1.1 clients of gRPC do not get.
+        if RequestHead::of(&request).is_grpc {
+            let mut response = Response::new(CallBody::default());
+            *response.status_mut() = StatusCode::HTTP_VERSION_NOT_SUPPORTED;
+            return now(Ok(watched(response, self.phases.clone()))).boxed();
         }
         let call = IncomingCall::new(request);
         let lasting = call.method.is_lasting();

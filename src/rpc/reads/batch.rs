@@ -15,6 +15,7 @@ const UNREADABLE_IDS: u32 = 3;
 const KEY_AND_LENGTH: usize = 6;
 
 /// Upper bound of the size of a batch's message, its prefix included.
+#[inline]
 pub(super) fn max_bytes(answers: &[Option<Answer>]) -> usize {
     // An absent product is its id, of ten bytes at most, which fits PREFIX + KEY_AND_LENGTH.
     let frame =
@@ -24,6 +25,7 @@ pub(super) fn max_bytes(answers: &[Option<Answer>]) -> usize {
 }
 
 /// The message of a batch, concatenated from the stored bytes of its products.
+#[inline]
 pub(super) fn message(ids: &[ProductId], answers: &[Option<Answer>]) -> Vec<u8> {
     let mut message = Vec::with_capacity(max_bytes(answers));
     message.put_bytes(0, PREFIX);

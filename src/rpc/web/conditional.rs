@@ -1,4 +1,4 @@
-//! HTTP's own words for versions and freshness (RFC 9110, RFC 9111, RFC 9211).
+//! Preconditions, freshness and caching headers (RFC 9110, RFC 9111, RFC 9211).
 
 use http::header::{
     AUTHORIZATION, CACHE_CONTROL, CACHE_STATUS, ETAG, IF_MATCH, IF_NONE_MATCH, VARY,
@@ -7,7 +7,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use prost::Message;
 use tonic::Status;
 
-use super::Web;
+use super::Exchange;
 use super::product_json::Style;
 use crate::catalog::Answer;
 use crate::entry::Entry;
@@ -98,7 +98,8 @@ pub(super) fn expected_version(headers: &HeaderMap) -> Result<Option<i64>, Statu
 fn version(tag: &str) -> Option<i64> {
     let inner = tag.strip_prefix('"')?.strip_suffix('"')?;
     let version = inner.split('-').next()?;
-    version.bytes().all(|byte| byte.is_ascii_digit()).then(|| version.parse().ok())?
+    let number = version.bytes().all(|byte| byte.is_ascii_digit()).then(|| version.parse().ok())?;
+    number.filter(|version| *version > 0)
 }
 
 /// The entity tags of a list. A comma may be part of a tag.
@@ -144,7 +145,7 @@ pub(super) fn freshness(headers: &HeaderMap) -> Result<Option<Freshness>, Status
 /// Adds the headers of a product that was read.
 pub(super) fn describe(
     headers: &mut HeaderMap,
-    web: &Web,
+    exchange: &Exchange,
     request: &HeaderMap,
     answer: &Answer,
     etag: HeaderValue,
@@ -164,9 +165,10 @@ pub(super) fn describe(
     if let Ok(status) = HeaderValue::from_str(&status) {
         headers.insert(CACHE_STATUS, status);
     }
-    let shared = web.shared_max_age.as_secs();
-    let may_share =
-        shared > 0 && !demanding && !answer.stale && !request.contains_key(AUTHORIZATION);
+    let shared = exchange.web.shared_max_age.as_secs();
+    // A certificate authenticates without a header.
+    let is_open = exchange.reads.auth.is_none() && !request.contains_key(AUTHORIZATION);
+    let may_share = shared > 0 && !demanding && !answer.stale && is_open;
     let control = match may_share {
         true => HeaderValue::from_str(&format!("public, max-age=0, s-maxage={shared}"))
             .unwrap_or(PRIVATE),
@@ -174,7 +176,10 @@ pub(super) fn describe(
     };
     headers.insert(CACHE_CONTROL, control);
     if shared > 0 {
-        headers.insert(VARY, HeaderValue::from_static("authorization, min-version, max-staleness"));
+        headers.insert(
+            VARY,
+            HeaderValue::from_static("authorization, min-version, max-staleness, origin"),
+        );
     }
 }
 
@@ -209,7 +214,7 @@ mod tests {
         assert_eq!(expected(&["*"]), Some(None));
         assert_eq!(expected(&["\"42-00c0ffee-j\""]), Some(Some(42)));
         assert_eq!(expected(&["\"42\", \"42-00c0ffee-s\""]), Some(Some(42)));
-        for never in ["W/\"42\"", "42", "\"abc\"", "\"\"", "\"-5\""] {
+        for never in ["W/\"42\"", "\"0\"", "42", "\"abc\"", "\"\"", "\"-5\""] {
             assert_eq!(expected(&[never]), Some(Some(i64::MAX)), "{never}");
         }
         assert_eq!(expected(&["\"42\"", "\"43\""]), None);

@@ -8,7 +8,7 @@ use base64::alphabet::URL_SAFE;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use bytes::{BufMut, Bytes};
 use futures_util::stream;
-use http::header::{CACHE_STATUS, CONTENT_ENCODING, CONTENT_TYPE};
+use http::header::{CACHE_CONTROL, CACHE_STATUS, CONTENT_ENCODING, CONTENT_TYPE};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use http_body::Frame;
@@ -121,7 +121,9 @@ async fn post(
     // Received also when the caller is refused: see `Reads::refuse`.
     let received = exchange.receive(caller, head_bytes(head), body).await;
     let named = named?;
-    let bytes = received?.unframed(encoding_of(head.headers.get(CONTENT_ENCODING)))?;
+    let encoding = encoding_of(head.headers.get(CONTENT_ENCODING));
+    let received = received?;
+    let bytes = exchange.admitted(named.as_deref(), || received.unframed(encoding))?;
     unary(exchange, codec, head, named, bytes).await
 }
 
@@ -153,7 +155,8 @@ async fn get(exchange: &Exchange, head: &Parts, body: Incoming) -> Result<Respon
             .map_err(|why| status::malformed(&format!("its message is not base64: {why}")))?,
         _ => message,
     };
-    let bytes = received?.replaced_by(bytes.into()).unframed(encoding)?;
+    let received = received?.replaced_by(bytes.into());
+    let bytes = exchange.admitted(named.as_deref(), || received.unframed(encoding))?;
     unary(exchange, codec, head, named, bytes).await
 }
 
@@ -175,7 +178,10 @@ async fn unary(
     let method = || types.method(path).ok_or_else(status::no_such_path);
     let message = match codec {
         Codec::Proto => bytes,
-        Codec::Json => from_json(method()?.input(), &bytes)?.into(),
+        Codec::Json => {
+            let input = method()?.input();
+            exchange.admitted(named.as_deref(), || from_json(input, &bytes))?.into()
+        }
     };
     if exchange.method == Method::GetProduct {
         let request = GetProductRequest::decode(message);
@@ -188,15 +194,21 @@ async fn unary(
         (Codec::Json, Method::BatchGetProducts) => {
             exchange.hold(named.as_deref(), product_json::batch(&answer.message)?)?
         }
-        (Codec::Json, Method::UpdateProduct | Method::CreateProduct) => {
-            product_json::product(&answer.message, Style::Proto)?.into()
-        }
+        (Codec::Json, Method::UpdateProduct | Method::CreateProduct) => exchange
+            .hold(named.as_deref(), product_json::product(&answer.message, Style::Proto)?)?,
         (Codec::Json, _) => to_json(method()?.output(), &answer.message)?.into(),
     };
     let tier = answer.headers.get(CACHE_STATUS).cloned();
     let mut response = whole(codec, Chunk::Made(content), answer.rest.into_retained());
     if let Some(tier) = tier {
         response.headers_mut().insert(CACHE_STATUS, tier);
+    }
+    if head.method == http::Method::GET {
+        let control = match exchange.method {
+            Method::BatchGetProducts => "private, no-cache",
+            _ => "no-store",
+        };
+        response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static(control));
     }
     Ok(response)
 }
@@ -231,15 +243,14 @@ async fn product(
         Codec::Json => {
             let json =
                 product_json::product(answer.entry.product().unwrap_or_default(), Style::Proto)?;
-            whole(codec, Chunk::Made(json.into()), Some(Retained::CallPlace(place)))
+            whole(codec, Chunk::Made(exchange.hold(named, json)?), Some(Retained::CallPlace(place)))
         }
     };
     let demanding = request.freshness.is_some();
     let headers = response.headers_mut();
     match etag {
         Some(etag) => {
-            let web = &exchange.web;
-            conditional::describe(headers, web, &head.headers, &answer, etag, demanding);
+            conditional::describe(headers, exchange, &head.headers, &answer, etag, demanding);
         }
         None => {
             let tier = crate::rpc::reads::cache_status(answer.from, answer.stale);

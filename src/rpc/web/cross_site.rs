@@ -3,12 +3,14 @@
 //! A browser sends some requests to any address without asking it first, so a request that changes something is refused when a
 //! browser says that it comes from a page of another origin.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use http::header::{
     AUTHORIZATION, CACHE_STATUS, CONTENT_ENCODING, CONTENT_TYPE, ETAG, HOST, IF_MATCH,
     IF_NONE_MATCH, LOCATION, ORIGIN, RETRY_AFTER,
 };
+use http::uri::Authority;
 use http::{HeaderName, HeaderValue, Method, Request};
 use tower_http::cors::CorsLayer;
 
@@ -21,7 +23,7 @@ const METHODS: [Method; 6] =
     [Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::PATCH, Method::DELETE];
 
 /// The headers that a page may send, besides those that any may.
-const REQUEST_HEADERS: [HeaderName; 15] = [
+const REQUEST_HEADERS: [HeaderName; 16] = [
     AUTHORIZATION,
     CONTENT_ENCODING,
     CONTENT_TYPE,
@@ -37,6 +39,7 @@ const REQUEST_HEADERS: [HeaderName; 15] = [
     HeaderName::from_static("x-grpc-web"),
     HeaderName::from_static("x-user-agent"),
     HeaderName::from_static("traceparent"),
+    HeaderName::from_static("tracestate"),
 ];
 
 /// The headers that a page may read.
@@ -69,17 +72,29 @@ pub(super) fn is_refused<B>(request: &Request<B>, allowed: &[HeaderValue]) -> bo
     if origin.is_some_and(|origin| allowed.contains(origin)) {
         return false;
     }
+    let own = request.uri().authority().map(Authority::as_str);
+    let own = own.or_else(|| headers.get(HOST)?.to_str().ok());
     match (headers.get(SEC_FETCH_SITE), origin) {
-        (Some(site), _) => !matches!(site.as_bytes(), b"same-origin" | b"none"),
         (None, None) => false,
-        // A browser that does not send `Sec-Fetch-Site`: an old one, or one that does not trust the address.
-        (None, Some(origin)) => {
+        (Some(site), _) if !matches!(site.as_bytes(), b"same-origin" | b"none") => true,
+        (Some(_), None) => !is_local(own),
+        (_, Some(origin)) => {
             let host = origin.to_str().ok().and_then(|origin| origin.split_once("://"));
-            let own = request.uri().authority().map(http::uri::Authority::as_str);
-            let own = own.or_else(|| headers.get(HOST)?.to_str().ok());
-            host.is_none_or(|(_, host)| own.is_none_or(|own| !own.eq_ignore_ascii_case(host)))
+            let is_same =
+                |(_, host): (&str, &str)| own.is_some_and(|own| own.eq_ignore_ascii_case(host));
+            !host.is_some_and(is_same) || !is_local(own)
         }
     }
+}
+
+/// Whether a host is an address or this machine. Any other name may be one that a page of somebody else has made lead here (DNS
+/// rebinding), so that the browser takes both for one origin.
+fn is_local(host: Option<&str>) -> bool {
+    let Some(authority) = host.and_then(|host| host.parse::<Authority>().ok()) else {
+        return false;
+    };
+    let name = authority.host().trim_start_matches('[').trim_end_matches(']');
+    name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok()
 }
 
 #[cfg(test)]
@@ -93,14 +108,18 @@ mod tests {
 
     #[test]
     fn only_pages_of_other_origins_are_refused() {
-        let put = || Request::put("/products/1").header("host", "api.example:50051");
+        let put = || Request::put("/products/1").header("host", "127.0.0.1:50051");
+        let renamed = || Request::put("/products/1").header("host", "evil.example:50051");
         assert!(!refused(put()), "no browser");
         assert!(!refused(put().header("origin", "https://shop.example")), "configured");
-        assert!(!refused(put().header("origin", "http://api.example:50051")), "its own page");
+        assert!(!refused(put().header("origin", "http://127.0.0.1:50051")), "its own page");
         assert!(!refused(put().header("sec-fetch-site", "same-origin")));
         assert!(!refused(put().header("sec-fetch-site", "none")), "typed by the user");
         assert!(refused(put().header("origin", "https://evil.example")));
-        assert!(refused(put().header("origin", "http://api.example:8080")), "another port");
+        assert!(refused(put().header("origin", "http://127.0.0.1:8080")), "another port");
+        assert!(refused(renamed().header("origin", "http://evil.example:50051")), "rebound");
+        assert!(refused(renamed().header("sec-fetch-site", "same-origin")), "rebound");
+        assert!(!refused(Request::put("/").header("host", "api.example")), "no browser");
         assert!(refused(put().header("origin", "null")), "a sandboxed page or a local file");
         assert!(refused(put().header("sec-fetch-site", "cross-site")));
         assert!(refused(put().header("sec-fetch-site", "same-site")));

@@ -49,6 +49,10 @@ impl Form {
                 Err(allowed) => Self::Unknown(Refusal::WrongMethod(allowed)),
             };
         }
+        let method = match *request.method() {
+            Verb::OPTIONS => Method::of_path(request.uri().path()),
+            _ => method,
+        };
         if method == Method::Other {
             return Self::Unknown(Refusal::NoSuchPath);
         }

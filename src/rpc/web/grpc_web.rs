@@ -1,17 +1,21 @@
 //! gRPC-Web: gRPC with its trailers in the body, for browsers. tonic-web translates both ways.
 
+use std::sync::Arc;
+
+use futures_util::StreamExt;
 use http::header::{ACCEPT, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::Body as _;
-use http_body_util::BodyExt;
+use http_body::Frame;
+use http_body_util::{BodyExt, BodyStream, StreamBody};
 use hyper::body::Incoming;
 use tonic::body::Body;
 use tonic::{Code, Status};
 use tonic_web::GrpcWebLayer;
 use tower::{Layer, ServiceExt};
 
-use super::Exchange;
 use super::forms::essence;
+use super::{Exchange, Named};
 use crate::rpc::call::{Call, Protocol};
 use crate::rpc::protocol::RequestHead;
 use crate::rpc::reads::Reads;
@@ -31,16 +35,33 @@ pub(super) async fn answer(exchange: Exchange, mut request: Request<Incoming>) -
     }
     let code = FinalCode::default();
     let observed = code.clone();
+    let inner = exchange.clone();
     let grpc = move |request: Request<Body>| {
-        let (exchange, code) = (exchange.clone(), observed.clone());
+        let (exchange, code) = (inner.clone(), observed.clone());
         async move {
             let answer = exchange.in_time(grpc(&exchange, request)).await;
             Ok(observe(answer.unwrap_or_else(Status::into_http), code))
         }
     };
+    let (holder, is_text) = (exchange.clone(), essence.starts_with("application/grpc-web-text"));
+    let named = exchange.named(request.headers()).ok().flatten();
     let service = GrpcWebLayer::new().layer(tower::service_fn(grpc));
     let answer: Result<_, std::convert::Infallible> = service.oneshot(request).await;
-    answer.unwrap_or_default().map(|body| Reply::stream(body, code))
+    answer.unwrap_or_default().map(|body| match is_text {
+        true => Reply::stream(held(body, holder, named), code),
+        false => Reply::stream(body, code),
+    })
+}
+
+/// Counts the text among the bytes that are not sent: it is a copy that tonic-web makes.
+fn held(body: Body, exchange: Exchange, named: Option<Arc<Named>>) -> Body {
+    let frames = BodyStream::new(body).map(move |frame| {
+        frame?.into_data().map_or_else(
+            |other| Ok::<_, Status>(other),
+            |text| Ok(Frame::data(exchange.hold(named.as_deref(), text)?)),
+        )
+    });
+    Body::new(StreamBody::new(frames))
 }
 
 async fn grpc(exchange: &Exchange, request: Request<Body>) -> Result<Response<Reply>, Status> {

@@ -31,9 +31,15 @@ pub(super) fn read(types: &Types, json: &[u8], style: Style) -> Result<Body, Sta
     let malformed = |why: serde_json::Error| status::malformed(&why.to_string());
     let members: BTreeMap<String, Box<RawValue>> =
         serde_json::from_slice(json).map_err(malformed)?;
+    let is_null = |name: &str| members.get(name).is_some_and(|raw| raw.get() == "null");
+    // As a product without a price is read.
+    let has_no_price = style == Style::Plain && is_null("price") && is_null("currency");
     let (mut object, mut fields) = (Map::new(), Vec::new());
     let (mut money, mut currency) = (None, None);
     for (name, raw) in members {
+        if has_no_price && (name == "price" || name == "currency") {
+            continue;
+        }
         if name == "price"
             && let Some(plain) = price::plain(&raw)
         {

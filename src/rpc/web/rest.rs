@@ -129,7 +129,8 @@ async fn unary(
         _ => {
             let received = received.map(|received| {
                 let encoding = head.headers.get(http::header::CONTENT_ENCODING);
-                received.unframed(crate::rpc::protocol::encoding_of(encoding))
+                let encoding = crate::rpc::protocol::encoding_of(encoding);
+                exchange.admitted(named.as_deref(), || received.unframed(encoding))
             });
             let body = received.transpose()?.unwrap_or_default();
             rest_writes::answer(exchange, route, head, named, &body).await
@@ -178,11 +179,11 @@ async fn get(
         }
         false => {
             let product = answer.entry.product().unwrap_or_default();
-            json(product_json::product(product, style)?.into(), place)
+            json(exchange.hold(named, product_json::product(product, style)?)?, place)
         }
     };
     let (headers, demanding) = (response.headers_mut(), request.freshness.is_some());
-    conditional::describe(headers, &exchange.web, &head.headers, &answer, etag, demanding);
+    conditional::describe(headers, exchange, &head.headers, &answer, etag, demanding);
     Ok(response)
 }
 
@@ -225,7 +226,10 @@ async fn hot_keys(
         let method = method.clone();
         async move {
             let (mut messages, code, web) = state?;
-            let next = messages.next().await?;
+            let Some(next) = messages.next().await else {
+                code.set(Code::Ok);
+                return None;
+            };
             let json = next.and_then(|message| to_json(method.output(), &message));
             let (event, state) = match json {
                 Ok(json) => (event(None, &json), Some((messages, code, web))),
@@ -258,7 +262,9 @@ fn event(name: Option<&str>, data: &[u8]) -> Bytes {
 }
 
 fn document(exchange: &Exchange) -> Response<Reply> {
-    json(exchange.web.openapi.clone(), None)
+    let mut response = json(exchange.web.openapi.clone(), None);
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    response
 }
 
 /// The request message of a method.

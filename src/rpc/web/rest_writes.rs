@@ -35,10 +35,12 @@ pub(super) async fn answer(
     match (route, exchange.method) {
         (Route::Product(style, text), Method::UpdateProduct) => {
             let id = id(text)?.get();
-            let (request, keep_currency) = update(exchange, head, *style, id, expected, body)?;
+            let (request, keep_currency) = exchange.admitted(named.as_deref(), || {
+                update(exchange, head, *style, id, expected, body)
+            })?;
             let message = request.encode_to_vec();
-            let answer = exchange.unary(UPDATE, named, &message, keep_currency).await?;
-            written(answer, *style)
+            let answer = exchange.unary(UPDATE, named.clone(), &message, keep_currency).await?;
+            written(exchange, named.as_deref(), answer, *style)
         }
         (Route::Product(style, text), _) => {
             let id = id(text)?.get();
@@ -54,9 +56,10 @@ pub(super) async fn answer(
             if head.uri.query().is_some_and(|query| !query.is_empty()) {
                 return Err(invalid("query", "is no part of this method"));
             }
-            let request = create(exchange, *style, body)?;
-            let answer = exchange.unary(CREATE, named, &request.encode_to_vec(), false).await?;
-            created(answer, *style)
+            let request = exchange.admitted(named.as_deref(), || create(exchange, *style, body))?;
+            let answer =
+                exchange.unary(CREATE, named.clone(), &request.encode_to_vec(), false).await?;
+            created(exchange, named.as_deref(), answer, *style)
         }
         _ => Err(status::no_such_path()),
     }
@@ -135,10 +138,15 @@ fn create(exchange: &Exchange, style: Style, body: &[u8]) -> Result<CreateProduc
 }
 
 /// The response with the product after a write.
-fn written(answer: Unary, style: Style) -> Result<Response<Reply>, Status> {
+fn written(
+    exchange: &Exchange,
+    named: Option<&Named>,
+    answer: Unary,
+    style: Style,
+) -> Result<Response<Reply>, Status> {
     let content = product_json::product(&answer.message, style)?;
     let etag = conditional::etag_of(&answer.message, Representation::Json(style));
-    let mut response = json(content.into(), answer.rest.into_retained());
+    let mut response = json(exchange.hold(named, content)?, answer.rest.into_retained());
     let headers = response.headers_mut();
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
     if let Some(etag) = etag {
@@ -147,9 +155,14 @@ fn written(answer: Unary, style: Style) -> Result<Response<Reply>, Status> {
     Ok(response)
 }
 
-fn created(answer: Unary, style: Style) -> Result<Response<Reply>, Status> {
+fn created(
+    exchange: &Exchange,
+    named: Option<&Named>,
+    answer: Unary,
+    style: Style,
+) -> Result<Response<Reply>, Status> {
     let id = Product::decode(&*answer.message).unwrap_or_default().id;
-    let mut response = written(answer, style)?;
+    let mut response = written(exchange, named, answer, style)?;
     let location = match style {
         Style::Proto => format!("/v1/products/{id}"),
         Style::Plain => {

@@ -101,7 +101,11 @@ async fn by_get(stack: Stack) {
         let read = http.get(&format!("{GET}?{query}")).await;
         assert_eq!(Product::decode(&*read.body).unwrap().id, id, "{read:?}");
         let batch = format!("{BATCH}?encoding=json&message=%7B%22ids%22%3A%5B{id}%5D%7D");
-        assert_eq!(http.get(&batch).await.status, StatusCode::OK);
+        let read = http.get(&batch).await;
+        let got = (read.status, read.header("cache-control"));
+        assert_eq!(got, (StatusCode::OK, "private, no-cache"));
+        let health = "/grpc.health.v1.Health/Check?encoding=json&message=%7B%7D";
+        assert_eq!(http.get(health).await.header("cache-control"), "no-store");
         for (query, status) in [
             ("encoding=json", 400),
             ("message=%7B%7D", 400),

@@ -107,4 +107,9 @@ async fn allowed(stack: Stack) {
         let put = http.send(&format!("PUT /products/{id}"), &own, br#"{"price":4}"#).await;
         assert_eq!(put.status, StatusCode::OK, "a page of its own origin");
     }
+    let (_, exposition) = node.admin("/metrics").await;
+    let unknown = exposition.lines().find(|line| {
+        line.starts_with("grpc_server_handled_total{grpc_code=\"Unknown\"") && !line.ends_with(" 0")
+    });
+    assert_eq!(unknown, None, "a preflight is no error");
 }

@@ -127,6 +127,11 @@ async fn forms(stack: Stack) {
     let old = format!("GET /products/{id} HTTP/1.0\r\n\r\n");
     let answer = answer_to(&node, old.as_bytes()).await;
     assert!(answer.starts_with("HTTP/1.0 200 ") || answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    let grpc = format!(
+        "POST /hotshelf.v1.ProductService/GetProduct HTTP/1.1\r\ncontent-type: application/grpc\r\ncontent-length: 0\r\n{close}"
+    );
+    let answer = answer_to(&node, grpc.as_bytes()).await;
+    assert!(answer.starts_with("HTTP/1.1 505 "), "its trailers would be lost: {answer}");
     let tunnel = format!("CONNECT any.example:80 HTTP/1.1\r\n{close}");
     assert!(answer_to(&node, tunnel.as_bytes()).await.starts_with("HTTP/1.1 404 "));
     let upgrade = "connection: upgrade, http2-settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABkAAQAAP__\r\n";

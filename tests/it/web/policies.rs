@@ -10,7 +10,7 @@ use tonic_types::StatusExt;
 use super::{GET, VERSIONS};
 use crate::auth::tokens::{Signer, claims};
 use crate::auth::{Jwks, bearer};
-use crate::harness::{Http, PROTOCOLS, Raw, Stack, Suite, eventually, get};
+use crate::harness::{Http, PROTOCOLS, Raw, Stack, Suite, eventually, framed, get};
 
 const BATCH: &str = "/hotshelf.v1.ProductService/BatchGetProducts";
 const HOT_KEYS: &str = "/hotshelf.v1.ProductService/StreamHotKeys";
@@ -107,6 +107,15 @@ async fn bytes(stack: Stack) {
         let answered = protocol.call(&raw, BATCH, HeaderMap::new(), &few).await.unwrap();
         assert_eq!(answered.code(), Code::Ok, "{protocol:?}: {answered}");
     }
+    // As text it is a copy, which is counted too.
+    let mut http = Http::connect(Version::HTTP_2, node.grpc_addr.port()).await;
+    let text = [("content-type", "application/grpc-web-text")];
+    let request = framed(&few.encode_to_vec());
+    use base64::Engine;
+    let body = base64::engine::general_purpose::STANDARD.encode(&request);
+    let answer = http.begin(&format!("POST {BATCH}"), &text, body.as_bytes()).await;
+    let body = http_body_util::BodyExt::collect(answer.into_body()).await.unwrap().to_bytes();
+    assert!(body.len() > 5 * 2_000 * 4 / 3, "{}", body.len());
     eventually("nothing is held", async || node.metric("hotshelf_unsent_bytes").await == 0.0).await;
 }
 
