@@ -198,9 +198,13 @@ impl Exchange {
         let receiver = self.reads.receiver(self.reads.connection.account(named));
         let received = receiver.receive(body, head);
         // Also that of a stream, which has no other limit of time.
-        tokio::time::timeout(self.reads.shared.max_call_time, received)
-            .await
-            .unwrap_or_else(|_| Err(status::deadline_exceeded()))
+        let received = tokio::time::timeout(self.reads.shared.max_call_time, received).await;
+        let received = received.unwrap_or_else(|_| Err(status::deadline_exceeded()));
+        // A client that is still there has sent bytes that are no body.
+        received.map_err(|refused| match refused.code() {
+            Code::Cancelled => status::malformed("its body broke off or is framed wrongly"),
+            _ => refused,
+        })
     }
 
     /// Counts a response that was made for this call among those that are not sent yet.

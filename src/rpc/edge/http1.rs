@@ -55,7 +55,11 @@ pub(super) async fn serve(
             if let Some(counted) = ending.counted() {
                 metrics.connections_closed.inc(counted);
             }
-            if matches!(ending, Ending::Silent | Ending::Unread) {
+            let is_waiting = matches!(*phases.0.lock(), Phase::Head(_));
+            // A request that has not arrived is not waited for when the instance stops.
+            if matches!(ending, Ending::Silent | Ending::Unread)
+                || (ending == Ending::Drain && is_waiting)
+            {
                 return;
             }
             // The call in flight finishes; its response says that the connection closes.

@@ -117,6 +117,11 @@ fn tags(list: &str) -> Vec<&str> {
 /// # Errors
 /// INVALID_ARGUMENT.
 pub(super) fn freshness(headers: &HeaderMap) -> Result<Option<Freshness>, Status> {
+    for name in [&MIN_VERSION, &MAX_STALENESS] {
+        if headers.get_all(name).iter().count() > 1 {
+            return Err(invalid(name.as_str(), "is given twice"));
+        }
+    }
     let text = |name: &HeaderName| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
     match (text(&MIN_VERSION), text(&MAX_STALENESS)) {
         (None, None) => Ok(None),
@@ -139,6 +144,33 @@ pub(super) fn freshness(headers: &HeaderMap) -> Result<Option<Freshness>, Status
             })?;
             Ok(Some(Freshness::MaxStaleness(duration)))
         }
+    }
+}
+
+/// The freshness that the request message or the request headers ask for.
+///
+/// # Errors
+/// INVALID_ARGUMENT, also when both do.
+pub(super) fn either(
+    message: Option<Freshness>,
+    headers: &HeaderMap,
+) -> Result<Option<Freshness>, Status> {
+    match (message, freshness(headers)?) {
+        (Some(_), Some(_)) => {
+            Err(invalid("freshness", "is in the request and in a header; give one"))
+        }
+        (message, header) => Ok(message.or(header)),
+    }
+}
+
+/// Refuses headers that the method does not know, because a caller relies on them.
+///
+/// # Errors
+/// INVALID_ARGUMENT.
+pub(super) fn refuse(headers: &HeaderMap, names: &[HeaderName]) -> Result<(), Status> {
+    match names.iter().find(|name| headers.contains_key(*name)) {
+        Some(name) => Err(invalid(name.as_str(), "has no meaning for this method")),
+        None => Ok(()),
     }
 }
 

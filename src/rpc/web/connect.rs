@@ -8,7 +8,9 @@ use base64::alphabet::URL_SAFE;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use bytes::{BufMut, Bytes};
 use futures_util::stream;
-use http::header::{CACHE_CONTROL, CACHE_STATUS, CONTENT_ENCODING, CONTENT_TYPE};
+use http::header::{
+    CACHE_CONTROL, CACHE_STATUS, CONTENT_ENCODING, CONTENT_TYPE, IF_MATCH, IF_NONE_MATCH,
+};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use http_body::Frame;
@@ -185,9 +187,15 @@ async fn unary(
     };
     if exchange.method == Method::GetProduct {
         let request = GetProductRequest::decode(message);
-        let request = request.map_err(|why| status::malformed(&why.to_string()))?;
+        let mut request: GetProductRequest =
+            request.map_err(|why| status::malformed(&why.to_string()))?;
+        request.freshness = conditional::either(request.freshness, &head.headers)?;
         return product(exchange, codec, head, named.as_deref(), &request).await;
     }
+    // `expected_version`, `max_staleness` and the like are in the message.
+    let in_message =
+        [IF_MATCH, IF_NONE_MATCH, conditional::MIN_VERSION, conditional::MAX_STALENESS];
+    conditional::refuse(&head.headers, &in_message)?;
     let answer = exchange.unary(path, named.clone(), &message, false).await?;
     let content = match (codec, exchange.method) {
         (Codec::Proto, _) => answer.message,

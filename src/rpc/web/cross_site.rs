@@ -68,6 +68,9 @@ pub(super) fn is_refused<B>(request: &Request<B>, allowed: &[HeaderValue]) -> bo
         return false;
     }
     let headers = request.headers();
+    if headers.get_all(ORIGIN).iter().count() > 1 {
+        return true;
+    }
     let origin = headers.get(ORIGIN);
     if origin.is_some_and(|origin| allowed.contains(origin)) {
         return false;

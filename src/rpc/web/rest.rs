@@ -162,12 +162,7 @@ async fn get(
                 .map_err(|why| status::malformed(&why.to_string()))?
         }
     };
-    if let Some(freshness) = conditional::freshness(&head.headers)? {
-        if request.freshness.is_some() {
-            return Err(invalid("freshness", "is in the query and in a header; give one"));
-        }
-        request.freshness = Some(freshness);
-    }
+    request.freshness = conditional::either(request.freshness, &head.headers)?;
     let (answer, place) = exchange.find(named, &request).await?;
     let etag = conditional::etag(&answer.entry, Representation::Json(style));
     let place = Some(Retained::CallPlace(place));
@@ -192,6 +187,7 @@ async fn batch_get(
     head: &Parts,
     named: Option<std::sync::Arc<super::Named>>,
 ) -> Result<Response<Reply>, Status> {
+    conditional::refuse(&head.headers, &[conditional::MIN_VERSION, conditional::MAX_STALENESS])?;
     let input = input(exchange, BATCH_GET_PRODUCTS)?;
     let request = query::message(&input, head.uri.query(), Map::new())?;
     let answer = exchange.unary(BATCH_GET_PRODUCTS, named.clone(), &request, false).await?;

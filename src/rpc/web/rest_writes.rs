@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use http::header::{CACHE_CONTROL, ETAG, LOCATION};
+use http::header::{CACHE_CONTROL, ETAG, IF_MATCH, LOCATION};
 use http::request::Parts;
 use http::{HeaderValue, Response, StatusCode};
 use prost::Message;
@@ -53,6 +53,7 @@ pub(super) async fn answer(
             Ok(deleted(answer, *style))
         }
         (Route::Products(style), _) => {
+            conditional::refuse(&head.headers, &[IF_MATCH])?;
             if head.uri.query().is_some_and(|query| !query.is_empty()) {
                 return Err(invalid("query", "is no part of this method"));
             }

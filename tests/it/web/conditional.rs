@@ -103,6 +103,11 @@ async fn if_match(stack: Stack) {
             let query = format!("{line}?expectedVersion=1");
             let refused = http.send(&query, &[json], body).await;
             assert_eq!(refused.status, StatusCode::CONFLICT, "no precondition of HTTP");
+            let update = "POST /hotshelf.v1.ProductService/UpdateProduct";
+            let message = format!("{{\"product\":{{\"id\":{id},\"name\":\"x\"}}}}");
+            let headers = [json, ("if-match", "\"1\"")];
+            let refused = http.send(update, &headers, message.as_bytes()).await;
+            assert_eq!(refused.status, StatusCode::BAD_REQUEST, "it is not ignored");
             let twice = http.send(&query, &[json, ("if-match", "\"1\"")], body).await;
             assert_eq!(twice.status, StatusCode::BAD_REQUEST);
         }
@@ -126,6 +131,12 @@ async fn freshness(stack: Stack) {
             let read = http.send(&format!("{line}?{query}"), &[], b"").await;
             assert!(read.header("cache-status").contains("detail=postgres"), "{query}: {read:?}");
         }
+        let connect = format!("GET {GET}?encoding=json&message=%7B%22id%22%3A{id}%7D");
+        let read = http.send(&connect, &[("max-staleness", "0")], b"").await;
+        assert!(read.header("cache-status").contains("detail=postgres"), "{read:?}");
+        let batch = format!("GET /v1/products:batchGet?ids={id}");
+        let refused = http.send(&batch, &[("min-version", "1")], b"").await;
+        assert_eq!(refused.status, StatusCode::BAD_REQUEST);
         let never = http.send(&line, &[("min-version", "999999999")], b"").await;
         assert_eq!(never.reason(), "VERSION_NOT_REACHED");
         for (headers, query) in [
@@ -133,6 +144,7 @@ async fn freshness(stack: Stack) {
             (vec![("min-version", "1")], "?latest=true"),
             (vec![("min-version", "0")], ""),
             (vec![("max-staleness", "-1")], ""),
+            (vec![("min-version", "1"), ("min-version", "99999999")], ""),
             (vec![], "?minVersion=1&latest=true"),
         ] {
             let refused = http.send(&format!("{line}{query}"), &headers, b"").await;

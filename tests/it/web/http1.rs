@@ -256,16 +256,19 @@ async fn ages(stack: Stack) {
 
 async fn drains(stack: Stack) {
     let id = stack.insert("walnut desk lamp").await;
-    let node = stack.node().await;
+    let node = stack.node_with(|args| args.serving.drain_grace = Duration::from_secs(3_600)).await;
     let port = node.grpc_addr.port();
     let lock = stack.lock_products().await;
     let mut idle = socket(&node).await;
     idle.write_all(b"GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    let mut begun = socket(&node).await;
+    begun.write_all(b"GET /prod").await.unwrap();
     let mut busy = Http::connect(Version::HTTP_11, port).await;
     let call = tokio::spawn(async move { busy.get(&format!("/products/{id}")).await });
     eventually("the load waits", async || stack.running_loads().await > 0).await;
     let stop = tokio::spawn(node.app.stop());
     read_to_end(&mut idle).await;
+    read_to_end(&mut begun).await;
     lock.rollback().await.unwrap();
     let answer = call.await.unwrap();
     assert_eq!((answer.status.as_u16(), answer.header("connection")), (200, "close"), "{answer:?}");
