@@ -257,7 +257,7 @@ async fn scopes(stack: Stack) {
         );
     }
     let page = raw.http(http::Method::GET, GET, HeaderMap::new(), Bytes::new()).await;
-    assert_eq!(page, http::StatusCode::METHOD_NOT_ALLOWED, "it does not read the status of gRPC");
+    assert_eq!(page, http::StatusCode::UNAUTHORIZED, "it does not read the status of gRPC");
 }
 
 async fn rotation(stack: Stack) {

@@ -56,10 +56,9 @@ pub(super) async fn answer(exchange: Exchange, mut request: Request<Incoming>) -
 /// Counts the text among the bytes that are not sent: it is a copy that tonic-web makes.
 fn held(body: Body, exchange: Exchange, named: Option<Arc<Named>>) -> Body {
     let frames = BodyStream::new(body).map(move |frame| {
-        frame?.into_data().map_or_else(
-            |other| Ok::<_, Status>(other),
-            |text| Ok(Frame::data(exchange.hold(named.as_deref(), text)?)),
-        )
+        frame?.into_data().map_or_else(Ok::<_, Status>, |text| {
+            Ok(Frame::data(exchange.hold(named.as_deref(), text)?))
+        })
     });
     Body::new(StreamBody::new(frames))
 }

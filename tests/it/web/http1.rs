@@ -218,22 +218,30 @@ async fn slow_body(stack: Stack) {
 
 async fn unread(stack: Stack) {
     let insert = "INSERT INTO products (name, price, description)
-        SELECT 'lamp', 9.99, repeat('x', 60000) FROM generate_series(1, 300) RETURNING id";
+        SELECT 'lamp', 9.99, repeat('x', 60000) FROM generate_series(1, 150) RETURNING id";
     let ids: Vec<i64> = sqlx::query_scalar(insert).fetch_all(&stack.sql).await.unwrap();
-    let node =
-        stack.node_with(|args| args.serving.max_call_time = Duration::from_millis(500)).await;
+    let change = |args: &mut ServeArgs| {
+        args.serving.max_call_time = Duration::from_secs(3);
+        args.caching.hot_max_product_bytes = 131_072;
+    };
+    let node = stack.node_with(change).await;
     let ids: Vec<String> = ids.iter().map(|id| format!("ids={id}")).collect();
-    let request = format!(
-        "GET /v1/products:batchGet?maxResponseBytes=67108864&{} HTTP/1.1\r\nhost: x\r\n\r\n",
-        ids.join("&")
-    );
-    let mut deaf = socket(&node).await;
-    deaf.write_all(request.as_bytes()).await.unwrap();
+    // More than the sockets take.
+    let path = format!("/v1/products:batchGet?maxResponseBytes=67108864&{}", ids.join("&"));
+    eventually("memory has them", async || {
+        let mut http = Http::connect(Version::HTTP_11, node.grpc_addr.port()).await;
+        http.get(&path).await.status.is_success()
+    })
+    .await;
+    let unread = tokio::net::TcpSocket::new_v4().unwrap();
+    unread.set_recv_buffer_size(8_192).unwrap();
+    let mut unread = unread.connect(node.grpc_addr).await.unwrap();
+    unread.write_all(format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").as_bytes()).await.unwrap();
     let held = async || node.metric("hotshelf_unsent_bytes").await;
     eventually("the answer waits", async || held().await > 0.0).await;
     eventually("the connection is closed", async || closed(&node, "unread").await == 1.0).await;
     eventually("its bytes are released", async || held().await == 0.0).await;
-    drop(deaf);
+    drop(unread);
 }
 
 async fn ages(stack: Stack) {
