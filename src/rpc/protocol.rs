@@ -13,8 +13,7 @@ const GRPC: &[u8] = b"application/grpc";
 /// The fields of a request's head. Read in one pass, because each lookup by name costs more than the pass.
 #[derive(Debug)]
 pub(super) struct RequestHead {
-    /// Whether the request is a POST with a gRPC content type. Other content types have to be refused: a web page can send
-    /// some of them to any address without a CORS preflight, so any page could write products through its visitor's browser.
+    /// Whether the request is a POST with a gRPC content type. The others are judged in `web/forms.rs`.
     pub(super) is_grpc: bool,
     pub(super) encoding: Encoding,
     pub(super) timeout: Result<Option<Duration>, Malformed>,

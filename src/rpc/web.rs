@@ -108,11 +108,11 @@ pub(super) async fn serve(
     let Call { method, deadline, span, request, .. } = call;
     let cors = web.cors.as_ref().filter(|_| request.headers().contains_key(ORIGIN)).cloned();
     let exchange = Exchange { reads, web, method, deadline, span };
+    let Some(cors) = cors else { return Ok(exchange.answer(request, malformed_timeout).await) };
     let answer = move |request| {
         let exchange = exchange.clone();
         async move { Ok(exchange.answer(request, malformed_timeout).await) }
     };
-    let Some(cors) = cors else { return answer(request).await };
     let is_preflight = request.method() == http::Method::OPTIONS;
     let answered = cors.layer(tower::service_fn(answer)).oneshot(request).await;
     answered.map(|response| match is_preflight {

@@ -72,7 +72,12 @@ pub(super) async fn serve(
                     }
                     return;
                 }
-                _ = overdue(EdgeOptions { max_idle: None, ..options }, &phases) => return,
+                late = overdue(EdgeOptions { max_idle: None, ..options }, &phases) => {
+                    if let Some(counted) = late.counted() {
+                        metrics.connections_closed.inc(counted);
+                    }
+                    return;
+                }
             }
         }
     };

@@ -35,20 +35,22 @@ pub(super) async fn answer(exchange: Exchange, mut request: Request<Incoming>) -
     }
     let code = FinalCode::default();
     let observed = code.clone();
+    // Once: a refusal is counted.
+    let named = exchange.named(request.headers());
+    let caller = named.as_ref().ok().cloned().flatten();
     let inner = exchange.clone();
     let grpc = move |request: Request<Body>| {
-        let (exchange, code) = (inner.clone(), observed.clone());
+        let (exchange, code, named) = (inner.clone(), observed.clone(), named.clone());
         async move {
-            let answer = exchange.in_time(grpc(&exchange, request)).await;
+            let answer = exchange.in_time(grpc(&exchange, named, request)).await;
             Ok(observe(answer.unwrap_or_else(Status::into_http), code))
         }
     };
-    let (holder, is_text) = (exchange.clone(), essence.starts_with("application/grpc-web-text"));
-    let named = exchange.named(request.headers()).ok().flatten();
+    let is_text = essence.starts_with("application/grpc-web-text");
     let service = GrpcWebLayer::new().layer(tower::service_fn(grpc));
     let answer: Result<_, std::convert::Infallible> = service.oneshot(request).await;
     answer.unwrap_or_default().map(|body| match is_text {
-        true => Reply::stream(held(body, holder, named), code),
+        true => Reply::stream(held(body, exchange, caller), code),
         false => Reply::stream(body, code),
     })
 }
@@ -63,10 +65,13 @@ fn held(body: Body, exchange: Exchange, named: Option<Arc<Named>>) -> Body {
     Body::new(StreamBody::new(frames))
 }
 
-async fn grpc(exchange: &Exchange, request: Request<Body>) -> Result<Response<Reply>, Status> {
+async fn grpc(
+    exchange: &Exchange,
+    named: Result<Option<Arc<Named>>, Status>,
+    request: Request<Body>,
+) -> Result<Response<Reply>, Status> {
     let Exchange { reads, method, deadline, span, .. } = exchange.clone();
     let encoding = RequestHead::of(&request).encoding;
-    let named = reads.named(method, request.headers());
     let call = Call { method, protocol: Protocol::Grpc, encoding, deadline, span, request };
     let answer = match named {
         Ok(named) => Reads::grpc(reads, call, named).await,
